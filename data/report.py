@@ -1,0 +1,140 @@
+"""The conversion report and the contract, from the sidecars of all shards."""
+
+import dataclasses
+import time
+from typing import Any
+
+from data import plan, records
+from data.records import Schema, Source
+from data.statistics import Tally
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.contract import Contract, Statistics
+from fusmae_jax.input.contract import fingerprint as digest
+
+FILE = 'conversion_report.json'
+
+
+def build(
+    folder: plan.Folder,
+    source: Source,
+    shards: list[plan.Shard],
+    settings: dict[str, Any],
+    converted: list[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """The report of a conversion whose shards are all there; raises InputError for a split without records.
+
+    Everything but `timing` is the same however often the conversion was cut off and resumed.
+    """
+    schema = source.schema
+    splits: dict[str, Any] = {}
+    skips = [dict(skip) for skip in source.skips]
+    written = 0
+    for name in dict.fromkeys(shard.split for shard in shards):
+        own = [shard for shard in shards if shard.split == name]
+        sidecars = [plan.read(folder.done_file(shard.name)) for shard in own]
+        tally = Tally(schema)
+        for sidecar in sidecars:
+            tally.merge(Tally.from_json(schema, sidecar['tally']))
+            skips += sidecar['skips']
+        if not tally.records:
+            raise InputError(
+                f"split '{name}' is empty: all its {len(skips)} records were left out: {skips[:3]}"
+            )
+        splits[name] = _split(schema, tally, sidecars) | {'published': source.published.get(name)}
+        written += sum(
+            s['tally']['records'] for s, shard in zip(sidecars, own) if shard.name in set(converted)
+        )
+    return {
+        'dataset': schema.name,
+        'version': schema.version,
+        'settings': settings,
+        'records': sum(split['records'] for split in splits.values()),
+        'splits': splits,
+        'published_but_absent': [name for name in source.published if name not in splits],
+        'skips': skips,
+        'timing': {
+            'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
+            'seconds': round(seconds, 3),
+            'records_written': written,
+            'records_per_second': round(written / seconds, 1),
+        },
+    }
+
+
+def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        'records': tally.records,
+        'bytes': sum(sidecar['bytes'] for sidecar in sidecars),
+        'shard_records': [sidecar['tally']['records'] for sidecar in sidecars],
+        'shard_bytes': [sidecar['bytes'] for sidecar in sidecars],
+        'records_with_invalid_pixels': tally.with_invalid,
+        'statistics': {group: _by_band(schema, group, tally) for group in schema.groups},
+        'labels': {
+            field: dict(zip(schema.classes[field], count.tolist())) for field, count in tally.labels.items()
+        },
+    }
+
+
+def _by_band(schema: Schema, group: str, tally: Tally) -> dict[str, dict[str, float]]:
+    values = to_dict(tally.moments[group].result())
+    return {
+        band: {key: column[index] for key, column in values.items()}
+        for index, band in enumerate(schema.groups[group].bands)
+    }
+
+
+def contract(folder: plan.Folder, schema: Schema, report: dict[str, Any]) -> Contract:
+    """The input contract; its statistics are those of train, or of the first split without one."""
+    splits = report['splits']
+    measured = 'train' if 'train' in splits else next(iter(splits))
+    parts = {name: list(zip(split['shard_records'], split['shard_bytes'])) for name, split in splits.items()}
+    features = (folder.data / 'features.json').read_text()
+    # A name for several splits means nothing where one of them does not exist.
+    aliases = {
+        alias: names
+        for alias, names in schema.split_aliases.items()
+        if splits.keys() >= set(names.split('+'))
+    }
+    schema = dataclasses.replace(schema, split_aliases=aliases)
+    return records.contract(
+        schema,
+        {name: _columns(bands) for name, bands in splits[measured]['statistics'].items()},
+        measured,
+        digest({'dataset': schema.name, 'version': schema.version, 'shards': parts, 'features': features}),
+    )
+
+
+def _columns(bands: dict[str, dict[str, float]]) -> Statistics:
+    keys = next(iter(bands.values())).keys()
+    columns: dict[str, Any] = {key: tuple(band[key] for band in bands.values()) for key in keys}
+    return Statistics(**columns)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report as a person reads it after a conversion."""
+    lines = [f'{report["dataset"]} {report["version"]}: {report["records"]:,} records']
+    for name, split in report['splits'].items():
+        published = f' (published: {split["published"]:,})' if split['published'] else ''
+        lines.append(
+            f'  {name:<6} {split["records"]:>9,} records{published}, {len(split["shard_records"])} shards, '
+            f'{split["bytes"] / 2**20:,.1f} MiB'
+        )
+        for group, bands in split['statistics'].items():
+            for band, v in bands.items():
+                invalid = f', {v["invalid"]:,} invalid pixels' if v['invalid'] else ''
+                lines.append(
+                    f'    {group:<8}{band:<4} mean {v["mean"]:>9.2f}  std {v["std"]:>8.2f}  '
+                    f'from {v["minimum"]:>8.2f} to {v["maximum"]:>9.2f}{invalid}'
+                )
+    if report['published_but_absent']:
+        lines.append(f'  without records, left out: {", ".join(report["published_but_absent"])}')
+    lines.append(f'  skipped: {len(report["skips"])}')
+    lines += [f'    {s["record"]}: {s["file"]}: {s["field"]}: {s["reason"]}' for s in report['skips'][:5]]
+    timing = report['timing']
+    lines.append(
+        f'  {timing["records_written"]:,} records written in {timing["seconds"]:.1f} s '
+        f'({timing["records_per_second"]:,.0f} records/s)'
+    )
+    return '\n'.join(lines)

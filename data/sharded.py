@@ -1,0 +1,271 @@
+"""Conversion of an archive to ArrayRecord shards as a Beam pipeline whose element is one shard.
+
+A worker reads the records of its shard one by one, serialises them as TFDS does, and renames the file when
+it is complete. Nothing is shuffled between workers, memory stays flat, and a rerun keeps finished shards.
+(TFDS's own Beam writer sends every record through a GroupByKey, several times slower and held in memory.)
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+from tensorflow_datasets.core import example_serializer
+
+from data import plan, records, report
+from data.progress import Progress
+from data.records import Item, Record, Schema, Source
+from data.statistics import Tally
+from fusmae_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """How the pipeline runs. The default is Beam's local runner inside this machine."""
+
+    runner: str = 'local'  # 'local', or a runner of Beam: DataflowRunner, FlinkRunner, SparkRunner, ...
+    workers: int = 1  # processes of the local runner; 0 takes one for each core
+    flags: tuple[str, ...] = ()  # passed to Beam as they are, such as '--flink_master=host:8081'
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker needs to know besides the name of its shard."""
+
+    folder: tuple[str, str, str]  # the arguments of plan.Folder
+    schema: Schema
+    read: Callable[[Item], Record]
+    on_error: Literal['fail', 'skip']
+    max_skips: int
+
+
+def convert(
+    source: Source,
+    output: epath.PathLike,
+    records_per_shard: int = 512,
+    on_error: Literal['fail', 'skip'] = 'fail',
+    max_skips: int = 100,
+    beam: Beam | None = None,
+) -> tuple[epath.Path, dict[str, Any]]:
+    """Writes a data set to `<output>/<name>/<version>`; returns that folder and the conversion report.
+
+    The folder appears only when everything in it is complete. A conversion that was cut off resumes; one
+    that was finished with the same inputs and settings is left as it is.
+
+    Args:
+      source: the listed archive.
+      output: a folder, or a bucket that epath can write.
+      records_per_shard: records in one file; also what is redone at most, by each worker, after a cut.
+      on_error: 'fail' stops at the first record that cannot be used, 'skip' leaves it out and reports it.
+      max_skips: with 'skip', stop when more records than this were left out.
+      beam: where to run; one process of this machine by default.
+
+    Raises:
+      InputError: unusable input, an empty split, too many skips, or other work in the folder.
+    """
+    schema = source.schema
+    folder = plan.Folder(output, schema.name, schema.version)
+    shards = plan.make_shards(source, records_per_shard)
+    settings = plan.settings(source, shards, records_per_shard)
+    if folder.final.exists():
+        return folder.final, _existing(folder, settings)
+    check_skips(source.skips, max_skips)
+    missing = folder.open(settings, shards)
+    job = Job((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
+    start = time.perf_counter()
+    with Progress(folder, shards, missing, max_skips - len(source.skips)):
+        _run(missing, job, beam or Beam(), folder)
+    seconds = time.perf_counter() - start
+    result = report.build(folder, source, shards, settings, missing, seconds)
+    check_skips(result['skips'], max_skips)
+    _finish(folder, schema, result)
+    return folder.final, result
+
+
+def _existing(folder: plan.Folder, settings: dict[str, Any]) -> dict[str, Any]:
+    """The report of a data set that is complete already; raises InputError if it was made otherwise."""
+    file = folder.final / report.FILE
+    found = plan.read(file) if file.exists() else {}
+    if found.get('settings') != settings:
+        raise InputError(
+            f'{folder.final}: a data set with other inputs or settings is here already; give another '
+            'output or delete that folder'
+        )
+    if folder.incomplete.exists():  # a conversion that was cut off between its last two steps
+        folder.incomplete.rmtree()
+    return found
+
+
+def check_skips(skips: Sequence[Any], max_skips: int) -> None:
+    """Raises InputError when more records were left out than allowed."""
+    if len(skips) > max_skips:
+        examples = '; '.join(f'{s["file"]}: {s["field"]}: {s["reason"]}' for s in skips[:3])
+        raise InputError(
+            f'{len(skips)} records cannot be used, more than max_skips={max_skips} '
+            f'({examples}); repair the archive or raise max_skips'
+        )
+
+
+def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder) -> None:
+    if not missing:
+        return
+    # Imported here: the half second that Beam takes is paid by conversions only. It warns of Google client
+    # libraries that it could use.
+    logging.disable(logging.WARNING)
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    logging.disable(logging.NOTSET)
+    flags = [*beam_settings.flags]
+    if beam_settings.runner == 'local':
+        runner = _local_runner(beam_settings.workers, folder)
+        flags += [f'--direct_num_workers={beam_settings.workers}']
+    else:
+        runner = None
+        flags += [f'--runner={beam_settings.runner}']
+    options = PipelineOptions(flags=flags)
+    try:
+        with _importable(), beam.Pipeline(runner=runner, options=options) as pipeline:
+            # Reshuffle lets the runner hand the shards to different workers.
+            _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(convert_shard, job)
+    except Exception:
+        if folder.stop.exists():  # ours, known to be about the input: Beam's traceback explains nothing more
+            raise InputError(plan.read(folder.stop)['message']) from None
+        raise
+    if folder.stop.exists():
+        raise InputError(plan.read(folder.stop)['message'])
+
+
+def _local_runner(workers: int, folder: plan.Folder) -> Any:
+    """Beam's runner for one machine: in this process for one worker, else in `workers` processes.
+
+    The DirectRunner that Beam's documentation names would first try to download another runner, and with
+    several workers keeps to one core unless told to use processes.
+    """
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    # What stops a conversion is raised, so Beam need not log it as well.
+    logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
+    if workers == 1:
+        return FnApiRunner()
+    log = os.devnull if plan.is_remote(folder.state) else os.fspath(folder.state / 'workers.log')
+    command = f'{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main'
+    command = f'exec {command} 2>> {shlex.quote(log)}'
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+@contextlib.contextmanager
+def _importable() -> Iterator[None]:
+    """Lets worker processes of this machine import this package from wherever they start."""
+    before = os.environ.get('PYTHONPATH')
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ['PYTHONPATH'] = root if not before else f'{root}{os.pathsep}{before}'
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ['PYTHONPATH']
+        else:
+            os.environ['PYTHONPATH'] = before
+
+
+def convert_shard(name: str, job: Job) -> str:
+    """Writes one shard and its sidecar; the work of one Beam element. Returns the shard's name."""
+    folder = plan.Folder(*job.folder)
+    if folder.stop.exists():
+        raise RuntimeError(f'{name}: another worker stopped the conversion')
+    items = [Item(key, tuple(values)) for key, values in plan.read(folder.items_file(name))]
+    features = records.features(job.schema)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    tally, skips = Tally(job.schema), []
+    with _writer(folder.data / name) as writer:
+        for item in items:
+            try:
+                record = job.read(item)
+            except records.RecordError as error:
+                if job.on_error == 'fail':
+                    plan.write(folder.stop, {'message': str(error)})
+                    raise
+                skips.append(error.skip(item.key))
+                continue
+            example = serializer.get_tf_example(features.encode_example(record))
+            # Deterministic: the fields of an Example are a map, whose order else changes with the process.
+            writer.write(example.SerializeToString(deterministic=True))
+            tally.add(record)
+    size = (folder.data / name).stat().length
+    plan.write(folder.done_file(name), {'bytes': size, 'skips': skips, 'tally': tally.to_json()})
+    return name
+
+
+@contextlib.contextmanager
+def _writer(target: epath.Path) -> Iterator[Any]:
+    """An ArrayRecord writer whose file gets its name only when it is complete."""
+    with tempfile.TemporaryDirectory() as local:
+        remote = plan.is_remote(target)
+        name = f'{target.name}.{uuid.uuid4().hex}.tmp'
+        temporary = epath.Path(local) / name if remote else target.parent / name
+        # One record to a group, as TFDS writes: reading one does not decompress its neighbours.
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), 'group_size:1')
+        try:
+            yield writer
+        except BaseException:
+            writer.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        writer.close()
+        if remote:
+            temporary.copy(target)
+        else:
+            temporary.replace(target)
+
+
+def _finish(folder: plan.Folder, schema: Schema, result: dict[str, Any]) -> None:
+    """Writes what makes the shards a TFDS data set, reads it back, and gives it its final name."""
+    features = records.features(schema)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder.data, dataset_name=schema.name, filetype_suffix='array_record'
+    )
+    splits = result['splits']
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder.data,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=split['shard_records'],
+                num_bytes=split['bytes'],
+                filename_template=template.replace(split=name),
+            )
+            for name, split in splits.items()
+        ],
+        version=schema.version,
+        check_data=False,  # that check needs TensorFlow; ours is below
+        **records.dataset_info(schema),
+    )
+    contract = report.contract(folder, schema, result)
+    (folder.data / 'contract.json').write_text(contract.to_json())
+    result['fingerprint'] = contract.fingerprint
+    plan.write(folder.data / report.FILE, result)
+    builder = tfds.builder_from_directory(folder.data)
+    for name, split in splits.items():
+        examples = builder.as_data_source(split=name)
+        if len(examples) != split['records'] or examples[0].keys() != features.keys():
+            raise RuntimeError(f'{folder.data}: split {name} does not read back as it was written')
+    folder.data.rename(folder.final)
+    if plan.is_remote(folder.incomplete):
+        folder.incomplete.rmtree()
+    else:
+        shutil.rmtree(folder.incomplete)

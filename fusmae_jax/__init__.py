@@ -1,0 +1,42 @@
+"""Fus-MAE in JAX: masked autoencoding that fuses Sentinel-1 and Sentinel-2 by cross-attention."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusmae_jax.config import Config, Decoder, Fusion, Masking, Modality, Model, Numerics
+    from fusmae_jax.errors import InputError
+    from fusmae_jax.inference import Embedding, Pretrained, load
+    from fusmae_jax.models.fusmae import FusMAE
+
+__version__ = '0.1.0'
+
+# Loaded on first use: a conversion's worker processes need neither jax nor flax.
+_HOME = {
+    'config': ('Config', 'Decoder', 'Fusion', 'Masking', 'Modality', 'Model', 'Numerics'),
+    'errors': ('InputError',),
+    'inference': ('Embedding', 'Pretrained', 'load'),
+    'models.fusmae': ('FusMAE',),
+}
+
+__all__ = [
+    'Config',
+    'Decoder',
+    'Embedding',
+    'FusMAE',
+    'Fusion',
+    'InputError',
+    'Masking',
+    'Modality',
+    'Model',
+    'Numerics',
+    'Pretrained',
+    'load',
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f'{__name__}.{module}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

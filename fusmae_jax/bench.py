@@ -1,0 +1,99 @@
+"""`python main.py bench`: how fast the real train step and the real loader are on this machine."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusmae_jax.config import Config
+from fusmae_jax.experiment import open_source
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.source import Source
+from fusmae_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.setup import make_setup
+from fusmae_jax.train.state import init_state
+
+WARMUP, REPEATS = 2, 10
+LOADER_SECONDS = 5.0
+
+
+def bench(config: Config, sizes: list[int]) -> int:
+    """Times the train step at each global batch size, then the loader alone; prints both."""
+    source = open_source(config, config.data.train_split)
+    device = jax.devices()[0]
+    print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}, {config.name}')
+    for size in sizes or [config.train.batch_size]:
+        check_batch(size, make_mesh(config.parallel))
+        print(' | '.join(f'{key} {value}' for key, value in time_step(config, source, size).items()))
+    print(f'loader alone: {loader_rate(config, source):,.0f} records/s with {config.data.threads} threads')
+    return 0
+
+
+def time_step(config: Config, source: Source, size: int) -> dict[str, str]:
+    """Compile time, median step time and what follows from it, of one batch size."""
+    setup = make_setup(config, source.contract, len(source))
+    sharding = batch_sharding(setup.mesh)
+    rows = pipeline.local_rows(sharding, size)
+    host = pipeline.train_batches(source, config.seed, size, rows)[0]
+    batch = pipeline.to_devices(host, sharding, size, setup.objective.fields)
+    begin = time.perf_counter()
+    compiled = setup.lower(size).compile()
+    compile_seconds = time.perf_counter() - begin
+    state = init_state(setup.objective, setup.optimizer, setup.mesh, config.seed)
+    times = []
+    for _ in range(WARMUP + REPEATS):
+        begin = time.perf_counter()
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - begin)
+    seconds = float(np.median(times[WARMUP:]))
+    flops = train_flops_per_image(config) * size / seconds
+    peak = peak_flops(jax.devices()[0])
+    share = f'{flops / (peak * jax.device_count()):.1%}' if peak else 'unknown (chip peak not listed)'
+    return {
+        'batch': f'{size}',
+        'compile': f'{compile_seconds:.1f} s',
+        'step': f'{seconds * 1e3:,.1f} ms',
+        'images/s': f'{size / seconds:,.1f}',
+        'analytic TFLOP/s': f'{flops / 1e12:.3f}',
+        'MFU': share,
+        'peak memory': _peak_memory(compiled),
+    }
+
+
+def _peak_memory(compiled: Any) -> str:
+    """The compiler's figure for one device and, on CPU, what the process has ever held."""
+    plan = compiled.memory_analysis()
+    planned = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    planned += plan.temp_size_in_bytes
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+        return f'{stats["peak_bytes_in_use"] / 2**30:.2f} GiB (planned {planned / 2**30:.2f})'
+    unit = 1 if sys.platform == 'darwin' else 1024
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f'{planned / 2**30:.2f} GiB planned, process {held / 2**30:.2f} GiB'
+
+
+def loader_rate(config: Config, source: Source) -> float:
+    """Records a second of reading and batching alone, after a warm-up."""
+    size = min(config.train.batch_size, 64)
+    batches = pipeline.iterate(
+        pipeline.train_batches(source, config.seed, size, range(size)),
+        0,
+        10**6,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    for _ in range(config.data.prefetch):
+        next(batches)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < LOADER_SECONDS:
+        next(batches)
+        count += size
+    rate = count / (time.perf_counter() - begin)
+    batches.close()
+    return rate

@@ -1,0 +1,129 @@
+"""Checkpoints: `params`, `opt_state` and `meta` apart, saved in the background, checked before a load.
+
+`opt_state` holds the optimizer's moments and everything else that a resume needs (step, skip counters,
+extra state), so whoever wants the weights reads `params` and `meta` alone.
+"""
+
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from fusmae_jax.errors import InputError, raise_all
+from fusmae_jax.parallel.rules import path_name
+
+FOLDER = 'checkpoints'
+MAX_LINES = 20  # of a difference that is printed
+
+
+class Checkpoints:
+    """The checkpoints of a working directory."""
+
+    def __init__(self, workdir: epath.PathLike, keep: int):
+        """Keeps the newest `keep`, and the one with the lowest validation loss."""
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics['val_loss'],
+            reverse=True,  # orbax keeps the end of the sorted list
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self.directory = epath.Path(workdir).resolve() / FOLDER
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: dict[str, Any], meta: dict[str, Any], val_loss: float | None = None) -> None:
+        """Starts a save of the current step; a failure of the one before surfaces here."""
+        step = int(state['step'])
+        if self.latest() == step:
+            return
+        rest = {name: value for name, value in state.items() if name != 'params'}
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {'params': state['params'], 'opt_state': _without_empty(rest), 'meta': meta | {'step': step}},
+            force=True,
+            metrics=None if val_loss is None else {'val_loss': val_loss},
+        )
+
+    def restore(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+        """The state of a step (the newest by default), laid out as `abstract` says."""
+        step = self.latest() if step is None else step
+        rest = {name: value for name, value in abstract.items() if name != 'params'}
+        wanted = {'params': abstract['params'], 'opt_state': _without_empty(rest)}
+        self._check(step, wanted)
+        loaded = self._checkpointer.load_checkpointables(step, wanted)
+        return {'params': loaded['params'], **_with_empty(rest, loaded['opt_state'])}
+
+    def params(self, abstract: Any, step: int | None = None) -> Any:
+        """The weights alone."""
+        self._check(step, {'params': abstract})
+        return self._checkpointer.load_checkpointables(step, {'params': abstract})['params']
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The configuration, the input contract and the step a checkpoint was written with."""
+        return self._checkpointer.load_checkpointables(step, {'meta': None})['meta']
+
+    def _check(self, step: int | None, wanted: dict[str, Any]) -> None:
+        """Compares names, shapes and types first: orbax's own message names none of them."""
+        stored = self._checkpointer.checkpointables_metadata(step).metadata
+        problems = []
+        for part, tree in wanted.items():
+            problems += [f'{part}/{line}' for line in difference(tree, stored[part])]
+        if len(problems) > MAX_LINES:
+            problems = [*problems[:MAX_LINES], f'... and {len(problems) - MAX_LINES} more']
+        raise_all(f'{self.directory}: checkpoint {step} belongs to another model', problems)
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises what went wrong with it."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, then releases the checkpointer."""
+        self._checkpointer.close()
+
+
+def difference(wanted: Any, stored: Any) -> list[str]:
+    """What differs between two trees in names, shapes and types, one line each."""
+    left, right = ({path_name(path): leaf for path, leaf in _leaves(tree)} for tree in (wanted, stored))
+    lines = [f'{name}: not in the checkpoint' for name in left if name not in right]
+    lines += [f'{name}: in the checkpoint only' for name in right if name not in left]
+    for name in sorted(left.keys() & right.keys()):
+        expected, found = _describe(left[name]), _describe(right[name])
+        if expected != found:
+            lines.append(f'{name}: expected {expected}, the checkpoint has {found}')
+    return lines
+
+
+def _leaves(tree: Any) -> Any:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _describe(leaf: Any) -> str:
+    return f'{leaf.dtype}{list(leaf.shape)}'
+
+
+def _without_empty(rest: dict[str, Any]) -> dict[str, Any]:
+    # orbax cannot store an empty dict, and `extra` is one for objectives without extra state.
+    return {name: value for name, value in rest.items() if jax.tree.leaves(value)}
+
+
+def _with_empty(rest: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+    return {name: loaded.get(name, value) for name, value in rest.items()}
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """The working directory that a path names: itself, its checkpoints folder, or one step in there."""
+    path = epath.Path(path).resolve()
+    for candidate in (path, path.parent, path.parent.parent):
+        if (candidate / FOLDER).is_dir():
+            return candidate
+    raise InputError(f'{path}: no {FOLDER}/ folder here; give the --workdir of a pretraining run')

@@ -1,0 +1,223 @@
+"""Frozen configuration dataclasses of a pretraining run.
+
+Fields hold the paper's values or, where the paper is silent, the choice of its code lineage; a comment
+names the alternative. `config_build.build` makes a checked Config from an ml_collections file.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+# name: (width, depth, heads) of the encoder, as in ViT and MAE.
+SIZES: dict[str, tuple[int, int, int]] = {
+    'tiny': (32, 3, 2),  # for tests
+    'S': (384, 12, 6),
+    'B': (768, 12, 12),  # the paper's, by its code lineage
+    'L': (1024, 24, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """One sensor as the model sees it: its channels in order and how they come onto the model grid."""
+
+    bands: tuple[str, ...] = ()
+    sensor: str = ''  # key of sensors.SENSORS for statistics; '' takes mean and std below
+    resample: Literal['bilinear', 'bicubic'] = 'bicubic'
+    loss_weight: float = 1.0  # weight of this sensor's mean squared error in the sum
+    mean: tuple[float, ...] = ()  # one a band, in the sensor's units; replaces the table of the sensor
+    std: tuple[float, ...] = ()
+
+
+def _paper_modalities() -> dict[str, Modality]:
+    return {
+        's1': Modality(bands=('VV', 'VH'), sensor='s1', resample='bilinear'),
+        's2': Modality(
+            bands=('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12'),
+            sensor='s2',
+        ),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """Where the sensors meet (section 3 of the paper)."""
+
+    encoder: Literal['xae', 'none'] = 'xae'  # block 1: XAttnEncoder, eqs (2)-(3), or plain self-attention
+    decoder: Literal['xad', 'none'] = 'none'  # XAttnDecoder, eqs (10)-(11), on the latents
+    absent: Literal['self', 'bypass', 'zero_image'] = (
+        'self'  # what takes the place of a sensor that is not there
+    )
+    shared_directions: bool = False  # one cross-attention for all directions instead of one each
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """The light decoder; there is one for each modality."""
+
+    width: int = 256  # MultiMAE; 512 in MAE
+    depth: int = 2  # MultiMAE; 8 in MAE
+    heads: int = 8  # MultiMAE; 16 in MAE
+    cls: bool = False  # True passes the CLS token through the decoder, as MAE does
+    final_norm: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """The choices in which frameworks silently differ."""
+
+    gelu: Literal['exact', 'tanh'] = 'exact'
+    norm_eps: float = 1e-6  # MAE, MultiMAE; PyTorch's own default is 1e-5
+    norm_variance: Literal['two_pass', 'fast'] = 'two_pass'  # 'fast' is E[x^2] - E[x]^2
+    matmul_precision: Literal['default', 'high', 'highest'] = 'default'
+    qkv_bias: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Encoder, fusion and decoders."""
+
+    modalities: Mapping[str, Modality] = dataclasses.field(default_factory=_paper_modalities)
+    image_size: tuple[int, int] = (224, 224)  # rows, columns of the model grid, in pixels
+    patch_size: int = 16
+    size: str = 'B'  # tiny | S | B | L; fills the three fields below where they are 0
+    width: int = 0
+    depth: int = 0  # block 1 included
+    heads: int = 0
+    mlp_ratio: float = 4.0
+    positions: Literal['sincos', 'learned'] = 'sincos'  # fixed 2-D sine-cosine, or a trained table
+    final_norm: bool = True  # LayerNorm after the last encoder block (MAE); MultiMAE has none
+    fusion: Fusion = dataclasses.field(default_factory=Fusion)
+    decoder: Decoder = dataclasses.field(default_factory=Decoder)
+    numerics: Numerics = dataclasses.field(default_factory=Numerics)
+    scan: bool = True  # run the stacked blocks as a scan (short compile) or unrolled (faster step)
+    remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along rows and columns."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one sensor."""
+        return self.grid[0] * self.grid[1]
+
+    def patch_dim(self, modality: str) -> int:
+        """Numbers in one flattened patch (rows, columns, bands) of a modality."""
+        return self.patch_size**2 * len(self.modalities[modality].bands)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Section 3.3 of the paper."""
+
+    strategy: Literal['independent', 'consistent'] = 'independent'
+    ratio: float = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Mean squared error over the masked patches of each sensor, summed over the sensors."""
+
+    norm_pix: bool = False  # True: targets normalised patch by patch (MAE); the paper's text has plain MSE
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Random geometry of a training sample, shared by all sensors."""
+
+    crop: bool = True  # random resized crop; MultiMAE's default
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image area
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
+    hflip: float = 0.5  # probability
+    vflip: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the records come from and how they are normalised."""
+
+    path: str = ''  # a folder written by `convert`: <name>/<version> with features.json
+    train_split: str = 'train'  # 'all_minus_val_test' is every BigEarthNet-MM pair outside val and test
+    val_split: str = ''  # '' turns validation off
+    statistics: Literal['zscore', 'mean_2sigma'] = (
+        'zscore'  # mean_2sigma: [mean - 2 std, mean + 2 std] to [-1, 1]
+    )
+    clip: float = 5.0  # z-scores are clipped to [-clip, clip]
+    threads: int = 4  # reader threads of one process
+    prefetch: int = 4  # batches read ahead
+    accept: tuple[str, ...] = ()  # declared differences between the data and a checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and cosine decay to 0; the schedule counts examples."""
+
+    learning_rate: float = 1.5625e-4  # absolute peak; nothing rescales it
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    decay_all: bool = False  # True: also biases, norms and tokens (MultiMAE's pretraining by accident)
+    warmup_epochs: float = 10.0  # a float, so that a part of an epoch can be given
+    warmup_steps: int = 0  # if not 0, replaces warmup_epochs
+    clip_norm: float = 0.0  # global gradient norm; 0 is off, as in the paper
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Length, batch and number formats of a run."""
+
+    batch_size: int = 400  # global; the paper's "200" is read as 2 x 200
+    epochs: float = 100.0
+    steps: int = 0  # if not 0, replaces epochs
+    compute_dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = (
+        'auto'  # auto: bfloat16, float32 on CPU
+    )
+    max_skips: int = 10  # this many non-finite steps in a row stop the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """Mesh axes; -1 takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When to save and what to keep."""
+
+    every_steps: int = 1000
+    keep: int = 2  # newest ones; the best by validation loss is kept beside them
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Metrics, pictures and validation."""
+
+    every_steps: int = 50
+    images_every_steps: int = 5000  # 0 is off
+    num_images: int = 6
+    eval_every_steps: int = 2000  # held-out masked loss
+    eval_batches: int = 0  # 0: the whole validation split
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a pretraining run needs."""
+
+    name: str = 'pretrain'
+    seed: int = 0
+    data: Data = dataclasses.field(default_factory=Data)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    model: Model = dataclasses.field(default_factory=Model)
+    masking: Masking = dataclasses.field(default_factory=Masking)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    train: Train = dataclasses.field(default_factory=Train)
+    parallel: Parallel = dataclasses.field(default_factory=Parallel)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    log: Log = dataclasses.field(default_factory=Log)

@@ -1,0 +1,67 @@
+"""Loads `configs/FILE.py[:VARIANT]` and applies `--config.key=value` settings.
+
+`ml_collections.config_flags` would do it too, but answers a misspelt key with a traceback; here each
+problem is one line that names the nearest valid name.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from fusmae_jax.errors import InputError, nearest
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of a file as plain nested dicts.
+
+    Args:
+        spec: `FILE.py` or `FILE.py:VARIANT`; the file's `get_config(VARIANT)` returns a ConfigDict.
+        overrides: `key.subkey=value` settings. Values are Python literals, or plain words for text.
+
+    Raises:
+        InputError: no such file or variant, or keys that the configuration does not have.
+    """
+    name, _, variant = spec.partition(':')
+    file = Path(name)
+    if not file.is_file():
+        there = [str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__']
+        raise InputError(f'--config: {name} does not exist; {nearest(name, there)}')
+    module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    config: ml_collections.ConfigDict = module.get_config(variant) if variant else module.get_config()
+    for override in overrides:
+        _set(config, override, name)
+    return config.to_dict()
+
+
+def _set(config: ml_collections.ConfigDict, override: str, file: str) -> None:
+    path, equals, text = override.partition('=')
+    if not equals:
+        raise InputError(f'--config.{path} has no value; write --config.{path}=VALUE')
+    *groups, key = path.split('.')
+    node = config
+    for group in [*groups, key]:
+        if not isinstance(node, ml_collections.ConfigDict) or group not in node:
+            known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
+            raise InputError(f'--config.{path}: {file} has no setting {group!r}; {nearest(group, known)}')
+        node, parent = node[group], node
+    if isinstance(node, ml_collections.ConfigDict):
+        raise InputError(f'--config.{path} is a group of settings; choose one of {", ".join(sorted(node))}')
+    with (
+        parent.unlocked(),
+        parent.ignore_type(),
+    ):  # types are checked, all at once, when the dataclass is built
+        parent[key] = text if isinstance(node, str) else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {'true': True, 'false': False}.get(text.lower(), text)

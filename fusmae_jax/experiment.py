@@ -1,0 +1,348 @@
+"""The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from etils import epath
+
+import fusmae_jax
+from fusmae_jax import workdir as workdirs
+from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.config import Config
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.eval.reconstruction import Reconstructor
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.source import LABELS, Source
+from fusmae_jax.losses import combine
+from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.train.setup import Setup, make_setup
+from fusmae_jax.train.state import State, init_state
+from fusmae_jax.train.step import make_eval_step
+from fusmae_jax.visualize import figure
+from fusmae_jax.writers import Writers, progress_bar
+
+COMPLETE = 'COMPLETE'
+
+
+def open_source(config: Config, split: str) -> Source:
+    """The records of a split with the image fields the model needs."""
+    source = Source(config.data.path, split, ())
+    wanted = config.model.modalities
+    source.fields = tuple(name for name, group in source.contract.groups.items() if group.modality in wanted)
+    return source
+
+
+def pretrain(config: Config, workdir: epath.PathLike) -> int:
+    """Trains, or goes on training, in `workdir`; returns the exit code.
+
+    Raises:
+        InputError: settings, data and working directory do not fit together.
+        DivergedError: `train.max_skips` updates in a row were not finite.
+    """
+    workdir = epath.Path(workdir)
+    source = open_source(config, config.data.train_split)
+    setup = make_setup(config, source.contract, len(source))
+    workdirs.claim(workdir, config)
+    run = Run(setup, source, workdir)
+    try:
+        return run.train()
+    finally:
+        run.close()
+
+
+class Run:
+    """One sitting of a pretraining run."""
+
+    def __init__(self, setup: Setup, source: Source, workdir: epath.Path):
+        self.setup, self.source, self.workdir = setup, source, workdir
+        self.config = setup.config
+        self.lead = jax.process_index() == 0
+        self.sharding = batch_sharding(setup.mesh)
+        self.rows = pipeline.local_rows(self.sharding, self.config.train.batch_size)
+        self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
+        self.start = self.checkpoints.latest() or 0
+        self.writers = Writers(workdir, self.start, self.lead)
+        self.evaluate = _Validation(setup) if self.config.data.val_split else None
+        self.pictures = _Pictures(setup, source) if self.config.log.images_every_steps else None
+        self.stop_asked = False
+        self.last: dict[str, float] = {}
+        self.best_val: float | None = None
+
+    def close(self) -> None:
+        """Waits for the last save and closes every output."""
+        self.writers.close()
+        self.checkpoints.close()
+
+    def train(self) -> int:
+        """The loop. Its order - evaluate, save, read, step, log - is what makes a resume exact."""
+        state = self._state()
+        compiled = self._compile()
+        total, config = self.setup.total_steps, self.config
+        self._listen_for_sigterm()
+        batches = pipeline.iterate(
+            pipeline.train_batches(self.source, config.seed, config.train.batch_size, self.rows),
+            self.start,
+            total,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+        log = _StepLog(self)
+        with progress_bar(self.lead) as bar:
+            log.task = bar.add_task(config.name, total=total, completed=self.start, note='')
+            log.bar = bar
+            for step, (batch, names) in enumerate(self._on_device(batches), start=self.start):
+                if step > self.start:
+                    self._between(step, state)
+                if self.stop_asked:
+                    break
+                with jax.transfer_guard('disallow'):
+                    state, metrics = compiled(state, batch)
+                log.add(step + 1, metrics, names)  # reads the metrics of the step before: never waits
+            log.flush()
+        batches.close()
+        return self._finish(state)
+
+    def _state(self) -> State:
+        """Fresh, or restored from the newest checkpoint."""
+        if not self.start:
+            return init_state(self.setup.objective, self.setup.optimizer, self.setup.mesh, self.config.seed)
+        meta = self.checkpoints.meta()
+        if meta['contract']['fingerprint'] != self.setup.contract.fingerprint:
+            raise InputError(
+                f'{self.workdir}: the run was trained on data with fingerprint '
+                f'{meta["contract"]["fingerprint"]}, but {self.config.data.path} has '
+                f'{self.setup.contract.fingerprint}; use the same data or another --workdir'
+            )
+        self.best_val = meta['best_val']
+        print(f'resuming from step {self.start} of {self.setup.total_steps}')
+        return self.checkpoints.restore(self.setup.abstract_state())
+
+    def _compile(self) -> Any:
+        """Compiles the step, and prints what is about to run."""
+        abstract = self.setup.abstract_state()['params']
+        if self.lead:
+            print(parameter_overview.get_parameter_overview(abstract, include_stats=False, max_lines=80))
+            self._write_card({})
+        mesh = self.setup.mesh
+        print(
+            f'process {jax.process_index()} of {jax.process_count()}: {len(jax.local_devices())} of '
+            f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}), mesh data={mesh.shape["data"]} x '
+            f'fsdp={mesh.shape["fsdp"]}, {len(self.rows)} of {self.config.train.batch_size} rows a step, '
+            f'{self.setup.total_steps} steps over {len(self.source):,} records, {self.setup.dtype}'
+        )
+        begin = time.perf_counter()
+        compiled = self.setup.lower().compile()
+        memory = compiled.memory_analysis()
+        print(
+            f'compiled in {time.perf_counter() - begin:.1f} s; a device holds '
+            f'{memory.argument_size_in_bytes / 2**20:,.0f} MiB of state and input and '
+            f'{memory.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries'
+        )
+        return compiled
+
+    def _on_device(self, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Device batches, one ahead of the step that runs, and the names of their records."""
+        ahead = None
+        for batch in batches:
+            names = {name: batch[name] for name in LABELS if name in batch}
+            names[pipeline.POSITION] = batch[pipeline.POSITION]
+            fields, size = self.setup.objective.fields, self.config.train.batch_size
+            ready = pipeline.to_devices(batch, self.sharding, size, fields), names
+            if ahead is not None:
+                yield ahead
+            ahead = ready
+        if ahead is not None:
+            yield ahead
+
+    def _between(self, step: int, state: State) -> None:
+        """What is due between two steps; `state` is that after `step` steps."""
+        log, val_loss = self.config.log, None
+        if self.evaluate and step % log.eval_every_steps == 0:
+            val_loss = self._validate(step, state)
+        if self.pictures and step % log.images_every_steps == 0:
+            self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
+        if self.stop_asked or step % self.config.checkpoint.every_steps == 0 or val_loss is not None:
+            self._save(state, val_loss)
+
+    def _save(self, state: State, val_loss: float | None) -> None:
+        meta = {
+            'config': to_dict(self.config),
+            'contract': to_dict(self.setup.contract),
+            'dtype': str(self.setup.dtype),
+            'best_val': self.best_val,
+            'versions': versions(),
+        }
+        # Through JSON, so that tuples come back from every checkpoint as the same lists.
+        self.checkpoints.save(state, json.loads(json.dumps(meta)), val_loss)
+
+    def _validate(self, step: int, state: State) -> float:
+        assert self.evaluate is not None
+        values = self.evaluate(state['params'])
+        self.writers.scalars(step, values)
+        loss = values['val/loss']
+        self.best_val = loss if self.best_val is None else min(self.best_val, loss)
+        return loss
+
+    def _finish(self, state: State) -> int:
+        step, done = int(state['step']), int(state['step']) >= self.setup.total_steps
+        val_loss = self._validate(step, state) if done and self.evaluate else None
+        self._save(state, val_loss)
+        self.checkpoints.wait()
+        if not done:
+            print(f'stopped on request at step {step}; the same command goes on from there')
+            return 0
+        if self.pictures:
+            self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
+        if self.lead:
+            self._write_card(self.last)
+            (self.workdir / COMPLETE).write_text(f'{step}\n')
+        return 0
+
+    def _write_card(self, last: Mapping[str, float]) -> None:
+        count = sum(x.size for x in jax.tree.leaves(self.setup.abstract_state()['params']))
+        losses = {
+            'loss': f'{last["loss"]:.4f}' if last else 'still training',
+            'val_loss': 'not measured' if self.best_val is None else f'{self.best_val:.4f}',
+        }
+        known = versions()
+        text = workdirs.model_card(
+            self.setup, len(self.source), count, losses, {'code': known['fusmae_jax'], 'jax': known['jax']}
+        )
+        (self.workdir / 'MODEL_CARD.md').write_text(text)
+
+    def _listen_for_sigterm(self) -> None:
+        """A SIGTERM saves between two steps and ends the run with exit code 0.
+
+        Only for a single process; several have to agree on the step first.
+        """
+
+        def ask(*_: Any) -> None:
+            self.stop_asked = True
+
+        if jax.process_count() == 1:
+            try:
+                signal.signal(signal.SIGTERM, ask)
+            except ValueError:
+                logging.info('not in the main thread: SIGTERM will not save')
+
+
+class _StepLog:
+    """Looks at each step's metrics one step late, and writes every `log.every_steps`-th."""
+
+    def __init__(self, run: Run):
+        self._run, self._pending = run, None
+        self._since, self._steps = time.perf_counter(), 0
+        self.bar: Any = None
+        self.task: Any = None
+
+    def add(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
+        """Takes over the metrics of `step`, which may still be running."""
+        before, self._pending = self._pending, (step, metrics, names)
+        if before is not None:
+            self._look(*before)
+
+    def flush(self) -> None:
+        """Looks at the last step."""
+        if self._pending is not None:
+            self._look(*self._pending)
+            self._pending = None
+
+    def _look(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
+        run = self._run
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        run.last = values
+        self._steps += 1
+        if values['skipped']:
+            self._skipped(step, values, names)
+        due = step % run.config.log.every_steps == 0 or step == run.setup.total_steps
+        if due:
+            now = time.perf_counter()
+            rate = self._steps * run.config.train.batch_size / (now - self._since)
+            self._since, self._steps = now, 0
+            run.writers.scalars(step, values | {'images_per_second': rate})
+            self.bar.update(self.task, note=f'{rate:,.1f} images/s, loss {values["loss"]:.4f}')
+        self.bar.update(self.task, completed=step)
+
+    def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
+        run = self._run
+        records = {key: [_plain(x) for x in np.asarray(value)] for key, value in names.items()}
+        if run.lead:
+            workdirs.note_skip(run.workdir, step, records)
+        logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
+        if values['skips_in_row'] >= run.config.train.max_skips:
+            saved = run.checkpoints.latest()
+            raise DivergedError(
+                f'{run.config.train.max_skips} updates in a row were not finite (steps up to {step}). Last good '
+                f'checkpoint: {"none" if saved is None else run.checkpoints.directory / str(saved)}. '
+                f'The records are listed in {run.workdir / workdirs.SKIPPED}; try a lower learning rate.'
+            )
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value.item()
+
+
+class _Validation:
+    """The masked loss on the validation split: no augmentation, and the same masks every time."""
+
+    def __init__(self, setup: Setup):
+        self._setup, config = setup, setup.config
+        self._source = open_source(config, config.data.val_split)
+        self._sharding = batch_sharding(setup.mesh)
+        size = config.train.batch_size
+        rows = pipeline.local_rows(self._sharding, size)
+        self._batches, steps = pipeline.eval_batches(self._source, size, rows)
+        self._steps = min(steps, config.log.eval_batches or steps)
+        self._evaluate = make_eval_step(config, setup.contract, setup.dtype, setup.mesh, len(self._source))
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        """`val/loss` and `val/loss/<modality>`."""
+        config, key = self._setup.config, jax.random.key(self._setup.config.seed)
+        data, totals = config.data, {}
+        batches = pipeline.iterate(
+            self._batches, 0, self._steps, threads=data.threads, prefetch=data.prefetch
+        )
+        for batch in batches:
+            fields = self._setup.objective.fields
+            ready = pipeline.to_devices(batch, self._sharding, config.train.batch_size, fields)
+            for name, sums in jax.device_get(self._evaluate(params, ready, key)).items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = tuple(a + float(b) for a, b in zip(before, sums))
+        weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
+        loss, means = combine(
+            {name: (np.float64(a), np.float64(b)) for name, (a, b) in totals.items()}, weights
+        )
+        return {'val/loss': float(loss)} | {f'val/loss/{name}': float(x) for name, x in means.items()}
+
+
+class _Pictures:
+    """The same few records, with the same masks, again and again."""
+
+    def __init__(self, setup: Setup, source: Source):
+        config = setup.config
+        if config.data.val_split:
+            source = open_source(config, config.data.val_split)
+        self._setup = setup
+        self._records = [source[i] for i in range(min(config.log.num_images, len(source)))]
+        self._reconstruct = Reconstructor(config, setup.contract, setup.dtype, setup.mesh)
+
+    def __call__(self, params: Any, step: int) -> np.ndarray:
+        """The grid, uint8 (rows, columns, 3)."""
+        config, contract = self._setup.config, self._setup.contract
+        panels = self._reconstruct(params, self._records, self._setup.objective.fields)
+        return figure(panels, self._records, config, contract, f'{config.name}, step {step}')
+
+
+def versions() -> dict[str, str]:
+    """Versions of this code and of what its numbers depend on."""
+    known = {'fusmae_jax': fusmae_jax.__version__}
+    return known | {name: metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}

@@ -1,0 +1,86 @@
+"""Order, process slices and batches: what a step reads is a function of (seed, step) alone.
+
+There is one global shuffle. Step s reads the global positions [s * B, (s + 1) * B), of which a process
+reads the rows that its devices own, and every record carries its position. So nothing has to be saved to
+resume, and process count or row order change no result.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+POSITION = 'position'
+
+
+class Rows(grain.MapDataset):
+    """Of each global batch of `batch_size` records only the given rows, in that order."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, len(self._rows))
+        return self._parent[step * self._batch_size + self._rows[row]]
+
+
+def _tag(position: int, record: dict[str, Any]) -> dict[str, Any]:
+    # Random keys fold the position in as 32 bits: 4e9 samples, 120 epochs of 354,196 hundred times over.
+    return record | {POSITION: np.uint32(position % 2**32)}
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
+    """Rows of the global batch that the devices of this process own, in ascending order."""
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in slices for row in range(*part.indices(batch_size))})
+
+
+def train_batches(source: Any, seed: int, batch_size: int, rows: Sequence[int]) -> grain.MapDataset:
+    """Endless batches of a process: `batches[s]` is what it reads in step s; reshuffled every epoch."""
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map_with_index(_tag)
+    return Rows(dataset, batch_size, rows).batch(len(rows))
+
+
+def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[grain.MapDataset, int]:
+    """Every record once, in order, and the number of batches.
+
+    The last batch is filled up by starting over; records with a position of `len(source)` or more are
+    such repeats and must be left out of sums.
+    """
+    steps = -(-len(source) // batch_size)
+    dataset = grain.MapDataset.source(source).repeat().map_with_index(_tag)
+    return Rows(dataset, batch_size, rows).batch(len(rows)), steps
+
+
+def iterate(
+    batches: grain.MapDataset, start: int, stop: int, *, threads: int, prefetch: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Host batches of the steps [start, stop), read ahead by threads, which end with the iterator."""
+    # grain's own default reads 500 elements ahead, and an element here is a whole batch.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    iterator = iter(batches[start:stop].to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def to_devices(
+    batch: dict[str, np.ndarray], sharding: NamedSharding, batch_size: int, fields: Sequence[str]
+) -> dict[str, jax.Array]:
+    """Global arrays of the wanted fields (and the position) from the rows of this process."""
+    return {
+        name: jax.make_array_from_process_local_data(
+            sharding, batch[name], (batch_size, *batch[name].shape[1:])
+        )
+        for name in (*fields, POSITION)
+    }

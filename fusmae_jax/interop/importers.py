@@ -1,0 +1,177 @@
+"""Importing other people's encoders: Hugging Face ViT and ViTMAE, timm, DINO-MM, SatViT, MultiMAE.
+
+`import_weights(layout, state, model)` reads a state dict of name -> numpy array (see `files.read_state`).
+What a file lacks stays as it is in `base`, what has no place is listed as unused, and both are in the
+report; a name that is neither is an error. Layer-norm epsilons are not in such files: set
+`numerics.norm_eps` (timm, DINO-MM, MultiMAE 1e-6; SatViT 1e-5; Hugging Face in its config, 1e-12).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fusmae_jax.config import Model
+from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.interop import positions
+from fusmae_jax.interop.layouts import reference_rules
+from fusmae_jax.interop.rules import (
+    Report,
+    Rule,
+    State,
+    check_state,
+    flatten,
+    ours_shapes,
+    to_ours,
+    unflatten,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a layout cannot know from the file."""
+
+    channels: tuple[str, ...] = ()  # bands of a stacked projection, in the file's order
+    adapters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its task
+    grid: tuple[int, int] = (0, 0)  # of the file's positional table; (0, 0) is square
+    drop_positions: bool = False  # leave a learned table out when the model has sine-cosine positions
+    branch: str = 'teacher'  # DINO-MM: 'teacher' or 'student'
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a layout makes of a file: rules for `state`, and what to do besides."""
+
+    state: dict[str, np.ndarray]
+    rules: list[Rule]
+    ignore: tuple[str, ...] = ()  # regular expressions of names that may go unused
+    table: str = ''  # name of the encoder's positional table in `state`
+    decoder_table: str = ''
+    grid: tuple[int, int] = (0, 0)  # of the tables, where the file says it
+    cls_row: bool = False  # the tables start with a row for CLS
+    notes: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+Layout = Callable[[State, Model, Options], Plan]
+
+
+def import_weights(
+    layout: str,
+    state: State,
+    model: Model,
+    base: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> tuple[dict[str, Any], Report]:
+    """Parameters of `model` from a file of another project.
+
+    Args:
+        layout: 'hf_vit', 'hf_vitmae', 'timm', 'dino_mm', 'satvit', 'multimae', or 'fusmae' for the PyTorch
+            reference's names.
+        state: name -> numpy array.
+        model: the resolved model settings.
+        base: our parameters, nested; they stay where the file has none.
+        options: see `Options`.
+
+    Returns:
+        Nested parameters and the report.
+
+    Raises:
+        InputError: one message with every difference between the file and the model.
+    """
+    from fusmae_jax.interop.foreign import LAYOUTS  # imports the types above
+
+    options = options or Options()
+    if layout not in LAYOUTS:
+        raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
+    plan = LAYOUTS[layout](state, model, options)
+    report = Report(notes=plan.notes)
+    tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
+    problems, report.unused = check_state(plan.rules, plan.state, plan.ignore)
+    problems += plan.problems
+    shapes = ours_shapes(reference_rules(model))
+    flat_base = flatten(base or {})
+    made = {rule.ours for rule in plan.rules} | ({positions.TABLE} if plan.table else set())
+    report.kept = [path for path in shapes if path not in made]
+    lacking = [path for path in report.kept if path not in flat_base]
+    if lacking:
+        problems.append(f'the file has no weights for {", ".join(lacking)}; give `base` parameters for them')
+    params = {} if problems else to_ours(plan.rules, plan.state)
+    streams, extra = _positions(plan, tables, model, options, report, problems)
+    raise_all(f'{layout} weights do not fit the model', problems)
+    params.update(extra)
+    if plan.cls_row and plan.table:
+        params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
+        report.notes.append('the positional row of CLS was added to CLS')
+    params = positions.turn(params, streams)
+    report.imported = sorted(params)
+    params.update({path: flat_base[path] for path in report.kept})
+    return unflatten({path: params[path] for path in shapes}), report
+
+
+def _positions(
+    plan: Plan,
+    tables: dict[str, np.ndarray],
+    model: Model,
+    options: Options,
+    report: Report,
+    problems: list[str],
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Streams to turn ('', 'e', 'd' or 'ed') and the imported positional table, if the model has one."""
+    streams, extra = '', {}
+    for name, stream, width in (
+        (plan.table, 'e', model.width),
+        (plan.decoder_table, 'd', model.decoder.width),
+    ):
+        if not name:
+            continue
+        table = tables.get(name)
+        if table is None or table.shape[-1] != width or table.ndim != 3:
+            found = 'is missing' if table is None else f'has shape {table.shape}'
+            problems.append(f'{name} {found}, expected (1, tokens, {width})')
+            continue
+        rows = table[0, 1:] if plan.cls_row else table[0]
+        side = round(len(rows) ** 0.5)
+        grid = next((g for g in (options.grid, plan.grid) if g != (0, 0)), (side, side))
+        if grid[0] * grid[1] != len(rows):
+            problems.append(f'{name} has {len(rows)} patch rows, which is no {grid} grid; give options.grid')
+            continue
+        kind = positions.recognise(rows, grid)
+        if stream == 'd' and plan.cls_row and np.any(table[0, 0]):
+            problems.append(f'{name}: the row of CLS is not zero; our decoders give CLS no position')
+        if stream == 'e' and model.positions == 'learned':
+            extra[positions.TABLE] = positions.interpolate(rows, grid, model.grid)
+            if grid != model.grid:
+                report.notes.append(f'{name}: bicubic from a {grid} to a {model.grid} grid')
+            continue
+        streams += _fixed(name, kind, stream, grid, model, options, report, problems)
+    return streams, extra
+
+
+def _fixed(
+    name: str,
+    kind: positions.Kind,
+    stream: str,
+    grid: tuple[int, int],
+    model: Model,
+    options: Options,
+    report: Report,
+    problems: list[str],
+) -> str:
+    """The stream to turn, or '', for a model whose positions are sine-cosine."""
+    if kind == 'learned':
+        hint = "set model.positions='learned'" if stream == 'e' else 'our decoders have fixed positions only'
+        if options.drop_positions:
+            report.unused.append(name)
+        else:
+            problems.append(f'{name} is not a sine-cosine table: {hint}, or options.drop_positions=True')
+        return ''
+    if grid != model.grid:
+        report.notes.append(f'{name}: positions are computed for the {model.grid} grid, not interpolated')
+    if kind == 'row_first':
+        return ''
+    report.notes.append(
+        f'{name} has the column half first: all weights along those features are turned by half the width'
+    )
+    return stream

@@ -1,0 +1,53 @@
+"""The masked reconstruction loss, as sums and weights over the global batch."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fusmae_jax.input.patchify import Patches
+
+NORM_PIX_EPS = 1e-6  # as in MAE
+
+
+def masked_targets(patches: Patches, order: Int[Array, 'b n'], visible: int) -> Patches:
+    """The patches that were hidden, in the order of the predictions."""
+    ids = order[:, visible:, None]
+    values, valid = (jnp.take_along_axis(x, ids, axis=1, mode='clip') for x in patches)
+    return Patches(values, valid)
+
+
+def normalise_patches(targets: Patches) -> Float[Array, 'b m p']:
+    """Each patch to zero mean and unit variance over its valid numbers (norm_pix of MAE).
+
+    The variance is the unbiased one, as in MAE; a patch with fewer than two valid numbers becomes 0.
+    """
+    keep = targets.valid.astype(targets.values.dtype)
+    count = jnp.sum(keep, axis=2, keepdims=True)
+    mean = jnp.sum(targets.values * keep, axis=2, keepdims=True) / jnp.maximum(count, 1)
+    centred = (targets.values - mean) * keep
+    variance = jnp.sum(centred**2, axis=2, keepdims=True) / jnp.maximum(count - 1, 1)
+    return centred / jnp.sqrt(variance + NORM_PIX_EPS)
+
+
+def squared_error(
+    predictions: Float[Array, 'b m p'], targets: Float[Array, 'b m p'], valid: Bool[Array, 'b m p']
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+    """Sum of squared errors over valid numbers, and how many there are.
+
+    Kept apart so that sums over micro-batches and devices can be added before the division.
+    """
+    error = jnp.where(valid, predictions - targets.astype(predictions.dtype), 0)
+    return jnp.sum(error**2), jnp.sum(valid, dtype=error.dtype)
+
+
+def combine(
+    sums: Mapping[str, tuple[Float[Array, ''], Float[Array, '']]], loss_weights: Mapping[str, float]
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+    """The loss, a weighted sum over modalities of mean squared errors, and those means.
+
+    A modality without a single valid masked number counts as 0.
+    """
+    means = {name: total / jnp.maximum(weight, 1) for name, (total, weight) in sums.items()}
+    first, *rest = (loss_weights[name] * mean for name, mean in means.items())
+    return sum(rest, first), means

@@ -1,0 +1,72 @@
+"""The light MAE decoder of one modality, eq. (9), on tokens in shuffled order."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fusmae_jax.config import Model
+from fusmae_jax.models.blocks import Block, run_stack, stack
+from fusmae_jax.models.layers import Policy, layer_norm, linear
+from fusmae_jax.models.posembed import sincos_2d
+
+
+class Decoder(nnx.Module):
+    """Visible latents and mask tokens to the pixels of the masked patches.
+
+    Tokens stay in the order of the mask, visible ones first: self-attention does not care about order,
+    positions are gathered by index, and the predictions are the slice behind the visible tokens.
+    """
+
+    def __init__(self, model: Model, name: str, policy: Policy, *, rngs: nnx.Rngs):
+        settings = model.decoder
+        self.model, self.policy = nnx.static(model), nnx.static(policy)
+        self.project = linear(model.width, settings.width, policy, rngs=rngs)
+        self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs(), (settings.width,), policy.wide))
+        if settings.depth:
+            self.blocks = stack(
+                settings.depth,
+                lambda rngs: Block(settings.width, settings.heads, model.mlp_ratio, policy, rngs=rngs),
+                rngs,
+            )
+        if settings.final_norm:
+            self.norm = layer_norm(settings.width, policy, rngs=rngs)
+        self.predict = linear(settings.width, model.patch_dim(name), policy, rngs=rngs)
+
+    def __call__(
+        self,
+        latents: Float[Array, 'b k d'],
+        valid: Bool[Array, 'b k'],
+        order: Int[Array, 'b n'],
+        cls: Float[Array, 'b d'] | None = None,
+        *,
+        capture: bool = False,
+    ) -> tuple[Float[Array, 'b m p'], dict[str, Array]]:
+        """Predictions (b, n - k, rows * columns * bands) for `order[:, k:]`, in the wide type.
+
+        Args:
+            latents: of the visible patches `order[:, :k]`.
+            valid: False for visible slots that hold nothing; they are not attended to.
+            order: permutation of the raster indices, visible ones first.
+            cls: the CLS latent; takes part, without a position, when `decoder.cls` is set.
+            capture: also return each block's tokens.
+        """
+        settings, wide = self.model.decoder, self.policy.wide
+        batch, visible, _ = latents.shape
+        masked = order.shape[1] - visible
+        table = jnp.asarray(sincos_2d(self.model.grid, settings.width), wide)
+        mask_tokens = jnp.broadcast_to(self.mask_token[...].astype(wide), (batch, masked, settings.width))
+        x = jnp.concatenate([self.project(latents).astype(wide), mask_tokens], axis=1)
+        x = x + jnp.take(table, order, axis=0, mode='clip')
+        valid = jnp.concatenate([valid, jnp.ones((batch, masked), bool)], axis=1)
+        if settings.cls and cls is not None:
+            x = jnp.concatenate([x, self.project(cls[:, None]).astype(wide)], axis=1)
+            valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)
+        stages = {'tokens': x}
+        if settings.depth:
+            x, inner = run_stack(self.blocks, x, valid, self.model, capture=capture)
+            stages |= {f'blocks/{key}': value for key, value in inner.items()}
+        if settings.final_norm:
+            x = self.norm(x)
+        predictions = self.predict(x[:, visible : visible + masked]).astype(wide)
+        return predictions, stages | {'predictions': predictions} if capture else {}

@@ -1,0 +1,45 @@
+"""The device mesh, with axes `data` and `fsdp`, and the layout of a batch on it."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fusmae_jax.config import Parallel
+from fusmae_jax.errors import InputError
+
+AXES = ('data', 'fsdp')
+
+
+def make_mesh(parallel: Parallel, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over the given devices (all of them by default); an axis of -1 takes what is left."""
+    devices = jax.devices() if devices is None else devices
+    data, fsdp = parallel.data, parallel.fsdp
+    if data == -1 and fsdp > 0:
+        data = len(devices) // fsdp
+    elif fsdp == -1 and data > 0:
+        fsdp = len(devices) // data
+    if data * fsdp != len(devices) or data < 1:
+        raise InputError(
+            f'config.parallel: data={parallel.data} x fsdp={parallel.fsdp} does not cover '
+            f'{len(devices)} devices; -1 takes what is left'
+        )
+    # Auto leaves the layout of intermediates to the compiler; jax.make_mesh defaults to Explicit.
+    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split over the whole mesh along their first axis."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises InputError unless every device gets the same number of rows."""
+    if batch_size % mesh.size:
+        raise InputError(
+            f'config.train.batch_size={batch_size} cannot be split over {mesh.size} devices; '
+            f'the nearest that can: {max(mesh.size, round(batch_size / mesh.size) * mesh.size)}'
+        )

@@ -1,0 +1,50 @@
+"""Where each parameter lives: sharding rules as data, with a fallback.
+
+A rule is (regex on the path, spec). What no rule matches is sharded over `fsdp` along its largest
+dimension that divides; the leading axis of stacked blocks is left whole, since a scan slices it.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# Tokens and norms are small, and every device needs them whole.
+RULES: Rules = (
+    (r'(^|/)(cls|mask_token)$', PartitionSpec()),
+    (r'(^|/)(norm\d?|query_norm|context_norm)/(scale|bias)$', PartitionSpec()),
+)
+MIN_SIZE = 2**12  # smaller arrays are replicated: splitting them costs more than it saves
+STACKED = re.compile(r'(^|/)blocks/')
+
+
+def path_name(path: Any) -> str:
+    """`encoder/blocks/mlp/up/kernel`, from a key path of jax.tree_util."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> PartitionSpec:
+    """The layout of one array by its path and shape."""
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            return spec
+    fsdp = mesh.shape['fsdp']
+    if fsdp == 1 or math.prod(shape) < MIN_SIZE:
+        return PartitionSpec()
+    first = 1 if STACKED.search(name) else 0
+    for axis in sorted(range(first, len(shape)), key=lambda axis: -shape[axis]):
+        if shape[axis] % fsdp == 0:
+            return PartitionSpec(*(None,) * axis, 'fsdp')
+    return PartitionSpec()
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """A NamedSharding for each leaf; optimizer moments follow their parameter, whose path theirs ends with."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules)), tree
+    )

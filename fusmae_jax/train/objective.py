@@ -1,0 +1,124 @@
+"""The objective seam: what one step minimises, apart from how it is stepped, sharded and logged.
+
+One step and one loop serve every objective. `loss` must be a function of its arguments alone: all
+randomness comes from `key` and the global position of each record.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from fusmae_jax import losses
+from fusmae_jax.config import Augment, Config
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.models import fusmae, masking
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+Sums = dict[str, tuple[Array, Array]]
+
+
+class Objective(NamedTuple):
+    """`init(key) -> (params, extra)` and `loss(params, extra, batch, key) -> (loss, (metrics, extra))`.
+
+    `extra` is state that no gradient reaches, such as a teacher's weights. `fields` names the image
+    fields of a record that `loss` reads.
+    """
+
+    init: Callable[[Array], tuple[Any, Any]]
+    loss: Callable[[Any, Any, Batch, Array], tuple[Array, tuple[Metrics, Any]]]
+    fields: tuple[str, ...]
+
+
+class Masked(NamedTuple):
+    """A masked batch: what the model is given and what it has to predict."""
+
+    patches: dict[str, Patches]
+    order: dict[str, Array]  # (b, n), visible patches first
+    visible: int
+
+
+def sample_keys(key: Array, positions: Array) -> tuple[Array, Array]:
+    """Two random keys for each record, for geometry and for the mask, from its global position."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def masked_inputs(
+    config: Config, contract: Contract, augment: Augment | None
+) -> Callable[[Batch, Array], Masked]:
+    """The traceable function from a raw batch and a key to patches and masks."""
+    prepare = make_prepare(config, contract, augment)
+    visible = masking.num_visible(config.model.num_patches, config.masking)
+
+    def masked(batch: Batch, key: Array) -> Masked:
+        geometry, mask = sample_keys(key, batch[POSITION])
+        patches = prepare(batch, geometry)
+        patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
+        return Masked(patches, masking.sample_order(mask, patch_valid, config.masking), visible)
+
+    return masked
+
+
+def reconstructions(
+    config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike
+) -> Callable[[Any, Batch, Array], tuple[Masked, dict[str, Array]]]:
+    """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p)."""
+    inputs = masked_inputs(config, contract, augment)
+    graphdef = fusmae.graph(config.model, dtype)
+
+    def forward(params: Any, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
+        masked = inputs(batch, key)
+        predictions, _ = nnx.merge(graphdef, params)(masked.patches, masked.order, masked.visible)
+        return masked, predictions
+
+    return forward
+
+
+def error_sums(
+    config: Config, masked: Masked, predictions: Mapping[str, Array], counted: Array | None = None
+) -> tuple[Sums, dict[str, Array]]:
+    """Squared error (sum, weight) of each modality, and the share of its masked numbers that count.
+
+    `counted` (b,) leaves out the rows where it is False.
+    """
+    sums, shares = {}, {}
+    for name, predicted in predictions.items():
+        targets = losses.masked_targets(masked.patches[name], masked.order[name], masked.visible)
+        values = losses.normalise_patches(targets) if config.loss.norm_pix else targets.values
+        valid = targets.valid if counted is None else targets.valid & counted[:, None, None]
+        sums[name] = losses.squared_error(predicted, values, valid)
+        shares[name] = jnp.mean(valid, dtype=jnp.float32)
+    return sums, shares
+
+
+def reconstruction(
+    config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike
+) -> Objective:
+    """Masked reconstruction, the paper's objective.
+
+    Metrics: `loss`, `loss/<modality>`, and `valid/<modality>`, the share of masked numbers that count.
+    """
+    forward = reconstructions(config, contract, augment, dtype)
+    loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
+
+    def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
+        sums, shares = error_sums(config, *forward(params, batch, key))
+        total, means = losses.combine(sums, loss_weights)
+        metrics = {'loss': total} | {f'loss/{name}': mean for name, mean in means.items()}
+        metrics |= {f'valid/{name}': share for name, share in shares.items()}
+        return total, (metrics, extra)
+
+    def init(key: Array) -> tuple[Any, Any]:
+        return fusmae.init_params(config.model, key, dtype), {}
+
+    return Objective(init, loss, tuple(fields(config, contract)))

@@ -1,0 +1,64 @@
+"""AdamW, the warm-up cosine schedule, and the decay mask by parameter name."""
+
+import re
+from typing import Any
+
+import jax
+import optax
+
+from fusmae_jax.config import Optimizer
+from fusmae_jax.errors import raise_all
+from fusmae_jax.parallel.rules import path_name
+
+# (regex on the path, is it decayed). The first match decides; a name that none matches is an error. By
+# name, since stacked biases have two dimensions as kernels have.
+DECAY: tuple[tuple[str, bool], ...] = (
+    (r'(^|/)kernel$', True),
+    (r'(^|/)(bias|scale)$', False),
+    (r'(^|/)(cls|mask_token|position_table)$', False),
+)
+
+
+def decay_mask(params: Any, decay_all: bool = False) -> Any:
+    """True for parameters that weight decay applies to; raises InputError for uncovered names."""
+    uncovered: list[str] = []
+
+    def decayed(path: Any, _: Any) -> bool:
+        name = path_name(path)
+        for pattern, value in DECAY:
+            if re.search(pattern, name):
+                return value or decay_all
+        uncovered.append(f'{name}: add a rule for it to train.optimizer.DECAY')
+        return False
+
+    mask = jax.tree_util.tree_map_with_path(decayed, params)
+    raise_all('no weight-decay rule covers these parameters', uncovered)
+    return mask
+
+
+def schedule(
+    optimizer: Optimizer, total_steps: int, batch_size: int, examples_per_epoch: int
+) -> optax.Schedule:
+    """Learning rate of a step: linear from 0 to the peak, then a half cosine to 0 at `total_steps`.
+
+    The warm-up is counted in examples (`warmup_epochs`), unless `warmup_steps` is given.
+    """
+    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * examples_per_epoch / batch_size)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, optimizer.learning_rate, min(warmup, total_steps - 1), max(total_steps, 1), 0.0
+    )
+
+
+def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW with decoupled decay on kernels only, after an optional clip of the global norm."""
+    adamw = optax.adamw(
+        learning_rate,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mask=lambda params: decay_mask(params, optimizer.decay_all),
+    )
+    if not optimizer.clip_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)

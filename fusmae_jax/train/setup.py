@@ -1,0 +1,62 @@
+"""Everything a run is made of, built from a configuration and a contract."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from fusmae_jax.config import Config
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.prepare import check_contract
+from fusmae_jax.parallel.mesh import check_batch, make_mesh
+from fusmae_jax.train import optimizer as optimizers
+from fusmae_jax.train.objective import Objective, reconstruction
+from fusmae_jax.train.state import State, abstract_state, compute_dtype
+from fusmae_jax.train.step import abstract_batch, lower_step, make_step
+
+
+class Setup(NamedTuple):
+    """The fixed parts of a run."""
+
+    config: Config
+    contract: Contract
+    mesh: Mesh
+    dtype: DTypeLike
+    objective: Objective
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    total_steps: int
+
+    def abstract_state(self) -> State:
+        """Shapes, types and shardings of the train state."""
+        return abstract_state(self.objective, self.optimizer, self.mesh)
+
+    def lower(self, batch_size: int = 0) -> Any:
+        """The lowered train step, for the configured batch size or another."""
+        step = make_step(self.objective, self.optimizer, self.schedule, self.config.seed)
+        batch = abstract_batch(
+            self.contract, self.objective.fields, batch_size or self.config.train.batch_size, self.mesh
+        )
+        return lower_step(step, self.abstract_state(), batch, self.mesh)
+
+
+def total_steps(config: Config, examples: int) -> int:
+    """Steps of a run: `train.steps`, or as many as see `train.epochs` times all examples."""
+    return config.train.steps or max(1, round(config.train.epochs * examples / config.train.batch_size))
+
+
+def make_setup(
+    config: Config, contract: Contract, examples: int, devices: list[jax.Device] | None = None
+) -> Setup:
+    """Builds a run over a data set of `examples` records; raises InputError where the parts do not fit."""
+    check_contract(config, contract, config.data.path)
+    mesh = make_mesh(config.parallel, devices)
+    check_batch(config.train.batch_size, mesh)
+    dtype = compute_dtype(config)
+    objective = reconstruction(config, contract, config.augment, dtype)
+    steps = total_steps(config, examples)
+    schedule = optimizers.schedule(config.optimizer, steps, config.train.batch_size, examples)
+    optimizer = optimizers.make_optimizer(config.optimizer, schedule)
+    return Setup(config, contract, mesh, dtype, objective, schedule, optimizer, steps)

@@ -1,0 +1,56 @@
+"""The train state: nested dicts of arrays, created in place on the mesh.
+
+`step` counts batches, `skips` the updates that were not finite. NNX modules exist only inside traced
+functions; as arguments of a step they would cost several milliseconds of host time each.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from fusmae_jax.config import Config
+from fusmae_jax.parallel.rules import shardings
+from fusmae_jax.train.objective import Objective
+
+State = dict[str, Any]
+
+
+def compute_dtype(config: Config) -> DTypeLike:
+    """The type of matrix products: 'auto' is bfloat16 on accelerators and float32 on CPU."""
+    name = config.train.compute_dtype
+    if name == 'auto':
+        name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    return jnp.dtype(name)
+
+
+def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Shapes, types and shardings of the state; no memory is used."""
+    shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
+    """A fresh state; every array is created where it lives."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh))
+    make = jax.jit(lambda key: _init(objective, optimizer, key), out_shardings=where)
+    # A key of its own: the training keys are fold_in(key(seed), position).
+    return make(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))
+
+
+def _init(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
+    params, extra = objective.init(key)
+    return {
+        'step': jnp.zeros((), jnp.int32),
+        'params': params,
+        'opt_state': optimizer.init(params),
+        'extra': extra,
+        'skips': {'total': jnp.zeros((), jnp.int32), 'in_row': jnp.zeros((), jnp.int32)},
+    }

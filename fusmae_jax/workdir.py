@@ -1,0 +1,153 @@
+"""What a working directory says about the run in it: config.json, the model card, the record of skips."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from fusmae_jax.config import Config
+from fusmae_jax.config_build import build, to_dict
+from fusmae_jax.errors import InputError, raise_all
+
+CONFIG = 'config.json'
+SKIPPED = 'skipped_steps.jsonl'
+# What may change between two sittings of one run without making it another run.
+FREE = (
+    'name',
+    'log',
+    'checkpoint',
+    'parallel',
+    'data.path',
+    'data.threads',
+    'data.prefetch',
+    'train.max_skips',
+)
+
+
+def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; sequences count as values."""
+    if not isinstance(values, Mapping):
+        return {prefix: list(values) if isinstance(values, tuple | list) else values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f'{prefix}.{key}' if prefix else key)
+    return flat
+
+
+def claim(workdir: epath.Path, config: Config) -> None:
+    """Writes config.json, or checks that the one that lies there describes the same run.
+
+    Raises:
+        InputError: with every setting that differs and matters.
+    """
+    file = workdir / CONFIG
+    text = json.dumps(to_dict(config), indent=2)
+    if not file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return
+    here, there = flatten(json.loads(text)), flatten(_load(file))
+    problems = []
+    for key in sorted(here.keys() | there.keys()):
+        free = any(key == name or key.startswith(f'{name}.') for name in FREE)
+        if not free and here.get(key) != there.get(key):
+            problems.append(f'{key}: the run has {there.get(key)!r}, this command {here.get(key)!r}')
+    raise_all(
+        f'{file}: this working directory belongs to a run with another configuration; '
+        'use another --workdir, or these settings',
+        problems,
+    )
+    file.write_text(text)
+
+
+def read_config(workdir: epath.Path) -> Config:
+    """The configuration of the run in a working directory."""
+    file = workdir / CONFIG
+    if not file.exists():
+        raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
+    return build(_load(file))
+
+
+def _load(file: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
+
+
+def note_skip(workdir: epath.Path, step: int, records: Mapping[str, Any]) -> None:
+    """Adds the record names of a step whose update was not finite."""
+    file = workdir / SKIPPED
+    before = file.read_text() if file.exists() else ''
+    file.write_text(before + json.dumps({'step': step, **records}) + '\n')
+
+
+CARD = """# {title}
+
+| | |
+|---|---|
+| model | {model} |
+| parameters | {parameters:,} |
+| fusion | encoder `{encoder}`, decoder `{decoder}`, absent sensor: `{absent}` |
+| input | {modalities}; model grid {rows} x {columns} px, patch {patch} |
+| masking | {strategy}, {ratio:.0%} hidden |
+| data | {dataset} {version}, split `{split}`, {examples:,} pairs, fingerprint `{fingerprint}` |
+| normalisation | {statistics}, clipped to +-{clip} |
+| optimisation | AdamW, peak learning rate {learning_rate:g}, batch {batch_size}, {steps:,} steps |
+| compute type | {dtype} |
+| code | fusmae_jax {code}, jax {jax} |
+| final training loss | {loss} |
+| best held-out loss | {val_loss} |
+
+## Intended use
+
+Frozen or fine-tuned features of Sentinel-1 (VV, VH in dB) and Sentinel-2 (L2A digital numbers) images at
+10 m, of either sensor alone or both. Load with `fusmae_jax.load(DIR)`.
+
+## Limits
+
+Trained on the data named above and nothing else. Inputs in other units, other band orders or with the
+processing-baseline offset of 2022 must be converted first. *To be filled in: evaluation results, known
+failures, who to ask.*
+
+## Reproduce
+
+`config.json` beside this file is the whole configuration; seed {seed}.
+"""
+
+
+def model_card(
+    setup: Any, examples: int, parameters: int, losses: Mapping[str, str], versions: Mapping[str, str]
+) -> str:
+    """The text of MODEL_CARD.md for a run."""
+    config, contract = setup.config, setup.contract
+    model = config.model
+    return CARD.format(
+        title=f'Fus-MAE, {config.name}',
+        model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
+        parameters=parameters,
+        encoder=model.fusion.encoder,
+        decoder=model.fusion.decoder,
+        absent=model.fusion.absent,
+        modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
+        rows=model.image_size[0],
+        columns=model.image_size[1],
+        patch=model.patch_size,
+        dataset=contract.dataset,
+        version=contract.version,
+        split=config.data.train_split,
+        examples=examples,
+        fingerprint=contract.fingerprint,
+        clip=config.data.clip,
+        statistics=config.data.statistics,
+        steps=setup.total_steps,
+        dtype=str(setup.dtype),
+        seed=config.seed,
+        **dataclasses.asdict(config.masking),
+        **{key: getattr(config.optimizer, key) for key in ('learning_rate',)},
+        batch_size=config.train.batch_size,
+        **losses,
+        **versions,
+    )

@@ -1,0 +1,117 @@
+"""The one entry: python main.py COMMAND --config=configs/FILE.py[:VARIANT] [--workdir=DIR] [--config.key=value].
+
+Kept short, so that everything it calls can be imported and tested. Bad input ends with one message and
+exit code 2, without a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fusmae_jax.config_file import load_config
+from fusmae_jax.errors import DivergedError, InputError, nearest
+
+
+class Arguments:
+    """What stands on the command line behind the command."""
+
+    def __init__(self, argv: list[str]):
+        overrides = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in OPTIONS:
+            parser.add_argument(f'--{name}', default='')
+        self._given, unknown = parser.parse_known_args([a for a in argv if not a.startswith('--config.')])
+        if unknown:
+            name = unknown[0].split('=')[0].lstrip('-')
+            hint = nearest(name, [*OPTIONS, 'config.key'])
+            raise InputError(f'{unknown[0]!r} is not an option; {hint}')
+        self._overrides = overrides
+
+    def config(self) -> dict[str, Any]:
+        """The configuration file with all --config.key=value settings."""
+        return load_config(self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
+
+    def text(self, name: str, example: str) -> str:
+        """A required option."""
+        if not (value := getattr(self._given, name)):
+            raise InputError(f'--{name}={example} is missing')
+        return value
+
+    def optional(self, name: str) -> str:
+        """An option, or '' if it was not given."""
+        return getattr(self._given, name)
+
+    def sizes(self, name: str) -> list[int]:
+        """A list of positive whole numbers, empty if not given."""
+        parts = [part for part in getattr(self._given, name).split(',') if part]
+        if not all(part.isdigit() and int(part) for part in parts):
+            raise InputError(f'--{name}={",".join(parts)} must be positive whole numbers, such as 8,16')
+        return [int(part) for part in parts]
+
+
+# Heavy imports stay inside the commands, so that a misspelt word is answered at once.
+def _convert(arguments: Arguments) -> int:
+    from data.convert import run
+
+    return run(arguments.config(), arguments.optional('workdir'))
+
+
+def _pretrain(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import build
+    from fusmae_jax.experiment import pretrain
+
+    return pretrain(build(arguments.config()), arguments.text('workdir', 'DIR'))
+
+
+def _reconstruct(arguments: Arguments) -> int:
+    from fusmae_jax.reconstruct import reconstruct
+
+    return reconstruct(arguments.text('workdir', 'DIR'))
+
+
+def _bench(arguments: Arguments) -> int:
+    import tempfile
+
+    from data.synthetic import write
+    from fusmae_jax.bench import bench
+    from fusmae_jax.config_build import build
+
+    values = arguments.config()
+    with tempfile.TemporaryDirectory() as folder:
+        if not Path(values['data']['path']).exists():
+            print(f'{values["data"]["path"]} does not exist: timing on random records of the same layout')
+            values['data'] |= {'path': write(folder, 128), 'train_split': 'train', 'val_split': ''}
+        return bench(build(values), arguments.sizes('device_batch'))
+
+
+OPTIONS = ('config', 'workdir', 'device_batch')
+COMMANDS: dict[str, Callable[[Arguments], int]] = {
+    'convert': _convert,
+    'pretrain': _pretrain,
+    'reconstruct': _reconstruct,
+    'bench': _bench,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit code."""
+    usage = f'usage: python main.py {{{",".join(COMMANDS)}}} --config=FILE.py[:VARIANT] [--workdir=DIR]'
+    if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
+        print(usage)
+        return 0 if len(argv) > 1 else 2
+    try:
+        if argv[1] not in COMMANDS:
+            raise InputError(f'no command {argv[1]!r}; {nearest(argv[1], COMMANDS)}\n{usage}')
+        return COMMANDS[argv[1]](Arguments(argv[2:]))
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

@@ -1,0 +1,100 @@
+"""Fixtures and helpers over the six real pairs that ship with bigearthnet-common."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import sharded
+from data.bigearthnet_mm import pairs
+
+
+class Archive(NamedTuple):
+    """The two folders of an archive."""
+
+    s1: Path
+    s2: Path
+
+    def copy(self, folder: Path) -> 'Archive':
+        """The same pairs in a folder that a test may damage."""
+        return Archive(
+            Path(shutil.copytree(self.s1, folder / 's1')), Path(shutil.copytree(self.s2, folder / 's2'))
+        )
+
+    def patch(self, sensor: str, index: int = 0) -> Path:
+        """The folder of one patch, in the order of names."""
+        return sorted(getattr(self, sensor).iterdir())[index]
+
+    def source(self, **kwargs):
+        """The archive as the converter takes it, in one split unless said otherwise."""
+        return pairs.source(str(self.s1), str(self.s2), **{'splits': 'one', **kwargs})
+
+
+def metadata(patch: Path) -> tuple[Path, dict]:
+    """The JSON file of a patch and what it holds."""
+    file = patch / f'{patch.name}_labels_metadata.json'
+    return file, json.loads(file.read_text())
+
+
+def read(folder: Path, split: str = 'train'):
+    """The records of a split, without TensorFlow."""
+    return tfds.builder_from_directory(folder).as_data_source(split=split)
+
+
+def by_name(examples) -> dict:
+    """Records by the name of their Sentinel-2 patch."""
+    return {example['s2_name']: example for example in examples}
+
+
+def assert_same_records(left, right):
+    """Two collections of records hold the same ones, to the last bit and type."""
+    left, right = by_name(left), by_name(right)
+    assert left.keys() == right.keys()
+    for name, record in left.items():
+        assert record.keys() == right[name].keys()
+        for field, value in record.items():
+            np.testing.assert_array_equal(value, right[name][field], err_msg=f'{name}: {field}')
+            assert getattr(value, 'dtype', None) == getattr(right[name][field], 'dtype', None)
+
+
+def multiply(archive: Archive, folder: Path, copies: int) -> Archive:
+    """An archive with every pair `copies` times under new names: cell columns from 100 on do not exist."""
+    result = Archive(folder / 's1', folder / 's2')
+    for s1_patch in sorted(archive.s1.iterdir()):
+        s2_patch = archive.s2 / metadata(s1_patch)[1]['corresponding_s2_patch']
+        for copy in range(copies):
+            s1_name, s2_name = (_renamed(patch.name, copy) for patch in (s1_patch, s2_patch))
+            _copy(s2_patch, result.s2 / s2_name, {})
+            _copy(s1_patch, result.s1 / s1_name, {'corresponding_s2_patch': s2_name})
+    return result
+
+
+def _renamed(name: str, copy: int) -> str:
+    head, h, v = name.rsplit('_', 2)
+    return f'{head}_{100 * (copy + 1) + int(h)}_{v}'
+
+
+def _copy(patch: Path, target: Path, changes: dict) -> None:
+    target.mkdir(parents=True)
+    for file in patch.iterdir():
+        shutil.copyfile(file, target / file.name.replace(patch.name, target.name))
+    if changes:
+        file, values = metadata(target)
+        file.write_text(json.dumps({**values, **changes}))
+
+
+@pytest.fixture(scope='session')
+def example_archive(tmp_path_factory) -> Archive:
+    """The six real pairs as they lie on disk; read-only."""
+    return Archive(*pairs.examples(tmp_path_factory.mktemp('archive')))
+
+
+@pytest.fixture(scope='session')
+def example_dataset(example_archive, tmp_path_factory) -> Path:
+    """The six real pairs as a converted data set, all in train; read-only."""
+    folder, _ = sharded.convert(example_archive.source(), tmp_path_factory.mktemp('data'))
+    return Path(folder)

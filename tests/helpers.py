@@ -1,0 +1,43 @@
+"""Random batches and patches for the tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.bigearthnet_mm.schema import GROUPS
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.patchify import Patches
+
+CONTRACT = Contract(dataset='test', version='1', groups=GROUPS)
+
+
+def raw_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch as the pipeline delivers it, with the fields of BigEarthNet-MM."""
+    rng = np.random.default_rng(seed)
+    batch = {'position': np.arange(size, dtype=np.uint32)}
+    for name, group in GROUPS.items():
+        shape = (size, *group.size, len(group.bands))
+        if group.dtype == 'float32':
+            batch[name] = rng.normal(-13, 5, shape).astype(np.float32)
+        else:
+            batch[name] = rng.integers(1, 4000, shape).astype(np.uint16)
+    return batch
+
+
+def random_patches(model, batch: int, seed: int = 0, dtype=jnp.float32) -> dict[str, Patches]:
+    """Normal values, all valid."""
+    result = {}
+    for index, name in enumerate(model.modalities):
+        shape = (batch, model.num_patches, model.patch_dim(name))
+        values = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape, dtype)
+        result[name] = Patches(values, jnp.ones(shape, bool))
+    return result
+
+
+def random_order(model, batch: int, seed: int = 1) -> dict[str, jax.Array]:
+    """An independent permutation for each sample and modality."""
+    keys = jax.random.split(jax.random.key(seed), (len(model.modalities), batch))
+    return {
+        name: jax.vmap(lambda key: jax.random.permutation(key, model.num_patches))(keys[index])
+        for index, name in enumerate(model.modalities)
+    }

@@ -1,0 +1,42 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.models.fusmae import init_params
+from fusmae_jax.parallel.rules import path_name
+from fusmae_jax.train.optimizer import decay_mask, make_optimizer, schedule
+from tests.conftest import cfg, tiny_config
+
+
+def test_decay_by_name_not_by_shape():
+    model = tiny_config('xae', 'xad').model
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    flat = {path_name(p): v for p, v in jax.tree_util.tree_leaves_with_path(decay_mask(params))}
+    assert flat['encoder/blocks/mlp/up/kernel'] and flat['decoders/s1/predict/kernel']
+    for name in ('encoder/blocks/mlp/up/bias', 'encoder/blocks/norm1/scale', 'encoder/cls', 'decoders/s2/mask_token'):
+        assert not flat[name]
+    assert all(name.endswith('kernel') == decayed for name, decayed in flat.items())
+    assert all(jax.tree.leaves(decay_mask(params, decay_all=True)))
+    with pytest.raises(InputError, match='new/thing'):
+        decay_mask({'new': {'thing': jnp.zeros(2)}})
+
+
+def test_schedule_counts_examples():
+    rate = schedule(cfg.Optimizer(learning_rate=2.0, warmup_epochs=10.0), 1000, batch_size=4, examples_per_epoch=40)
+    np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(1000)], [0, 1, 2, 0], atol=1e-6)
+    half = 100 + 900 // 2
+    np.testing.assert_allclose(rate(half), 1, atol=1e-6)
+    steps = schedule(cfg.Optimizer(learning_rate=2.0, warmup_steps=10), 20, 4, 40)
+    np.testing.assert_allclose([steps(5), steps(10), steps(15)], [1, 2, 1], atol=1e-6)
+
+
+def test_decay_is_decoupled_and_skips_biases():
+    settings = cfg.Optimizer(learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(settings, lambda _: 0.1)
+    params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['kernel'], -0.05, rtol=1e-6)
+    assert not np.any(updates['bias'])

@@ -1,0 +1,41 @@
+"""The compare command: exit codes, JSON, and what it says about files and types."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.interop import compare as module
+from fusmae_jax.interop import differences, files
+from tests.test_interop_weights import make, random_params
+from tests.test_parity_family import FAMILY
+
+torch = pytest.importorskip('torch')
+pytestmark = pytest.mark.parity
+
+
+def test_json_and_exit_codes(tmp_path, capsys, monkeypatch):
+    config = FAMILY['unimodal']
+    path = tmp_path / 'a.safetensors'
+    files.export(path, random_params(config.model), config.model)
+    assert module.compare(config, weights=str(path), dtype='float64', as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['ok']
+    assert report['settings']['numerics']['norm_eps'] == 1e-6
+    assert {row['kind'] for row in report['rows']} == {'stage', 'loss', 'gradient', 'steps'}
+
+    rows = differences.run(config, dtype='float32', steps=0)
+    rows[3] = dataclasses.replace(rows[3], relative=float('nan'))
+    monkeypatch.setattr(module, 'run', lambda *args, **kwargs: rows)
+    assert module.compare(config, weights='', dtype='float32', as_json=False) == 1
+    assert f'1 of {len(rows)} past the limit, first: {rows[3].name}' in capsys.readouterr().out
+
+
+def test_wrong_type_and_wrong_weights_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match='bfloat16'):
+        module.compare(FAMILY['xae'], weights='', dtype='half', as_json=False)
+    path = tmp_path / 'a.safetensors'
+    files.export(path, random_params(make()), make())
+    with pytest.raises(InputError, match='not part of this model'):
+        module.compare(FAMILY['unimodal'], weights=str(path), dtype='float32', as_json=False)
