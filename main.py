@@ -1,7 +1,7 @@
-"""The one entry: python main.py COMMAND --config=configs/FILE.py[:VARIANT] [--workdir=DIR] [--config.key=value].
+"""python main.py COMMAND --config=configs/FILE.py[:VARIANT] [--workdir=DIR] [--config.key=value].
 
-Kept short, so that everything it calls can be imported and tested. Bad input ends with one message and
-exit code 2, without a traceback.
+The one entry, kept short, so that everything it calls can be imported and tested. Bad input ends with one
+message and exit code 2, without a traceback.
 """
 
 import argparse
@@ -22,10 +22,11 @@ class Arguments:
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in OPTIONS:
             parser.add_argument(f'--{name}', default='')
+        parser.add_argument('--json', action='store_true')
         self._given, unknown = parser.parse_known_args([a for a in argv if not a.startswith('--config.')])
         if unknown:
             name = unknown[0].split('=')[0].lstrip('-')
-            hint = nearest(name, [*OPTIONS, 'config.key'])
+            hint = nearest(name, [*OPTIONS, 'json', 'config.key'])
             raise InputError(f'{unknown[0]!r} is not an option; {hint}')
         self._overrides = overrides
 
@@ -38,6 +39,11 @@ class Arguments:
         if not (value := getattr(self._given, name)):
             raise InputError(f'--{name}={example} is missing')
         return value
+
+    @property
+    def json(self) -> bool:
+        """Whether --json was given."""
+        return self._given.json
 
     def optional(self, name: str) -> str:
         """An option, or '' if it was not given."""
@@ -79,6 +85,12 @@ def _bench(arguments: Arguments) -> int:
     from fusmae_jax.config_build import build
 
     values = arguments.config()
+    if against := arguments.optional('against'):
+        if against != 'torch':
+            raise InputError(f'--against={against}; {nearest(against, ["torch"])}')
+        from fusmae_jax.interop.race import race
+
+        return race(build(values), arguments.sizes('device_batch'))
     with tempfile.TemporaryDirectory() as folder:
         if not Path(values['data']['path']).exists():
             print(f'{values["data"]["path"]} does not exist: timing on random records of the same layout')
@@ -86,12 +98,25 @@ def _bench(arguments: Arguments) -> int:
         return bench(build(values), arguments.sizes('device_batch'))
 
 
-OPTIONS = ('config', 'workdir', 'device_batch')
+def _compare(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import build
+    from fusmae_jax.interop.compare import compare
+
+    return compare(
+        build(arguments.config()),
+        weights=arguments.optional('weights'),
+        dtype=arguments.optional('dtype') or 'float32',
+        as_json=arguments.json,
+    )
+
+
+OPTIONS = ('config', 'workdir', 'device_batch', 'against', 'weights', 'dtype')
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'convert': _convert,
     'pretrain': _pretrain,
     'reconstruct': _reconstruct,
     'bench': _bench,
+    'compare': _compare,
 }
 
 

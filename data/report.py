@@ -69,6 +69,7 @@ def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict
         'bytes': sum(sidecar['bytes'] for sidecar in sidecars),
         'shard_records': [sidecar['tally']['records'] for sidecar in sidecars],
         'shard_bytes': [sidecar['bytes'] for sidecar in sidecars],
+        'shard_digests': [sidecar['digest'] for sidecar in sidecars],
         'records_with_invalid_pixels': tally.with_invalid,
         'statistics': {group: _by_band(schema, group, tally) for group in schema.groups},
         'labels': {
@@ -89,7 +90,9 @@ def contract(folder: plan.Folder, schema: Schema, report: dict[str, Any]) -> Con
     """The input contract; its statistics are those of train, or of the first split without one."""
     splits = report['splits']
     measured = 'train' if 'train' in splits else next(iter(splits))
-    parts = {name: list(zip(split['shard_records'], split['shard_bytes'])) for name, split in splits.items()}
+    parts = {
+        name: list(zip(split['shard_records'], split['shard_digests'])) for name, split in splits.items()
+    }
     features = (folder.data / 'features.json').read_text()
     # A name for several splits means nothing where one of them does not exist.
     aliases = {

@@ -7,6 +7,7 @@ it is complete. Nothing is shuffled between workers, memory stays flat, and a re
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 import shlex
@@ -190,7 +191,7 @@ def convert_shard(name: str, job: Job) -> str:
     items = [Item(key, tuple(values)) for key, values in plan.read(folder.items_file(name))]
     features = records.features(job.schema)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    tally, skips = Tally(job.schema), []
+    tally, skips, content = Tally(job.schema), [], hashlib.blake2b(digest_size=8)
     with _writer(folder.data / name) as writer:
         for item in items:
             try:
@@ -203,10 +204,13 @@ def convert_shard(name: str, job: Job) -> str:
                 continue
             example = serializer.get_tf_example(features.encode_example(record))
             # Deterministic: the fields of an Example are a map, whose order else changes with the process.
-            writer.write(example.SerializeToString(deterministic=True))
+            data = example.SerializeToString(deterministic=True)
+            writer.write(data)
+            content.update(data)
             tally.add(record)
     size = (folder.data / name).stat().length
-    plan.write(folder.done_file(name), {'bytes': size, 'skips': skips, 'tally': tally.to_json()})
+    done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
+    plan.write(folder.done_file(name), done)
     return name
 
 

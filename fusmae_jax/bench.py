@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from fusmae_jax.config import Config
-from fusmae_jax.experiment import open_source
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, open_source
 from fusmae_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
 from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import make_setup

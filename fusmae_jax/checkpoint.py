@@ -4,9 +4,12 @@
 extra state), so whoever wants the weights reads `params` and `meta` alone.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -74,7 +77,8 @@ class Checkpoints:
 
     def _check(self, step: int | None, wanted: dict[str, Any]) -> None:
         """Compares names, shapes and types first: orbax's own message names none of them."""
-        stored = self._checkpointer.checkpointables_metadata(step).metadata
+        with _quiet():  # orbax warns that the JSON beside the arrays has no shapes
+            stored = self._checkpointer.checkpointables_metadata(step).metadata
         problems = []
         for part, tree in wanted.items():
             problems += [f'{part}/{line}' for line in difference(tree, stored[part])]
@@ -89,6 +93,16 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then releases the checkpointer."""
         self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def difference(wanted: Any, stored: Any) -> list[str]:

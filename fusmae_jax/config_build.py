@@ -62,7 +62,7 @@ def _dataclass(cls: type[T], values: Any, path: str, problems: list[str]) -> T:
     if not isinstance(values, Mapping):
         problems.append(f'{path} must be a group of settings, found {values!r}')
         return cls()
-    hints = typing.get_type_hints(cls)
+    before, hints = len(problems), typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
             problems.append(f'{path}.{key} is not a setting; {nearest(key, hints)}')
@@ -71,7 +71,7 @@ def _dataclass(cls: type[T], values: Any, path: str, problems: list[str]) -> T:
         for key, value in values.items()
         if key in hints
     }
-    return cls(**known)
+    return cls(**known) if len(problems) == before else cls()
 
 
 def _value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:

@@ -4,7 +4,6 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -13,32 +12,20 @@ from absl import logging
 from clu import parameter_overview
 from etils import epath
 
-import fusmae_jax
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval.reconstruction import Reconstructor
+from fusmae_jax.eval.during import Pictures, Validation
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.source import LABELS, Source
-from fusmae_jax.losses import combine
+from fusmae_jax.input.source import LABELS, Source, open_source
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.setup import Setup, make_setup
 from fusmae_jax.train.state import State, init_state
-from fusmae_jax.train.step import make_eval_step
-from fusmae_jax.visualize import figure
 from fusmae_jax.writers import Writers, progress_bar
 
 COMPLETE = 'COMPLETE'
-
-
-def open_source(config: Config, split: str) -> Source:
-    """The records of a split with the image fields the model needs."""
-    source = Source(config.data.path, split, ())
-    wanted = config.model.modalities
-    source.fields = tuple(name for name, group in source.contract.groups.items() if group.modality in wanted)
-    return source
 
 
 def pretrain(config: Config, workdir: epath.PathLike) -> int:
@@ -71,8 +58,8 @@ class Run:
         self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
         self.start = self.checkpoints.latest() or 0
         self.writers = Writers(workdir, self.start, self.lead)
-        self.evaluate = _Validation(setup) if self.config.data.val_split else None
-        self.pictures = _Pictures(setup, source) if self.config.log.images_every_steps else None
+        self.evaluate = Validation(setup) if self.config.data.val_split else None
+        self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
         self.stop_asked = False
         self.last: dict[str, float] = {}
         self.best_val: float | None = None
@@ -179,7 +166,7 @@ class Run:
             'contract': to_dict(self.setup.contract),
             'dtype': str(self.setup.dtype),
             'best_val': self.best_val,
-            'versions': versions(),
+            'versions': workdirs.versions(),
         }
         # Through JSON, so that tuples come back from every checkpoint as the same lists.
         self.checkpoints.save(state, json.loads(json.dumps(meta)), val_loss)
@@ -213,7 +200,7 @@ class Run:
             'loss': f'{last["loss"]:.4f}' if last else 'still training',
             'val_loss': 'not measured' if self.best_val is None else f'{self.best_val:.4f}',
         }
-        known = versions()
+        known = workdirs.versions()
         text = workdirs.model_card(
             self.setup, len(self.source), count, losses, {'code': known['fusmae_jax'], 'jax': known['jax']}
         )
@@ -239,7 +226,8 @@ class _StepLog:
     """Looks at each step's metrics one step late, and writes every `log.every_steps`-th."""
 
     def __init__(self, run: Run):
-        self._run, self._pending = run, None
+        self._run = run
+        self._pending: tuple[int, Any, dict[str, Any]] | None = None
         self._since, self._steps = time.perf_counter(), 0
         self.bar: Any = None
         self.task: Any = None
@@ -279,70 +267,14 @@ class _StepLog:
             workdirs.note_skip(run.workdir, step, records)
         logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
         if values['skips_in_row'] >= run.config.train.max_skips:
-            saved = run.checkpoints.latest()
+            latest = run.checkpoints.latest()
+            saved = 'none' if latest is None else run.checkpoints.directory / str(latest)
             raise DivergedError(
-                f'{run.config.train.max_skips} updates in a row were not finite (steps up to {step}). Last good '
-                f'checkpoint: {"none" if saved is None else run.checkpoints.directory / str(saved)}. '
+                f'{run.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
+                f'Last good checkpoint: {saved}. '
                 f'The records are listed in {run.workdir / workdirs.SKIPPED}; try a lower learning rate.'
             )
 
 
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value.item()
-
-
-class _Validation:
-    """The masked loss on the validation split: no augmentation, and the same masks every time."""
-
-    def __init__(self, setup: Setup):
-        self._setup, config = setup, setup.config
-        self._source = open_source(config, config.data.val_split)
-        self._sharding = batch_sharding(setup.mesh)
-        size = config.train.batch_size
-        rows = pipeline.local_rows(self._sharding, size)
-        self._batches, steps = pipeline.eval_batches(self._source, size, rows)
-        self._steps = min(steps, config.log.eval_batches or steps)
-        self._evaluate = make_eval_step(config, setup.contract, setup.dtype, setup.mesh, len(self._source))
-
-    def __call__(self, params: Any) -> dict[str, float]:
-        """`val/loss` and `val/loss/<modality>`."""
-        config, key = self._setup.config, jax.random.key(self._setup.config.seed)
-        data, totals = config.data, {}
-        batches = pipeline.iterate(
-            self._batches, 0, self._steps, threads=data.threads, prefetch=data.prefetch
-        )
-        for batch in batches:
-            fields = self._setup.objective.fields
-            ready = pipeline.to_devices(batch, self._sharding, config.train.batch_size, fields)
-            for name, sums in jax.device_get(self._evaluate(params, ready, key)).items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = tuple(a + float(b) for a, b in zip(before, sums))
-        weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
-        loss, means = combine(
-            {name: (np.float64(a), np.float64(b)) for name, (a, b) in totals.items()}, weights
-        )
-        return {'val/loss': float(loss)} | {f'val/loss/{name}': float(x) for name, x in means.items()}
-
-
-class _Pictures:
-    """The same few records, with the same masks, again and again."""
-
-    def __init__(self, setup: Setup, source: Source):
-        config = setup.config
-        if config.data.val_split:
-            source = open_source(config, config.data.val_split)
-        self._setup = setup
-        self._records = [source[i] for i in range(min(config.log.num_images, len(source)))]
-        self._reconstruct = Reconstructor(config, setup.contract, setup.dtype, setup.mesh)
-
-    def __call__(self, params: Any, step: int) -> np.ndarray:
-        """The grid, uint8 (rows, columns, 3)."""
-        config, contract = self._setup.config, self._setup.contract
-        panels = self._reconstruct(params, self._records, self._setup.objective.fields)
-        return figure(panels, self._records, config, contract, f'{config.name}, step {step}')
-
-
-def versions() -> dict[str, str]:
-    """Versions of this code and of what its numbers depend on."""
-    known = {'fusmae_jax': fusmae_jax.__version__}
-    return known | {name: metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}

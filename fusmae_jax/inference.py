@@ -1,5 +1,6 @@
 """Use from Python: load a pretrained model and encode arrays in sensor units."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ class Pretrained:
         """
         if not images:
             raise InputError(f'images is empty; give one or more of {list(self.config.model.modalities)}')
-        patches = {}
+        patches: dict[str, Any] = {}
         for name, image in images.items():
             patches |= self._patches(name, image, units.get(name, ''))
         sizes = {name: p.values.shape[0] for name, p in patches.items()}
@@ -145,11 +146,7 @@ def _check_range(path: str, finite: np.ndarray, unit: str) -> None:
         )
 
 
-def _prepare(
-    config: Config, name: str, contract: Contract, arrays: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    import dataclasses
-
+def _prepare(config: Config, name: str, contract: Contract, arrays: Mapping[str, Any]) -> dict[str, Any]:
     only = {name: config.model.modalities[name]}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=only))
     return make_prepare(config, contract, None)(arrays, None)

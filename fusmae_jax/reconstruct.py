@@ -7,10 +7,10 @@ from etils import epath
 
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.eval.reconstruction import Reconstructor, summary
-from fusmae_jax.experiment import open_source
-from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.config import Parallel
+from fusmae_jax.eval.reconstruction import Reconstructor, summary
+from fusmae_jax.input.source import open_source
+from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.visualize import figure
 

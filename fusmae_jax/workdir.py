@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 from etils import epath
 
+from fusmae_jax import __version__
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import build, to_dict
 from fusmae_jax.errors import InputError, raise_all
@@ -151,3 +153,9 @@ def model_card(
         **losses,
         **versions,
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of this code and of what its numbers depend on."""
+    known = {'fusmae_jax': __version__}
+    return known | {name: metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}

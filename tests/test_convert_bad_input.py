@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from data_fixtures import Archive, assert_same_records, by_name, metadata, read
 
 from data import sharded
 from data.bigearthnet_mm import pairs
 from fusmae_jax.errors import InputError
+from tests.data_fixtures import Archive, assert_same_records, by_name, metadata, read
 
 
 def rewrite(file: Path, values=None, **changes):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import rasterio
 import tensorflow_datasets as tfds
-from data_fixtures import assert_same_records, by_name, read
 
 from configs.convert_bigearthnet_mm import get_config
 from data import convert, sharded
@@ -18,6 +17,7 @@ from data.bigearthnet_mm.names import parse_name, parse_time
 from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
+from tests.data_fixtures import assert_same_records, by_name, read
 
 
 def test_records_keep_what_the_satellite_gave(example_archive, example_dataset):

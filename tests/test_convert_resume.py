@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from data_fixtures import Archive, metadata, multiply
 
 from data import sharded
 from fusmae_jax.errors import InputError
+from tests.data_fixtures import Archive, metadata, multiply
 
 ROOT = Path(__file__).resolve().parents[1]
 

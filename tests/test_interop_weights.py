@@ -187,6 +187,7 @@ def test_dino_mm_channels_go_to_their_sensors():
     np.testing.assert_array_equal(s2[:, :, 3], weight[:, 7].transpose(1, 2, 0))  # B08
     assert 'channels of the file without a place: B01, B05' in report.text()
     assert 'head.last_layer.weight_g' in report.unused
+    assert 'left out beside teacher: student' in report.text()
 
 
 def satvit_state(model: Model, channels: int) -> dict:
@@ -257,8 +258,11 @@ def test_multimae_encoder():
     kernel = params['encoder']['patch']['s1']['kernel'].reshape(8, 8, 2, 32)
     np.testing.assert_array_equal(kernel, state['input_adapters.s1.proj.weight'].transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(params['encoder']['cls'], state['global_tokens'][0, 0])
-    assert 'input_adapters.depth.proj.weight' in report.unused
-    assert 'output_adapters.rgb.mask_token' in report.unused
+    depth = [f'input_adapters.depth.{part}' for part in ('proj.weight', 'proj.bias', 'pos_emb')]
+    assert sorted(report.unused) == sorted([*depth, 'output_adapters.rgb.mask_token'])
+    state['input_adapters.s1.pos_emb'] = table + 1
+    with pytest.raises(InputError, match='different positional tables'):
+        import_weights('multimae', state, model, random_params(model), options)
 
 
 def test_interpolation_keeps_constants_and_mirrors():

@@ -15,7 +15,12 @@ def test_decay_by_name_not_by_shape():
     params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     flat = {path_name(p): v for p, v in jax.tree_util.tree_leaves_with_path(decay_mask(params))}
     assert flat['encoder/blocks/mlp/up/kernel'] and flat['decoders/s1/predict/kernel']
-    for name in ('encoder/blocks/mlp/up/bias', 'encoder/blocks/norm1/scale', 'encoder/cls', 'decoders/s2/mask_token'):
+    for name in (
+        'encoder/blocks/mlp/up/bias',
+        'encoder/blocks/norm1/scale',
+        'encoder/cls',
+        'decoders/s2/mask_token',
+    ):
         assert not flat[name]
     assert all(name.endswith('kernel') == decayed for name, decayed in flat.items())
     assert all(jax.tree.leaves(decay_mask(params, decay_all=True)))
@@ -24,7 +29,9 @@ def test_decay_by_name_not_by_shape():
 
 
 def test_schedule_counts_examples():
-    rate = schedule(cfg.Optimizer(learning_rate=2.0, warmup_epochs=10.0), 1000, batch_size=4, examples_per_epoch=40)
+    rate = schedule(
+        cfg.Optimizer(learning_rate=2.0, warmup_epochs=10.0), 1000, batch_size=4, examples_per_epoch=40
+    )
     np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(1000)], [0, 1, 2, 0], atol=1e-6)
     half = 100 + 900 // 2
     np.testing.assert_allclose(rate(half), 1, atol=1e-6)

@@ -8,6 +8,7 @@ import pytest
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop import compare as module
 from fusmae_jax.interop import differences, files
+from fusmae_jax.interop.rules import flatten, unflatten
 from tests.test_interop_weights import make, random_params
 from tests.test_parity_family import FAMILY
 
@@ -18,10 +19,12 @@ pytestmark = pytest.mark.parity
 def test_json_and_exit_codes(tmp_path, capsys, monkeypatch):
     config = FAMILY['unimodal']
     path = tmp_path / 'a.safetensors'
-    files.export(path, random_params(config.model), config.model)
-    assert module.compare(config, weights=str(path), dtype='float64', as_json=True) == 0
+    params = unflatten({name: 0.1 * x for name, x in flatten(random_params(config.model)).items()})
+    files.export(path, params, config.model)
+    code = module.compare(config, weights=str(path), dtype='float64', as_json=True)
     report = json.loads(capsys.readouterr().out)
-    assert report['ok']
+    assert [row for row in report['rows'] if not row['ok']] == []
+    assert (code, report['ok']) == (0, True)
     assert report['settings']['numerics']['norm_eps'] == 1e-6
     assert {row['kind'] for row in report['rows']} == {'stage', 'loss', 'gradient', 'steps'}
 

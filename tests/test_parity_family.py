@@ -53,7 +53,7 @@ FAMILY = {
 
 
 def failures(rows: list[differences.Row]) -> list[str]:
-    return [f'{r.kind} {r.name}: {r.relative:.1e} > {r.limit:.0e}' for r in rows if not r.ok]
+    return [f'{r.kind} {r.name}: {r.relative:.2e} > {r.limit:.2e}' for r in rows if not r.ok]
 
 
 @pytest.mark.parametrize('name', FAMILY)
@@ -129,7 +129,8 @@ def test_encoding_any_subset_agrees(absent, given):
 
 
 def test_bfloat16_errs_no_more_than_pytorch():
-    rows = {r.name: r for r in differences.run_bfloat16(FAMILY['xae'])}
-    for name in ('latents/s1', 'latents/s2', 'decoders/s1/predictions', 'decoders/s2/predictions', 'loss'):
-        assert rows[name].ok, rows[name]
-    assert rows['all parameters'].ok, rows['all parameters']
+    rows = differences.run_bfloat16(FAMILY['xae_xad'])
+    assert {'latents/s1', 'cls', 'decoders/s2/predictions', 'loss', 'all parameters'} <= {
+        r.name for r in rows
+    }
+    assert not failures(rows)

@@ -5,7 +5,7 @@ reads the rows that its devices own, and every record carries its position. So n
 resume, and process count or row order change no result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
@@ -41,7 +41,7 @@ def _tag(position: int, record: dict[str, Any]) -> dict[str, Any]:
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
     """Rows of the global batch that the devices of this process own, in ascending order."""
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (part,) in slices for row in range(*part.indices(batch_size))})
+    return sorted({row for index in slices if index for row in range(*index[0].indices(batch_size))})
 
 
 def train_batches(source: Any, seed: int, batch_size: int, rows: Sequence[int]) -> grain.MapDataset:
@@ -63,7 +63,7 @@ def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[gra
 
 def iterate(
     batches: grain.MapDataset, start: int, stop: int, *, threads: int, prefetch: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Host batches of the steps [start, stop), read ahead by threads, which end with the iterator."""
     # grain's own default reads 500 elements ahead, and an element here is a whole batch.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

@@ -36,14 +36,14 @@ def check_contract(config: Config, contract: Contract, source: str) -> None:
         for band in modality.bands:
             if band not in found:
                 problems.append(
-                    f'modality {name!r} needs band {band!r}, which the data do not have; {nearest(band, found)}'
+                    f'modality {name!r} needs band {band!r}, which is not in the data; {nearest(band, found)}'
                 )
                 continue
             group = contract.groups[found[band]]
             expected = sensors.SENSORS[modality.sensor].unit if modality.sensor else group.unit
             if group.unit != expected:
                 problems.append(
-                    f'field {found[band]!r} is in {group.unit!r}, but the statistics of {name!r} are in {expected!r}'
+                    f'field {found[band]!r} is in {group.unit!r}, the statistics of {name!r} in {expected!r}'
                 )
     raise_all(f'{source}: these data do not fit config.model.modalities', problems)
 
@@ -98,11 +98,11 @@ def _modality(
     for field in dict.fromkeys(where[band] for band in modality.bands):
         group = contract.groups[field]
         take = [band for band in group.bands if band in modality.bands]
-        index = np.array([modality.bands.index(band) for band in take])
+        rows = np.array([modality.bands.index(band) for band in take])
         channels = batch[field]
         if take != list(group.bands):
             channels = jnp.stack([channels[..., group.bands.index(band)] for band in take], axis=-1)
-        parts.append(_group(channels, group, mean[index], std[index], modality, config, box, moved))
+        parts.append(_group(channels, group, mean[rows], std[rows], modality, config, box, moved))
         order += take
     values, valid = (jnp.concatenate(part, axis=-1) for part in zip(*parts))
     if order != list(modality.bands):

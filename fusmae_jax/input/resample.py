@@ -5,6 +5,7 @@ rows of weights are normalised at the border of the image. Values and validity u
 model pixel is valid only if every source pixel that contributes to it is.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -19,12 +20,12 @@ Kernel = Literal['bilinear', 'bicubic']
 class Box(NamedTuple):
     """The crop of each sample, in shares of the image, and its flips; shared by all sensors."""
 
-    top: Float[Array, 'b']
-    left: Float[Array, 'b']
-    height: Float[Array, 'b']
-    width: Float[Array, 'b']
-    hflip: Bool[Array, 'b']
-    vflip: Bool[Array, 'b']
+    top: Float[Array, ' b']
+    left: Float[Array, ' b']
+    height: Float[Array, ' b']
+    width: Float[Array, ' b']
+    hflip: Bool[Array, ' b']
+    vflip: Bool[Array, ' b']
 
 
 def full_box(batch: int) -> Box:
@@ -44,7 +45,7 @@ def sample_box(keys: Array, augment: Augment) -> Box:
         area, ratio, y, x, h, v = jax.random.uniform(key, (6,))
         low, high = augment.crop_scale
         area = low + (high - low) * area
-        low, high = (jnp.log(jnp.float32(r)) for r in augment.crop_ratio)
+        low, high = (math.log(r) for r in augment.crop_ratio)
         ratio = jnp.exp(low + (high - low) * ratio)
         height, width = jnp.minimum(jnp.sqrt(area / ratio), 1), jnp.minimum(jnp.sqrt(area * ratio), 1)
         return y * (1 - height), x * (1 - width), height, width, h < augment.hflip, v < augment.vflip
@@ -68,9 +69,9 @@ def kernel_weight(distance: Array, kernel: Kernel) -> Array:
 def weights(
     out_size: int,
     in_size: int,
-    start: Float[Array, 'b'],
-    length: Float[Array, 'b'],
-    flip: Bool[Array, 'b'],
+    start: Float[Array, ' b'],
+    length: Float[Array, ' b'],
+    flip: Bool[Array, ' b'],
     kernel: Kernel,
 ) -> Float[Array, 'b out in']:
     """Rows of interpolation weights along one axis, for the crop [start, start + length) of the image."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from fusmae_jax.config import Config
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
 
@@ -27,13 +28,14 @@ class Source:
         self._check(split)
 
     def _check(self, split: str) -> None:
-        known = {s.name: s.num_examples for s in self._builder().info.splits.values()}
+        splits = self._builder().info.splits
+        known = {s.name: s.num_examples for s in splits.values()}
         for part in self.split.split('+'):
             name = part.split('[')[0].strip()
             if name not in known:
                 valid = [*known, *self.contract.split_aliases]
                 raise InputError(f'{self.path}: there is no split {name!r}; {nearest(name, valid)}')
-        if not len(self):
+        if not splits[self.split].num_examples:
             raise InputError(
                 f'{self.path}: split {split!r} is empty; the data set has '
                 + ', '.join(f'{name} ({count:,})' for name, count in known.items())
@@ -63,3 +65,11 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_records': None}
+
+
+def open_source(config: Config, split: str) -> Source:
+    """The records of a split at `data.path`, with the image fields of the model's modalities."""
+    source = Source(config.data.path, split, ())
+    wanted = config.model.modalities
+    source.fields = tuple(name for name, group in source.contract.groups.items() if group.modality in wanted)
+    return source

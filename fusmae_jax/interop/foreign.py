@@ -86,10 +86,13 @@ def _timm(state: State, model: Model, options: Options) -> Plan:
 def _dino_mm(state: State, model: Model, options: Options) -> Plan:
     """DINO-MM's ViT-S/8 with 14 stacked channels: 12 bands of Sentinel-2, then VH, VV."""
     chosen = {k: v for k, v in state.items() if k.startswith(f'{options.branch}.')}
+    others = sorted({name.split('.')[0] for name in state if chosen and name not in chosen})
     state = _strip(chosen or state, rf'{re.escape(options.branch)}\.', r'module\.', r'backbone\.')
     state, notes, problems = _split_channels(
         state, model, 'patch_embed.proj.weight', options.channels or DINO_MM_CHANNELS
     )
+    if others:
+        notes.append(f'left out beside {options.branch}: {", ".join(others)}')
     plan = _timm(state, model, options)
     plan.notes, plan.problems = notes + plan.notes, problems + plan.problems
     return plan
@@ -136,25 +139,32 @@ def _multimae(state: State, model: Model, options: Options) -> Plan:
         key, bands = f'input_adapters.{task}.proj', len(modality.bands)
         weight = _inflate(plan, f'{key}.weight', bands, f'{key}.{name}.weight')
         plan.rules += layouts.conv_rules(name, key, model, weight)
-    first = f'input_adapters.{used[0]}.pos_emb'
     for task in used:
-        table = plan.state.get(f'input_adapters.{task}.pos_emb')
-        if table is not None and table.ndim == 4:
-            plan.grid = (table.shape[2], table.shape[3])
-            plan.state[f'input_adapters.{task}.pos_emb'] = table.reshape(*table.shape[:2], -1).swapaxes(1, 2)
-    tables = [plan.state.get(f'input_adapters.{task}.pos_emb') for task in used]
-    if any(t is not None and tables[0] is not None and not np.array_equal(t, tables[0]) for t in tables):
-        plan.problems.append('the input adapters have different positional tables; ours share one')
+        plan.state.pop(
+            f'input_adapters.{task}.proj.weight', None
+        )  # one copy for each modality was made above
+    _shared_table(plan, used)
     plan.rules.append(_cls(model, 'global_tokens'))
-    plan.table = first
-    other = '|'.join(map(re.escape, used))
     plan.ignore = (
         r'output_adapters\..*',
-        rf'input_adapters\.(?!({other})\.).*',
-        rf'input_adapters\.({other})\.(pos_emb|proj\.weight)',
+        rf'input_adapters\.(?!({"|".join(map(re.escape, used))})\.).*',
     )
     plan.notes.append('MultiMAE has no final norm in pretraining; set model.final_norm=False to match it')
     return plan
+
+
+def _shared_table(plan: Plan, tasks: list[str]) -> None:
+    """The one table (1, n, d) that the adapters of the tasks share, from theirs (1, d, rows, columns)."""
+    plan.table = f'input_adapters.{tasks[0]}.pos_emb'
+    found = [plan.state.pop(f'input_adapters.{task}.pos_emb', None) for task in dict.fromkeys(tasks)]
+    tables = [table for table in found if table is not None and table.ndim == 4]
+    if len(tables) < len(found):
+        plan.problems.append('every input adapter needs a pos_emb of shape (1, width, rows, columns)')
+        return
+    if any(not np.array_equal(table, tables[0]) for table in tables[1:]):
+        plan.problems.append('the input adapters have different positional tables; ours share one')
+    plan.grid = (tables[0].shape[2], tables[0].shape[3])
+    plan.state[plan.table] = tables[0].reshape(*tables[0].shape[:2], -1).swapaxes(1, 2)
 
 
 LAYOUTS: dict[str, Layout] = {

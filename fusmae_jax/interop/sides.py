@@ -68,7 +68,8 @@ def fresh_params(config: Config, seed: int, dtype: Any) -> dict:
     return jax.tree.map(lambda x: x + jnp.asarray(0.02 * rng.standard_normal(x.shape), x.dtype), params)
 
 
-def _masked(config: Config, case: Case, dtype: Any) -> Masked:
+def masked_case(config: Config, case: Case, dtype: Any) -> Masked:
+    """A case as our model takes it."""
     wide = jnp.promote_types(dtype, jnp.float32)
     values = {
         name: patchify(jnp.asarray(x.transpose(0, 2, 3, 1), wide), config.model.patch_size)
@@ -98,7 +99,7 @@ def jax_side(config: Config, visible: int, dtype: Any) -> Callable[[Case, Any], 
     compute = jax.jit(jax.grad(_jax_loss(config, dtype, visible), has_aux=True))
 
     def run(case: Case, params: Any) -> Outcome:
-        masked = _masked(config, case, dtype)
+        masked = masked_case(config, case, dtype)
         gradients, found = compute(params, masked.patches, masked.order)
         found = {name: np.asarray(x) for name, x in found.items()}
         return Outcome(_our_stages(config, found), flatten(gradients))
@@ -137,7 +138,7 @@ def _our_stages(config: Config, found: Arrays) -> Arrays:
 def run_torch(config: Config, case: Case, params: Any, dtype: str) -> Outcome:
     """Stages and gradients of the PyTorch reference; 'bfloat16' is float32 weights under autocast."""
     model = torch_model(config, params, dtype)
-    images, ids, keep = _torch_inputs(case, dtype)
+    images, ids, keep = torch_inputs(case, dtype)
     with _autocast(dtype):
         loss, found = model(images, ids, keep)
     loss.backward()
@@ -191,7 +192,7 @@ def train_jax(
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    inputs, state, curve = [_masked(config, case, dtype) for case in cases], optimizer.init(params), []
+    inputs, state, curve = [masked_case(config, case, dtype) for case in cases], optimizer.init(params), []
     for i in range(steps):
         batch = inputs[i % len(inputs)]
         params, state, loss = step(params, state, batch.patches, batch.order)
@@ -206,7 +207,7 @@ def train_torch(
     from fusmae_jax.interop.torch_train import TorchTrainer
 
     trainer = TorchTrainer(torch_model(config, params, dtype), config.optimizer, steps, warmup)
-    inputs = [_torch_inputs(case, dtype) for case in cases]
+    inputs = [torch_inputs(case, dtype) for case in cases]
     with _autocast(dtype):
         return [trainer.step(*inputs[i % len(inputs)]) for i in range(steps)]
 
@@ -224,7 +225,8 @@ def torch_model(config: Config, params: Any, dtype: str) -> Any:
     return model
 
 
-def _torch_inputs(case: Case, dtype: str) -> tuple[Any, Any, dict[str, int]]:
+def torch_inputs(case: Case, dtype: str) -> tuple[Any, Any, dict[str, int]]:
+    """A case as the reference takes it: images, ids, and how many of them are visible."""
     import torch
 
     kind = torch.float64 if dtype == 'float64' else torch.float32

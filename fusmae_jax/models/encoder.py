@@ -76,8 +76,9 @@ class Encoder(nnx.Module):
         Returns:
             Tokens of each modality, the CLS token, and named intermediates (empty without `capture`).
         """
-        wide, stages = self.policy.wide, {}
-        tokens = {}
+        wide = self.policy.wide
+        stages: dict[str, Array] = {}
+        tokens: dict[str, Array] = {}
         for name, x in patches.items():
             projected = self.patch[name](x).astype(wide)
             position = self.positions(None if ids is None else ids[name], x.shape[1])

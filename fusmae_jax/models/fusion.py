@@ -69,7 +69,7 @@ class XAttnEncoder(nnx.Module):
         self, tokens: Tokens, valid: Valid
     ) -> tuple[Float[Array, 'b n d'], dict[str, Float[Array, 'b _ h e']]]:
         """All tokens after the block, modality after modality, and `query/<name>`, `key/<name>`."""
-        fused, inner = [], {}
+        fused, inner = [], dict[str, Array]()
         for name, x in tokens.items():
             x = constrain_batch(x)
             cross = self.cross['shared' if 'shared' in self.cross else name]

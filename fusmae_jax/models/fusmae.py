@@ -63,6 +63,8 @@ class FusMAE(nnx.Module):
         Returns:
             Predictions for `order[name][:, visible:]`, and the intermediates (empty without `capture`).
         """
+        # In the order of the configuration: jit sorts the keys of the dicts that it is given.
+        patches = {name: patches[name] for name in self.model.modalities}
         ids = {name: order[name][:, :visible] for name in patches}
         taken = {
             name: Patches(_take(p.values, ids[name]), _take(p.valid, ids[name]))
@@ -124,7 +126,7 @@ def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dic
 def graph(model: Model, dtype: DTypeLike = jnp.float32) -> nnx.GraphDef:
     """The structure that `nnx.merge(graph(model), params)` turns into a FusMAE, inside traced functions."""
     abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))
-    graphdef, _, rest = nnx.split(abstract, nnx.Param, ...)
-    if jax.tree.leaves(rest):
+    graphdef, params = nnx.split(abstract)
+    if len(jax.tree.leaves(nnx.filter_state(params, nnx.Param))) != len(jax.tree.leaves(params)):
         raise AssertionError('the model must hold no state besides its parameters')
     return graphdef

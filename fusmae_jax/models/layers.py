@@ -5,7 +5,6 @@ when that is the compute type), parameters too.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,8 +78,11 @@ class Mlp(nnx.Module):
     def __init__(self, width: int, hidden: int, policy: Policy, *, rngs: nnx.Rngs):
         self.up = linear(width, hidden, policy, rngs=rngs)
         self.down = linear(hidden, width, policy, rngs=rngs)
-        self.gelu = functools.partial(jax.nn.gelu, approximate=policy.numerics.gelu == 'tanh')
+        self.wide, self.dtype = policy.wide, policy.dtype
+        self.approximate = policy.numerics.gelu == 'tanh'
 
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         """Token by token; the result has the compute type."""
-        return self.down(self.gelu(self.up(x)))
+        # The GELU in bfloat16 alone would put the error of the model a fifth above PyTorch's.
+        hidden = jax.nn.gelu(self.up(x).astype(self.wide), approximate=self.approximate)
+        return self.down(hidden.astype(self.dtype))

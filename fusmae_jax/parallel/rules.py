@@ -44,7 +44,7 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """A NamedSharding for each leaf; optimizer moments follow their parameter, whose path theirs ends with."""
+    """A NamedSharding for each leaf; an optimizer moment's path ends with that of its parameter."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec_for(path_name(path), leaf.shape, mesh, rules)), tree
     )

@@ -32,7 +32,7 @@ def make_step(
         key = jax.random.key(seed)
         grad = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, (metrics, extra)), grads = grad(state['params'], state['extra'], batch, key)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
         new = {

@@ -1,0 +1,55 @@
+# Two commands on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow parity lint types bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo | test | parity | test-slow | lint | types | bench | clean'
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# Converts six real Sentinel-1 / Sentinel-2 pairs, pretrains a small model on them, draws what it fills in.
+demo: $(VENV)/.ready
+	rm -rf runs/demo
+	$(BIN)/python main.py convert --config=configs/convert_bigearthnet_mm.py:example
+	$(BIN)/python main.py pretrain --config=configs/demo.py --workdir=runs/demo
+	$(BIN)/python main.py reconstruct --workdir=runs/demo
+	@echo 'metrics      runs/demo/metrics.jsonl (and TensorBoard: $(BIN)/tensorboard --logdir runs/demo)'
+	@echo 'checkpoints  runs/demo/checkpoints'
+	@echo 'config       runs/demo/config.json'
+	@echo 'model card   runs/demo/MODEL_CARD.md'
+	@echo 'picture      runs/demo/reconstruction.png'
+	@echo 'summary      runs/demo/summary.json'
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m 'not slow and not parity'
+
+# Against PyTorch and Hugging Face transformers, on the CPU.
+parity: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
+	$(BIN)/python -m pytest -m parity
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python main.py bench --config=configs/pretrain.py:xae --device_batch=8
+
+clean:
+	rm -rf runs/demo .pytest_cache .mypy_cache .ruff_cache

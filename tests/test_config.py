@@ -1,0 +1,117 @@
+"""Configuration files, settings on the command line, and what is refused."""
+
+import subprocess
+import sys
+
+import pytest
+
+import main
+from fusmae_jax.config import Config
+from fusmae_jax.config_build import build, config_dict, to_dict
+from fusmae_jax.config_file import load_config
+from fusmae_jax.errors import InputError
+
+PRETRAIN = 'configs/pretrain.py'
+
+
+@pytest.mark.parametrize('masks', ['', '_consistent'])
+@pytest.mark.parametrize('model', ['xae', 'xad', 'xaed', 'joint', 'mae_s1', 'mae_s2'])
+def test_every_variant_builds(model, masks):
+    config = build(load_config(f'{PRETRAIN}:{model}{masks}'))
+    assert config.masking.strategy == ('consistent' if masks else 'independent')
+    assert (config.model.fusion.encoder == 'xae') == (model in ('xae', 'xaed'))
+    assert (config.model.fusion.decoder == 'xad') == (model in ('xad', 'xaed'))
+    assert list(config.model.modalities) == ([model[-2:]] if 'mae' in model else ['s1', 's2'])
+
+
+def test_the_paper_recipe():
+    config = build(load_config(PRETRAIN))
+    model = config.model
+    assert (model.width, model.depth, model.heads, model.patch_size) == (768, 12, 12, 16)
+    assert (model.grid, model.decoder.width, model.decoder.depth) == ((14, 14), 256, 2)
+    assert (config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.weight_decay) == (
+        1.5625e-4,
+        0.95,
+        0.05,
+    )
+    assert (config.train.batch_size, config.train.epochs, config.optimizer.warmup_epochs) == (400, 100, 10)
+    small = build(load_config(f'{PRETRAIN}:xad,b200'))
+    assert (small.train.batch_size, small.optimizer.learning_rate) == (200, 1.5625e-4)
+
+
+def test_settings_on_the_command_line():
+    config = build(
+        load_config(PRETRAIN, ['model.image_size=(112,96)', 'data.path=a/b', 'loss.norm_pix=true'])
+    )
+    assert (config.model.image_size, config.data.path, config.loss.norm_pix) == ((112, 96), 'a/b', True)
+    again = build(to_dict(config))
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ('spec', 'override', 'parts'),
+    [
+        (f'{PRETRAIN}:xea', '', ["'xea'", "'xae'"]),
+        (f'{PRETRAIN}:xae,xad', '', ['cannot be combined']),
+        ('configs/pretrian.py', '', ['does not exist', 'configs/pretrain.py']),
+        (PRETRAIN, 'model.sze=S', ["'sze'", "'size'"]),
+        (PRETRAIN, 'model.fusion=3', ['group', 'encoder']),
+        (PRETRAIN, 'model.fusion', ['no value']),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_clear_error(spec, override, parts):
+    with pytest.raises(InputError) as error:
+        load_config(spec, [override] if override else [])
+    assert all(part in str(error.value) for part in parts)
+
+
+def test_all_problems_are_reported_at_once():
+    values = config_dict(Config()).to_dict()
+    values['modle'] = 1
+    values['train']['batch_size'] = 'many'
+    values['model']['fusion']['encoder'] = 'xea'
+    values['model']['image_size'] = [224, 224, 3]
+    with pytest.raises(InputError) as error:
+        build(values)
+    for part in ("'model'", "'many'", "'xae'", 'must have 2 entries'):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('change', 'part'),
+    [
+        ({'model': {'patch_size': 15}}, '224 rows are not a whole number of patches'),
+        ({'model': {'heads': 5}}, 'width=768 is not a multiple of model.heads=5'),
+        ({'model': {'size': 'XL'}}, "model.size='XL'"),
+        ({'masking': {'ratio': 0.999}}, 'leaves 0 of 196'),
+        ({'augment': {'crop_scale': (0.0, 1.0)}}, 'crop_scale'),
+        ({'train': {'steps': 0, 'epochs': 0.0}}, 'both 0'),
+        ({'model': {'modalities': {'s1': {'bands': ('VV', 'HV'), 'sensor': 's1'}}}}, "'HV'"),
+        ({'model': {'modalities': {'s1': {'bands': ('VV',), 'sensor': 's1'}}}}, 'needs two modalities'),
+        ({'model': {'modalities': {'dem': {'bands': ('height',)}}}}, 'dem.mean must have one number'),
+    ],
+)
+def test_impossible_values_are_refused(change, part):
+    values = config_dict(Config()).to_dict()
+    for group, settings in change.items():
+        values[group] |= settings
+    with pytest.raises(InputError) as error:
+        build(values)
+    assert part in str(error.value)
+
+
+def test_the_entry_answers_bad_words_in_one_line(capsys):
+    assert main.main(['main.py', 'pretrian']) == 2
+    assert "did you mean 'pretrain'" in capsys.readouterr().err
+    assert main.main(['main.py', 'pretrain', f'--config={PRETRAIN}', '--wrkdir=x']) == 2
+    assert "did you mean 'workdir'" in capsys.readouterr().err
+    assert main.main(['main.py', 'pretrain', f'--config={PRETRAIN}']) == 2
+    assert '--workdir=DIR is missing' in capsys.readouterr().err
+    assert main.main(['main.py', 'bench', f'--config={PRETRAIN}', '--device_batch=8,x']) == 2
+    assert main.main(['main.py', '--help']) == 0
+
+
+def test_a_bad_word_costs_no_jax():
+    code = "import sys, main; main.main(['main.py', 'x']); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'False'

@@ -1,0 +1,169 @@
+"""Whole runs through the real entry: kill -9, SIGTERM, resume, refusal, divergence, and what they leave."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data.synthetic import write
+from fusmae_jax import experiment, workdir
+from fusmae_jax.config_build import build, to_dict
+from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.inference import load
+from fusmae_jax.models.fusmae import FusMAE
+from fusmae_jax.reconstruct import reconstruct
+from tests.conftest import cfg, tiny_config
+
+ROOT = Path(__file__).parents[1]
+# Runs main.py, and raises a signal in this very process right after the metrics of one step were written.
+DRIVER = """
+import os, signal, sys
+import main
+from fusmae_jax import experiment
+at, name = int(sys.argv[1]), sys.argv[2]
+look = experiment._StepLog._look
+def looked(self, step, metrics, names):
+    look(self, step, metrics, names)
+    if step == at:
+        self._run.checkpoints.wait()  # what was due is on disk; what happens next is not foreseen
+        os.kill(os.getpid(), getattr(signal, name))
+experiment._StepLog._look = looked
+code = main.main(['main.py', *sys.argv[3:]])
+print(sorted({'torch', 'tensorflow'} & {m.split('.')[0] for m in sys.modules}))
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('data'), records=20)
+
+
+def config_on(dataset, **changes):
+    values = {'data': cfg.Data(path=str(dataset), threads=2, prefetch=2)}
+    return tiny_config(**(values | changes))
+
+
+@pytest.fixture(scope='module')
+def config_file(dataset, tmp_path_factory):
+    """A file in configs/ style with the tiny run."""
+    file = tmp_path_factory.mktemp('configs') / 'tiny.py'
+    values = to_dict(config_on(dataset))
+    file.write_text(
+        f'import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({values!r})\n'
+    )
+    return file
+
+
+def command(config_file, folder, at=0, name='SIGKILL'):
+    arguments = ['pretrain', f'--config={config_file}', f'--workdir={folder}']
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    return subprocess.run(
+        [sys.executable, '-c', DRIVER, str(at), name, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
+    """60 steps in one go, and 37 + kill -9 + 45 + SIGTERM + resume: bit for bit the same."""
+    whole = command(config_file, tmp_path / 'whole')
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.splitlines()[-1] == '[]'  # neither torch nor tensorflow was loaded
+    killed = command(config_file, tmp_path / 'parts', at=37)
+    assert killed.returncode == -9
+    stopped = command(config_file, tmp_path / 'parts', at=45, name='SIGTERM')
+    assert stopped.returncode == 0, stopped.stderr
+    assert 'resuming from step 30' in stopped.stdout and 'stopped on request' in stopped.stdout
+    resumed = command(config_file, tmp_path / 'parts')
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming from step 4' in resumed.stdout
+    one, two = lines(tmp_path / 'whole'), lines(tmp_path / 'parts')
+    assert [line['step'] for line in one] == [line['step'] for line in two] == list(range(1, 61))
+    for a, b in zip(one, two):
+        assert {k: v for k, v in a.items() if k != 'images_per_second'} == {
+            k: v for k, v in b.items() if k != 'images_per_second'
+        }
+    left, right = (load(tmp_path / name).params for name in ('whole', 'parts'))
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
+        np.testing.assert_array_equal(a, b)
+    assert one[-1]['loss'] < 0.8 * one[0]['loss']
+    assert (tmp_path / 'parts' / 'COMPLETE').exists()
+
+
+def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monkeypatch):
+    traces = []
+    call = FusMAE.__call__
+    monkeypatch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
+    config = config_on(
+        dataset,
+        data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
+        train=cfg.Train(batch_size=8, steps=50, max_skips=3),
+        log=cfg.Log(every_steps=5, images_every_steps=0, num_images=2, eval_every_steps=25),
+    )
+    assert experiment.pretrain(config, tmp_path) == 0
+    assert len(traces) == 2  # the train step once in 50 steps, and the evaluation step once
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        'checkpoints',
+        'config.json',
+        'metrics.jsonl',
+        'MODEL_CARD.md',
+    }
+    assert list(tmp_path.glob('events.out.tfevents*'))
+    rows = lines(tmp_path)
+    train = [row for row in rows if 'loss' in row]
+    assert [row['step'] for row in train] == list(range(5, 51, 5))
+    assert {'loss/s1', 'loss/s2', 'learning_rate', 'images_per_second', 'grad_norm'} <= train[0].keys()
+    held_out = [row for row in rows if 'val/loss' in row]
+    assert [row['step'] for row in held_out] == [25, 50]
+    assert held_out[1]['val/loss'] < held_out[0]['val/loss']
+    card = (tmp_path / 'MODEL_CARD.md').read_text()
+    assert '16 pairs' in card and 'still training' not in card
+
+    assert experiment.pretrain(config, tmp_path) == 0  # a finished run stays finished
+    assert len(lines(tmp_path)) >= len(rows)
+    other = build(to_dict(config) | {'seed': 3, 'masking': {'strategy': 'consistent', 'ratio': 0.75}})
+    with pytest.raises(InputError) as error:
+        experiment.pretrain(other, tmp_path)
+    assert 'seed: the run has 0, this command 3' in str(error.value)
+    assert "masking.strategy: the run has 'independent'" in str(error.value)
+
+    monkeypatch.undo()
+    assert reconstruct(tmp_path) == 0
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']
+    assert 0 < summary['s2_vs_mean'] < 2 and 0 < summary['s2_block8_vs_mean'] < 1
+    assert (tmp_path / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_other_data_under_the_same_path_are_refused(dataset, tmp_path):
+    config = config_on(dataset, train=cfg.Train(batch_size=8, steps=1))
+    assert experiment.pretrain(config, tmp_path) == 0
+    other = write(tmp_path / 'other', records=20, seed=5)
+    with pytest.raises(InputError, match='fingerprint'):
+        experiment.pretrain(build(to_dict(config) | {'data': {'path': other}}), tmp_path)
+
+
+def test_too_many_skips_stop_the_run_and_name_checkpoint_and_records(dataset, tmp_path):
+    config = config_on(
+        dataset,
+        optimizer=cfg.Optimizer(learning_rate=1e38, warmup_steps=2),
+        checkpoint=cfg.Checkpoint(every_steps=1),
+    )
+    with pytest.raises(DivergedError) as error:
+        experiment.pretrain(config, tmp_path)
+    assert '3 updates in a row' in str(error.value) and 'checkpoints/' in str(error.value)
+    skipped = [json.loads(line) for line in (tmp_path / workdir.SKIPPED).read_text().splitlines()]
+    assert len(skipped) == 3 and len(skipped[0]['s2_name']) == 8
+    assert skipped[0]['s2_name'][0].startswith('S2_train_')

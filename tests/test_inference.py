@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.inference import Pretrained
+from fusmae_jax.models.fusmae import init_params
+from tests.conftest import tiny_config
+from tests.helpers import CONTRACT, raw_batch
+
+
+@pytest.fixture(scope='module')
+def model():
+    config = tiny_config()
+    return Pretrained(config, CONTRACT, init_params(config.model, jax.random.key(0)), 'float32')
+
+
+@pytest.fixture(scope='module')
+def images():
+    batch = raw_batch(3)
+    grids = {name: batch[name] for name in CONTRACT.groups if name.startswith('s2')}
+    bands = [band for name in grids for band in CONTRACT.groups[name].bands]
+    full = np.concatenate(
+        [
+            np.kron(x.astype(np.float32), np.ones((1, 120 // x.shape[1], 120 // x.shape[2], 1)))
+            for x in grids.values()
+        ],
+        axis=-1,
+    )
+    order = [bands.index(b) for b in tiny_config().model.modalities['s2'].bands]
+    return {'s1': batch['s1'], 's2': full[..., order].astype(np.float32), 'native': grids}
+
+
+UNITS = {'s1': 'dB', 's2': 'DN'}
+
+
+def test_any_subset_and_native_grids(model, images):
+    both = model.encode({'s1': images['s1'], 's2': images['native']}, units=UNITS)
+    assert both.tokens['s1'].shape == both.tokens['s2'].shape == (3, 16, 32)
+    assert both.cls.shape == both.pooled.shape == (3, 32)
+    mean = np.concatenate([both.tokens['s1'], both.tokens['s2']], axis=1).mean(axis=1)
+    np.testing.assert_allclose(both.pooled, mean, atol=1e-5)
+    alone = model.encode({'s1': images['s1']}, units=UNITS)
+    assert list(alone.tokens) == ['s1']
+    np.testing.assert_allclose(alone.pooled, alone.tokens['s1'].mean(axis=1), atol=1e-5)
+    one = model.encode({'s1': images['s1'][1]}, units=UNITS)
+    np.testing.assert_allclose(one.pooled[0], alone.pooled[1], atol=1e-5)
+    missing = np.full_like(images['s2'], np.nan)
+    declared = model.encode({'s1': images['s1'], 's2': missing}, units=UNITS)
+    np.testing.assert_allclose(declared.pooled, alone.pooled, rtol=1e-5, atol=1e-6)
+
+
+def test_units_are_converted(model, images):
+    expected = model.encode({'s1': images['s1'], 's2': images['s2']}, units=UNITS)
+    other = model.encode(
+        {'s1': 10 ** (images['s1'] / 10), 's2': images['s2'] / 10_000},
+        units={'s1': 'linear', 's2': 'reflectance'},
+    )
+    np.testing.assert_allclose(other.pooled, expected.pooled, atol=1e-4)
+
+
+def test_nothing_is_masked_and_calls_repeat(model, images):
+    first = model.encode({'s2': images['s2']}, units=UNITS)
+    np.testing.assert_array_equal(first.pooled, model.encode({'s2': images['s2']}, units=UNITS).pooled)
+    changed = images['s2'].copy()
+    for row in range(4):
+        for column in range(4):
+            changed[:, row * 30 : row * 30 + 30, column * 30 : column * 30 + 30] += 500
+            assert (
+                np.abs(model.encode({'s2': changed}, units=UNITS).tokens['s2'] - first.tokens['s2'])[
+                    :, row * 4 + column
+                ].max()
+                > 1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    ('images', 'units', 'part'),
+    [
+        ({}, {}, 'empty'),
+        ({'s3': 0}, {}, "did you mean 's1'"),
+        ({'s1': np.zeros((2, 8, 8, 3))}, {'s1': 'dB'}, 'bands VV, VH last'),
+        ({'s1': np.ones((2, 8, 8, 2))}, {}, "units['s1']=''"),
+        ({'s1': np.full((2, 8, 8, 2), 0.02)}, {'s1': 'dB'}, 'linear power'),
+        ({'s1': np.full((2, 8, 8, 2), -1900.0)}, {'s1': 'dB'}, 'dB x 100'),
+        ({'s1': np.full((2, 8, 8, 2), -19.0)}, {'s1': 'linear'}, 'cannot be negative'),
+        ({'s2': np.full((2, 8, 8, 12), 0.2)}, {'s2': 'DN'}, 'reflectance'),
+        ({'s2': np.full((2, 8, 8, 12), 900.0)}, {'s2': 'reflectance'}, 'digital numbers'),
+        ({'s2': {'s2_10m': np.full((1, 120, 120, 4), 900)}}, {'s2': 'DN'}, "'B01'"),
+        ({'s2': {'s2_30m': np.full((1, 120, 120, 4), 900)}}, {'s2': 'DN'}, "'s2_20m'"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(model, images, units, part):
+    with pytest.raises(InputError) as error:
+        model.encode(images, units=units)
+    assert part in str(error.value)
+
+
+def test_batches_must_agree(model):
+    images = {'s1': np.full((2, 32, 32, 2), -12.0), 's2': np.full((3, 32, 32, 12), 900.0)}
+    with pytest.raises(InputError, match='number of images'):
+        model.encode(images, units=UNITS)

@@ -1,0 +1,81 @@
+"""The house keeps its order: imports run one way, files stay small, heavy packages stay out."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A module may import what stands before it, and its own neighbours in a folder.
+ORDER = [
+    'errors',
+    'config',
+    'sensors',
+    'config_build',
+    'config_file',
+    'input',
+    'models',
+    'losses',
+    'parallel',
+    'train',
+    'checkpoint',
+    'writers',
+    'workdir',
+    'visualize',
+    'eval',
+    'inference',
+    'interop',
+    'reconstruct',
+    'bench',
+    'experiment',
+]
+FILES = sorted((ROOT / 'fusmae_jax').rglob('*.py'))
+
+
+def home(module: str) -> str:
+    return module.split('.')[1] if '.' in module else ''
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f'{node.module}.{a.name}' for a in node.names] if node.module == 'fusmae_jax' else []
+            found |= set(names) or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith('fusmae_jax.')}
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_run_one_way(file):
+    parts = file.relative_to(ROOT / 'fusmae_jax').with_suffix('').parts
+    if parts == ('__init__',):
+        return
+    own = ORDER.index(parts[0])
+    for module in imported(file):
+        name = home(module)
+        if not name.startswith('__'):
+            assert ORDER.index(name) <= own, f'{file.name} imports {module}, which stands after it'
+
+
+@pytest.mark.parametrize(
+    'file', [*FILES, *(ROOT / 'data').rglob('*.py'), *(ROOT / 'configs').glob('*.py')], ids=str
+)
+def test_files_stay_small(file):
+    assert len(file.read_text().splitlines()) <= 300
+
+
+def test_importing_the_package_is_cheap_and_training_needs_no_other_framework():
+    light = "import sys, fusmae_jax; print(sorted({'jax', 'torch', 'tensorflow'} & set(sys.modules)))"
+    heavy = (
+        'import sys, fusmae_jax.experiment, fusmae_jax.reconstruct, fusmae_jax.bench, fusmae_jax.inference;'
+        "print(sorted({'torch', 'tensorflow', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    for code in (light, heavy):
+        done = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert done.stdout.strip() == '[]'

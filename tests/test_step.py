@@ -1,0 +1,157 @@
+"""The compiled train step: no scatter, donated, and the same whatever the devices."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.train.setup import make_setup
+from fusmae_jax.train.state import init_state
+from tests.conftest import cfg, tiny_config
+from tests.helpers import CONTRACT, raw_batch
+
+FAMILY = {'xae': ('xae', 'none'), 'xad': ('none', 'xad'), 'xaed': ('xae', 'xad')}
+ONE, GRID = (1, 1), (4, 2)
+
+
+def program(name, mesh=ONE):
+    """Setup, lowered and compiled step, with every optimisation of a real run."""
+    return _program(name, mesh)
+
+
+@functools.cache
+def _program(name, mesh):
+    config = tiny_config(*FAMILY[name], parallel=cfg.Parallel(*mesh))
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[: mesh[0] * mesh[1]])
+    lowered = setup.lower()
+    jax.config.update('jax_disable_most_optimizations', False)
+    try:
+        return setup, lowered, lowered.compile()
+    finally:
+        jax.config.update('jax_disable_most_optimizations', True)
+
+
+def scatters(lowered, compiled):
+    """Names of scatter ops; reduce-scatter, which moves data between devices, is another thing."""
+    stable = re.findall(r'stablehlo\.((?:select_and_)?scatter)\b', lowered.as_text())
+    return stable + re.findall(r'(?<![\w-])((?:select-and-)?scatter)\(', compiled.as_text())
+
+
+def fresh(setup):
+    return init_state(setup.objective, setup.optimizer, setup.mesh, 0)
+
+
+def on(setup, batch):
+    return jax.device_put(batch, batch_sharding(setup.mesh))
+
+
+def run(name, mesh, batches):
+    setup, _, compiled = program(name, mesh)
+    state, losses = fresh(setup), []
+    for batch in batches:
+        state, metrics = compiled(state, on(setup, batch))
+        losses.append(float(metrics['loss']))
+    return losses, state
+
+
+@pytest.mark.parametrize(('name', 'mesh'), [('xae', ONE), ('xad', ONE), ('xaed', ONE), ('xaed', GRID)])
+def test_no_scatter_in_the_step(name, mesh):
+    _, lowered, compiled = program(name, mesh)
+    assert scatters(lowered, compiled) == []
+
+
+def test_one_gathered_token_would_be_found():
+    """The same check on a twin whose loss gathers from something that has a gradient."""
+
+    def twin(params, ids):
+        return jnp.sum(jnp.take_along_axis(params, ids[..., None], axis=1) ** 2)
+
+    ids = jnp.zeros((2, 3), jnp.int32)
+    lowered = jax.jit(jax.grad(twin)).lower(jnp.ones((2, 5, 4)), ids)
+    found = scatters(lowered, lowered.compile())
+    assert 'scatter' in found
+
+
+def test_the_whole_state_is_donated():
+    setup, _, compiled = program('xae')
+    state = fresh(setup)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
+    compiled(state, on(setup, raw_batch(8)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_one_and_eight_devices_and_permuted_rows_agree():
+    batches = [raw_batch(8, seed) for seed in range(5)]
+    for step, batch in enumerate(batches):
+        batch[POSITION] += np.uint32(8 * step)
+    one, state = run('xaed', ONE, batches)
+    eight, sharded = run('xaed', GRID, batches)
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    shuffled = [{k: v[[3, 7, 1, 0, 6, 2, 5, 4]] for k, v in batch.items()} for batch in batches]
+    np.testing.assert_allclose(run('xaed', GRID, shuffled)[0], one, rtol=1e-5)
+    assert one[-1] < one[0]
+    for a, b in zip(jax.tree.leaves(state['params']), jax.tree.leaves(sharded['params'])):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    # A crop, flip or mask that followed the row instead of the position would change the loss.
+    moved = [batch | {POSITION: batch[POSITION][::-1]} for batch in batches]
+    assert abs(run('xaed', ONE, moved)[0][0] - one[0]) > 1e-4
+
+
+def test_parameters_are_sharded_and_moments_follow():
+    setup, _, _ = program('xaed', GRID)
+    state = setup.abstract_state()
+    kernel = state['params']['encoder']['blocks']['mlp']['up']['kernel']
+    assert kernel.sharding.spec == PartitionSpec(None, None, 'fsdp')  # never the layer axis
+    moment = state['opt_state'][0].mu['encoder']['blocks']['mlp']['up']['kernel']
+    assert moment.sharding == kernel.sharding
+    assert state['params']['encoder']['cls'].sharding.spec == PartitionSpec()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counters():
+    setup, _, compiled = program('xae')
+    state = fresh(setup)
+    state['params']['decoders']['s1']['predict']['bias'] *= jnp.inf
+    state['params']['decoders']['s1']['predict']['bias'] += jnp.inf
+    before = jax.device_get(state)
+    for count in (1, 2):
+        state, metrics = compiled(state, on(setup, raw_batch(8)))
+        assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (1, count)
+    after = jax.device_get(state)
+    assert (after['step'], after['skips']['total']) == (2, 2)
+    for name in ('params', 'opt_state'):
+        for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name])):
+            np.testing.assert_array_equal(a, b)
+    state['params'] = fresh(setup)['params']
+    _, metrics = compiled(state, on(setup, raw_batch(8)))
+    assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (0, 0)
+
+
+def test_invalid_pixels_do_not_touch_the_step():
+    """Values under NaN and nodata cannot matter, and a fully missing sensor is no reason to stop."""
+    setup, _, compiled = program('xae')
+    batch = raw_batch(8)
+    batch['s1'][:4] = np.nan
+    batch['s2_10m'][6] = 0
+    _, metrics = compiled(fresh(setup), on(setup, batch))
+    assert int(metrics['skipped']) == 0 and np.isfinite(float(metrics['loss']))
+    assert float(metrics['valid/s1']) == pytest.approx(0.5)
+
+
+def test_the_learning_rate_in_the_metrics_is_the_one_applied():
+    setup, _, compiled = program('xae')
+    config = dataclasses.replace(setup.config.optimizer)
+    state, rates = fresh(setup), []
+    for seed in range(3):
+        state, metrics = compiled(state, on(setup, raw_batch(8, seed)))
+        rates.append(float(metrics['learning_rate']))
+    np.testing.assert_allclose(
+        rates, [config.learning_rate * i / config.warmup_steps for i in range(3)], rtol=1e-6
+    )
