@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.synthetic import write
 from fusmae_jax import experiment, workdir
@@ -110,17 +111,21 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
         dataset,
         data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
         train=cfg.Train(batch_size=8, steps=50, max_skips=3),
-        log=cfg.Log(every_steps=5, images_every_steps=0, num_images=2, eval_every_steps=25),
+        log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25),
     )
     assert experiment.pretrain(config, tmp_path) == 0
-    assert len(traces) == 2  # the train step once in 50 steps, and the evaluation step once
+    assert len(traces) == 3  # train step, evaluation and pictures: once each in 50 steps
     assert {p.name for p in tmp_path.iterdir()} >= {
         'checkpoints',
         'config.json',
         'metrics.jsonl',
         'MODEL_CARD.md',
     }
-    assert list(tmp_path.glob('events.out.tfevents*'))
+    (events,) = tmp_path.glob('events.out.tfevents*')
+    board = EventAccumulator(str(events))
+    board.Reload()
+    assert [event.step for event in board.Images('reconstruction')] == [25, 50]
+    assert [event.step for event in board.Scalars('loss')] == list(range(5, 51, 5))
     rows = lines(tmp_path)
     train = [row for row in rows if 'loss' in row]
     assert [row['step'] for row in train] == list(range(5, 51, 5))

@@ -78,7 +78,7 @@ def test_nothing_is_masked_and_calls_repeat(model, images):
     ('images', 'units', 'part'),
     [
         ({}, {}, 'empty'),
-        ({'s3': 0}, {}, "did you mean 's1'"),
+        ({'s3': 0}, {}, "images['s3'] is not a modality"),
         ({'s1': np.zeros((2, 8, 8, 3))}, {'s1': 'dB'}, 'bands VV, VH last'),
         ({'s1': np.ones((2, 8, 8, 2))}, {}, "units['s1']=''"),
         ({'s1': np.full((2, 8, 8, 2), 0.02)}, {'s1': 'dB'}, 'linear power'),
