@@ -7,7 +7,6 @@ message and exit code 2, without a traceback.
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fusmae_jax.config_file import load_config
@@ -33,6 +32,13 @@ class Arguments:
     def config(self) -> dict[str, Any]:
         """The configuration file with all --config.key=value settings."""
         return load_config(self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
+
+    def only(self, *names: str) -> None:
+        """Refuses options that this command would ignore."""
+        given = [name for name in OPTIONS if getattr(self._given, name)]
+        given += ['json'] * self._given.json + ['config.*'] * bool(self._overrides)
+        if extra := [name for name in given if name not in names]:
+            raise InputError(f'--{extra[0]} means nothing here; this command takes --{", --".join(names)}')
 
     def text(self, name: str, example: str) -> str:
         """A required option."""
@@ -61,6 +67,7 @@ class Arguments:
 def _convert(arguments: Arguments) -> int:
     from data.convert import run
 
+    arguments.only('config', 'config.*', 'workdir')
     return run(arguments.config(), arguments.optional('workdir'))
 
 
@@ -68,23 +75,28 @@ def _pretrain(arguments: Arguments) -> int:
     from fusmae_jax.config_build import build
     from fusmae_jax.experiment import pretrain
 
+    arguments.only('config', 'config.*', 'workdir')
     return pretrain(build(arguments.config()), arguments.text('workdir', 'DIR'))
 
 
 def _reconstruct(arguments: Arguments) -> int:
     from fusmae_jax.reconstruct import reconstruct
 
-    return reconstruct(arguments.text('workdir', 'DIR'))
+    arguments.only('workdir', 'data_path')
+    return reconstruct(arguments.text('workdir', 'DIR'), arguments.optional('data_path'))
 
 
 def _bench(arguments: Arguments) -> int:
     import tempfile
 
+    from etils import epath
+
     from data.synthetic import write
     from fusmae_jax.bench import bench
-    from fusmae_jax.config_build import build
+    from fusmae_jax.config_build import build, to_dict
 
-    values = arguments.config()
+    arguments.only('config', 'config.*', 'device_batch', 'against')
+    values = to_dict(build(arguments.config()))
     if against := arguments.optional('against'):
         if against != 'torch':
             raise InputError(f'--against={against}; {nearest(against, ["torch"])}')
@@ -92,7 +104,7 @@ def _bench(arguments: Arguments) -> int:
 
         return race(build(values), arguments.sizes('device_batch'))
     with tempfile.TemporaryDirectory() as folder:
-        if not Path(values['data']['path']).exists():
+        if not epath.Path(values['data']['path']).exists():
             print(f'{values["data"]["path"]} does not exist: timing on random records of the same layout')
             values['data'] |= {'path': write(folder, 128), 'train_split': 'train', 'val_split': ''}
         return bench(build(values), arguments.sizes('device_batch'))
@@ -102,6 +114,7 @@ def _compare(arguments: Arguments) -> int:
     from fusmae_jax.config_build import build
     from fusmae_jax.interop.compare import compare
 
+    arguments.only('config', 'config.*', 'weights', 'dtype', 'json')
     return compare(
         build(arguments.config()),
         weights=arguments.optional('weights'),
@@ -110,7 +123,7 @@ def _compare(arguments: Arguments) -> int:
     )
 
 
-OPTIONS = ('config', 'workdir', 'device_batch', 'against', 'weights', 'dtype')
+OPTIONS = ('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype')
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'convert': _convert,
     'pretrain': _pretrain,

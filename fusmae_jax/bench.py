@@ -1,5 +1,6 @@
 """`python main.py bench`: how fast the real train step and the real loader are on this machine."""
 
+import dataclasses
 import resource
 import sys
 import time
@@ -27,6 +28,7 @@ def bench(config: Config, sizes: list[int]) -> int:
     print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}, {config.name}')
     for size in sizes or [config.train.batch_size]:
         check_batch(size, make_mesh(config.parallel))
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
         print(' | '.join(f'{key} {value}' for key, value in time_step(config, source, size).items()))
     print(f'loader alone: {loader_rate(config, source):,.0f} records/s with {config.data.threads} threads')
     return 0

@@ -23,8 +23,11 @@ MAX_LINES = 20  # of a difference that is printed
 class Checkpoints:
     """The checkpoints of a working directory."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int):
-        """Keeps the newest `keep`, and the one with the lowest validation loss."""
+    def __init__(self, workdir: epath.PathLike, keep: int = 0):
+        """Opens them for a run, which keeps the newest `keep` and the best, or for reading alone (0).
+
+        A reader deletes nothing: the run may be writing at this moment.
+        """
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics['val_loss'],
@@ -32,17 +35,22 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        preserve = policies.AnyPreservationPolicy([policies.LatestN(keep), best]) if keep else None
         self.directory = epath.Path(workdir).resolve() / FOLDER
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            cleanup_tmp_directories=True,
+            preservation_policy=preserve,
+            cleanup_tmp_directories=keep > 0,
         )
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
+
+    def steps(self) -> list[int]:
+        """All complete steps, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, state: dict[str, Any], meta: dict[str, Any], val_loss: float | None = None) -> None:
         """Starts a save of the current step; a failure of the one before surfaces here."""
@@ -57,21 +65,20 @@ class Checkpoints:
             metrics=None if val_loss is None else {'val_loss': val_loss},
         )
 
-    def restore(self, abstract: dict[str, Any], step: int | None = None) -> dict[str, Any]:
-        """The state of a step (the newest by default), laid out as `abstract` says."""
-        step = self.latest() if step is None else step
+    def restore(self, abstract: dict[str, Any], step: int) -> dict[str, Any]:
+        """The state of a step, laid out as `abstract` says."""
         rest = {name: value for name, value in abstract.items() if name != 'params'}
         wanted = {'params': abstract['params'], 'opt_state': _without_empty(rest)}
         self._check(step, wanted)
         loaded = self._checkpointer.load_checkpointables(step, wanted)
         return {'params': loaded['params'], **_with_empty(rest, loaded['opt_state'])}
 
-    def params(self, abstract: Any, step: int | None = None) -> Any:
+    def params(self, abstract: Any, step: int) -> Any:
         """The weights alone."""
         self._check(step, {'params': abstract})
         return self._checkpointer.load_checkpointables(step, {'params': abstract})['params']
 
-    def meta(self, step: int | None = None) -> dict[str, Any]:
+    def meta(self, step: int) -> dict[str, Any]:
         """The configuration, the input contract and the step a checkpoint was written with."""
         return self._checkpointer.load_checkpointables(step, {'meta': None})['meta']
 
@@ -134,10 +141,31 @@ def _with_empty(rest: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     return {name: loaded.get(name, value) for name, value in rest.items()}
 
 
-def find(path: epath.PathLike) -> epath.Path:
-    """The working directory that a path names: itself, its checkpoints folder, or one step in there."""
+def find(path: epath.PathLike) -> tuple[epath.Path, int | None]:
+    """The working directory and the step that a path names.
+
+    The path is a working directory, its checkpoints folder (both: no step), or one checkpoint in there.
+    """
     path = epath.Path(path).resolve()
-    for candidate in (path, path.parent, path.parent.parent):
-        if (candidate / FOLDER).is_dir():
-            return candidate
-    raise InputError(f'{path}: no {FOLDER}/ folder here; give the --workdir of a pretraining run')
+    workdir, step = path, None
+    if path.name == FOLDER:
+        workdir = path.parent
+    elif path.parent.name == FOLDER and path.name.isdigit():
+        workdir, step = path.parent.parent, int(path.name)
+    if not (workdir / FOLDER).is_dir():
+        raise InputError(f'{path}: no {FOLDER}/ folder here; give the --workdir of a pretraining run')
+    return workdir, step
+
+
+def open_step(path: epath.PathLike, step: int | None = None) -> tuple[Checkpoints, int]:
+    """Opens a checkpoint for reading: the one asked for, the one the path names, or the newest."""
+    workdir, named = find(path)
+    checkpoints = Checkpoints(workdir)
+    wanted = step if step is not None else named if named is not None else checkpoints.latest()
+    if wanted not in checkpoints.steps():
+        there = ', '.join(map(str, checkpoints.steps())) or 'none yet'
+        checkpoints.close()
+        raise InputError(
+            f'{workdir}: no complete checkpoint {"" if wanted is None else wanted}; there: {there}'
+        )
+    return checkpoints, wanted

@@ -147,7 +147,6 @@ class Data:
     clip: float = 5.0  # z-scores are clipped to [-clip, clip]
     threads: int = 4  # reader threads of one process
     prefetch: int = 4  # batches read ahead
-    accept: tuple[str, ...] = ()  # declared differences between the data and a checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

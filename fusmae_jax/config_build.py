@@ -46,7 +46,8 @@ def build(values: Mapping[str, Any]) -> Config:
     """The checked Config of a pretraining run, with the model size filled in."""
     config = from_dict(Config, values)
     config = dataclasses.replace(config, model=resolve(config.model))
-    raise_all('config: these settings cannot be used', [*check_model(config.model), *_check_run(config)])
+    problems = check_model(config.model)
+    raise_all('config: these settings cannot be used', problems or _check_run(config))
     return config
 
 
@@ -125,7 +126,7 @@ def check_model(model: Model) -> list[str]:
         ('model', model.width, model.heads),
         ('model.decoder', model.decoder.width, model.decoder.heads),
     ):
-        if heads < 1 or width % heads:
+        if heads < 1 or width < 1 or width % heads:
             problems.append(f'{part}.width={width} is not a multiple of {part}.heads={heads}')
         if width % 4:
             problems.append(f'{part}.width={width} is not a multiple of 4 (2-D sine-cosine positions)')
@@ -167,11 +168,10 @@ def _check_modality(name: str, modality: Any) -> list[str]:
 
 def _check_run(config: Config) -> list[str]:
     problems = []
-    keep = int(config.model.num_patches * (1 - config.masking.ratio)) if not check_model(config.model) else 1
-    if not 0 < config.masking.ratio < 1 or keep < 1 or keep >= config.model.num_patches:
+    ratio, patches = config.masking.ratio, config.model.num_patches
+    if not 0 < ratio < 1 or not 0 < int(patches * (1 - ratio)) < patches:
         problems.append(
-            f'masking.ratio={config.masking.ratio} leaves {keep} of {config.model.num_patches} patches '
-            'visible: at least one must be visible and one masked'
+            f'masking.ratio={ratio} of {patches} patches: at least one must be visible and one masked'
         )
     low, high = config.augment.crop_scale
     if not 0 < low <= high <= 1:
@@ -187,11 +187,26 @@ def _check_run(config: Config) -> list[str]:
         ('checkpoint.keep', config.checkpoint.keep, 1),
         ('data.threads', config.data.threads, 1),
         ('data.prefetch', config.data.prefetch, 1),
+        ('seed', config.seed, 0),
+        ('train.steps', config.train.steps, 0),
+        ('train.epochs', config.train.epochs, 0),
+        ('log.num_images', config.log.num_images, 1),
+        ('log.images_every_steps', config.log.images_every_steps, 0),
+        ('log.eval_every_steps', config.log.eval_every_steps, 1),
+        ('log.eval_batches', config.log.eval_batches, 0),
+        ('optimizer.learning_rate', config.optimizer.learning_rate, 0),
+        ('optimizer.weight_decay', config.optimizer.weight_decay, 0),
+        ('optimizer.warmup_epochs', config.optimizer.warmup_epochs, 0),
+        ('optimizer.warmup_steps', config.optimizer.warmup_steps, 0),
+        ('optimizer.clip_norm', config.optimizer.clip_norm, 0),
     ):
-        if value < low:
+        if not value >= low:  # so that NaN is refused too
             problems.append(f'{path}={value} must be at least {low}')
-    if config.train.steps <= 0 and config.train.epochs <= 0:
+    for path, value in (('augment.hflip', config.augment.hflip), ('augment.vflip', config.augment.vflip)):
+        if not 0 <= value <= 1:
+            problems.append(f'{path}={value} must be a probability')
+    if not config.train.steps and not config.train.epochs:
         problems.append('train.steps and train.epochs are both 0: give one of them')
-    if config.data.clip <= 0:
+    if not config.data.clip > 0:
         problems.append(f'data.clip={config.data.clip} must be positive')
     return problems

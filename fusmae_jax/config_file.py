@@ -27,13 +27,15 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     name, _, variant = spec.partition(':')
     file = Path(name)
-    if not file.is_file():
+    if not file.is_file() or file.suffix != '.py':
         there = [str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__']
-        raise InputError(f'--config: {name} does not exist; {nearest(name, there)}')
+        raise InputError(f'--config: {name} is not a Python file that exists; {nearest(name, there)}')
     module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+        raise InputError(f'--config: {name} defines no get_config()')
     config: ml_collections.ConfigDict = module.get_config(variant) if variant else module.get_config()
     for override in overrides:
         _set(config, override, name)

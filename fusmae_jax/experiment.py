@@ -1,9 +1,10 @@
 """The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together."""
 
+import contextlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from fusmae_jax.eval.during import Pictures, Validation
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import LABELS, Source, open_source
 from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.step_log import StepLog
 from fusmae_jax.train.setup import Setup, make_setup
 from fusmae_jax.train.state import State, init_state
 from fusmae_jax.writers import Writers, progress_bar
@@ -38,39 +40,55 @@ def pretrain(config: Config, workdir: epath.PathLike) -> int:
     workdir = epath.Path(workdir)
     source = open_source(config, config.data.train_split)
     setup = make_setup(config, source.contract, len(source))
-    workdirs.claim(workdir, config)
-    run = Run(setup, source, workdir)
-    try:
-        return run.train()
-    finally:
-        run.close()
+    with contextlib.ExitStack() as stack:
+        return Run(setup, source, workdir, stack).train()
 
 
 class Run:
     """One sitting of a pretraining run."""
 
-    def __init__(self, setup: Setup, source: Source, workdir: epath.Path):
-        self.setup, self.source, self.workdir = setup, source, workdir
+    def __init__(self, setup: Setup, source: Source, workdir: epath.Path, stack: contextlib.ExitStack):
+        """What has to be closed, however the run ends, goes onto `stack`."""
+        self.setup, self.source, self.workdir, self.stack = setup, source, workdir, stack
         self.config = setup.config
         self.lead = jax.process_index() == 0
         self.sharding = batch_sharding(setup.mesh)
         self.rows = pipeline.local_rows(self.sharding, self.config.train.batch_size)
         self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
         self.start = self.checkpoints.latest() or 0
-        self.writers = Writers(workdir, self.start, self.lead)
+        self.meta = self._checked_meta() if self.start else {}
         self.evaluate = Validation(setup) if self.config.data.val_split else None
         self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
         self.stop_asked = False
-        self.last: dict[str, float] = {}
-        self.best_val: float | None = None
+        self.best_val: float | None = self.meta.get('best_val')
+        if self.lead:
+            workdirs.write_config(workdir, self.config)
+        self.writers = Writers(workdir, self.start, self.lead)
+        stack.callback(self.writers.close)
+        self.log = StepLog(self.config, self.setup.total_steps, self.writers, self._skipped)
 
-    def close(self) -> None:
-        """Waits for the last save and closes every output."""
-        self.writers.close()
-        self.checkpoints.close()
+    def _checked_meta(self) -> dict[str, Any]:
+        """What the newest checkpoint says of its run; raises InputError if this is another one."""
+        meta = self.checkpoints.meta(self.start)
+        where = f'{self.checkpoints.directory / str(self.start)}'
+        workdirs.check_same_run(self.config, meta['config'], where)
+        for name, stored, here in (
+            ('data fingerprint', meta['contract']['fingerprint'], self.setup.contract.fingerprint),
+            ('compute type', meta['dtype'], str(self.setup.dtype)),
+        ):
+            if stored != here:
+                raise InputError(
+                    f'{where} belongs to a run with {name} {stored}, this one has {here} '
+                    f'(data.path={self.config.data.path}); use another --workdir, or what it was made with'
+                )
+        return meta
 
     def train(self) -> int:
         """The loop. Its order - evaluate, save, read, step, log - is what makes a resume exact."""
+        if self.start >= self.setup.total_steps:
+            print(f'{self.workdir}: finished at step {self.start}; nothing left to train')
+            return self._complete(self.start)
         state = self._state()
         compiled = self._compile()
         total, config = self.setup.total_steps, self.config
@@ -82,10 +100,9 @@ class Run:
             threads=config.data.threads,
             prefetch=config.data.prefetch,
         )
-        log = _StepLog(self)
+        self.stack.callback(batches.close)
         with progress_bar(self.lead) as bar:
-            log.task = bar.add_task(config.name, total=total, completed=self.start, note='')
-            log.bar = bar
+            self.log.show(bar, self.start)
             for step, (batch, names) in enumerate(self._on_device(batches), start=self.start):
                 if step > self.start:
                     self._between(step, state)
@@ -93,32 +110,24 @@ class Run:
                     break
                 with jax.transfer_guard('disallow'):
                     state, metrics = compiled(state, batch)
-                log.add(step + 1, metrics, names)  # reads the metrics of the step before: never waits
-            log.flush()
-        batches.close()
+                # Reads the metrics of the step before, while this one runs.
+                self.log.add(step + 1, metrics, names)
+            self.log.flush()
         return self._finish(state)
 
     def _state(self) -> State:
         """Fresh, or restored from the newest checkpoint."""
         if not self.start:
             return init_state(self.setup.objective, self.setup.optimizer, self.setup.mesh, self.config.seed)
-        meta = self.checkpoints.meta()
-        if meta['contract']['fingerprint'] != self.setup.contract.fingerprint:
-            raise InputError(
-                f'{self.workdir}: the run was trained on data with fingerprint '
-                f'{meta["contract"]["fingerprint"]}, but {self.config.data.path} has '
-                f'{self.setup.contract.fingerprint}; use the same data or another --workdir'
-            )
-        self.best_val = meta['best_val']
         print(f'resuming from step {self.start} of {self.setup.total_steps}')
-        return self.checkpoints.restore(self.setup.abstract_state())
+        return self.checkpoints.restore(self.setup.abstract_state(), self.start)
 
     def _compile(self) -> Any:
         """Compiles the step, and prints what is about to run."""
         abstract = self.setup.abstract_state()['params']
         if self.lead:
             print(parameter_overview.get_parameter_overview(abstract, include_stats=False, max_lines=80))
-            self._write_card({})
+            self._write_card()
         mesh = self.setup.mesh
         print(
             f'process {jax.process_index()} of {jax.process_count()}: {len(jax.local_devices())} of '
@@ -153,19 +162,25 @@ class Run:
     def _between(self, step: int, state: State) -> None:
         """What is due between two steps; `state` is that after `step` steps."""
         log, val_loss = self.config.log, None
+        due = step % self.config.checkpoint.every_steps == 0
         if self.evaluate and step % log.eval_every_steps == 0:
             val_loss = self._validate(step, state)
         if self.pictures and step % log.images_every_steps == 0:
             self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
-        if self.stop_asked or step % self.config.checkpoint.every_steps == 0 or val_loss is not None:
+        if due or val_loss is not None:
             self._save(state, val_loss)
 
     def _save(self, state: State, val_loss: float | None) -> None:
+        """Saves, unless the last update was skipped: what is kept must be a good place to go back to."""
+        self.log.flush()  # so that no checkpoint is ahead of metrics.jsonl
+        if self.log.last.get('skips_in_row'):
+            return
         meta = {
             'config': to_dict(self.config),
             'contract': to_dict(self.setup.contract),
             'dtype': str(self.setup.dtype),
             'best_val': self.best_val,
+            'loss': self.log.last.get('loss', self.meta.get('loss')),
             'versions': workdirs.versions(),
         }
         # Through JSON, so that tuples come back from every checkpoint as the same lists.
@@ -189,15 +204,33 @@ class Run:
             return 0
         if self.pictures:
             self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
-        if self.lead:
-            self._write_card(self.last)
+        return self._complete(step)
+
+    def _complete(self, step: int) -> int:
+        """Marks the run as finished; also repairs what a kill right after the last save left out."""
+        if self.lead and not (self.workdir / COMPLETE).exists():
+            self._write_card(self.log.last.get('loss', self.meta.get('loss')))
             (self.workdir / COMPLETE).write_text(f'{step}\n')
         return 0
 
-    def _write_card(self, last: Mapping[str, float]) -> None:
+    def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
+        records = {key: [_plain(x) for x in np.asarray(value)] for key, value in names.items()}
+        if self.lead:
+            workdirs.note_skip(self.workdir, step, records)
+        logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
+        if values['skips_in_row'] >= self.config.train.max_skips:
+            latest = self.checkpoints.latest()
+            saved = 'none' if latest is None else self.checkpoints.directory / str(latest)
+            raise DivergedError(
+                f'{self.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
+                f'Last good checkpoint: {saved}. '
+                f'The records are listed in {self.workdir / workdirs.SKIPPED}; try a lower learning rate.'
+            )
+
+    def _write_card(self, loss: float | None = None) -> None:
         count = sum(x.size for x in jax.tree.leaves(self.setup.abstract_state()['params']))
         losses = {
-            'loss': f'{last["loss"]:.4f}' if last else 'still training',
+            'loss': 'still training' if loss is None else f'{loss:.4f}',
             'val_loss': 'not measured' if self.best_val is None else f'{self.best_val:.4f}',
         }
         known = workdirs.versions()
@@ -217,63 +250,9 @@ class Run:
 
         if jax.process_count() == 1:
             try:
-                signal.signal(signal.SIGTERM, ask)
+                self.stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, ask))
             except ValueError:
                 logging.info('not in the main thread: SIGTERM will not save')
-
-
-class _StepLog:
-    """Looks at each step's metrics one step late, and writes every `log.every_steps`-th."""
-
-    def __init__(self, run: Run):
-        self._run = run
-        self._pending: tuple[int, Any, dict[str, Any]] | None = None
-        self._since, self._steps = time.perf_counter(), 0
-        self.bar: Any = None
-        self.task: Any = None
-
-    def add(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
-        """Takes over the metrics of `step`, which may still be running."""
-        before, self._pending = self._pending, (step, metrics, names)
-        if before is not None:
-            self._look(*before)
-
-    def flush(self) -> None:
-        """Looks at the last step."""
-        if self._pending is not None:
-            self._look(*self._pending)
-            self._pending = None
-
-    def _look(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
-        run = self._run
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        run.last = values
-        self._steps += 1
-        if values['skipped']:
-            self._skipped(step, values, names)
-        due = step % run.config.log.every_steps == 0 or step == run.setup.total_steps
-        if due:
-            now = time.perf_counter()
-            rate = self._steps * run.config.train.batch_size / (now - self._since)
-            self._since, self._steps = now, 0
-            run.writers.scalars(step, values | {'images_per_second': rate})
-            self.bar.update(self.task, note=f'{rate:,.1f} images/s, loss {values["loss"]:.4f}')
-        self.bar.update(self.task, completed=step)
-
-    def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
-        run = self._run
-        records = {key: [_plain(x) for x in np.asarray(value)] for key, value in names.items()}
-        if run.lead:
-            workdirs.note_skip(run.workdir, step, records)
-        logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
-        if values['skips_in_row'] >= run.config.train.max_skips:
-            latest = run.checkpoints.latest()
-            saved = 'none' if latest is None else run.checkpoints.directory / str(latest)
-            raise DivergedError(
-                f'{run.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
-                f'Last good checkpoint: {saved}. '
-                f'The records are listed in {run.workdir / workdirs.SKIPPED}; try a lower learning rate.'
-            )
 
 
 def _plain(value: Any) -> Any:

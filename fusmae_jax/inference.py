@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from fusmae_jax.checkpoint import Checkpoints, find
+from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import build, from_dict
 from fusmae_jax.errors import InputError, nearest
@@ -64,6 +64,8 @@ class Pretrained:
         """
         if not images:
             raise InputError(f'images is empty; give one or more of {list(self.config.model.modalities)}')
+        if not isinstance(units, Mapping):
+            raise InputError(f"units={units!r} must name each modality, such as {{'s1': 'dB', 's2': 'DN'}}")
         patches: dict[str, Any] = {}
         for name, image in images.items():
             patches |= self._patches(name, image, units.get(name, ''))
@@ -122,7 +124,7 @@ def _check(path: str, values: Any, group: Group, convert: Any, unit: str) -> np.
 def _check_range(path: str, finite: np.ndarray, unit: str) -> None:
     low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
     found = f'found {low:.4g} to {high:.4g}, median {middle:.4g}'
-    if unit == 'dB' and low >= 0:
+    if unit == 'dB' and (low >= 0 or middle > 0):
         raise InputError(
             f"{path}: backscatter in dB is mostly negative, {found}; is it linear power? units='linear'"
         )
@@ -162,20 +164,16 @@ def load(path: epath.PathLike, step: int | None = None) -> Pretrained:
     Raises:
         InputError: nothing there, or weights that do not fit the stored configuration.
     """
-    workdir = find(path)
-    name = epath.Path(path).name
-    checkpoints = Checkpoints(workdir, keep=1_000_000)
-    step = step if step is not None else int(name) if name.isdigit() else checkpoints.latest()
-    if step is None:
-        raise InputError(f'{workdir}: no complete checkpoint yet')
-    meta = checkpoints.meta(step)
-    config = build(meta['config'])
-    contract = from_dict(Contract, meta['contract'], f'{workdir}: contract')
-    wide = jnp.float64 if meta['dtype'] == 'float64' else jnp.float32
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key, wide), jax.random.key(0))
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    params = checkpoints.params(abstract, step)
-    checkpoints.close()
+    checkpoints, step = open_step(path, step)
+    try:
+        meta = checkpoints.meta(step)
+        config = build(meta['config'])
+        contract = from_dict(Contract, meta['contract'], f'{path}: contract')
+        shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+        params = checkpoints.params(abstract, step)
+    finally:
+        checkpoints.close()
     on_cpu = jax.default_backend() == 'cpu' and meta['dtype'] == 'bfloat16'
     return Pretrained(config, contract, params, 'float32' if on_cpu else meta['dtype'])

@@ -1,43 +1,48 @@
 """`python main.py reconstruct`: a picture of what a pretrained model fills in, and its summary."""
 
+import dataclasses
 import json
 
 import jax
 from etils import epath
 
 from fusmae_jax import workdir as workdirs
-from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Parallel
 from fusmae_jax.eval.reconstruction import Reconstructor, summary
 from fusmae_jax.input.source import open_source
-from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.visualize import figure
 
 PICTURE, SUMMARY = 'reconstruction.png', 'summary.json'
 
 
-def reconstruct(workdir: epath.PathLike) -> int:
+def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     """Draws `log.num_images` records of the run in `workdir`, and writes their error ratios.
 
     The records are the first ones of the validation split, or of the training split where there is none;
-    masks are fixed and nothing is augmented. Writes reconstruction.png and summary.json.
+    masks are fixed and nothing is augmented. `data_path` replaces the run's own `data.path`.
+    Writes reconstruction.png and summary.json.
     """
     from PIL import Image
 
     workdir = epath.Path(workdir)
-    config = workdirs.read_config(workdir)
+    config = dataclasses.replace(workdirs.read_config(workdir), parallel=Parallel())
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path=data_path or config.data.path)
+    )
     split = config.data.val_split or config.data.train_split
     source = open_source(config, split)
     setup = make_setup(config, source.contract, len(source), jax.devices()[:1])
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    step = checkpoints.latest()
-    params = checkpoints.params(setup.abstract_state()['params'], step)
-    checkpoints.close()
+    checkpoints, step = open_step(workdir)
+    try:
+        params = checkpoints.params(setup.abstract_state()['params'], step)
+    finally:
+        checkpoints.close()
 
     records = [source[i] for i in range(min(config.log.num_images, len(source)))]
-    mesh = make_mesh(Parallel(), jax.devices()[:1])
-    panels = Reconstructor(config, setup.contract, setup.dtype, mesh)(params, records, setup.objective.fields)
+    draw = Reconstructor(config, setup.contract, setup.dtype, setup.mesh)
+    panels = draw(params, records, setup.objective.fields)
     snow = [bool(record['snow']) if 'snow' in record else False for record in records]
     values = {'step': step, 'split': split, 'trained_on_these_records': split == config.data.train_split}
     values |= summary(panels, snow, config)

@@ -38,30 +38,26 @@ def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def claim(workdir: epath.Path, config: Config) -> None:
-    """Writes config.json, or checks that the one that lies there describes the same run.
+def write_config(workdir: epath.Path, config: Config) -> None:
+    """Writes config.json, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / f'{CONFIG}.part'
+    part.write_text(json.dumps(to_dict(config), indent=2))
+    part.replace(workdir / CONFIG)
 
-    Raises:
-        InputError: with every setting that differs and matters.
-    """
-    file = workdir / CONFIG
-    text = json.dumps(to_dict(config), indent=2)
-    if not file.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        return
-    here, there = flatten(json.loads(text)), flatten(_load(file))
+
+def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
+    """Raises InputError with every setting that matters and differs from the one stored in a checkpoint."""
+    here, there = flatten(json.loads(json.dumps(to_dict(config)))), flatten(stored)
     problems = []
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f'{name}.') for name in FREE)
         if not free and here.get(key) != there.get(key):
             problems.append(f'{key}: the run has {there.get(key)!r}, this command {here.get(key)!r}')
     raise_all(
-        f'{file}: this working directory belongs to a run with another configuration; '
-        'use another --workdir, or these settings',
+        f'{where} belongs to a run with another configuration; use another --workdir, or these settings',
         problems,
     )
-    file.write_text(text)
 
 
 def read_config(workdir: epath.Path) -> Config:

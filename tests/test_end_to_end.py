@@ -27,13 +27,16 @@ import os, signal, sys
 import main
 from fusmae_jax import experiment
 at, name = int(sys.argv[1]), sys.argv[2]
-look = experiment._StepLog._look
+train, look, runs = experiment.Run.train, experiment.StepLog._look, []
+def trained(run):
+    runs.append(run)
+    return train(run)
 def looked(self, step, metrics, names):
     look(self, step, metrics, names)
     if step == at:
-        self._run.checkpoints.wait()  # what was due is on disk; what happens next is not foreseen
+        runs[0].checkpoints.wait()  # what was due is on disk; what happens next is not foreseen
         os.kill(os.getpid(), getattr(signal, name))
-experiment._StepLog._look = looked
+experiment.Run.train, experiment.StepLog._look = trained, looked
 code = main.main(['main.py', *sys.argv[3:]])
 print(sorted({'torch', 'tensorflow'} & {m.split('.')[0] for m in sys.modules}))
 sys.exit(code)
@@ -89,7 +92,7 @@ def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
     assert 'resuming from step 30' in stopped.stdout and 'stopped on request' in stopped.stdout
     resumed = command(config_file, tmp_path / 'parts')
     assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming from step 4' in resumed.stdout
+    assert 'resuming from step 46' in resumed.stdout
     one, two = lines(tmp_path / 'whole'), lines(tmp_path / 'parts')
     assert [line['step'] for line in one] == [line['step'] for line in two] == list(range(1, 61))
     for a, b in zip(one, two):
@@ -136,8 +139,12 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     card = (tmp_path / 'MODEL_CARD.md').read_text()
     assert '16 pairs' in card and 'still training' not in card
 
+    (tmp_path / 'COMPLETE').unlink()  # as if killed right after the last save
     assert experiment.pretrain(config, tmp_path) == 0  # a finished run stays finished
-    assert len(lines(tmp_path)) >= len(rows)
+    assert lines(tmp_path) == rows
+    assert (tmp_path / 'MODEL_CARD.md').read_text() == card
+    assert (tmp_path / 'COMPLETE').exists()
+    (tmp_path / 'config.json').unlink()  # the checkpoint knows what it belongs to
     other = build(to_dict(config) | {'seed': 3, 'masking': {'strategy': 'consistent', 'ratio': 0.75}})
     with pytest.raises(InputError) as error:
         experiment.pretrain(other, tmp_path)
@@ -145,11 +152,19 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
     monkeypatch.undo()
+    assert experiment.pretrain(config, tmp_path) == 0
     assert reconstruct(tmp_path) == 0
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']
     assert 0 < summary['s2_vs_mean'] < 2 and 0 < summary['s2_block8_vs_mean'] < 1
     assert (tmp_path / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_a_failed_start_leaves_the_workdir_free(dataset, tmp_path):
+    config = config_on(dataset, data=cfg.Data(path=str(dataset), val_split='vall'))
+    with pytest.raises(InputError, match="no split 'vall'"):
+        experiment.pretrain(config, tmp_path)
+    assert not (tmp_path / 'config.json').exists()
 
 
 def test_other_data_under_the_same_path_are_refused(dataset, tmp_path):
@@ -168,7 +183,9 @@ def test_too_many_skips_stop_the_run_and_name_checkpoint_and_records(dataset, tm
     )
     with pytest.raises(DivergedError) as error:
         experiment.pretrain(config, tmp_path)
-    assert '3 updates in a row' in str(error.value) and 'checkpoints/' in str(error.value)
+    assert '3 updates in a row' in str(error.value)
+    assert str(error.value.args[0]).count('checkpoints/1.') == 1  # the last one before the trouble
+    assert [line['skips_in_row'] for line in lines(tmp_path)] == [0, 1, 2, 3]
     skipped = [json.loads(line) for line in (tmp_path / workdir.SKIPPED).read_text().splitlines()]
     assert len(skipped) == 3 and len(skipped[0]['s2_name']) == 8
     assert skipped[0]['s2_name'][0].startswith('S2_train_')

@@ -55,4 +55,6 @@ def test_chips_by_their_jax_name():
 
     assert flops.peak_flops(Device('NVIDIA H200')) == 989e12
     assert flops.peak_flops(Device('TPU v5 lite')) == 197e12
+    assert flops.peak_flops(Device('NVIDIA H100 80GB HBM3')) == 989e12
+    assert flops.peak_flops(Device('NVIDIA L40S')) is None
     assert flops.peak_flops(Device('cpu')) is None

@@ -87,7 +87,7 @@ def test_nothing_is_masked_and_calls_repeat(model, images):
         ({'s2': np.full((2, 8, 8, 12), 0.2)}, {'s2': 'DN'}, 'reflectance'),
         ({'s2': np.full((2, 8, 8, 12), 900.0)}, {'s2': 'reflectance'}, 'digital numbers'),
         ({'s2': {'s2_10m': np.full((1, 120, 120, 4), 900)}}, {'s2': 'DN'}, "'B01'"),
-        ({'s2': {'s2_30m': np.full((1, 120, 120, 4), 900)}}, {'s2': 'DN'}, "'s2_20m'"),
+        ({'s2': {'s2_30m': np.full((1, 120, 120, 4), 900)}}, {'s2': 'DN'}, "['s2_30m'] is not a field"),
     ],
 )
 def test_what_cannot_be_right_is_refused(model, images, units, part):

@@ -22,6 +22,7 @@ ORDER = [
     'train',
     'checkpoint',
     'writers',
+    'step_log',
     'workdir',
     'visualize',
     'eval',

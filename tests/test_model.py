@@ -137,10 +137,10 @@ def test_the_rules_for_absent_sensors_differ():
 
 
 @pytest.mark.parametrize(
-    ('name', 'absent'), [('xaed', 'self'), ('xaed', 'bypass'), ('xae', 'self'), ('joint', 'self')]
+    ('name', 'absent'), [('xaed', 'self'), ('xaed', 'bypass'), ('joint', 'self'), ('xaed', 'zero_image')]
 )
 def test_what_an_invalid_slot_holds_changes_no_bit(name, absent):
-    """Two valid patches are left of s1 in sample 0, none in sample 1, so four slots are filled up."""
+    """Two valid patches of s1 are left in sample 0, none in sample 1: the other slots are invalid."""
     model, module = make(name, fusion=cfg.Fusion(*FAMILY[name], absent=absent))
     graphdef, params = nnx.split(module)
     patches, order = random_patches(model, 2), random_order(model, 2)
@@ -203,8 +203,8 @@ def test_learned_positions_start_free_and_train_without_a_scatter():
 
 def test_decoder_cls_and_bfloat16_keep_float32_outputs():
     model = resolve(dataclasses.replace(tiny_model(), decoder=cfg.Decoder(16, 2, 2, cls=True)))
-    module = FusMAE(model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     with jax.numpy_dtype_promotion('standard'):  # flax's LayerNorm and Linear promote between the two types
+        module = FusMAE(model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
         predictions = forward(module, random_patches(model, 2), random_order(model, 2))
     assert predictions['s2'].shape == (2, 12, 768)
     assert {x.dtype for x in predictions.values()} == {jnp.dtype('float32')}

@@ -33,7 +33,7 @@ class Reconstructor:
         self, params: Any, records: Sequence[Mapping[str, Any]], fields: Sequence[str]
     ) -> dict[str, list[Panel]]:
         """Panels of each modality, one a record."""
-        count = -(-len(records) // self._mesh.size) * self._mesh.size  # every device takes the same share
+        count = -(-len(records) // self._mesh.size) * self._mesh.size  # activations are split over the mesh
         rows = [records[i % len(records)] for i in range(count)]
         batch = {name: np.stack([row[name] for row in rows]) for name in fields}
         batch[POSITION] = np.arange(count, dtype=np.uint32)
@@ -97,13 +97,15 @@ def summary(panels: Mapping[str, Sequence[Panel]], snow: Sequence[bool], config:
     `<m>_vs_mean`: masked-token error divided by that of predicting each image's own band means;
     `<m>_vs_mean_without_snow`: the same without snowy scenes (None if there is no other);
     `<m>_block8_vs_mean`: the same ratio for predicting 8-pixel block means.
+    With `loss.norm_pix` the first two are None.
     """
     result: dict[str, Any] = {'records': len(snow), 'records_with_snow': int(np.sum(snow))}
     for name, items in panels.items():
         each = [errors(panel, config) for panel in items]
         clear = [e for e, snowy in zip(each, snow) if not snowy]
-        result[f'{name}_vs_mean'] = _ratio(each, 'model')
-        result[f'{name}_vs_mean_without_snow'] = _ratio(clear, 'model')
+        # With norm_pix the pictures borrow each patch's own mean and deviation; a ratio would be a lie.
+        result[f'{name}_vs_mean'] = None if config.loss.norm_pix else _ratio(each, 'model')
+        result[f'{name}_vs_mean_without_snow'] = None if config.loss.norm_pix else _ratio(clear, 'model')
         result[f'{name}_block8_vs_mean'] = _ratio(each, 'block')
     return result
 

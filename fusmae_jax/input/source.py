@@ -9,6 +9,7 @@ from etils import epath
 from fusmae_jax.config import Config
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input.prepare import fields
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
 LABELS = ('s1_name', 's2_name', 'snow', 'cloud')
@@ -22,6 +23,8 @@ class Source:
 
     def __init__(self, path: str, split: str, fields: Sequence[str]):
         self.path, self.fields = path, tuple(fields)
+        if not path or not epath.Path(path).exists():
+            raise InputError(f'config.data.path={path!r} does not exist; convert a data set first')
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
         self._records: Any = None
@@ -35,7 +38,11 @@ class Source:
             if name not in known:
                 valid = [*known, *self.contract.split_aliases]
                 raise InputError(f'{self.path}: there is no split {name!r}; {nearest(name, valid)}')
-        if not splits[self.split].num_examples:
+        try:
+            count = splits[self.split].num_examples
+        except (ValueError, KeyError) as error:
+            raise InputError(f'{self.path}: split {split!r} cannot be used ({error})') from error
+        if not count:
             raise InputError(
                 f'{self.path}: split {split!r} is empty; the data set has '
                 + ', '.join(f'{name} ({count:,})' for name, count in known.items())
@@ -44,9 +51,12 @@ class Source:
     def _builder(self) -> Any:
         import tensorflow_datasets as tfds
 
-        if not epath.Path(self.path).exists():
-            raise InputError(f'config.data.path: {self.path} does not exist; convert a data set first')
-        return tfds.builder_from_directory(self.path)
+        try:
+            return tfds.builder_from_directory(self.path)
+        except Exception as error:  # TFDS has a class of its own for each file that can be missing or broken
+            raise InputError(
+                f'{self.path}: TFDS cannot read this folder ({error}); convert it again'
+            ) from error
 
     @property
     def records(self) -> Any:
@@ -68,8 +78,7 @@ class Source:
 
 
 def open_source(config: Config, split: str) -> Source:
-    """The records of a split at `data.path`, with the image fields of the model's modalities."""
+    """The records of a split at `data.path`, with the image fields that the model needs."""
     source = Source(config.data.path, split, ())
-    wanted = config.model.modalities
-    source.fields = tuple(name for name, group in source.contract.groups.items() if group.modality in wanted)
+    source.fields = tuple(fields(config, source.contract))
     return source

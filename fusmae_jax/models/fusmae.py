@@ -30,6 +30,14 @@ def _take(x: Shaped[Array, 'b n p'], ids: Int[Array, 'b k']) -> Shaped[Array, 'b
     return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
 
 
+def _mean_image(
+    values: Mapping[str, Array], valid: Mapping[str, Array], gone: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Samples (b,) in which a sensor is `gone` get its mean image, which is 0, with every slot valid."""
+    values = {name: jnp.where(gone[name][:, None, None], 0, x) for name, x in values.items()}
+    return values, {name: v | gone[name][:, None] for name, v in valid.items()}
+
+
 class FusMAE(nnx.Module):
     """The model family of the paper: XAE, XAD, XAE&D, joint self-attention and the unimodal MAE.
 
@@ -71,11 +79,10 @@ class FusMAE(nnx.Module):
             for name, p in patches.items()
         }
         valid = {name: jnp.any(p.valid, axis=2) for name, p in taken.items()}
-        if self.model.fusion.absent == 'zero_image':
-            # A sensor without one valid pixel is its mean image, which is what its values already hold.
-            gone = {name: ~jnp.any(p.valid, axis=(1, 2))[:, None] for name, p in patches.items()}
-            valid = {name: v | gone[name] for name, v in valid.items()}
         values = {name: p.values for name, p in taken.items()}
+        if self.model.fusion.absent == 'zero_image':
+            gone = {name: ~jnp.any(p.valid, axis=(1, 2)) for name, p in patches.items()}
+            values, valid = _mean_image(values, valid, gone)
         latents, cls, stages = self.encoder(values, valid, ids, capture=capture)
         if self.model.fusion.decoder == 'xad':
             latents = self.xad(latents, valid)
@@ -103,7 +110,9 @@ class FusMAE(nnx.Module):
         pool_valid = dict(valid)
         if self.model.fusion.absent == 'zero_image':
             batch, count, _ = next(iter(values.values())).shape
-            valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
+            values, valid = _mean_image(
+                values, valid, {name: ~jnp.any(v, axis=1) for name, v in valid.items()}
+            )
             for name in self.model.modalities:
                 if name not in given:
                     values[name] = jnp.zeros((batch, count, self.model.patch_dim(name)), jnp.float32)

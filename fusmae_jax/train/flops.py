@@ -70,5 +70,7 @@ def train_flops_per_image(config: Config) -> float:
 def peak_flops(device: jax.Device) -> float | None:
     """The chip's bfloat16 peak, or None where it is not known."""
     kind = device.device_kind
-    best = max((name for name in PEAK_BF16 if kind.startswith(name)), key=len, default=None)
+    # Whole words only: 'NVIDIA L40S' is no 'NVIDIA L4'. PCIe cards of a name run slower, so they are unknown.
+    known = [] if 'PCIe' in kind else [name for name in PEAK_BF16 if f'{kind} '.startswith(f'{name} ')]
+    best = max(known, key=len, default=None)
     return None if best is None else PEAK_BF16[best]

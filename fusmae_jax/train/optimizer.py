@@ -7,7 +7,7 @@ import jax
 import optax
 
 from fusmae_jax.config import Optimizer
-from fusmae_jax.errors import raise_all
+from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.parallel.rules import path_name
 
 # (regex on the path, is it decayed). The first match decides; a name that none matches is an error. By
@@ -44,6 +44,11 @@ def schedule(
     The warm-up is counted in examples (`warmup_epochs`), unless `warmup_steps` is given.
     """
     warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * examples_per_epoch / batch_size)
+    if warmup >= total_steps > 1:
+        raise InputError(
+            f'config.optimizer: a warm-up of {warmup} steps leaves nothing of a run of {total_steps} steps; '
+            'lower warmup_epochs or warmup_steps, or train longer'
+        )
     return optax.warmup_cosine_decay_schedule(
         0.0, optimizer.learning_rate, min(warmup, total_steps - 1), max(total_steps, 1), 0.0
     )

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from fusmae_jax.config import Config
+from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.rules import shardings
 from fusmae_jax.train.objective import Objective
 
@@ -24,6 +25,10 @@ def compute_dtype(config: Config) -> DTypeLike:
     name = config.train.compute_dtype
     if name == 'auto':
         name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    if name == 'float64' and jax.dtypes.canonicalize_dtype(name) != jnp.dtype(name):
+        raise InputError(
+            "config.train.compute_dtype='float64' needs the environment variable JAX_ENABLE_X64=1"
+        )
     return jnp.dtype(name)
 
 

@@ -33,8 +33,9 @@ def make_step(
         grad = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, (metrics, extra)), grads = grad(state['params'], state['extra'], batch, key)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
+        # The update too: a finite gradient times an absurd rate would poison the parameters for good.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         new = {
             'params': optax.apply_updates(state['params'], updates),
             'opt_state': opt_state,
