@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow parity lint types bench clean
+
+.PHONY: help demo test parity lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | parity | test-slow | lint | types | bench | clean'
+	@echo 'make demo | test | parity | lint | types | bench | clean'
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -30,16 +31,14 @@ demo: $(VENV)/.ready
 	@echo 'summary      runs/demo/summary.json'
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'not slow and not parity'
+	$(BIN)/python -m pytest -m 'not parity'
+	@echo 'Not run here: the comparison with PyTorch (make parity).'
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
 parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest -m parity
-
-test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -126,7 +126,7 @@ class Run:
         """Compiles the step, and prints what is about to run."""
         abstract = self.setup.abstract_state()['params']
         if self.lead:
-            print(parameter_overview.get_parameter_overview(abstract, include_stats=False, max_lines=80))
+            print(parameter_overview.get_parameter_overview(abstract, include_stats=False))
             self._write_card()
         mesh = self.setup.mesh
         print(

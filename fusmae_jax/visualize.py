@@ -131,7 +131,11 @@ def figure(
     lines = [(i, name) for i in range(len(records)) for name in panels]
     height = 2.2 * len(lines) + 0.5
     fig, axes = plt.subplots(
-        len(lines), len(COLUMNS), figsize=(2.1 * len(COLUMNS) + 0.6, height), squeeze=False
+        len(lines),
+        len(COLUMNS),
+        figsize=(2.1 * len(COLUMNS) + 0.6, height),
+        squeeze=False,
+        layout='constrained',
     )
     for line, (index, name) in zip(axes, lines):
         columns, meaning = pictures(panels[name][index], records[index], config, contract, name)
@@ -142,7 +146,6 @@ def figure(
             axis.set_yticks([])
         line[0].set_ylabel(f'{name}: {meaning}\n{record_name(records[index], name)}', fontsize=5)
     fig.suptitle(title, fontsize=10)
-    fig.tight_layout(rect=(0, 0, 1, 1 - 0.3 / height))
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=100)
     plt.close(fig)

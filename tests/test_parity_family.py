@@ -64,7 +64,8 @@ def test_forward_loss_and_gradients_agree(name, dtype):
     assert not failures(rows)
 
 
-@pytest.mark.parametrize(('name', 'dtype'), [('xae_xad', 'float32'), ('xae', 'float64')])
+@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_a_hundred_steps_agree(name, dtype):
     config = FAMILY[name]
     kind = jnp.dtype(dtype)
