@@ -12,7 +12,7 @@ import numpy as np
 from fusmae_jax.config import Config
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import Source, open_source
-from fusmae_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
+from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
 from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.state import init_state
@@ -22,14 +22,22 @@ LOADER_SECONDS = 5.0
 
 
 def bench(config: Config, sizes: list[int]) -> int:
-    """Times the train step at each global batch size, then the loader alone; prints both."""
+    """Times the train step at each batch size of one device, then the loader alone; prints both.
+
+    Without sizes, the configured global batch is timed. A size that does not fit is a line, not the end.
+    """
     source = open_source(config, config.data.train_split)
     device = jax.devices()[0]
     print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}, {config.name}')
-    for size in sizes or [config.train.batch_size]:
-        check_batch(size, make_mesh(config.parallel))
+    devices = make_mesh(config.parallel).size
+    for size in [size * devices for size in sizes] or [config.train.batch_size]:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
-        print(' | '.join(f'{key} {value}' for key, value in time_step(config, source, size).items()))
+        try:
+            print(' | '.join(f'{key} {value}' for key, value in time_step(config, source, size).items()))
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            print(f'batch {size} | does not fit into the memory of {devices} devices')
     print(f'loader alone: {loader_rate(config, source):,.0f} records/s with {config.data.threads} threads')
     return 0
 

@@ -5,6 +5,7 @@ reports all of them at once.
 """
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,29 @@ from fusmae_jax.config import SIZES, Config, Model
 from fusmae_jax.errors import nearest, raise_all
 
 T = TypeVar('T')
+
+# The smallest value of settings that have one.
+AT_LEAST = {
+    'train.batch_size': 1,
+    'train.max_skips': 1,
+    'log.every_steps': 1,
+    'checkpoint.every_steps': 1,
+    'checkpoint.keep': 1,
+    'data.threads': 1,
+    'data.prefetch': 1,
+    'seed': 0,
+    'train.steps': 0,
+    'train.epochs': 0,
+    'log.num_images': 1,
+    'log.images_every_steps': 0,
+    'log.eval_every_steps': 1,
+    'log.eval_batches': 0,
+    'optimizer.learning_rate': 0,
+    'optimizer.weight_decay': 0,
+    'optimizer.warmup_epochs': 0,
+    'optimizer.warmup_steps': 0,
+    'optimizer.clip_norm': 0,
+}
 
 
 def to_dict(config: Any) -> Any:
@@ -179,27 +203,8 @@ def _check_run(config: Config) -> list[str]:
     low, high = config.augment.crop_ratio
     if not 0 < low <= high:
         problems.append(f'augment.crop_ratio={config.augment.crop_ratio} must be positive, low first')
-    for path, value, low in (
-        ('train.batch_size', config.train.batch_size, 1),
-        ('train.max_skips', config.train.max_skips, 1),
-        ('log.every_steps', config.log.every_steps, 1),
-        ('checkpoint.every_steps', config.checkpoint.every_steps, 1),
-        ('checkpoint.keep', config.checkpoint.keep, 1),
-        ('data.threads', config.data.threads, 1),
-        ('data.prefetch', config.data.prefetch, 1),
-        ('seed', config.seed, 0),
-        ('train.steps', config.train.steps, 0),
-        ('train.epochs', config.train.epochs, 0),
-        ('log.num_images', config.log.num_images, 1),
-        ('log.images_every_steps', config.log.images_every_steps, 0),
-        ('log.eval_every_steps', config.log.eval_every_steps, 1),
-        ('log.eval_batches', config.log.eval_batches, 0),
-        ('optimizer.learning_rate', config.optimizer.learning_rate, 0),
-        ('optimizer.weight_decay', config.optimizer.weight_decay, 0),
-        ('optimizer.warmup_epochs', config.optimizer.warmup_epochs, 0),
-        ('optimizer.warmup_steps', config.optimizer.warmup_steps, 0),
-        ('optimizer.clip_norm', config.optimizer.clip_norm, 0),
-    ):
+    for path, low in AT_LEAST.items():
+        value: Any = functools.reduce(getattr, path.split('.'), config)
         if not value >= low:  # so that NaN is refused too
             problems.append(f'{path}={value} must be at least {low}')
     for path, value in (('augment.hflip', config.augment.hflip), ('augment.vflip', config.augment.vflip)):

@@ -25,7 +25,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.step_log import StepLog
 from fusmae_jax.train.setup import Setup, make_setup
 from fusmae_jax.train.state import State, init_state
-from fusmae_jax.writers import Writers, progress_bar
+from fusmae_jax.writers import Writers, progress_bar, trim
 
 COMPLETE = 'COMPLETE'
 
@@ -64,6 +64,7 @@ class Run:
         self.best_val: float | None = self.meta.get('best_val')
         if self.lead:
             workdirs.write_config(workdir, self.config)
+            trim(workdir / workdirs.SKIPPED, self.start)
         self.writers = Writers(workdir, self.start, self.lead)
         stack.callback(self.writers.close)
         self.log = StepLog(self.config, self.setup.total_steps, self.writers, self._skipped)

@@ -18,16 +18,15 @@ class JsonLines:
     """`metrics.jsonl`, one object a line. On a resume, lines from after the restored step are dropped.
 
     An object store has no append, so there the lines of a run go to parts `metrics-<first step>.jsonl`,
-    each of which is rewritten as it grows.
+    each of which is rewritten as it grows; where two parts hold the same step, the later part counts.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
         self._remote = '://' in str(workdir)
         self._file = workdir / (f'metrics-{step:08d}.jsonl' if self._remote else METRICS)
         self._lines: list[str] = []
-        if not self._remote and self._file.exists():
-            kept = [line for line in self._file.read_text().splitlines() if _step_of(line) <= step]
-            _write_whole(self._file, ''.join(f'{line}\n' for line in kept))
+        if not self._remote:
+            trim(self._file, step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; numbers that JSON cannot hold are written as null."""
@@ -51,10 +50,13 @@ def _step_of(line: str) -> float:
         return math.inf  # a line that a killed process left half-written
 
 
-def _write_whole(file: epath.Path, text: str) -> None:
-    part = file.parent / f'{file.name}.part'
-    part.write_text(text)
-    part.replace(file)
+def trim(file: epath.Path, step: int) -> None:
+    """Drops the lines of a JSON-lines file that come from after `step`, or are half-written."""
+    if file.exists():
+        kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+        part = file.parent / f'{file.name}.part'
+        part.write_text(''.join(f'{line}\n' for line in kept))
+        part.replace(file)
 
 
 class TensorBoard:

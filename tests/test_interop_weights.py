@@ -9,8 +9,9 @@ from fusmae_jax.config import Decoder, Fusion, Modality, Model, Numerics
 from fusmae_jax.config_build import resolve
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop import files, positions
-from fusmae_jax.interop.importers import Options, import_weights
+from fusmae_jax.interop.importers import import_weights
 from fusmae_jax.interop.layouts import reference_rules
+from fusmae_jax.interop.plans import Options
 from fusmae_jax.interop.rules import flatten, ours_shapes, to_theirs, unflatten
 
 S1 = Modality(bands=('VV', 'VH'), sensor='s1')

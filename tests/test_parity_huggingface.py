@@ -12,7 +12,8 @@ from fusmae_jax.config import Config, Decoder, Fusion, Loss, Modality, Model
 from fusmae_jax.config_build import resolve
 from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.interop import foreign, positions, sides
-from fusmae_jax.interop.importers import Options, import_weights
+from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.plans import Options
 from fusmae_jax.interop.rules import flatten, to_ours
 from fusmae_jax.models import fusmae
 

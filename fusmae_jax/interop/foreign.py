@@ -8,7 +8,7 @@ import numpy as np
 from fusmae_jax.config import Model
 from fusmae_jax.errors import nearest
 from fusmae_jax.interop import layouts
-from fusmae_jax.interop.importers import Layout, Options, Plan
+from fusmae_jax.interop.plans import Layout, Options, Plan
 from fusmae_jax.interop.rules import Rule, State
 
 DINO_MM_CHANNELS = (

@@ -6,8 +6,7 @@ report; a name that is neither is an error. Layer-norm epsilons are not in such 
 `numerics.norm_eps` (timm, DINO-MM, MultiMAE 1e-6; SatViT 1e-5; Hugging Face in its config, 1e-12).
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,11 @@ import numpy as np
 from fusmae_jax.config import Model
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.interop import positions
+from fusmae_jax.interop.foreign import LAYOUTS
 from fusmae_jax.interop.layouts import reference_rules
+from fusmae_jax.interop.plans import Options, Plan
 from fusmae_jax.interop.rules import (
     Report,
-    Rule,
     State,
     check_state,
     flatten,
@@ -26,35 +26,6 @@ from fusmae_jax.interop.rules import (
     to_ours,
     unflatten,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a layout cannot know from the file."""
-
-    channels: tuple[str, ...] = ()  # bands of a stacked projection, in the file's order
-    adapters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its task
-    grid: tuple[int, int] = (0, 0)  # of the file's positional table; (0, 0) is square
-    drop_positions: bool = False  # leave a learned table out when the model has sine-cosine positions
-    branch: str = 'teacher'  # DINO-MM: 'teacher' or 'student'
-
-
-@dataclasses.dataclass
-class Plan:
-    """What a layout makes of a file: rules for `state`, and what to do besides."""
-
-    state: dict[str, np.ndarray]
-    rules: list[Rule]
-    ignore: tuple[str, ...] = ()  # regular expressions of names that may go unused
-    table: str = ''  # name of the encoder's positional table in `state`
-    decoder_table: str = ''
-    grid: tuple[int, int] = (0, 0)  # of the tables, where the file says it
-    cls_row: bool = False  # the tables start with a row for CLS
-    notes: list[str] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
-
-
-Layout = Callable[[State, Model, Options], Plan]
 
 
 def import_weights(
@@ -80,7 +51,6 @@ def import_weights(
     Raises:
         InputError: one message with every difference between the file and the model.
     """
-    from fusmae_jax.interop.foreign import LAYOUTS  # imports the types above
 
     options = options or Options()
     if layout not in LAYOUTS:
