@@ -31,7 +31,7 @@ demo: $(VENV)/.ready
 	@echo 'summary      runs/demo/summary.json'
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'not parity'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity'
 	@echo 'Not run here: the comparison with PyTorch (make parity).'
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
