@@ -38,7 +38,7 @@ test: $(VENV)/.ready
 parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

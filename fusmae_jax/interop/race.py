@@ -41,8 +41,10 @@ def race(config: Config, sizes: list[int]) -> int:
     for size in sizes or [config.train.batch_size]:
         eager = 0.0
         for name in CONTENDERS:
-            with context.Pool(1) as pool:
-                lap = pool.apply(_run, (name, config, size))
+            pool = context.Pool(1)
+            lap = pool.apply(_run, (name, config, size))
+            pool.close()
+            pool.join()
             eager = eager or lap.seconds
             print(
                 f'batch {size} | {name:19} | {lap.device} | step {lap.seconds * 1e3:,.1f} ms | '
