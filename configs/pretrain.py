@@ -14,6 +14,7 @@ Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
     each also with `_consistent` masks (the same patches hidden in both sensors)
     b400 (default)    batch 2 x 200: the learning rate is MultiMAE's 1e-4 x 400 / 256
     b200              the paper's "batch size 200" taken as the total; the same learning rate
+    native            120 px, patch 8, flips only: no 10 m band is resampled (225 patches a sensor)
 """
 
 import ml_collections
@@ -31,6 +32,7 @@ FUSION = {
     'mae_s2': ('none', 'none', ('s2',)),
 }
 BATCHES = {'b200': 200, 'b400': 400}
+NATIVE = 'native'
 MODELS = [f'{name}{masks}' for name in FUSION for masks in ('', '_consistent')]
 
 
@@ -41,13 +43,16 @@ def get_config(variant: str = 'xae') -> ml_collections.ConfigDict:
     config.data.train_split = 'all_minus_val_test'  # 340,737 pairs; the paper's 354,196 cannot be had
     config.data.val_split = 'val[:10000]'
     parts = (variant or 'xae').split(',')
-    models = [part for part in parts if part not in BATCHES]
+    models = [part for part in parts if part not in (*BATCHES, NATIVE)]
     for part in parts:
         if part in BATCHES:
             config.train.batch_size = BATCHES[part]
+        elif part == NATIVE:
+            config.model.image_size, config.model.patch_size = (120, 120), 8
+            config.augment.crop = False
         elif part not in MODELS:
             raise InputError(
-                f'configs/pretrain.py: no variant {part!r}; {nearest(part, [*MODELS, *BATCHES])}'
+                f'configs/pretrain.py: no variant {part!r}; {nearest(part, [*MODELS, *BATCHES, NATIVE])}'
             )
     if len(models) > 1:
         raise InputError(f'configs/pretrain.py: {models} cannot be combined; name one of them')

@@ -37,6 +37,8 @@ def test_the_paper_recipe():
     assert (config.train.batch_size, config.train.epochs, config.optimizer.warmup_epochs) == (400, 100, 10)
     small = build(load_config(f'{PRETRAIN}:xad,b200'))
     assert (small.train.batch_size, small.optimizer.learning_rate) == (200, 1.5625e-4)
+    native = build(load_config(f'{PRETRAIN}:native')).model
+    assert (native.image_size, native.num_patches) == ((120, 120), 225)
 
 
 def test_settings_on_the_command_line():

@@ -7,7 +7,7 @@ import pytest
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop import compare as module
-from fusmae_jax.interop import differences, files
+from fusmae_jax.interop import differences, files, race
 from fusmae_jax.interop.rules import flatten, unflatten
 from tests.test_interop_weights import make, random_params
 from tests.test_parity_family import FAMILY
@@ -42,3 +42,11 @@ def test_wrong_type_and_wrong_weights_are_input_errors(tmp_path):
     files.export(path, random_params(make()), make())
     with pytest.raises(InputError, match='not part of this model'):
         module.compare(FAMILY['unimodal'], weights=str(path), dtype='float32', as_json=False)
+
+
+def test_every_contender_of_the_race_takes_steps(monkeypatch):
+    monkeypatch.setattr(race, 'WARMUP', 0)
+    monkeypatch.setattr(race, 'REPEATS', 2)
+    for name in ('torch eager', 'fusmae_jax scan', 'fusmae_jax unrolled'):  # torch.compile needs a compiler
+        lap = race._run(name, FAMILY['xae'], 2)
+        assert lap.seconds > 0 and lap.first > 0 and lap.peak > 0
