@@ -62,7 +62,8 @@ def run(name, mesh, batches):
     return losses, state
 
 
-@pytest.mark.parametrize(('name', 'mesh'), [('xae', ONE), ('xad', ONE), ('xaed', ONE), ('xaed', GRID)])
+@pytest.mark.parametrize('mesh', [ONE, GRID])
+@pytest.mark.parametrize('name', FAMILY)
 def test_no_scatter_in_the_step(name, mesh):
     _, lowered, compiled = program(name, mesh)
     assert scatters(lowered, compiled) == []
