@@ -1,6 +1,5 @@
 """What a working directory says about the run in it: config.json, the model card, the record of skips."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from importlib import metadata
@@ -92,7 +91,7 @@ CARD = """# {title}
 | input | {modalities}; model grid {rows} x {columns} px, patch {patch} |
 | masking | {strategy}, {ratio:.0%} hidden |
 | data | {dataset} {version}, split `{split}`, {examples:,} pairs, fingerprint `{fingerprint}` |
-| normalisation | {statistics}, clipped to +-{clip} |
+| normalisation | {normalisation} |
 | optimisation | AdamW, peak learning rate {learning_rate:g}, batch {batch_size}, {steps:,} steps |
 | compute type | {dtype} |
 | code | fusmae_jax {code}, jax {jax} |
@@ -138,13 +137,15 @@ def model_card(
         split=config.data.train_split,
         examples=examples,
         fingerprint=contract.fingerprint,
-        clip=config.data.clip,
-        statistics=config.data.statistics,
+        normalisation='[mean - 2 std, mean + 2 std] to [-1, 1]'
+        if config.data.statistics == 'mean_2sigma'
+        else f'z-scores, clipped to +-{config.data.clip:g}',
         steps=setup.total_steps,
         dtype=str(setup.dtype),
         seed=config.seed,
-        **dataclasses.asdict(config.masking),
-        **{key: getattr(config.optimizer, key) for key in ('learning_rate',)},
+        strategy=config.masking.strategy,
+        ratio=config.masking.ratio,
+        learning_rate=config.optimizer.learning_rate,
         batch_size=config.train.batch_size,
         **losses,
         **versions,

@@ -84,7 +84,6 @@ def _jax_loss(config: Config, dtype: Any, visible: int) -> Any:
     weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
 
     def loss(params: Any, patches: Any, order: Any) -> tuple[Any, Any]:
-        patches = {name: patches[name] for name in config.model.modalities}  # jit sorts the keys of a dict
         predictions, stages = nnx.merge(graphdef, params)(patches, order, visible, capture=True)
         sums, _ = error_sums(config, Masked(patches, order, visible), predictions)
         total, means = losses.combine(sums, weights)
