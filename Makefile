@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test parity lint types bench clean
+.PHONY: help demo test slow parity lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | parity | lint | types | bench | clean'
+	@echo 'make demo | test | slow | parity | lint | types | bench | clean'
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -31,8 +31,12 @@ demo: $(VENV)/.ready
 	@echo 'summary      runs/demo/summary.json'
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity'
-	@echo 'Not run here: the comparison with PyTorch (make parity).'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow'
+	@echo 'Not run here: the comparison with PyTorch (make parity) and long checks (make slow).'
+
+# The archives at full test size, memory, kills; half an hour.
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m 'slow and not parity'
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
 parity: $(VENV)/.ready

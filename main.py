@@ -18,14 +18,16 @@ class Arguments:
 
     def __init__(self, argv: list[str]):
         overrides = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
+        self._beam = [a for a in argv if a.startswith('--beam.')]
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in OPTIONS:
             parser.add_argument(f'--{name}', default='')
         parser.add_argument('--json', action='store_true')
-        self._given, unknown = parser.parse_known_args([a for a in argv if not a.startswith('--config.')])
+        rest = [a for a in argv if not a.startswith(('--config.', '--beam.'))]
+        self._given, unknown = parser.parse_known_args(rest)
         if unknown:
             name = unknown[0].split('=')[0].lstrip('-')
-            hint = nearest(name, [*OPTIONS, 'json', 'config.key'])
+            hint = nearest(name, [*OPTIONS, 'json', 'config.key', 'beam.key'])
             raise InputError(f'{unknown[0]!r} is not an option; {hint}')
         self._overrides = overrides
 
@@ -37,6 +39,7 @@ class Arguments:
         """Refuses options that this command would ignore."""
         given = [name for name in OPTIONS if getattr(self._given, name)]
         given += ['json'] * self._given.json + ['config.*'] * bool(self._overrides)
+        given += ['beam.*'] * bool(self._beam)
         if extra := [name for name in given if name not in names]:
             raise InputError(f'--{extra[0]} means nothing here; this command takes --{", --".join(names)}')
 
@@ -45,6 +48,21 @@ class Arguments:
         if not (value := getattr(self._given, name)):
             raise InputError(f'--{name}={example} is missing')
         return value
+
+    def beam(self) -> dict[str, Any]:
+        """The --beam.key=value options: where a pipeline runs; what is not ours goes to Beam as it is."""
+        values: dict[str, Any] = {'flags': []}
+        for option in self._beam:
+            key, _, value = option.removeprefix('--beam.').partition('=')
+            if key == 'direct_num_workers':
+                if not value.isdigit():
+                    raise InputError(f'{option!r} must be a whole number; 0 takes one for each core')
+                values[key] = int(value)
+            elif key == 'runner':
+                values[key] = value
+            else:
+                values['flags'].append(f'--{key}={value}' if value else f'--{key}')
+        return values
 
     @property
     def json(self) -> bool:
@@ -67,8 +85,12 @@ class Arguments:
 def _convert(arguments: Arguments) -> int:
     from data.convert import run
 
-    arguments.only('config', 'config.*', 'workdir')
-    return run(arguments.config(), arguments.optional('workdir'))
+    arguments.only('config', 'config.*', 'beam.*', 'workdir')
+    config = arguments.config()
+    given = arguments.beam()
+    beam = config.get('beam', {})
+    config['beam'] = {**beam, **given, 'flags': [*beam.get('flags', ()), *given['flags']]}
+    return run(config, arguments.optional('workdir'))
 
 
 def _pretrain(arguments: Arguments) -> int:

@@ -5,8 +5,8 @@ and rest as ArrayRecord shards, at native resolution, with the input contract an
 Download and unpack first: data/bigearthnet_mm/README.md. That file also has disk space and measured time.
 
     python main.py convert --config=configs/convert_bigearthnet_mm.py \\
-        --config.s1_root=BigEarthNet-S1-v1.0 --config.s2_root=BigEarthNet-v1.0 \\
-        --config.output=DATA --config.beam.workers=0
+        --config.archive.s1_root=BigEarthNet-S1-v1.0 --config.archive.s2_root=BigEarthNet-v1.0 \\
+        --config.output=DATA --beam.direct_num_workers=0
 
 The variant `example` needs no download: it converts the six real pairs that ship with bigearthnet-common, all
 into the split train, in seconds and 2 MiB.
@@ -16,8 +16,7 @@ into the split train, in seconds and 2 MiB.
 
 import ml_collections
 
-from data.convert import ConvertConfig
-from fusmae_jax.config_build import config_dict
+from data.convert import settings
 from fusmae_jax.errors import InputError, nearest
 
 VARIANTS = ('', 'example')
@@ -27,9 +26,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """The settings of the whole archive, or of the variant 'example'."""
     if variant not in VARIANTS:
         raise InputError(f'configs/convert_bigearthnet_mm.py:{variant}: {nearest(variant, ["example"])}')
-    config = config_dict(ConvertConfig())
+    config = settings('bigearthnet_mm')
     if variant == 'example':
         config.example = True
-        config.splits = 'one'
         config.output = 'runs/demo/data'
     return config

@@ -11,44 +11,63 @@ import ml_collections
 
 from data import report, sharded
 from data.records import Source
-from fusmae_jax.config_build import from_dict
+from fusmae_jax.config_build import config_dict, from_dict
 from fusmae_jax.errors import InputError, nearest
 
-# Name of a data set -> the module whose `source` lists its archive and `examples` unpacks a sample.
-BUILDERS = {'bigearthnet_mm': 'data.bigearthnet_mm.pairs'}
+# Name of a data set -> the module with its settings (`Archive`), its listing (`source`) and, for some, a
+# sample that needs no download (`examples`).
+BUILDERS = {
+    'bigearthnet_mm': 'data.bigearthnet_mm.pairs',
+    'bigearthnet_v2': 'data.bigearthnet_v2.pairs',
+    'sen12ms': 'data.sen12ms.triplets',
+    'ssl4eo_s12': 'data.ssl4eo_s12.locations',
+    'paired_folder': 'data.paired_folder.pairs',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """A conversion; see configs/convert_*.py."""
+    """A conversion; see configs/convert_*.py. The settings of the archive itself stand beside it."""
 
     builder: str = 'bigearthnet_mm'  # a key of BUILDERS
-    s1_root: str = ''  # folder of the unpacked Sentinel-1 archive, one folder a patch
-    s2_root: str = ''  # the same for Sentinel-2
-    example: bool = False  # True: the sample that ships with the builder, instead of the two folders
-    output: str = ''  # the data set goes to <output>/<builder>/<version>; '' takes the workdir
-    splits: Literal['official', 'one'] = 'official'  # one: every record goes to train
+    example: bool = False  # True: the sample that ships with the builder, instead of an archive
+    output: str = ''  # the data set goes to <output>/<name>/<version>; '' takes the workdir
     records_per_shard: int = 512
     on_error: Literal['fail', 'skip'] = 'fail'  # skip: leave unusable records out and list them
     max_skips: int = 100  # with skip: stop when more records than this were left out
     beam: sharded.Beam = dataclasses.field(default_factory=sharded.Beam)
 
 
+def builder(name: str) -> Any:
+    """The module of a builder; raises InputError for a name that is none."""
+    if name not in BUILDERS:
+        raise InputError(f'config.builder={name!r}; {nearest(name, BUILDERS)}')
+    return importlib.import_module(BUILDERS[name])
+
+
+def settings(name: str) -> ml_collections.ConfigDict:
+    """Every setting of a conversion with a builder, for the files in configs/ to change.
+
+    The settings of the archive are under `archive`.
+    """
+    config = config_dict(ConvertConfig(builder=name))
+    config.archive = config_dict(builder(name).Archive())
+    return config
+
+
 def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os.PathLike[str] = '') -> int:
     """Runs a conversion and prints its report; returns the exit code 0. Raises InputError."""
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
-    config = from_dict(ConvertConfig, values)
-    if config.builder not in BUILDERS:
-        raise InputError(f'config.builder={config.builder!r}; {nearest(config.builder, BUILDERS)}')
+    archive = values.get('archive', {})
+    config = from_dict(ConvertConfig, {key: value for key, value in values.items() if key != 'archive'})
     output = config.output or os.fspath(workdir)
     if not output:
         raise InputError("config.output='': give the folder for the data set (or --workdir)")
-    if config.max_skips < 0 or config.beam.workers < 0:
-        raise InputError('config.max_skips and config.beam.workers must be at least 0')
-    source = _source(dataclasses.replace(config, output=output))
+    if config.max_skips < 0 or config.beam.direct_num_workers < 0:
+        raise InputError('config.max_skips and config.beam.direct_num_workers must be at least 0')
     folder, result = sharded.convert(
-        source,
+        _source(config, archive, output),
         output,
         records_per_shard=config.records_per_shard,
         on_error=config.on_error,
@@ -62,12 +81,11 @@ def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os
     return 0
 
 
-def _source(config: ConvertConfig) -> Source:
-    module = importlib.import_module(BUILDERS[config.builder])
-    s1_root, s2_root = config.s1_root, config.s2_root
+def _source(config: ConvertConfig, values: Mapping[str, Any], output: str) -> Source:
+    module = builder(config.builder)
+    archive = from_dict(module.Archive, values, 'config.archive')
     if config.example:
-        s1_root, s2_root = map(str, module.examples(Path(config.output) / f'{config.builder}_example'))
-    for name, root in (('s1_root', s1_root), ('s2_root', s2_root)):
-        if not root:
-            raise InputError(f"config.{name}='': give the folder of the unpacked archive, one folder a patch")
-    return module.source(s1_root, s2_root, splits=config.splits, on_error=config.on_error)
+        if not hasattr(module, 'examples'):
+            raise InputError(f'config.example=True: {config.builder} ships no example; give the archive')
+        archive = module.examples(Path(output) / f'{config.builder}_example')
+    return module.source(archive, on_error=config.on_error)

@@ -107,6 +107,10 @@ class Folder:
         """The sidecar of a finished shard: its statistics and skipped records."""
         return self.state / f'{shard}.done.json'
 
+    def index_file(self, shard: str) -> epath.Path:
+        """The fields, other than images, of the records of a finished shard."""
+        return self.state / f'{shard}.index.npz'
+
     def open(self, wanted: Mapping[str, Any], shards: list[Shard]) -> list[str]:
         """Starts or resumes a conversion; returns the names of the shards that are still to be written.
 

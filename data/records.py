@@ -6,13 +6,14 @@ report of a conversion all follow from it.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.input.contract import Contract, Group, Statistics
+from fusmae_jax.input.contract import Contract, Group, Product, Statistics
 
 Record = dict[str, Any]
 
@@ -50,7 +51,8 @@ class Schema:
     version: str
     groups: Mapping[str, Group]
     fields: Mapping[str, Field]
-    calibration: Mapping[str, str]  # modality -> product, in words
+    products: Mapping[str, Product]  # modality -> how its values came about
+    key: str  # the text field that is unique and names a record
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(
         default_factory=dict
     )  # multi-hot field -> names
@@ -82,6 +84,15 @@ class Source:
     inputs: Mapping[str, str]  # what was read, for the report and for recognising a resumed conversion
     skips: Sequence[Mapping[str, str]] = ()  # records already left out while listing
     published: Mapping[str, int] = dataclasses.field(default_factory=dict)  # split -> records, whole archive
+
+
+def folder(path: str, setting: str) -> Path:
+    """The folder that a setting of an archive names, resolved; raises InputError if there is none."""
+    if not path:
+        raise InputError(f"config.archive.{setting}='': give the folder of the unpacked archive")
+    if not Path(path).is_dir():
+        raise InputError(f'{path}: {setting}: no such folder; give that of the unpacked archive')
+    return Path(path).resolve()
 
 
 def features(schema: Schema) -> tfds.features.FeaturesDict:
@@ -124,7 +135,8 @@ def contract(
         dataset=schema.name,
         version=schema.version,
         groups=schema.groups,
-        calibration=schema.calibration,
+        products=schema.products,
+        key=schema.key,
         fingerprint=fingerprint,
         fields={name: field.meaning for name, field in schema.fields.items()},
         classes=schema.classes,

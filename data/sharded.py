@@ -20,24 +20,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from data import plan, records, report
+from data import index, plan, records, report
 from data.progress import Progress
 from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
 from fusmae_jax.errors import InputError
+from fusmae_jax.input.index import FILE as INDEX
 
 
 @dataclasses.dataclass(frozen=True)
 class Beam:
     """How the pipeline runs. The default is Beam's local runner inside this machine."""
 
-    runner: str = 'local'  # 'local', or a runner of Beam: DataflowRunner, FlinkRunner, SparkRunner, ...
-    workers: int = 1  # processes of the local runner; 0 takes one for each core
+    runner: str = 'DirectRunner'  # on this machine; or DataflowRunner, FlinkRunner, SparkRunner, ...
+    direct_num_workers: int = 1  # processes of the DirectRunner; 0 takes one for each core
     flags: tuple[str, ...] = ()  # passed to Beam as they are, such as '--flink_master=host:8081'
 
 
@@ -91,7 +93,7 @@ def convert(
     seconds = time.perf_counter() - start
     result = report.build(folder, source, shards, settings, missing, seconds)
     check_skips(result['skips'], max_skips)
-    _finish(folder, schema, result)
+    _finish(folder, schema, shards, result)
     return folder.final, result
 
 
@@ -130,9 +132,9 @@ def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder)
 
     logging.disable(logging.NOTSET)
     flags = [*beam_settings.flags]
-    if beam_settings.runner == 'local':
-        runner = _local_runner(beam_settings.workers, folder)
-        flags += [f'--direct_num_workers={beam_settings.workers}']
+    if beam_settings.runner == 'DirectRunner':
+        runner = _local_runner(beam_settings.direct_num_workers, folder)
+        flags += [f'--direct_num_workers={beam_settings.direct_num_workers}']
     else:
         runner = None
         flags += [f'--runner={beam_settings.runner}']
@@ -152,7 +154,7 @@ def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder)
 def _local_runner(workers: int, folder: plan.Folder) -> Any:
     """Beam's runner for one machine: in this process for one worker, else in `workers` processes.
 
-    The DirectRunner that Beam's documentation names would first try to download another runner, and with
+    Beam's own choice for `--runner=DirectRunner` would first try to download another runner, and with
     several workers keeps to one core unless told to use processes.
     """
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -192,6 +194,7 @@ def convert_shard(name: str, job: Job) -> str:
     features = records.features(job.schema)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     tally, skips, content = Tally(job.schema), [], hashlib.blake2b(digest_size=8)
+    rows = index.Rows(job.schema)
     with _writer(folder.data / name) as writer:
         for item in items:
             try:
@@ -208,6 +211,9 @@ def convert_shard(name: str, job: Job) -> str:
             writer.write(data)
             content.update(data)
             tally.add(record)
+            rows.add(record)
+    with folder.index_file(name).open('wb') as file:
+        np.savez(file, **rows.arrays())
     size = (folder.data / name).stat().length
     done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
     plan.write(folder.done_file(name), done)
@@ -236,7 +242,16 @@ def _writer(target: epath.Path) -> Iterator[Any]:
             temporary.replace(target)
 
 
-def _finish(folder: plan.Folder, schema: Schema, result: dict[str, Any]) -> None:
+def _write_index(folder: plan.Folder, split: str, shards: list[plan.Shard]) -> None:
+    parts = []
+    for shard in shards:
+        with folder.index_file(shard.name).open('rb') as file, np.load(file) as archive:
+            parts.append(dict(archive))
+    with (folder.data / INDEX.format(split=split)).open('wb') as file:
+        np.savez_compressed(file, **index.join(parts))
+
+
+def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], result: dict[str, Any]) -> None:
     """Writes what makes the shards a TFDS data set, reads it back, and gives it its final name."""
     features = records.features(schema)
     template = tfds.core.ShardedFileTemplate(
@@ -259,6 +274,8 @@ def _finish(folder: plan.Folder, schema: Schema, result: dict[str, Any]) -> None
         check_data=False,  # that check needs TensorFlow; ours is below
         **records.dataset_info(schema),
     )
+    for name in splits:
+        _write_index(folder, name, [shard for shard in shards if shard.split == name])
     contract = report.contract(folder, schema, result)
     (folder.data / 'contract.json').write_text(contract.to_json())
     result['fingerprint'] = contract.fingerprint

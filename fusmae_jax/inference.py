@@ -15,6 +15,7 @@ from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import build, from_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.models import fusmae
@@ -168,7 +169,7 @@ def load(path: epath.PathLike, step: int | None = None) -> Pretrained:
     try:
         meta = checkpoints.meta(step)
         config = build(meta['config'])
-        contract = from_dict(Contract, meta['contract'], f'{path}: contract')
+        contract = contracts.from_values(meta['contract'], f'{path}: contract')
         shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)

@@ -13,15 +13,15 @@ from data import sharded
 from data.bigearthnet_mm import pairs
 
 
-class Archive(NamedTuple):
+class Folders(NamedTuple):
     """The two folders of an archive."""
 
     s1: Path
     s2: Path
 
-    def copy(self, folder: Path) -> 'Archive':
+    def copy(self, folder: Path) -> 'Folders':
         """The same pairs in a folder that a test may damage."""
-        return Archive(
+        return Folders(
             Path(shutil.copytree(self.s1, folder / 's1')), Path(shutil.copytree(self.s2, folder / 's2'))
         )
 
@@ -29,9 +29,9 @@ class Archive(NamedTuple):
         """The folder of one patch, in the order of names."""
         return sorted(getattr(self, sensor).iterdir())[index]
 
-    def source(self, **kwargs):
+    def source(self, splits='one', on_error='fail'):
         """The archive as the converter takes it, in one split unless said otherwise."""
-        return pairs.source(str(self.s1), str(self.s2), **{'splits': 'one', **kwargs})
+        return pairs.source(pairs.Archive(str(self.s1), str(self.s2), splits), on_error)
 
 
 def metadata(patch: Path) -> tuple[Path, dict]:
@@ -61,9 +61,14 @@ def assert_same_records(left, right):
             assert getattr(value, 'dtype', None) == getattr(right[name][field], 'dtype', None)
 
 
-def multiply(archive: Archive, folder: Path, copies: int) -> Archive:
+def folders(archive: pairs.Archive) -> Folders:
+    """The folders of an archive."""
+    return Folders(Path(archive.s1_root), Path(archive.s2_root))
+
+
+def multiply(archive: Folders, folder: Path, copies: int) -> Folders:
     """An archive with every pair `copies` times under new names: cell columns from 100 on do not exist."""
-    result = Archive(folder / 's1', folder / 's2')
+    result = Folders(folder / 's1', folder / 's2')
     for s1_patch in sorted(archive.s1.iterdir()):
         s2_patch = archive.s2 / metadata(s1_patch)[1]['corresponding_s2_patch']
         for copy in range(copies):
@@ -88,9 +93,9 @@ def _copy(patch: Path, target: Path, changes: dict) -> None:
 
 
 @pytest.fixture(scope='session')
-def example_archive(tmp_path_factory) -> Archive:
+def example_archive(tmp_path_factory) -> Folders:
     """The six real pairs as they lie on disk; read-only."""
-    return Archive(*pairs.examples(tmp_path_factory.mktemp('archive')))
+    return folders(pairs.examples(tmp_path_factory.mktemp('archive')))
 
 
 @pytest.fixture(scope='session')

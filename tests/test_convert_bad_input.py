@@ -10,7 +10,7 @@ import rasterio
 from data import sharded
 from data.bigearthnet_mm import pairs
 from fusmae_jax.errors import InputError
-from tests.data_fixtures import Archive, assert_same_records, by_name, metadata, read
+from tests.data_fixtures import Folders, assert_same_records, by_name, metadata, read
 
 
 def rewrite(file: Path, values=None, **changes):
@@ -28,18 +28,18 @@ def pixels(file: Path) -> np.ndarray:
         return dataset.read()
 
 
-def band(archive: Archive, name: str) -> Path:
+def band(archive: Folders, name: str) -> Path:
     patch = archive.patch('s1' if name.startswith('V') else 's2')
     return patch / f'{patch.name}_{name}.tif'
 
 
-def change_json(archive: Archive, sensor: str, **changes):
+def change_json(archive: Folders, sensor: str, **changes):
     file, values = metadata(archive.patch(sensor))
     values = {**values, **changes}
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
-def remove_patch(archive: Archive, sensor: str):
+def remove_patch(archive: Folders, sensor: str):
     for file in archive.patch(sensor).iterdir():
         file.unlink()
     archive.patch(sensor).rmdir()
@@ -49,7 +49,7 @@ def truncate(file: Path, size: int):
     file.write_bytes(file.read_bytes()[:size])
 
 
-def linear(archive: Archive):
+def linear(archive: Folders):
     for name in ('VV', 'VH'):
         rewrite(band(archive, name), 10 ** (pixels(band(archive, name)) / 10))
 
@@ -61,7 +61,7 @@ def shifted(file: Path):
 
 
 BAD = {
-    'missing_band': (lambda a: band(a, 'B8A').unlink(), r'_B8A\.tif: B8A: the band file is missing'),
+    'missing_band': (lambda a: band(a, 'B8A').unlink(), r'_B8A\.tif: B8A: the file is missing'),
     'truncated': (lambda a: truncate(band(a, 'B04'), 20_000), r'_B04\.tif: B04: cannot be read in full'),
     'one_byte_short': (lambda a: truncate(band(a, 'VH'), 58_023), r'_VH\.tif: VH: cannot be read in full'),
     'empty_file': (lambda a: truncate(band(a, 'VV'), 0), r'_VV\.tif: VV: cannot be read in full \(0 bytes\)'),
@@ -171,6 +171,6 @@ def test_too_many_skips_stop_the_conversion(example_archive, tmp_path):
 
 def test_wrong_folders(tmp_path, example_archive):
     with pytest.raises(InputError, match='nowhere: s1_root: no such folder'):
-        pairs.find(tmp_path / 'nowhere', example_archive.s2)
+        pairs.source(pairs.Archive(str(tmp_path / 'nowhere'), str(example_archive.s2)))
     with pytest.raises(InputError, match='s1_root: no folder here has a name starting with S1'):
         pairs.find(example_archive.s2, example_archive.s2)

@@ -174,16 +174,16 @@ def test_the_example_configuration(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'builder': 'bigearthnet'}, "did you mean 'bigearthnet_mm'"),
-        ({'s1_rot': 'x'}, "s1_rot is not a setting; did you mean 's1_root'"),
-        ({'beam': {'worker': 2}}, "did you mean 'workers'"),
-        ({'s1_root': ''}, 'config.s1_root'),
+        ({'builder': 'bigearthnet_m'}, "did you mean 'bigearthnet_mm'"),
+        ({'archive': {'s1_rot': 'x'}}, "s1_rot is not a setting; did you mean 's1_root'"),
+        ({'beam': {'num_workers': 2}}, "did you mean 'direct_num_workers'"),
+        ({'archive': {'s2_root': 'b'}}, 'config.archive.s1_root'),
         ({'output': ''}, 'config.output'),
-        ({'splits': 'all'}, 'config.splits'),
+        ({'archive': {'splits': 'all'}}, 'config.archive.splits'),
     ],
 )
 def test_wrong_settings(changes, message, tmp_path):
-    values = {'s1_root': 'a', 's2_root': 'b', 'output': str(tmp_path), **changes}
+    values = {'archive': {'s1_root': 'a', 's2_root': 'b'}, 'output': str(tmp_path), **changes}
     with pytest.raises(InputError, match=message):
         convert.run(values)
 

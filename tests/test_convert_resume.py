@@ -13,7 +13,7 @@ import pytest
 
 from data import sharded
 from fusmae_jax.errors import InputError
-from tests.data_fixtures import Archive, metadata, multiply
+from tests.data_fixtures import Folders, metadata, multiply
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,8 +36,9 @@ import sys
 from data import sharded
 from data.bigearthnet_mm import pairs
 if __name__ == '__main__':
-    source = pairs.source(sys.argv[1], sys.argv[2], 'one')
-    sharded.convert(source, sys.argv[3], records_per_shard=4, beam=sharded.Beam(workers=int(sys.argv[4])))
+    source = pairs.source(pairs.Archive(sys.argv[1], sys.argv[2], 'one'))
+    beam = sharded.Beam(direct_num_workers=int(sys.argv[4]))
+    sharded.convert(source, sys.argv[3], records_per_shard=4, beam=beam)
     import tensorflow_datasets as tfds
     found = tfds.builder_from_directory(sys.argv[3] + '/bigearthnet_mm/1.0.0').as_data_source(split='train')
     assert len(found) and found[0]['s1'].shape == (120, 120, 2)
@@ -46,7 +47,7 @@ if __name__ == '__main__':
 """
 
 
-def start(archive: Archive, output: Path, workers: int) -> subprocess.Popen:
+def start(archive: Folders, output: Path, workers: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, '-c', CONVERT, str(archive.s1), str(archive.s2), str(output), str(workers)],
         cwd=ROOT,

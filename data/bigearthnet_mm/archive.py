@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.bigearthnet_mm.geotiff import Place, read_group
 from data.bigearthnet_mm.labels import CLASSES_43, multi_hot
 from data.bigearthnet_mm.names import parse_name, parse_time
 from data.bigearthnet_mm.schema import EXTENT, GROUPS
+from data.geotiff import Place, read_group
 from data.records import Item, Record, RecordError
 from fusmae_jax.errors import nearest
 
@@ -149,7 +149,8 @@ def _images(s1_folder: Path, s2_folder: Path) -> tuple[dict[str, np.ndarray], Pl
     first: Place | None = None
     for name, group in GROUPS.items():
         folder = s1_folder if group.modality == 's1' else s2_folder
-        images[name], place = read_group(folder, group)
+        files = [folder / f'{folder.name}_{band}.tif' for band in group.bands]
+        images[name], place = read_group(files, group)
         if first is not None and place != first:
             raise RecordError(
                 folder,

@@ -1,11 +1,13 @@
 """Listing the archive: which pairs there are, and the split that each belongs to."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from data import records
 from data.bigearthnet_mm import official
 from data.bigearthnet_mm.archive import Pair, read_item, read_metadata
 from data.bigearthnet_mm.names import parse_name
@@ -17,8 +19,19 @@ OnError = Literal['fail', 'skip']
 Splits = Literal['official', 'one']
 
 
-# A sample of the archive for demos and tests, by the name that every builder gives it.
-examples = official.unpack_examples
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """Where the archive is and how it is split."""
+
+    s1_root: str = ''  # folder of the unpacked Sentinel-1 archive, one folder a patch
+    s2_root: str = ''  # the same for Sentinel-2
+    splits: Splits = 'official'  # one: every record goes to train
+
+
+def examples(folder: Path) -> Archive:
+    """The six real pairs that ship with bigearthnet-common, unpacked into a folder, all for one split."""
+    s1_root, s2_root = official.unpack_examples(folder)
+    return Archive(str(s1_root), str(s2_root), splits='one')
 
 
 class Listing(NamedTuple):
@@ -28,9 +41,10 @@ class Listing(NamedTuple):
     skips: list[dict[str, str]]
 
 
-def source(s1_root: str, s2_root: str, splits: Splits = 'official', on_error: OnError = 'fail') -> Source:
-    """The archive as the converter takes it. Folders are those of the unpacked archives, one a patch."""
-    s1, s2 = Path(s1_root).resolve(), Path(s2_root).resolve()
+def source(archive: Archive, on_error: OnError = 'fail') -> Source:
+    """The archive as the converter takes it."""
+    s1, s2 = (records.folder(getattr(archive, name), name) for name in ('s1_root', 's2_root'))
+    splits = archive.splits
     listing = find(s1, s2, splits, on_error)
     return Source(
         schema=SCHEMA,
@@ -65,10 +79,6 @@ def find(s1_root: Path, s2_root: Path, splits: Splits = 'official', on_error: On
 
 
 def _patches(root: Path, sensor: str) -> set[str]:
-    if not root.is_dir():
-        raise InputError(
-            f'{root}: {sensor.lower()}_root: no such folder; give the unpacked archive, one folder a patch'
-        )
     with os.scandir(root) as entries:
         names = {entry.name for entry in entries if entry.name.startswith(sensor)}
     if not names:

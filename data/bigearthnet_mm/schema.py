@@ -2,7 +2,7 @@
 
 from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43
 from data.records import Field, Schema
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.contract import Group, Product
 
 EXTENT = 1200  # metres on a side of a patch
 
@@ -43,11 +43,25 @@ SCHEMA = Schema(
     version='1.0.0',
     groups=GROUPS,
     fields=FIELDS,
-    calibration={
-        's1': 'Sentinel-1 IW GRDH, VV and VH, sigma0 in dB, terrain-corrected by the authors of the archive '
-        'with the SNAP toolbox to 10 m on the UTM grid of the Sentinel-2 tile; float32 as delivered',
-        's2': 'Sentinel-2 L2A of sen2cor, surface reflectance x 10,000 without offset (processing baselines '
-        '02.05 and 02.06, before 04.00); B10 does not exist in L2A; uint16 as delivered',
+    key='s2_name',
+    products={
+        's1': Product(
+            description='Sentinel-1 IW GRDH, VV and VH, terrain-corrected by the authors of the archive with '
+            'the SNAP toolbox to 10 m on the UTM grid of the Sentinel-2 tile; float32 dB as delivered',
+            platforms=('S1A', 'S1B'),
+            processor='SNAP',
+            calibration='sigma0',
+            terrain_correction='geometric',
+            orbit='mixed',
+        ),
+        's2': Product(
+            description='Sentinel-2 L2A of sen2cor, surface reflectance x 10,000 without offset (baselines '
+            'before 04.00); B10 does not exist in L2A; uint16 as delivered',
+            platforms=('S2A', 'S2B'),
+            processor='sen2cor',
+            level='L2A',
+            baseline='02.05..02.06',
+        ),
     },
     classes={'labels': CLASSES_43, 'labels_19': CLASSES_19},
     split_aliases={'all_minus_val_test': 'train+rest'},

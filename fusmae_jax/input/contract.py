@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -16,24 +16,45 @@ from fusmae_jax.config_build import from_dict, to_dict
 from fusmae_jax.errors import InputError
 
 FILE = 'contract.json'
+FORMAT = 2  # of this file; 1 had the calibration as a sentence only
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
     """One image field of a record: bands of one sensor that share a native grid.
 
-    The physical value is `stored * scale + offset`, in `unit`.
+    The physical value is `stored * scale + offset`, in `unit` (see `input/units.py`).
     """
 
     modality: str = ''
     bands: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)  # rows, columns
     dtype: str = 'float32'
-    unit: str = ''  # 'dB' | 'DN'
+    unit: str = ''  # radar: dB, linear, amplitude; optical: DN (reflectance x 10,000), reflectance
     resolution: float = 10.0  # metres a pixel
     scale: float = 1.0
     offset: float = 0.0
     nodata: tuple[float, ...] = ()  # stored values that mean "nothing here"; NaN and inf always do
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """How the values of one sensor came about, as far as it is known; '' means that it is not."""
+
+    description: str = ''  # in words
+    platforms: tuple[str, ...] = ()  # 'S1A', 'S2B', ...
+    processor: str = ''  # and its version
+    # Radar
+    calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''
+    terrain_correction: Literal['', 'none', 'geometric', 'flattened'] = ''
+    dem: str = ''  # elevation model of the terrain correction
+    orbit: Literal['', 'asc', 'desc', 'mixed'] = ''
+    speckle_filter: str = ''  # its name, or 'none'
+    border_noise: Literal['', 'kept', 'removed'] = ''
+    thermal_noise: Literal['', 'kept', 'removed'] = ''
+    # Optical
+    level: Literal['', 'L1C', 'L2A'] = ''
+    baseline: str = ''  # processing baselines, such as '02.05..02.06'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +80,9 @@ class Contract:
     dataset: str = ''
     version: str = ''
     groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)  # record field -> group
-    calibration: Mapping[str, str] = dataclasses.field(default_factory=dict)  # modality -> product, in words
-    fingerprint: str = ''  # of the shards: names, sizes, record counts and features
+    products: Mapping[str, Product] = dataclasses.field(default_factory=dict)  # modality -> how it was made
+    key: str = ''  # the record field whose value is unique and names the record
+    fingerprint: str = ''  # of the shards: their records' content, their order, and the features
     fields: Mapping[str, str] = dataclasses.field(
         default_factory=dict
     )  # other record fields -> meaning, unit
@@ -68,6 +90,7 @@ class Contract:
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured
     statistics_split: str = ''  # the split that the statistics were measured on
+    format: int = FORMAT
 
     def modality_bands(self, modality: str) -> dict[str, str]:
         """band -> record field, for one modality."""
@@ -84,6 +107,16 @@ def from_json(text: str, source: str) -> Contract:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f'{source}: not valid JSON ({error}); convert the data set again') from error
+    return from_values(values, source)
+
+
+def from_values(values: Any, source: str) -> Contract:
+    """A contract from plain data, as JSON files and checkpoints hold it; `source` names where it stood."""
+    if isinstance(values, Mapping) and (found := values.get('format', 1)) != FORMAT:
+        raise InputError(
+            f'{source}: an input contract of format {found}, this version reads {FORMAT}; convert the data '
+            'set again, or use the version of fusmae_jax that wrote it'
+        )
     return from_dict(Contract, values, source)
 
 

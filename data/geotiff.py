@@ -1,0 +1,113 @@
+"""Reading the GeoTIFFs of a patch: one band a file, or all bands of a sensor in one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rasterio
+import rasterio.errors
+
+from data.records import RecordError
+from fusmae_jax.input.contract import Group
+
+_OPTIONS = {
+    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',  # no search for side files, which this archive does not have
+    'GTIFF_SRS_SOURCE': 'GEOKEYS',  # no look-up of the full definition of the UTM zone; a third faster
+}
+
+
+class Place(NamedTuple):
+    """Where an image lies on the ground."""
+
+    epsg: int
+    left: float  # easting of the upper left corner, metres
+    top: float  # northing of the upper left corner, metres
+
+
+def read_group(files: Sequence[Path], group: Group) -> tuple[np.ndarray, Place]:
+    """The bands of one group, a file each, as (rows, columns, bands) and their common place.
+
+    Raises RecordError for a band that is missing, cannot be read in full, has another size, type, number
+    of channels or pixel size than the group says, or lies elsewhere than the first band.
+    """
+    image = np.empty((*group.size, len(group.bands)), group.dtype)
+    places: list[Place] = []
+    with rasterio.Env(**_OPTIONS):
+        for index, (band, file) in enumerate(zip(group.bands, files, strict=True)):
+            with opened(file, band) as dataset:
+                _check_layout(file, band, 1, group, dataset)
+                place = place_of(file, band, dataset, group.resolution)
+                image[..., index] = dataset.read(1)
+            if places and place != places[0]:
+                raise RecordError(
+                    file,
+                    f'{band} position',
+                    f'EPSG, left, top = {tuple(place)}, but {group.bands[0]} has {tuple(places[0])}',
+                    'all bands of a patch must cover the same ground; unpack the patch again',
+                )
+            places.append(place)
+    return image, places[0]
+
+
+def read_stack(file: Path, group: Group) -> tuple[np.ndarray, Place]:
+    """All bands of one file, in the order of the group's bands, as (rows, columns, bands); and its place.
+
+    Raises RecordError as `read_group` does.
+    """
+    with rasterio.Env(**_OPTIONS), opened(file, group.modality) as dataset:
+        _check_layout(file, group.modality, len(group.bands), group, dataset)
+        place = place_of(file, group.modality, dataset, group.resolution)
+        return np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1)), place
+
+
+@contextmanager
+def opened(file: Path, field: str) -> Iterator[rasterio.DatasetReader]:
+    """An open GeoTIFF; whatever goes wrong while it is read becomes a RecordError."""
+    if not file.is_file():
+        raise RecordError(file, field, 'the file is missing', 'unpack the patch again')
+    try:
+        with rasterio.open(file, driver='GTiff') as dataset:
+            yield dataset
+    except rasterio.errors.RasterioError as error:
+        raise RecordError(
+            file,
+            field,
+            f'cannot be read in full ({file.stat().st_size:,} bytes): {error}',
+            'the GeoTIFF is truncated or damaged; unpack the patch again',
+        ) from error
+
+
+def place_of(file: Path, field: str, dataset: rasterio.DatasetReader, resolution: float) -> Place:
+    """Where an open image lies; raises RecordError unless it is north up, of that resolution, with a CRS."""
+    step, crs = dataset.transform, dataset.crs
+    found = (step.a, step.b, step.d, step.e)
+    if found != (resolution, 0.0, 0.0, -resolution):
+        raise RecordError(
+            file,
+            f'{field} pixel size',
+            f'geotransform steps {found}, expected {resolution:g} m, north up',
+            'this is not a patch of this archive',
+        )
+    epsg = crs.to_epsg() if crs else None
+    if epsg is None:
+        raise RecordError(file, f'{field} CRS', 'none with an EPSG code', 'unpack the patch again')
+    return Place(epsg, step.c, step.f)
+
+
+def _check_layout(
+    file: Path, field: str, channels: int, group: Group, dataset: rasterio.DatasetReader
+) -> None:
+    for what, found, expected in (
+        ('number of channels', dataset.count, channels),
+        ('size', dataset.shape, group.size),
+        ('dtype', dataset.dtypes[0], group.dtype),
+    ):
+        if found != expected:
+            raise RecordError(
+                file,
+                f'{field} {what}',
+                f'{found}, expected {expected}',
+                'records keep what the satellite gave: do not resample or cast; unpack the patch again',
+            )

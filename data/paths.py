@@ -1,0 +1,32 @@
+"""Names that come from outside: they must stay inside the folder that they are looked up in."""
+
+from pathlib import Path, PurePosixPath
+
+from data.records import RecordError
+
+
+def inside(root: Path, name: str, source: object = '', field: str = 'name') -> Path:
+    """`root / name`, where `name` is relative and leads nowhere else, not even through a link.
+
+    Args:
+      root: the folder that the archive was unpacked to.
+      name: as a table, an archive or a JSON file gives it; `/` parts folders.
+      source: the file that the name stands in, for the error.
+      field: the column or key that it stands in.
+
+    Raises:
+      RecordError: an empty or absolute name, one with `..`, or a link that leaves `root`.
+    """
+    parts = PurePosixPath(name.replace('\\', '/')).parts
+    escapes = not parts or parts[0] == '/' or '..' in parts or ':' in parts[0] or '\0' in name
+    path = root / Path(*parts) if not escapes else root
+    if not escapes and not path.resolve().is_relative_to(root.resolve()):
+        escapes = True
+    if escapes:
+        raise RecordError(
+            source or root,
+            field,
+            f'{name!r} leads out of {root}',
+            'names are relative to that folder, without `..`; repair the table or move the files there',
+        )
+    return path
