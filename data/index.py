@@ -15,12 +15,12 @@ class Rows:
     """The index of the records of one shard, in their order."""
 
     def __init__(self, schema: Schema):
-        self._schema = schema
+        self._fields = {name: field for name, field in schema.fields.items() if field.indexed}
         self._rows: list[Record] = []
 
     def add(self, record: Record) -> None:
         """Takes in one record."""
-        self._rows.append({name: record[name] for name in self._schema.fields})
+        self._rows.append({name: record[name] for name in self._fields})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """field -> array over the records; text as UTF-8 bytes."""
@@ -28,7 +28,7 @@ class Rows:
             name: np.array([row[name].encode() for row in self._rows], np.bytes_)
             if field.dtype == 'text'
             else np.array([row[name] for row in self._rows], field.dtype).reshape(-1, *field.shape)
-            for name, field in self._schema.fields.items()
+            for name, field in self._fields.items()
         }
 
 

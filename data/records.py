@@ -41,6 +41,7 @@ class Field:
     dtype: str  # a NumPy name, or 'text'
     meaning: str  # in words, with the unit
     shape: tuple[int, ...] = ()
+    indexed: bool = True  # False: too large for the index, such as a map of labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Source:
     inputs: Mapping[str, str]  # what was read, for the report and for recognising a resumed conversion
     skips: Sequence[Mapping[str, str]] = ()  # records already left out while listing
     published: Mapping[str, int] = dataclasses.field(default_factory=dict)  # split -> records, whole archive
+    published_labels: Mapping[str, Mapping[str, Mapping[str, int]]] = dataclasses.field(
+        default_factory=dict
+    )  # split -> label field -> class -> records, whole archive
 
 
 def folder(path: str, setting: str) -> Path:

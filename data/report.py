@@ -42,7 +42,10 @@ def build(
             raise InputError(
                 f"split '{name}' is empty: all its {len(skips)} records were left out: {skips[:3]}"
             )
-        splits[name] = _split(schema, tally, sidecars) | {'published': source.published.get(name)}
+        splits[name] = _split(schema, tally, sidecars) | {
+            'published': source.published.get(name),
+            'published_labels': source.published_labels.get(name, {}),
+        }
         written += sum(
             s['tally']['records'] for s, shard in zip(sidecars, own) if shard.name in set(converted)
         )
@@ -115,6 +118,18 @@ def _columns(bands: dict[str, dict[str, float]]) -> Statistics:
     return Statistics(**columns)
 
 
+def _label_lines(split: dict[str, Any]) -> list[str]:
+    """Label counts, with the published ones beside them where there are any."""
+    lines = []
+    for field, counts in split['labels'].items():
+        published = split['published_labels'].get(field, {})
+        for name, count in counts.items():
+            beside = f' (published: {published[name]:,})' if name in published else ''
+            if count or beside:
+                lines.append(f'    {field:<10} {count:>9,}{beside}  {name}')
+    return lines
+
+
 def summary(report: dict[str, Any]) -> str:
     """The report as a person reads it after a conversion."""
     lines = [f'{report["dataset"]} {report["version"]}: {report["records"]:,} records']
@@ -131,6 +146,7 @@ def summary(report: dict[str, Any]) -> str:
                     f'    {group:<8}{band:<4} mean {v["mean"]:>9.2f}  std {v["std"]:>8.2f}  '
                     f'from {v["minimum"]:>8.2f} to {v["maximum"]:>9.2f}{invalid}'
                 )
+        lines += _label_lines(split)
     if report['published_but_absent']:
         lines.append(f'  without records, left out: {", ".join(report["published_but_absent"])}')
     lines.append(f'  skipped: {len(report["skips"])}')

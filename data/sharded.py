@@ -213,7 +213,7 @@ def convert_shard(name: str, job: Job) -> str:
             tally.add(record)
             rows.add(record)
     with folder.index_file(name).open('wb') as file:
-        np.savez(file, **rows.arrays())
+        np.savez(file, **rows.arrays())  # type: ignore[arg-type]  # no field is called allow_pickle
     size = (folder.data / name).stat().length
     done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
     plan.write(folder.done_file(name), done)
@@ -248,7 +248,7 @@ def _write_index(folder: plan.Folder, split: str, shards: list[plan.Shard]) -> N
         with folder.index_file(shard.name).open('rb') as file, np.load(file) as archive:
             parts.append(dict(archive))
     with (folder.data / INDEX.format(split=split)).open('wb') as file:
-        np.savez_compressed(file, **index.join(parts))
+        np.savez_compressed(file, **index.join(parts))  # type: ignore[arg-type]
 
 
 def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], result: dict[str, Any]) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from fusmae_jax.bench_input import loader_rate
 from fusmae_jax.config import Config
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.source import Source, open_source
+from fusmae_jax.input.mixture import Mixture, open_train
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
 from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.state import init_state
 
 WARMUP, REPEATS = 2, 10
-LOADER_SECONDS = 5.0
 
 
 def bench(config: Config, sizes: list[int]) -> int:
@@ -26,29 +26,29 @@ def bench(config: Config, sizes: list[int]) -> int:
 
     Without sizes, the configured global batch is timed. A size that does not fit is a line, not the end.
     """
-    source = open_source(config, config.data.train_split)
     device = jax.devices()[0]
     print(f'{jax.device_count()} x {device.device_kind}, jax {jax.__version__}, {config.name}')
     devices = make_mesh(config.parallel).size
     for size in [size * devices for size in sizes] or [config.train.batch_size]:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
         try:
+            source = open_train(config)
             print(' | '.join(f'{key} {value}' for key, value in time_step(config, source, size).items()))
         except jax.errors.JaxRuntimeError as error:
             if 'RESOURCE_EXHAUSTED' not in str(error):
                 raise
             print(f'batch {size} | does not fit into the memory of {devices} devices')
-    print(f'loader alone: {loader_rate(config, source):,.0f} records/s with {config.data.threads} threads')
+    rate = loader_rate(config, next(iter(source.sources.values())))
+    print(f'loader alone: {rate:,.0f} records/s with {config.data.threads} threads')
     return 0
 
 
-def time_step(config: Config, source: Source, size: int) -> dict[str, str]:
+def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
     """Compile time, median step time and what follows from it, of one batch size."""
     setup = make_setup(config, source.contract, len(source))
     sharding = batch_sharding(setup.mesh)
-    rows = pipeline.local_rows(sharding, size)
-    host = pipeline.train_batches(source, config.seed, size, rows)[0]
-    batch = pipeline.to_devices(host, sharding, size, setup.objective.fields)
+    host = source.batches(config.seed, sharding)[0]
+    batch = pipeline.to_devices(host, sharding, source.rows, setup.objective.fields)
     begin = time.perf_counter()
     compiled = setup.lower(size).compile()
     compile_seconds = time.perf_counter() - begin
@@ -85,24 +85,3 @@ def _peak_memory(compiled: Any) -> str:
     unit = 1 if sys.platform == 'darwin' else 1024
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return f'{planned / 2**30:.2f} GiB planned, process {held / 2**30:.2f} GiB'
-
-
-def loader_rate(config: Config, source: Source) -> float:
-    """Records a second of reading and batching alone, after a warm-up."""
-    size = min(config.train.batch_size, 64)
-    batches = pipeline.iterate(
-        pipeline.train_batches(source, config.seed, size, range(size)),
-        0,
-        10**6,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-    )
-    for _ in range(config.data.prefetch):
-        next(batches)
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < LOADER_SECONDS:
-        next(batches)
-        count += size
-    rate = count / (time.perf_counter() - begin)
-    batches.close()
-    return rate

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -52,15 +53,31 @@ class Checkpoints:
         """All complete steps, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, state: dict[str, Any], meta: dict[str, Any], val_loss: float | None = None) -> None:
-        """Starts a save of the current step; a failure of the one before surfaces here."""
+    def save(
+        self,
+        state: dict[str, Any],
+        meta: dict[str, Any],
+        val_loss: float | None = None,
+        seen: bytes = b'',
+    ) -> None:
+        """Starts a save of the current step; a failure of the one before surfaces here.
+
+        Args:
+            state: the train state.
+            meta: what JSON can hold.
+            val_loss: held-out loss, by which the best checkpoint is kept.
+            seen: the list of the records that the model learns from (`leak.Seen`), packed.
+        """
         step = int(state['step'])
         if self.latest() == step:
             return
         rest = {name: value for name, value in state.items() if name != 'params'}
+        parts = {'params': state['params'], 'opt_state': _without_empty(rest), 'meta': meta | {'step': step}}
+        if seen:
+            parts['seen'] = {'packed': np.frombuffer(seen, np.uint8)}
         self._checkpointer.save_checkpointables_async(
             step,
-            {'params': state['params'], 'opt_state': _without_empty(rest), 'meta': meta | {'step': step}},
+            parts,
             force=True,
             metrics=None if val_loss is None else {'val_loss': val_loss},
         )
@@ -81,6 +98,17 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """The configuration, the input contract and the step a checkpoint was written with."""
         return self._checkpointer.load_checkpointables(step, {'meta': None})['meta']
+
+    def seen(self, step: int) -> bytes | None:
+        """The packed list of the records that the model has seen; None if the checkpoint has none."""
+        with _quiet():
+            stored = self._checkpointer.checkpointables_metadata(step).metadata
+        if 'seen' not in stored:
+            return None
+        shape = stored['seen']['packed']
+        abstract = {'packed': np.empty(shape.shape, shape.dtype)}
+        loaded = self._checkpointer.load_checkpointables(step, {'seen': abstract})
+        return np.asarray(loaded['seen']['packed']).tobytes()
 
     def _check(self, step: int | None, wanted: dict[str, Any]) -> None:
         """Compares names, shapes and types first: orbax's own message names none of them."""

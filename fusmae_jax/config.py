@@ -25,8 +25,10 @@ class Modality:
     sensor: str = ''  # key of sensors.SENSORS for statistics; '' takes mean and std below
     resample: Literal['bilinear', 'bicubic'] = 'bicubic'
     loss_weight: float = 1.0  # weight of this sensor's mean squared error in the sum
-    mean: tuple[float, ...] = ()  # one a band, in the sensor's units; replaces the table of the sensor
+    mean: tuple[float, ...] = ()  # one a band, in `unit`; replaces the table of the sensor
     std: tuple[float, ...] = ()
+    unit: str = ''  # of mean, std and what the model sees; '' takes the sensor's, or else that of the data
+    statistics_from: str = ''  # where mean and std come from, in words; filled in
 
 
 def _paper_modalities() -> dict[str, Modality]:
@@ -135,15 +137,33 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """One data set of a mixture."""
+
+    path: str = ''
+    train_split: str = 'train'
+    val_split: str = ''
+    weight: float = 1.0  # share of each batch, relative to the others
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Where the records come from and how they are normalised."""
 
     path: str = ''  # a folder written by `convert`: <name>/<version> with features.json
     train_split: str = 'train'  # 'all_minus_val_test' is every BigEarthNet-MM pair outside val and test
     val_split: str = ''  # '' turns validation off
-    statistics: Literal['zscore', 'mean_2sigma'] = (
+    mixture: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # several sets instead of `path`
+    normalisation: Literal['zscore', 'mean_2sigma'] = (
         'zscore'  # mean_2sigma: [mean - 2 std, mean + 2 std] to [-1, 1]
     )
+    stats: Literal['config', 'dataset'] = (
+        'config'  # mean and std of the sensor table or the modality; dataset: measured while converting
+    )
+    absent_bands: Literal['error', 'mean', 'drop'] = (
+        'error'  # bands that the data lack: refuse, fill with the mean, or take them out of the model
+    )
+    accept: tuple[str, ...] = ()  # differences from what the statistics are of, such as 'level'
     clip: float = 5.0  # z-scores are clipped to [-clip, clip]
     threads: int = 4  # reader threads of one process
     prefetch: int = 4  # batches read ahead

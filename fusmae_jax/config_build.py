@@ -212,6 +212,15 @@ def _check_run(config: Config) -> list[str]:
             problems.append(f'{path}={value} must be a probability')
     if not config.train.steps and not config.train.epochs:
         problems.append('train.steps and train.epochs are both 0: give one of them')
+    if config.data.mixture and (config.data.path or config.data.val_split):
+        problems.append(
+            'data.path and data.val_split mean nothing beside data.mixture; set them in its parts'
+        )
+    for name, part in config.data.mixture.items():
+        if not part.weight > 0:
+            problems.append(f'data.mixture.{name}.weight={part.weight} must be positive')
+        if '/' in name or not name:
+            problems.append(f'data.mixture: {name!r} must be a word without a slash')
     if not config.data.clip > 0:
         problems.append(f'data.clip={config.data.clip} must be positive')
     return problems

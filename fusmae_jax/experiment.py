@@ -20,7 +20,8 @@ from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval.during import Pictures, Validation
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.source import LABELS, Source, open_source
+from fusmae_jax.input.mixture import Mixture, open_train, open_validation
+from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.step_log import StepLog
 from fusmae_jax.train.setup import Setup, make_setup
@@ -38,7 +39,7 @@ def pretrain(config: Config, workdir: epath.PathLike) -> int:
         DivergedError: `train.max_skips` updates in a row were not finite.
     """
     workdir = epath.Path(workdir)
-    source = open_source(config, config.data.train_split)
+    source = open_train(config)
     setup = make_setup(config, source.contract, len(source))
     with contextlib.ExitStack() as stack:
         return Run(setup, source, workdir, stack).train()
@@ -47,18 +48,18 @@ def pretrain(config: Config, workdir: epath.PathLike) -> int:
 class Run:
     """One sitting of a pretraining run."""
 
-    def __init__(self, setup: Setup, source: Source, workdir: epath.Path, stack: contextlib.ExitStack):
+    def __init__(self, setup: Setup, source: Mixture, workdir: epath.Path, stack: contextlib.ExitStack):
         """What has to be closed, however the run ends, goes onto `stack`."""
         self.setup, self.source, self.workdir, self.stack = setup, source, workdir, stack
         self.config = setup.config
         self.lead = jax.process_index() == 0
         self.sharding = batch_sharding(setup.mesh)
-        self.rows = pipeline.local_rows(self.sharding, self.config.train.batch_size)
         self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         self.start = self.checkpoints.latest() or 0
         self.meta = self._checked_meta() if self.start else {}
-        self.evaluate = Validation(setup) if self.config.data.val_split else None
+        held = open_validation(self.config)
+        self.evaluate = Validation(setup, held) if held else None
         self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
         self.stop_asked = False
         self.best_val: float | None = self.meta.get('best_val')
@@ -95,7 +96,7 @@ class Run:
         total, config = self.setup.total_steps, self.config
         self._listen_for_sigterm()
         batches = pipeline.iterate(
-            pipeline.train_batches(self.source, config.seed, config.train.batch_size, self.rows),
+            self.source.batches(config.seed, self.sharding),
             self.start,
             total,
             threads=config.data.threads,
@@ -129,11 +130,13 @@ class Run:
         if self.lead:
             print(parameter_overview.get_parameter_overview(abstract, include_stats=False))
             self._write_card()
+        for note in self.setup.notes:
+            print(f'data: {note}')
         mesh = self.setup.mesh
         print(
             f'process {jax.process_index()} of {jax.process_count()}: {len(jax.local_devices())} of '
             f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}), mesh data={mesh.shape["data"]} x '
-            f'fsdp={mesh.shape["fsdp"]}, {len(self.rows)} of {self.config.train.batch_size} rows a step, '
+            f'fsdp={mesh.shape["fsdp"]}, {self._own_rows()} of {self.config.train.batch_size} rows a step, '
             f'{self.setup.total_steps} steps over {len(self.source):,} records, {self.setup.dtype}'
         )
         begin = time.perf_counter()
@@ -146,14 +149,18 @@ class Run:
         )
         return compiled
 
+    def _own_rows(self) -> int:
+        """Rows of a step that this process reads, of all sets."""
+        return sum(len(pipeline.local_rows(self.sharding, count)) for count in self.source.rows.values())
+
     def _on_device(self, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Device batches, one ahead of the step that runs, and the names of their records."""
         ahead = None
         for batch in batches:
-            names = {name: batch[name] for name in LABELS if name in batch}
-            names[pipeline.POSITION] = batch[pipeline.POSITION]
-            fields, size = self.setup.objective.fields, self.config.train.batch_size
-            ready = pipeline.to_devices(batch, self.sharding, size, fields), names
+            kept = (*LABELS, pipeline.POSITION)
+            names = {name: x for name, x in batch.items() if name.rpartition('/')[2] in kept}
+            fields = self.setup.objective.fields
+            ready = pipeline.to_devices(batch, self.sharding, self.source.rows, fields), names
             if ahead is not None:
                 yield ahead
             ahead = ready

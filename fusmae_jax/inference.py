@@ -13,18 +13,13 @@ from flax import nnx
 
 from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, from_dict
+from fusmae_jax.config_build import build
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import normalise, units
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.models import fusmae
-
-# modality unit in the contract -> units that can be given, each with its conversion.
-UNITS: dict[str, dict[str, Any]] = {
-    'dB': {'dB': lambda x: x, 'linear': lambda x: 10 * np.log10(np.where(x > 0, x, np.nan))},
-    'DN': {'DN': lambda x: x, 'reflectance': lambda x: x * np.float32(10_000)},
-}
 
 
 class Embedding(NamedTuple):
@@ -58,7 +53,7 @@ class Pretrained:
             images: modality -> (b, rows, columns, bands) or one image without b, in the band order of
                 `config.model.modalities[name].bands`, NaN where nothing was measured. Or, for native
                 grids, a mapping from record field (`s2_10m`, ...) to such arrays.
-            units: modality -> 'dB' or 'linear' for S1, 'DN' or 'reflectance' for S2.
+            units: modality -> 'dB', 'linear' (power) or 'amplitude' for S1, 'DN' or 'reflectance' for S2.
 
         Raises:
             InputError: unknown modality, unit or shape; values that cannot be in the declared unit.
@@ -79,33 +74,30 @@ class Pretrained:
         modalities = self.config.model.modalities
         if name not in modalities:
             raise InputError(f'images[{name!r}] is not a modality of this model; {nearest(name, modalities)}')
-        groups = {field: group for field, group in self.contract.groups.items() if group.modality == name}
-        target = next(iter(groups.values())).unit
-        known = UNITS.get(target, {target: lambda x: x})
+        stored = self.contract.first.groups
+        groups = {field: group for field, group in stored.items() if group.modality == name}
+        first = next(iter(groups.values()))
+        known = units.accepted(normalise.target_unit(modalities[name], first))
         if unit not in known:
             raise InputError(f'units[{name!r}]={unit!r}; {nearest(unit, known)}')
         if not isinstance(image, Mapping):
             # One array on one grid: a single group with the model's own bands.
             bands = modalities[name].bands
-            nodata = next(iter(groups.values())).nodata
-            image, groups = (
-                {name: image},
-                {name: Group(name, bands, dtype='float32', unit=target, nodata=nodata)},
-            )
+            image, groups = {name: image}, {name: dataclasses.replace(first, bands=bands)}
         arrays, used = {}, {}
         for field, values in image.items():
             if field not in groups:
                 raise InputError(f'images[{name!r}][{field!r}] is not a field; {nearest(field, groups)}')
-            arrays[field] = _check(f'images[{name!r}]', values, groups[field], known[unit], unit)
-            used[field] = from_dict(Group, vars(groups[field]) | {'scale': 1.0, 'offset': 0.0})
+            arrays[field] = _check(f'images[{name!r}]', values, groups[field], unit)
+            used[field] = dataclasses.replace(groups[field], unit=unit, scale=1.0, offset=0.0, nodata=())
         missing = set(modalities[name].bands) - {b for group in used.values() for b in group.bands}
         if missing:
             raise InputError(f'images[{name!r}]: bands {sorted(missing)} are missing')
         return _prepare(self.config, name, Contract(groups=used), arrays)
 
 
-def _check(path: str, values: Any, group: Group, convert: Any, unit: str) -> np.ndarray:
-    """A float32 batch in the contract's unit; refuses shapes and ranges that cannot be right."""
+def _check(path: str, values: Any, group: Group, unit: str) -> np.ndarray:
+    """A float32 batch, NaN where there is no data; refuses shapes and ranges that cannot be right."""
     array = np.asarray(values)
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] != len(group.bands):
@@ -119,7 +111,7 @@ def _check(path: str, values: Any, group: Group, convert: Any, unit: str) -> np.
     finite = array[np.isfinite(array)]
     if finite.size:
         _check_range(path, finite, unit)
-    return convert(array)
+    return array
 
 
 def _check_range(path: str, finite: np.ndarray, unit: str) -> None:
@@ -133,8 +125,8 @@ def _check_range(path: str, finite: np.ndarray, unit: str) -> None:
         raise InputError(
             f'{path}: backscatter below -60 dB is not physical, {found}; is it dB x 100? divide it'
         )
-    if unit == 'linear' and low < 0:
-        raise InputError(f"{path}: linear power cannot be negative, {found}; is it dB? units='dB'")
+    if unit in ('linear', 'amplitude') and low < 0:
+        raise InputError(f"{path}: {unit} backscatter cannot be negative, {found}; is it dB? units='dB'")
     if unit == 'DN' and high <= 2:
         raise InputError(
             f"{path}: digital numbers reach thousands, {found}; is it reflectance? units='reflectance'"

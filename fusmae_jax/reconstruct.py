@@ -10,7 +10,7 @@ from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Parallel
 from fusmae_jax.eval.reconstruction import Reconstructor, summary
-from fusmae_jax.input.source import open_source
+from fusmae_jax.input.mixture import open_train, open_validation
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.visualize import figure
 
@@ -28,11 +28,12 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
 
     workdir = epath.Path(workdir)
     config = dataclasses.replace(workdirs.read_config(workdir), parallel=Parallel())
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, path=data_path or config.data.path)
-    )
-    split = config.data.val_split or config.data.train_split
-    source = open_source(config, split)
+    if data_path:
+        one = dataclasses.replace(config.data, path=data_path, mixture={})
+        config = dataclasses.replace(config, data=one)
+    held = open_validation(config)
+    source = next(iter((held or open_train(config).sources).values()))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture={}, path=source.path))
     setup = make_setup(config, source.contract, len(source), jax.devices()[:1])
     checkpoints, step = open_step(workdir)
     try:
@@ -42,12 +43,12 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
 
     records = [source[i] for i in range(min(config.log.num_images, len(source)))]
     draw = Reconstructor(config, setup.contract, setup.dtype, setup.mesh)
-    panels = draw(params, records, setup.objective.fields)
+    panels = draw(params, records, source.fields)
     snow = [bool(record['snow']) if 'snow' in record else False for record in records]
-    values = {'step': step, 'split': split, 'trained_on_these_records': split == config.data.train_split}
+    values = {'step': step, 'split': source.split, 'trained_on_these_records': not held}
     values |= summary(panels, snow, config)
     hidden = f'{config.masking.ratio:.0%} hidden ({config.masking.strategy})'
-    title = f'{config.name}, step {step}: {hidden}, {split} split'
+    title = f'{config.name}, step {step}: {hidden}, {source.split} split'
     picture = figure(panels, records, config, setup.contract, title)
     with (workdir / PICTURE).open('wb') as file:
         Image.fromarray(picture).save(file, 'PNG')

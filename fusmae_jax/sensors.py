@@ -6,6 +6,7 @@ bigearthnet-common and used throughout the SeCo and DINO-MM lineage.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,18 +19,40 @@ class Band:
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """How the values of one sensor came about, as far as it is known; '' means that it is not."""
+
+    description: str = ''  # in words
+    platforms: tuple[str, ...] = ()  # 'S1A', 'S2B', ...
+    processor: str = ''  # and its version
+    # Radar
+    calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''
+    terrain_correction: Literal['', 'none', 'geometric', 'flattened'] = ''
+    dem: str = ''  # elevation model of the terrain correction
+    orbit: Literal['', 'asc', 'desc', 'mixed'] = ''
+    speckle_filter: str = ''  # its name, or 'none'
+    border_noise: Literal['', 'kept', 'removed'] = ''
+    thermal_noise: Literal['', 'kept', 'removed'] = ''
+    # Optical
+    level: Literal['', 'L1C', 'L2A'] = ''
+    baseline: str = ''  # processing baselines, such as '02.05..02.06'
+
+
+@dataclasses.dataclass(frozen=True)
 class Sensor:
-    """A sensor: its bands by name and the unit of their values."""
+    """A sensor: its bands by name, the unit of their values, and the product that they were measured on."""
 
     title: str
     unit: str  # 'dB' | 'DN' (digital numbers, reflectance x 10,000)
     bands: Mapping[str, Band]
+    product: Product
 
 
 SENSORS: dict[str, Sensor] = {
     's1': Sensor(
         title='Sentinel-1 GRD IW, sigma0',
         unit='dB',
+        product=Product(calibration='sigma0', terrain_correction='geometric', orbit='mixed'),
         bands={
             'VV': Band(10, -12.619993741972035, 5.115911777546365),
             'VH': Band(10, -19.29044597721542, 5.464428464912864),
@@ -38,6 +61,7 @@ SENSORS: dict[str, Sensor] = {
     's2': Sensor(
         title='Sentinel-2 L2A surface reflectance',
         unit='DN',
+        product=Product(level='L2A'),
         bands={
             'B01': Band(60, 340.76769064, 554.81258967),
             'B02': Band(10, 429.9430203, 572.41639287),

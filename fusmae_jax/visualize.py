@@ -12,8 +12,8 @@ import numpy as np
 
 from fusmae_jax.config import Config
 from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.input.prepare import statistics
 
 TRUE_COLOUR = ('B04', 'B03', 'B02')
 COLUMNS = ('input, as recorded', 'visible to the model', 'reconstruction', 'target')
@@ -54,7 +54,7 @@ def sensor_units(patches: np.ndarray, config: Config, name: str) -> np.ndarray:
     """Normalised patches (n, p) of a modality to an image (rows, columns, bands) in sensor units."""
     mean, std = statistics(config.model.modalities[name])
     image = unpatchify(patches[None], config.model.grid, config.model.patch_size)[0]
-    scale = 2.0 if config.data.statistics == 'mean_2sigma' else 1.0
+    scale = 2.0 if config.data.normalisation == 'mean_2sigma' else 1.0
     return image * (std * scale) + mean
 
 

@@ -51,6 +51,7 @@ def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> Non
     problems = []
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f'{name}.') for name in FREE)
+        free |= key.startswith('data.mixture.') and key.endswith('.path')
         if not free and here.get(key) != there.get(key):
             problems.append(f'{key}: the run has {there.get(key)!r}, this command {here.get(key)!r}')
     raise_all(
@@ -138,7 +139,7 @@ def model_card(
         examples=examples,
         fingerprint=contract.fingerprint,
         normalisation='[mean - 2 std, mean + 2 std] to [-1, 1]'
-        if config.data.statistics == 'mean_2sigma'
+        if config.data.normalisation == 'mean_2sigma'
         else f'z-scores, clipped to +-{config.data.clip:g}',
         steps=setup.total_steps,
         dtype=str(setup.dtype),

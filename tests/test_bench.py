@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 
-from fusmae_jax import bench
+from fusmae_jax import bench, bench_input
 from tests.conftest import cfg, tiny_config
 
 
 def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
-    monkeypatch.setattr(bench, 'LOADER_SECONDS', 0.2)
+    monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
     config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=2, prefetch=2))
     assert bench.bench(config, [1]) == 0  # one record on each of the eight devices
     out = capsys.readouterr().out
@@ -25,10 +25,10 @@ def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
 
 
 def test_the_loader_rate_is_positive(example_dataset, monkeypatch):
-    monkeypatch.setattr(bench, 'LOADER_SECONDS', 0.2)
+    monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
     config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))
-    source = bench.open_source(config, 'train')
-    assert bench.loader_rate(dataclasses.replace(config, seed=1), source) > 10
+    source = bench.open_train(config).sources['']
+    assert bench_input.loader_rate(dataclasses.replace(config, seed=1), source) > 10
 
 
 def test_errors_other_than_memory_are_not_swallowed(example_dataset, monkeypatch):

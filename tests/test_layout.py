@@ -28,7 +28,11 @@ ORDER = [
     'eval',
     'inference',
     'interop',
+    'embed',
+    'leak',
+    'leak_command',
     'reconstruct',
+    'bench_input',
     'bench',
     'experiment',
 ]

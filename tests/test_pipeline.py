@@ -61,7 +61,7 @@ def test_rows_follow_the_sharding_and_arrays_arrive_where_they_belong():
     sharding = batch_sharding(mesh)
     assert pipeline.local_rows(sharding, 16) == list(range(16))
     batch = {'image': np.arange(16.0), pipeline.POSITION: np.arange(16, dtype=np.uint32)}
-    ready = pipeline.to_devices(batch, sharding, 16, ['image'])
+    ready = pipeline.to_devices(batch, sharding, {'': 16}, ['image'])
     assert ready['image'].sharding == NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
     np.testing.assert_array_equal(jax.device_get(ready['image']), np.arange(16.0))
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.input.prepare import check_contract, make_prepare, statistics
+from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.input.resample import Box, full_box, kernel_weight, resample, sample_box, weights
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch
@@ -137,7 +139,7 @@ def test_z_score_clip_and_band_order():
         k = bands.index(band)
         expected = np.clip((batch[field][..., index].astype(np.float32) - mean[k]) / std[k], -1.5, 1.5)
         np.testing.assert_allclose(out['s2'][..., k], expected, atol=1e-6)
-    two_sigma = dataclasses.replace(config, data=cfg.Data(statistics='mean_2sigma'))
+    two_sigma = dataclasses.replace(config, data=cfg.Data(normalisation='mean_2sigma'))
     other = images(two_sigma, prepared(two_sigma, batch))['s2'][..., bands.index('B02')]
     z = (batch['s2_10m'][..., 0].astype(np.float32) - mean[1]) / std[1]
     np.testing.assert_allclose(other, np.clip(z, -2, 2) / 2, atol=1e-6)
@@ -161,8 +163,8 @@ def test_missing_pixels_are_filled_with_the_mean_and_marked():
 
 def test_data_that_do_not_fit_the_model_are_refused():
     groups = {k: v for k, v in CONTRACT.groups.items() if k != 's2_60m'}
-    groups['s1'] = dataclasses.replace(groups['s1'], unit='linear')
+    groups['s1'] = dataclasses.replace(groups['s1'], unit='furlong')
     with pytest.raises(InputError) as error:
-        check_contract(tiny_config(), Contract(groups=groups), 'folder')
-    for part in ("'B01'", "'B09'", "'linear'", 'folder'):
+        check(compare(tiny_config(), Contract(groups=groups)), (), 'folder')
+    for part in ("'B01'", "'B09'", "'furlong'", 'folder'):
         assert part in str(error.value)

@@ -80,7 +80,7 @@ def test_one_gathered_token_would_be_found():
         return total + jnp.sum(jnp.take_along_axis(kernel, rows, axis=0) ** 2), rest
 
     step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0)
-    batch = abstract_batch(CONTRACT, setup.objective.fields, 8, setup.mesh)
+    batch = abstract_batch(CONTRACT, setup.objective.fields, {'': 8}, setup.mesh)
     lowered = lower_step(step, setup.abstract_state(), batch, setup.mesh)
     assert re.findall(STABLE, lowered.as_text())
     assert re.findall(COMPILED, lowered.compile().as_text())

@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from etils import epath
 
 from fusmae_jax.config_build import from_dict, to_dict
 from fusmae_jax.errors import InputError
+from fusmae_jax.sensors import Product
 
 FILE = 'contract.json'
 FORMAT = 2  # of this file; 1 had the calibration as a sentence only
@@ -35,26 +36,6 @@ class Group:
     scale: float = 1.0
     offset: float = 0.0
     nodata: tuple[float, ...] = ()  # stored values that mean "nothing here"; NaN and inf always do
-
-
-@dataclasses.dataclass(frozen=True)
-class Product:
-    """How the values of one sensor came about, as far as it is known; '' means that it is not."""
-
-    description: str = ''  # in words
-    platforms: tuple[str, ...] = ()  # 'S1A', 'S2B', ...
-    processor: str = ''  # and its version
-    # Radar
-    calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''
-    terrain_correction: Literal['', 'none', 'geometric', 'flattened'] = ''
-    dem: str = ''  # elevation model of the terrain correction
-    orbit: Literal['', 'asc', 'desc', 'mixed'] = ''
-    speckle_filter: str = ''  # its name, or 'none'
-    border_noise: Literal['', 'kept', 'removed'] = ''
-    thermal_noise: Literal['', 'kept', 'removed'] = ''
-    # Optical
-    level: Literal['', 'L1C', 'L2A'] = ''
-    baseline: str = ''  # processing baselines, such as '02.05..02.06'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +71,22 @@ class Contract:
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured
     statistics_split: str = ''  # the split that the statistics were measured on
+    parts: Mapping[str, 'Contract'] = dataclasses.field(default_factory=dict)  # of a mixture; no groups then
     format: int = FORMAT
 
     def modality_bands(self, modality: str) -> dict[str, str]:
         """band -> record field, for one modality."""
         return {b: name for name, g in self.groups.items() if g.modality == modality for b in g.bands}
+
+    @property
+    def each(self) -> dict[str, 'Contract']:
+        """The contracts by the prefix of their fields in a batch: those of a mixture, or this one for ''."""
+        return {f'{name}/': part for name, part in self.parts.items()} or {'': self}
+
+    @property
+    def first(self) -> 'Contract':
+        """This contract, or the first one of a mixture."""
+        return next(iter(self.each.values()))
 
     def to_json(self) -> str:
         """The text of `contract.json`."""

@@ -1,7 +1,7 @@
 """From raw record fields to normalised patches, inside jit: what a model sees of a batch.
 
-For each group of bands: native validity, z-score, fill with the mean, one resample from the native grid
-to the model grid through the shared crop box, clip; then patches. Driven by the input contract.
+For each group of bands: native validity, unit, z-score, fill with the mean, one resample from the native
+grid to the model grid through the shared crop box, clip; then patches. Driven by the input contract.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,49 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from fusmae_jax import sensors
 from fusmae_jax.config import Augment, Config, Modality
-from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.input.normalise import statistics, target_unit
 from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.input.resample import Box, full_box, resample, sample_box
 
 Prepare = Callable[[Mapping[str, Array], Array | None], dict[str, Patches]]
 
 
-def statistics(modality: Modality) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of a modality's bands, in sensor units; both (bands,) float32."""
-    if modality.mean:
-        return np.asarray(modality.mean, np.float32), np.asarray(modality.std, np.float32)
-    bands = [sensors.SENSORS[modality.sensor].bands[name] for name in modality.bands]
-    return np.array([b.mean for b in bands], np.float32), np.array([b.std for b in bands], np.float32)
-
-
-def check_contract(config: Config, contract: Contract, source: str) -> None:
-    """Raises InputError unless the data hold every band of the model, in the unit its statistics expect."""
-    problems = []
-    for name, modality in config.model.modalities.items():
-        found = contract.modality_bands(name)
-        for band in modality.bands:
-            if band not in found:
-                problems.append(
-                    f'modality {name!r} needs band {band!r}, which is not in the data; {nearest(band, found)}'
-                )
-                continue
-            group = contract.groups[found[band]]
-            expected = sensors.SENSORS[modality.sensor].unit if modality.sensor else group.unit
-            if group.unit != expected:
-                problems.append(
-                    f'field {found[band]!r} is in {group.unit!r}, the statistics of {name!r} in {expected!r}'
-                )
-    raise_all(f'{source}: these data do not fit config.model.modalities', problems)
-
-
 def fields(config: Config, contract: Contract) -> list[str]:
-    """The image fields of a record that the model needs."""
+    """The image fields that the model needs, with the prefix that they have in a batch."""
     return [
-        field
-        for field, group in contract.groups.items()
+        f'{prefix}{field}'
+        for prefix, part in contract.each.items()
+        for field, group in part.groups.items()
         if group.modality in config.model.modalities
         and set(group.bands) & set(config.model.modalities[group.modality].bands)
     ]
@@ -95,7 +68,7 @@ def _modality(
     """Patches of one modality; its bands may come from several groups with different native grids."""
     mean, std = statistics(modality)
     parts, order = [], []
-    for field in dict.fromkeys(where[band] for band in modality.bands):
+    for field in dict.fromkeys(where[band] for band in modality.bands if band in where):
         group = contract.groups[field]
         take = [band for band in group.bands if band in modality.bands]
         rows = np.array([modality.bands.index(band) for band in take])
@@ -104,11 +77,16 @@ def _modality(
             channels = jnp.stack([channels[..., group.bands.index(band)] for band in take], axis=-1)
         parts.append(_group(channels, group, mean[rows], std[rows], modality, config, box, moved))
         order += take
+    if absent := [band for band in modality.bands if band not in where]:
+        # data.absent_bands='mean': 0 is the mean, and an invalid pixel is never a target.
+        shape = (*parts[0][0].shape[:3], len(absent))
+        parts.append((jnp.zeros(shape, parts[0][0].dtype), jnp.zeros(shape, bool)))
+        order += absent
     values, valid = (jnp.concatenate(part, axis=-1) for part in zip(*parts))
     if order != list(modality.bands):
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
-    if config.data.statistics == 'mean_2sigma':
+    if config.data.normalisation == 'mean_2sigma':
         values = jnp.clip(values, -2, 2) / 2
     else:
         values = jnp.clip(values, -config.data.clip, config.data.clip)
@@ -133,6 +111,9 @@ def _group(
         valid &= physical != jnp.float32(value)
     if group.scale != 1 or group.offset != 0:
         physical = physical * jnp.float32(group.scale) + jnp.float32(group.offset)
+    if (wanted := target_unit(modality, group)) != group.unit:
+        physical = units.convert(physical, group.unit, wanted)
+        valid &= jnp.isfinite(physical)  # a power of 0 or less has no decibels
     # Filled before resampling: a NaN that met the kernel would spread over the whole image.
     mean, std = mean[None, None, None], std[None, None, None]
     values = jnp.where(valid, (physical - mean) / std, 0)

@@ -133,7 +133,7 @@ def load(path: epath.PathLike) -> tuple[dict[str, Any], Model, dict[str, Any]]:
 
 def _inputs(model: Model, name: str) -> dict[str, Any]:
     """What the images of one modality must be: channel order, statistics, size."""
-    from fusmae_jax.input.prepare import statistics  # brings jax in, which reading files does not need
+    from fusmae_jax.input.normalise import statistics  # brings jax in, which reading files does not need
 
     mean, std = statistics(model.modalities[name])
     return {

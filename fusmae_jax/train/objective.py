@@ -57,16 +57,29 @@ def masked_inputs(
     config: Config, contract: Contract, augment: Augment | None
 ) -> Callable[[Batch, Array], Masked]:
     """The traceable function from a raw batch and a key to patches and masks."""
-    prepare = make_prepare(config, contract, augment)
+    prepare = {prefix: make_prepare(config, part, augment) for prefix, part in contract.each.items()}
     visible = masking.num_visible(config.model.num_patches, config.masking)
 
     def masked(batch: Batch, key: Array) -> Masked:
-        geometry, mask = sample_keys(key, batch[POSITION])
-        patches = prepare(batch, geometry)
+        parts = []
+        for prefix, one in prepare.items():
+            own = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+            geometry, mask = sample_keys(key, own[POSITION])
+            parts.append((one(own, geometry), mask))
+        patches, mask = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
         patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
         return Masked(patches, masking.sample_order(mask, patch_valid, config.masking), visible)
 
     return masked
+
+
+def interleave(*parts: Array) -> Array:
+    """Rows of several arrays joined device by device, so that no row has to move to another device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    split = [x.reshape(devices, -1, *x.shape[1:]) for x in parts]
+    joined = jnp.concatenate(split, axis=1)
+    return joined.reshape(-1, *joined.shape[2:])
 
 
 def reconstructions(

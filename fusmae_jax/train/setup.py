@@ -8,8 +8,11 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from fusmae_jax.config import Config
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.prepare import check_contract
+from fusmae_jax.input.mixture import check_rows, row_counts
+from fusmae_jax.input.normalise import resolve
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
 from fusmae_jax.train import optimizer as optimizers
 from fusmae_jax.train.objective import Objective, reconstruction
@@ -28,6 +31,7 @@ class Setup(NamedTuple):
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     total_steps: int
+    notes: tuple[str, ...] = ()  # how the data differ from what the model expects, in words
 
     def abstract_state(self) -> State:
         """Shapes, types and shardings of the train state."""
@@ -36,9 +40,8 @@ class Setup(NamedTuple):
     def lower(self, batch_size: int = 0) -> Any:
         """The lowered train step, for the configured batch size or another."""
         step = make_step(self.objective, self.optimizer, self.schedule, self.config.seed)
-        batch = abstract_batch(
-            self.contract, self.objective.fields, batch_size or self.config.train.batch_size, self.mesh
-        )
+        rows = row_counts(self.config.data, batch_size or self.config.train.batch_size)
+        batch = abstract_batch(self.contract, self.objective.fields, rows, self.mesh)
         return lower_step(step, self.abstract_state(), batch, self.mesh)
 
 
@@ -51,12 +54,28 @@ def make_setup(
     config: Config, contract: Contract, examples: int, devices: list[jax.Device] | None = None
 ) -> Setup:
     """Builds a run over a data set of `examples` records; raises InputError where the parts do not fit."""
-    check_contract(config, contract, config.data.path)
+    config, notes = _fit(config, contract)
     mesh = make_mesh(config.parallel, devices)
     check_batch(config.train.batch_size, mesh)
+    check_rows(row_counts(config.data, config.train.batch_size), mesh.size)
     dtype = compute_dtype(config)
     objective = reconstruction(config, contract, config.augment, dtype)
     steps = total_steps(config, examples)
     schedule = optimizers.schedule(config.optimizer, steps, config.train.batch_size, examples)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule)
-    return Setup(config, contract, mesh, dtype, objective, schedule, optimizer, steps)
+    return Setup(config, contract, mesh, dtype, objective, schedule, optimizer, steps, notes)
+
+
+def _fit(config: Config, contract: Contract) -> tuple[Config, tuple[str, ...]]:
+    """The configuration settled for the data, and every difference between the two that was let through."""
+    if contract.parts and config.data.stats == 'dataset':
+        raise InputError(
+            "data.stats='dataset': a mixture has several; set model.modalities.*.mean and .std from "
+            '`python main.py stats` of the set that they shall come from'
+        )
+    notes: list[str] = []
+    for prefix, part in contract.each.items():
+        where = f'{prefix}{part.dataset}' if prefix else config.data.path
+        notes += check(compare(config, part), config.data.accept, where)
+        config = resolve(config, part)
+    return config, tuple(dict.fromkeys(notes))

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from fusmae_jax.config import Config
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.pipeline import POSITION, prefix_of
 from fusmae_jax.parallel.mesh import batch_sharding, replicated
 from fusmae_jax.train.objective import Metrics, Objective, Sums, error_sums, reconstructions
 from fusmae_jax.train.state import State
@@ -72,14 +72,17 @@ def lower_step(step: StepFn, state: State, batch: Mapping[str, Any], mesh: Mesh)
 
 
 def abstract_batch(
-    contract: Contract, fields: tuple[str, ...], batch_size: int, mesh: Mesh
+    contract: Contract, fields: tuple[str, ...], rows: Mapping[str, int], mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of what `pipeline.to_devices` returns."""
     where = batch_sharding(mesh)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {POSITION: ((batch_size,), jnp.uint32)}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        f'{prefix}{POSITION}': ((count,), jnp.uint32) for prefix, count in rows.items()
+    }
     for name in fields:
-        group = contract.groups[name]
-        shapes[name] = ((batch_size, *group.size, len(group.bands)), jnp.dtype(group.dtype))
+        prefix = prefix_of(name)
+        group = contract.each[prefix].groups[name.removeprefix(prefix)]
+        shapes[name] = ((rows[prefix], *group.size, len(group.bands)), jnp.dtype(group.dtype))
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, (shape, dtype) in shapes.items()
     }

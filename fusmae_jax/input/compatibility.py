@@ -1,0 +1,202 @@
+"""Do these data fit this model? Every difference between two input contracts, sorted into three classes.
+
+`converted`: the values become the same (unit, scale, offset, band order, more bands than needed); done and
+logged. `shift`: they stay different in kind (L1C for L2A, gamma0 for sigma0, other statistics); refused
+unless declared in `accept`. `fatal`: nobody can tell what the values are, or bands are missing. A `note` is
+what cannot be compared, because one side does not say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from fusmae_jax import sensors
+from fusmae_jax.config import Config, Modality
+from fusmae_jax.errors import InputError, nearest, raise_all
+from fusmae_jax.input import units
+from fusmae_jax.input.contract import Contract, Group, Product
+from fusmae_jax.input.normalise import measured, statistics, target_unit
+
+# Facts of a product whose difference is a shift; the rest of a Product is told but changes no decision.
+SHIFTS = (
+    'calibration',
+    'terrain_correction',
+    'orbit',
+    'speckle_filter',
+    'border_noise',
+    'thermal_noise',
+    'level',
+)
+NOTES = ('dem', 'baseline', 'processor', 'platforms')
+ACCEPTABLE = (*SHIFTS, 'resolution', 'statistics')
+# A band whose measured mean lies this many of the model's standard deviations from the model's mean, or
+# whose spread differs by this factor, was not measured like the model's: an offset of 1000 left in (1.8), a
+# decibel for a power (2.5). Other regions and seasons stay below 1.
+FAR, WIDE = 1.5, 3.0
+MIN_PIXELS = 64 * 20 * 20  # of a band; fewer than 64 patches of the coarsest grid say nothing of a region
+
+
+class Difference(NamedTuple):
+    """One difference between what a model expects and what a data set holds."""
+
+    kind: Literal['converted', 'shift', 'fatal', 'note']
+    name: str  # 'unit', 'bands', or one of ACCEPTABLE and NOTES
+    modality: str
+    message: str
+
+
+def check(differences: Iterable[Difference], accept: Sequence[str], source: str) -> list[str]:
+    """Raises InputError with all that is fatal or a shift not accepted; returns the rest as lines to log."""
+    for name in accept:
+        if name not in ACCEPTABLE:
+            raise InputError(f'accept: {name!r} is not a declared shift; {nearest(name, ACCEPTABLE)}')
+    problems, lines = [], []
+    for d in differences:
+        if d.kind == 'fatal':
+            problems.append(f'{d.modality}: {d.message}')
+        elif d.kind == 'shift' and d.name not in accept:
+            problems.append(f'{d.modality}: {d.message}; if that is meant, add {d.name!r} to `accept`')
+        else:
+            lines.append(f'{"accepted" if d.kind == "shift" else d.kind}: {d.modality}: {d.message}')
+    raise_all(f'{source}: these data do not fit the model', problems)
+    return lines
+
+
+def compare(config: Config, data: Contract, trained: Contract | None = None) -> list[Difference]:
+    """What differs between a model and a data set.
+
+    Args:
+        config: the model's modalities, statistics and `data.absent_bands`.
+        data: the contract of the data that shall go in.
+        trained: the contract of the data that the model learned from; None for a model yet to be trained,
+            which is compared with the products that the sensor tables were measured on.
+    """
+    found: list[Difference] = []
+    for name, modality in config.model.modalities.items():
+        groups = {field: g for field, g in data.groups.items() if g.modality == name}
+        if not groups:
+            known = sorted({g.modality for g in data.groups.values()})
+            found.append(Difference('fatal', 'bands', name, f'not in the data, which hold {known}'))
+            continue
+        found += _bands(name, modality, groups, config.data.absent_bands)
+        found += _values(name, modality, groups)
+        expected = _expected(name, modality, config.data.stats, trained)
+        if expected is not None:
+            found += _products(name, expected, data.products.get(name, Product()))
+        if trained is not None:
+            found += _resolutions(name, modality, trained, groups)
+        found += _statistics(name, modality, config.data.stats, data, trained)
+    return found
+
+
+def _bands(name: str, modality: Modality, groups: Mapping[str, Group], policy: str) -> list[Difference]:
+    there = [band for group in groups.values() for band in group.bands]
+    found = []
+    for band in modality.bands:
+        if band in there:
+            continue
+        if policy == 'error':
+            hint = f"{nearest(band, there)} (or choose data.absent_bands='mean' or 'drop')"
+            found.append(Difference('fatal', 'bands', name, f'band {band!r} is not in the data; {hint}'))
+        else:
+            done = 'filled with the mean' if policy == 'mean' else 'taken out of the model'
+            found.append(Difference('converted', 'bands', name, f'band {band!r} is not in the data: {done}'))
+    if not set(modality.bands) & set(there):
+        found.append(Difference('fatal', 'bands', name, 'not one of its bands is in the data'))
+    if extra := [band for band in there if band not in modality.bands]:
+        found.append(Difference('converted', 'bands', name, f'left out: {", ".join(extra)}'))
+    return found
+
+
+def _values(name: str, modality: Modality, groups: Mapping[str, Group]) -> list[Difference]:
+    """Unit, scale and offset of each group that the model reads."""
+    found = []
+    for field, group in groups.items():
+        if not set(group.bands) & set(modality.bands):
+            continue
+        wanted = target_unit(modality, group)
+        if not group.unit:
+            found.append(Difference('fatal', 'unit', name, f'field {field!r} does not say its unit'))
+        elif not units.convertible(group.unit, wanted):
+            known = ', '.join(units.accepted(wanted))
+            message = f'field {field!r} is in {group.unit!r}, the model needs {wanted!r} (from {known})'
+            found.append(Difference('fatal', 'unit', name, message))
+        elif group.unit != wanted:
+            message = f'field {field!r}: {group.unit} to {wanted}'
+            found.append(Difference('converted', 'unit', name, message))
+        if group.scale != 1 or group.offset != 0:
+            message = f'field {field!r}: stored value x {group.scale:g} {group.offset:+g}'
+            found.append(Difference('converted', 'scale', name, message))
+    return found
+
+
+def _expected(name: str, modality: Modality, stats: str, trained: Contract | None) -> Product | None:
+    """How the values were made that the model's statistics are of; None where nothing was stated."""
+    if trained is not None:
+        return trained.first.products.get(name)
+    if stats == 'dataset' or modality.mean or not modality.sensor:
+        return None  # the statistics are of these data, or of the user's own
+    return sensors.SENSORS[modality.sensor].product
+
+
+def _products(name: str, expected: Product, found: Product) -> list[Difference]:
+    result = []
+    for fact in SHIFTS:
+        wanted, there = getattr(expected, fact), getattr(found, fact)
+        if wanted == there or not wanted or (fact == 'orbit' and wanted == 'mixed'):
+            continue
+        if not there:
+            message = f'{fact} is not stated in the data; the model knows {wanted}'
+            result.append(Difference('note', fact, name, message))
+        else:
+            message = f'{fact} is {there} in the data, the model knows {wanted}'
+            result.append(Difference('shift', fact, name, message))
+    for fact in NOTES:
+        wanted, there = getattr(expected, fact), getattr(found, fact)
+        if wanted and there and not (wanted == there or (fact == 'platforms' and set(there) <= set(wanted))):
+            result.append(Difference('note', fact, name, f'{fact}: {there}, the model knows {wanted}'))
+    return result
+
+
+def _resolutions(
+    name: str, modality: Modality, trained: Contract, groups: Mapping[str, Group]
+) -> list[Difference]:
+    """The ground that one image covers: a model's tokens have the size that they were trained at."""
+
+    def extent(contract_groups: Iterable[Group]) -> set[tuple[float, float]]:
+        return {
+            (g.size[0] * g.resolution, g.size[1] * g.resolution)
+            for g in contract_groups
+            if g.modality == name and set(g.bands) & set(modality.bands)
+        }
+
+    seen = {size for part in trained.each.values() for size in extent(part.groups.values())}
+    there = extent(groups.values())
+    if not seen or there <= seen:
+        return []
+    message = f'an image covers {sorted(there)} m, the model knows {sorted(seen)} m'
+    return [Difference('shift', 'resolution', name, message)]
+
+
+def _statistics(
+    name: str, modality: Modality, stats: str, data: Contract, trained: Contract | None
+) -> list[Difference]:
+    """Measured against used: the last guard against an offset, a unit or a scale that nobody declared."""
+    if stats == 'dataset':
+        message = "normalised with the data's own statistics, the model knows those of its training data"
+        return [Difference('shift', 'statistics', name, message)] if trained is not None else []
+    used_mean, used_std = statistics(modality)
+    far = []
+    for band, mean, std in zip(modality.bands, used_mean, used_std):
+        there = measured(data, name, modality, band)
+        if there is None or there.pixels < MIN_PIXELS or not there.std > 0:
+            continue
+        distance, ratio = abs(there.mean - mean) / std, max(there.std / std, std / there.std)
+        if distance > FAR or ratio > WIDE:
+            far.append(f'{band} {there.mean:.1f} +- {there.std:.1f} against {mean:.1f} +- {std:.1f}')
+    if not far:
+        return []
+    message = (
+        f'the data are not distributed as the statistics in use say ({"; ".join(far[:4])}): is the unit, an '
+        "offset or the scale wrong? `python main.py doctor` looks closer; stats='dataset' uses measured ones"
+    )
+    return [Difference('shift', 'statistics', name, message)]
