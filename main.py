@@ -23,6 +23,7 @@ class Arguments:
         for name in OPTIONS:
             parser.add_argument(f'--{name}', default='')
         parser.add_argument('--json', action='store_true')
+        parser.add_argument('words', nargs='*')
         rest = [a for a in argv if not a.startswith(('--config.', '--beam.'))]
         self._given, unknown = parser.parse_known_args(rest)
         if unknown:
@@ -31,16 +32,20 @@ class Arguments:
             raise InputError(f'{unknown[0]!r} is not an option; {hint}')
         self._overrides = overrides
 
-    def config(self) -> dict[str, Any]:
-        """The configuration file with all --config.key=value settings."""
-        return load_config(self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
+    def config(self, default: str = '') -> dict[str, Any]:
+        """The configuration file (required, if it has no default) with all --config.key=value settings."""
+        name = self.optional('config') or default
+        return load_config(name or self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
 
     def only(self, *names: str) -> None:
         """Refuses options that this command would ignore."""
         given = [name for name in OPTIONS if getattr(self._given, name)]
         given += ['json'] * self._given.json + ['config.*'] * bool(self._overrides)
         given += ['beam.*'] * bool(self._beam)
+        given += ['words'] * bool(self._given.words)
         if extra := [name for name in given if name not in names]:
+            if extra[0] == 'words':
+                raise InputError(f'{self._given.words[0]!r} means nothing here; options start with --')
             raise InputError(f'--{extra[0]} means nothing here; this command takes --{", --".join(names)}')
 
     def text(self, name: str, example: str) -> str:
@@ -63,6 +68,18 @@ class Arguments:
             else:
                 values['flags'].append(f'--{key}={value}' if value else f'--{key}')
         return values
+
+    @property
+    def words(self) -> list[str]:
+        """What stands on the command line without dashes."""
+        return self._given.words
+
+    def number(self, name: str, default: int) -> int:
+        """A whole number, or the default if it was not given."""
+        value = getattr(self._given, name)
+        if value and not value.isdigit():
+            raise InputError(f'--{name}={value} must be a whole number')
+        return int(value) if value else default
 
     @property
     def json(self) -> bool:
@@ -117,6 +134,17 @@ def _bench(arguments: Arguments) -> int:
     from fusmae_jax.bench import bench
     from fusmae_jax.config_build import build, to_dict
 
+    if arguments.words == ['input']:
+        from fusmae_jax.bench_input import bench_input
+
+        arguments.only('words', 'data', 'split', 'batch', 'threads', 'json')
+        return bench_input(
+            arguments.text('data', 'DIR'),
+            arguments.optional('split') or 'train',
+            arguments.number('batch', 64),
+            arguments.number('threads', 2),
+            arguments.json,
+        )
     arguments.only('config', 'config.*', 'device_batch', 'against')
     values = to_dict(build(arguments.config()))
     if against := arguments.optional('against'):
@@ -145,13 +173,78 @@ def _compare(arguments: Arguments) -> int:
     )
 
 
-OPTIONS = ('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype')
+def _generate(arguments: Arguments) -> int:
+    from data.generate.command import run
+
+    arguments.only('layout', 'out', 'pairs', 'seed')
+    layout, out = arguments.text('layout', 'bigearthnet_mm'), arguments.text('out', 'DIR')
+    return run(layout, out, arguments.number('pairs', 64), arguments.number('seed', 0))
+
+
+def _stats(arguments: Arguments) -> int:
+    from data.stats_command import run
+
+    arguments.only('data', 'split', 'json', 'out', 'processes')
+    return run(
+        arguments.text('data', 'DIR'),
+        arguments.optional('split') or 'train',
+        arguments.json,
+        arguments.optional('out'),
+        arguments.number('processes', 1),
+    )
+
+
+def _doctor(arguments: Arguments) -> int:
+    from data.doctor.command import run
+
+    arguments.only('words', 'json', 'html')
+    if not arguments.words:
+        raise InputError('doctor PATH [PATH]: give a folder, a GeoTIFF, a pair of them, or a checkpoint')
+    return run(arguments.words, as_json=arguments.json, html=arguments.optional('html'))
+
+
+def _leaks(arguments: Arguments) -> int:
+    from fusmae_jax.leak_command import run
+
+    arguments.only('checkpoint', 'data', 'split', 'json')
+    return run(
+        arguments.text('checkpoint', 'DIR'),
+        arguments.text('data', 'DIR'),
+        arguments.optional('split') or 'test',
+        arguments.json,
+    )
+
+
+def _encode(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.embed.run import encode
+    from fusmae_jax.embed.settings import EncodeConfig
+
+    arguments.only('config', 'config.*', 's1', 's2', 'checkpoint', 'out')
+    return encode(
+        from_dict(EncodeConfig, arguments.config(default='configs/encode.py')),
+        arguments.optional('s1'),
+        arguments.optional('s2'),
+        arguments.text('checkpoint', 'DIR'),
+        arguments.text('out', 'emb.tif'),
+    )
+
+
+OPTIONS = (
+    *('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype', 'data', 'split'),
+    *('batch', 'threads', 'layout', 'out', 'pairs', 'seed', 'processes', 'html', 'checkpoint', 's1', 's2'),
+)
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'convert': _convert,
     'pretrain': _pretrain,
     'reconstruct': _reconstruct,
     'bench': _bench,
     'compare': _compare,
+    'generate': _generate,
+    'stats': _stats,
+    'doctor': _doctor,
+    'leaks': _leaks,
+    'encode': _encode,
 }
 
 

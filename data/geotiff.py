@@ -34,20 +34,19 @@ def read_group(files: Sequence[Path], group: Group) -> tuple[np.ndarray, Place]:
     """
     image = np.empty((*group.size, len(group.bands)), group.dtype)
     places: list[Place] = []
-    with rasterio.Env(**_OPTIONS):
-        for index, (band, file) in enumerate(zip(group.bands, files, strict=True)):
-            with opened(file, band) as dataset:
-                _check_layout(file, band, 1, group, dataset)
-                place = place_of(file, band, dataset, group.resolution)
-                image[..., index] = dataset.read(1)
-            if places and place != places[0]:
-                raise RecordError(
-                    file,
-                    f'{band} position',
-                    f'EPSG, left, top = {tuple(place)}, but {group.bands[0]} has {tuple(places[0])}',
-                    'all bands of a patch must cover the same ground; unpack the patch again',
-                )
-            places.append(place)
+    for index, (band, file) in enumerate(zip(group.bands, files, strict=True)):
+        with opened(file, band) as dataset:
+            _check_layout(file, band, 1, group, dataset)
+            place = place_of(file, band, dataset, group.resolution)
+            image[..., index] = dataset.read(1)
+        if places and place != places[0]:
+            raise RecordError(
+                file,
+                f'{band} position',
+                f'EPSG, left, top = {tuple(place)}, but {group.bands[0]} has {tuple(places[0])}',
+                'all bands of a patch must cover the same ground; unpack the patch again',
+            )
+        places.append(place)
     return image, places[0]
 
 
@@ -56,10 +55,13 @@ def read_stack(file: Path, group: Group) -> tuple[np.ndarray, Place]:
 
     Raises RecordError as `read_group` does.
     """
-    with rasterio.Env(**_OPTIONS), opened(file, group.modality) as dataset:
+    with opened(file, group.modality) as dataset:
         _check_layout(file, group.modality, len(group.bands), group, dataset)
         place = place_of(file, group.modality, dataset, group.resolution)
-        return np.ascontiguousarray(np.moveaxis(dataset.read(), 0, -1)), place
+        # Read into place: transposing afterwards would take as long again.
+        image = np.empty((*group.size, len(group.bands)), group.dtype)
+        dataset.read(out=image.transpose(2, 0, 1))
+        return image, place
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def opened(file: Path, field: str) -> Iterator[rasterio.DatasetReader]:
     if not file.is_file():
         raise RecordError(file, field, 'the file is missing', 'unpack the patch again')
     try:
-        with rasterio.open(file, driver='GTiff') as dataset:
+        with rasterio.Env(**_OPTIONS), rasterio.open(file, driver='GTiff') as dataset:
             yield dataset
     except rasterio.errors.RasterioError as error:
         raise RecordError(

@@ -118,7 +118,9 @@ def features(schema: Schema) -> tfds.features.FeaturesDict:
 def _feature(field: Field) -> tfds.features.FeatureConnector:
     if field.dtype == 'text':
         return tfds.features.Text()
-    return tfds.features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype))
+    # A float64 becomes a float32 in an Example, which is 0.25 m of a northing; bytes keep it.
+    kind = tfds.features.Encoding.BYTES if field.dtype == 'float64' else tfds.features.Encoding.NONE
+    return tfds.features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype), encoding=kind)
 
 
 def dataset_info(schema: Schema) -> dict[str, Any]:
@@ -151,8 +153,12 @@ def contract(
 
 
 def validity(image: np.ndarray, group: Group) -> np.ndarray:
-    """Which pixels hold a measurement: (rows, columns, bands) of bool; NaN, inf and nodata do not."""
+    """Which values are a measurement: an array of bool like `image`; NaN, inf and nodata are none."""
     valid = np.isfinite(image) if image.dtype.kind == 'f' else np.ones(image.shape, bool)
     for value in group.nodata:
-        valid &= image != value
+        if image.dtype.kind == 'f':
+            valid &= image != value
+        # As an integer: against a float, NumPy would turn the whole image into float64 first.
+        elif value.is_integer() and np.iinfo(image.dtype).min <= value <= np.iinfo(image.dtype).max:
+            valid &= image != int(value)
     return valid

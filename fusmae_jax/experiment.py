@@ -13,6 +13,7 @@ from absl import logging
 from clu import parameter_overview
 from etils import epath
 
+from fusmae_jax import leak
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
@@ -62,6 +63,9 @@ class Run:
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
         self.stop_asked = False
+        # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
+        self.seen = leak.union(*(leak.collect(s.path, s.split) for s in source.sources.values()))
+        self.packed = leak.to_bytes(self.seen)
         self.best_val: float | None = self.meta.get('best_val')
         if self.lead:
             workdirs.write_config(workdir, self.config)
@@ -190,9 +194,10 @@ class Run:
             'best_val': self.best_val,
             'loss': self.log.last.get('loss', self.meta.get('loss')),
             'versions': workdirs.versions(),
+            'seen': {'digest': leak.digest(self.seen), 'from': self.seen.sources},
         }
         # Through JSON, so that tuples come back from every checkpoint as the same lists.
-        self.checkpoints.save(state, json.loads(json.dumps(meta)), val_loss)
+        self.checkpoints.save(state, json.loads(json.dumps(meta)), val_loss, self.packed)
 
     def _validate(self, step: int, state: State) -> float:
         assert self.evaluate is not None

@@ -1,5 +1,6 @@
 """Fixtures and helpers over the six real pairs that ship with bigearthnet-common."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -32,6 +33,21 @@ class Folders(NamedTuple):
     def source(self, splits='one', on_error='fail'):
         """The archive as the converter takes it, in one split unless said otherwise."""
         return pairs.source(pairs.Archive(str(self.s1), str(self.s2), splits), on_error)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The content of every file of a data set, except the report, which holds times."""
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.iterdir()
+        if file.name != 'conversion_report.json'
+    }
+
+
+def untimed(folder: Path) -> dict:
+    """The report of a conversion without its times."""
+    report = json.loads((folder / 'conversion_report.json').read_text())
+    return {key: value for key, value in report.items() if key != 'timing'}
 
 
 def metadata(patch: Path) -> tuple[Path, dict]:

@@ -1,7 +1,5 @@
 """Conversions that are killed, repeated, or run on other workers."""
 
-import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -13,22 +11,9 @@ import pytest
 
 from data import sharded
 from fusmae_jax.errors import InputError
-from tests.data_fixtures import Folders, metadata, multiply
+from tests.data_fixtures import Folders, digests, metadata, multiply, untimed
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.iterdir()
-        if file.name != 'conversion_report.json'
-    }
-
-
-def untimed(folder: Path) -> dict:
-    report = json.loads((folder / 'conversion_report.json').read_text())
-    return {key: value for key, value in report.items() if key != 'timing'}
 
 
 CONVERT = """

@@ -1,6 +1,7 @@
 """The index of a converted data set: what is known of every record without reading its images."""
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def _read(file: epath.Path, fields: Sequence[str] | None) -> dict[str, np.ndarra
                 if name not in archive:
                     raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
             return {name: archive[name] for name in fields or archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error

@@ -26,7 +26,7 @@ class Source:
     def __init__(self, path: str, split: str, fields: Sequence[str]):
         self.path, self.fields = path, tuple(fields)
         if not path or not epath.Path(path).exists():
-            raise InputError(f'config.data.path={path!r} does not exist; convert a data set first')
+            raise InputError(f'{path!r} does not exist; give the folder of a converted data set (data.path)')
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
         self._records: Any = None
