@@ -1,0 +1,34 @@
+"""The TFDS builder of SEN12MS; how to run it: `data.tfds_builder`."""
+
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from data.sen12ms import triplets
+from data.sen12ms.schema import SCHEMA
+from data.tfds_builder import ArchiveBuilder, ArchiveConfig
+
+
+class Builder(ArchiveBuilder):
+    """SEN12MS with all 13 Sentinel-2 bands and scene labels of the IGBP land cover."""
+
+    MODULE: ClassVar[Any] = triplets
+    VERSION = tfds.core.Version(SCHEMA.version)
+    RELEASE_NOTES = {'1.0.0': 'Initial release.'}  # noqa: RUF012 (the name and type are TFDS's)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Download the twelve archives ROIs*_{s1,s2,lc}.tar.gz from https://mediatum.ub.tum.de/1474000 and unpack
+    all of them into the folder SEN12MS of the manual directory.
+    """
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        ArchiveConfig(
+            name='official',
+            description='Hold-out scenes in test, the former validation scenes of the authors in val.',
+            paths={'root': 'SEN12MS'},
+        ),
+        ArchiveConfig(
+            name='train_test',
+            description='The same without val, whose scenes are in train.',
+            paths={'root': 'SEN12MS'},
+            settings={'val': 'none'},
+        ),
+    ]
