@@ -8,6 +8,9 @@ Download and unpack first: data/bigearthnet_mm/README.md. That file also has dis
         --config.archive.s1_root=BigEarthNet-S1-v1.0 --config.archive.s2_root=BigEarthNet-v1.0 \\
         --config.output=DATA --beam.direct_num_workers=0
 
+Splits of your own: `--config.archive.splits=lists --config.archive.split_lists="('train=FILE', 'val=FILE')"`;
+without the pairs under snow or cloud: `--config.archive.leave_out="('snow', 'cloud')"`.
+
 The variant `example` needs no download: it converts the six real pairs that ship with bigearthnet-common, all
 into the split train, in seconds and 2 MiB.
 

@@ -118,8 +118,10 @@ def features(schema: Schema) -> tfds.features.FeaturesDict:
 def _feature(field: Field) -> tfds.features.FeatureConnector:
     if field.dtype == 'text':
         return tfds.features.Text()
-    # A float64 becomes a float32 in an Example, which is 0.25 m of a northing; bytes keep it.
-    kind = tfds.features.Encoding.BYTES if field.dtype == 'float64' else tfds.features.Encoding.NONE
+    # A float64 becomes a float32 in an Example, which is 0.25 m of a northing; bytes keep it. A map reads in
+    # less than half the time.
+    as_bytes = field.dtype == 'float64' or not field.indexed
+    kind = tfds.features.Encoding.BYTES if as_bytes else tfds.features.Encoding.NONE
     return tfds.features.Tensor(shape=field.shape, dtype=np.dtype(field.dtype), encoding=kind)
 
 

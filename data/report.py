@@ -149,6 +149,8 @@ def summary(report: dict[str, Any]) -> str:
         lines += _label_lines(split)
     if report['published_but_absent']:
         lines.append(f'  without records, left out: {", ".join(report["published_but_absent"])}')
+    if left_out := report['settings'].get('left_out'):
+        lines.append(f'  left out as asked: {left_out}')
     lines.append(f'  skipped: {len(report["skips"])}')
     lines += [f'    {s["record"]}: {s["file"]}: {s["field"]}: {s["reason"]}' for s in report['skips'][:5]]
     timing = report['timing']

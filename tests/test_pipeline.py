@@ -32,6 +32,18 @@ def test_what_a_step_reads_is_a_function_of_seed_and_step():
     assert len({tuple(epoch) for epoch in epochs}) > 1  # and every epoch is shuffled anew
 
 
+@pytest.mark.parametrize('threads', [1, 3, 8])
+def test_any_number_of_readers_gives_the_same_order(threads):
+    read = list(pipeline.iterate(train(range(4)), 5, 25, threads=threads, prefetch=threads))
+    assert [list(batch['id']) for batch in read] == ids(train(range(4)), 5, 25)
+
+
+def test_eight_processes_read_one_order():
+    whole = ids(train(range(8), batch=8), 0, 9)
+    alone = [ids(train((row,), batch=8), 0, 9) for row in range(8)]
+    assert [[alone[row][step][0] for row in range(8)] for step in range(9)] == whole
+
+
 @pytest.mark.parametrize('parts', [[(0, 1), (2, 3)], [(2, 0), (1, 3)], [(0,), (1,), (2,), (3,)]])
 def test_processes_read_their_rows_of_the_same_global_batches(parts):
     whole = list(pipeline.iterate(train(range(4)), 3, 6, threads=1, prefetch=1))

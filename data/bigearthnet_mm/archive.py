@@ -11,6 +11,7 @@ from data.bigearthnet_mm.names import parse_name, parse_time
 from data.bigearthnet_mm.schema import EXTENT, GROUPS
 from data.geotiff import Place, read_group
 from data.records import Item, Record, RecordError
+from data.sanity import check_decibel
 from fusmae_jax.errors import nearest
 
 
@@ -23,6 +24,7 @@ class Pair(NamedTuple):
     season: str
     snow: bool
     cloud: bool
+    no_19_class: bool
     official_split: str
 
 
@@ -49,7 +51,7 @@ def read_pair(pair: Pair, s1_root: Path, s2_root: Path) -> Record:
             f'{s1_meta["labels"]}, but the Sentinel-2 patch has {s2_meta["labels"]}',
             _AGAIN,
         )
-    images, place = _images(s1_folder, s2_folder)
+    images, place = read_images(s1_folder, s2_folder)
     for file, meta in ((s1_file, s1_meta), (s2_file, s2_meta)):
         _check_box(file, meta, place)
     name = parse_name(pair.s1_name)
@@ -144,7 +146,12 @@ def _check_partner(file: Path, values: dict[str, Any], pair: Pair) -> None:
         )
 
 
-def _images(s1_folder: Path, s2_folder: Path) -> tuple[dict[str, np.ndarray], Place]:
+def read_images(s1_folder: Path, s2_folder: Path) -> tuple[dict[str, np.ndarray], Place]:
+    """The bands of the two patches of a pair, by the groups of `schema.GROUPS`, and their common place.
+
+    Raises RecordError for a damaged or missing band, for patches of different ground, and for Sentinel-1
+    values that cannot be dB.
+    """
     images: dict[str, np.ndarray] = {}
     first: Place | None = None
     for name, group in GROUPS.items():
@@ -159,21 +166,9 @@ def _images(s1_folder: Path, s2_folder: Path) -> tuple[dict[str, np.ndarray], Pl
                 'the images of a pair must cover the same ground; unpack the pair again',
             )
         first = place
-    _check_decibel(s1_folder, images['s1'])
+    check_decibel(s1_folder, images['s1'])
     assert first is not None
     return images, first
-
-
-def _check_decibel(folder: Path, image: np.ndarray) -> None:
-    """Backscatter in dB is mostly negative; linear power and digital numbers never are."""
-    finite = image[np.isfinite(image)]
-    if finite.size and finite.min() >= 0:
-        raise RecordError(
-            folder,
-            's1 (VV, VH)',
-            f'no negative value (from {finite.min():.4g} to {finite.max():.4g}): not dB',
-            'linear power or digital numbers? Convert with 10 log10(power), or unpack the original patch',
-        )
 
 
 def _check_box(file: Path, values: dict[str, Any], place: Place) -> None:

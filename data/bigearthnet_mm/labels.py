@@ -88,3 +88,8 @@ def multi_hot(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if index is not None:
             labels_19[index] = 1
     return labels, labels_19
+
+
+def without_19_class(names: Sequence[str]) -> bool:
+    """Whether none of the class names is among the 19; an unknown name is not for this to judge."""
+    return all(_TO_19.get(name, -1) is None for name in names)

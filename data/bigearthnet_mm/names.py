@@ -37,6 +37,11 @@ def parse_name(name: str) -> PatchName:
     raise ValueError(f'{name!r} is not the name of a BigEarthNet-MM patch')
 
 
+def is_s2_name(text: str) -> bool:
+    """Whether a text has the form of the name of a Sentinel-2 patch; quicker than parsing it."""
+    return _S2.fullmatch(text) is not None
+
+
 def parse_time(text: str) -> int:
     """Unix seconds of a UTC time as names (20170613T93020) and JSON files (2017-06-13 10:10:31) write it.
 

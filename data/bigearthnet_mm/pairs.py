@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data import records
-from data.bigearthnet_mm import official
+from data.bigearthnet_mm import official, splits
 from data.bigearthnet_mm.archive import Pair, read_item, read_metadata
+from data.bigearthnet_mm.labels import without_19_class
+from data.bigearthnet_mm.lists import SplitLists, read_lists
 from data.bigearthnet_mm.names import parse_name
-from data.bigearthnet_mm.schema import PUBLISHED, SCHEMA
+from data.bigearthnet_mm.schema import SCHEMA
+from data.bigearthnet_mm.splits import Flag, Selection
 from data.records import Item, RecordError, Source
 from fusmae_jax.errors import InputError
 
 OnError = Literal['fail', 'skip']
-Splits = Literal['official', 'one']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,10 @@ class Archive:
 
     s1_root: str = ''  # folder of the unpacked Sentinel-1 archive, one folder a patch
     s2_root: str = ''  # the same for Sentinel-2
-    splits: Splits = 'official'  # one: every record goes to train
+    # official: train, val, test and rest; one: every pair into train; lists: as split_lists says
+    splits: Literal['official', 'one', 'lists'] = 'official'
+    split_lists: tuple[str, ...] = ()  # with lists: ('train=FILE', 'val=FILE', ...), see lists.read_lists
+    leave_out: tuple[Flag, ...] = ()  # of snow, cloud, no_19_class: such pairs go to no split
 
 
 def examples(folder: Path) -> Archive:
@@ -35,47 +40,72 @@ def examples(folder: Path) -> Archive:
 
 
 class Listing(NamedTuple):
-    """The pairs of an archive by split, and the patches that have no partner."""
+    """The pairs of an archive, and the patches that have no partner."""
 
-    splits: Mapping[str, list[Pair]]
+    pairs: list[Pair]
     skips: list[dict[str, str]]
+    unusable: frozenset[str]  # the Sentinel-2 patches without a pair
 
 
 def source(archive: Archive, on_error: OnError = 'fail') -> Source:
-    """The archive as the converter takes it."""
+    """The archive as the converter takes it.
+
+    Raises InputError for wrong settings or lists, and with `on_error='fail'` for a patch without its partner.
+    """
     s1, s2 = (records.folder(getattr(archive, name), name) for name in ('s1_root', 's2_root'))
-    splits = archive.splits
-    listing = find(s1, s2, splits, on_error)
+    if (archive.splits == 'lists') != bool(archive.split_lists):
+        raise InputError(
+            f'config.archive.splits={archive.splits!r} with split_lists={archive.split_lists!r}: lists and '
+            "splits='lists' go together"
+        )
+    lists = read_lists(archive.split_lists)
+    listing = find(s1, s2, on_error)
+    chosen = _choose(archive, listing, lists, on_error)
     return Source(
         schema=SCHEMA,
         splits={
-            name: [Item(pair.s2_name, tuple(pair)) for pair in pairs]
-            for name, pairs in listing.splits.items()
+            name: [Item(pair.s2_name, tuple(pair)) for pair in pairs] for name, pairs in chosen.splits.items()
         },
         read=functools.partial(read_item, s1_root=str(s1), s2_root=str(s2)),
-        inputs={'s1_root': str(s1), 's2_root': str(s2), 'splits': splits},
+        inputs={'s1_root': str(s1), 's2_root': str(s2), **_choices(archive, chosen)},
         skips=listing.skips,
-        published=PUBLISHED if splits == 'official' else {},
+        published=splits.published(archive.leave_out) if archive.splits == 'official' else {},
     )
 
 
-def find(s1_root: Path, s2_root: Path, splits: Splits = 'official', on_error: OnError = 'fail') -> Listing:
+def _choose(archive: Archive, listing: Listing, lists: SplitLists, on_error: OnError) -> Selection:
+    if archive.splits == 'official':
+        return splits.official_splits(listing.pairs, archive.leave_out, all_of_them=on_error == 'fail')
+    if archive.splits == 'one':
+        to_split = {pair.s2_name: 'train' for pair in listing.pairs}
+    else:
+        splits.check_lists(lists, listing.pairs, listing.unusable)
+        to_split = {name: split for split, names in lists.items() for name in names}
+    return splits.select(listing.pairs, to_split, archive.leave_out)
+
+
+def _choices(archive: Archive, chosen: Selection) -> dict[str, str]:
+    """How the records were chosen, in words; only what was chosen."""
+    left_out = [f'{count:,} {reason}' for reason, count in chosen.left_out.items()]
+    texts = {
+        'splits': archive.splits,
+        'split_lists': ', '.join(archive.split_lists),
+        'leave_out': ', '.join(archive.leave_out),
+        'left_out': ', '.join(left_out),
+    }
+    return {key: text for key, text in texts.items() if text}
+
+
+def find(s1_root: Path, s2_root: Path, on_error: OnError = 'fail') -> Listing:
     """Lists the pairs in two folders of patches.
 
-    `official` gives train, val, test and rest; `one` puts every pair into train. A patch without its
-    partner is an error, or an entry of `skips`; so is an official split without a pair.
+    A patch without its partner is an error, or an entry of `skips`.
     """
     s1_names, s2_names = _patches(s1_root, 'S1'), _patches(s2_root, 'S2')
-    pairs, problems = _pair_up(s1_root, s2_root, s1_names, s2_names)
+    pairs, problems, unusable = _pair_up(s1_root, s2_root, s1_names, s2_names)
     if problems and on_error == 'fail':
         raise problems[0][1]
-    skips = [error.skip(name) for name, error in problems]
-    if splits == 'one':
-        return Listing({'train': pairs}, skips)
-    by_split: dict[str, list[Pair]] = {name: [] for name in PUBLISHED}
-    for pair in pairs:
-        by_split[pair.official_split].append(pair)
-    return Listing({name: found for name, found in by_split.items() if found or on_error == 'fail'}, skips)
+    return Listing(pairs, [error.skip(name) for name, error in problems], unusable)
 
 
 def _patches(root: Path, sensor: str) -> set[str]:
@@ -91,33 +121,34 @@ def _patches(root: Path, sensor: str) -> set[str]:
 
 def _pair_up(
     s1_root: Path, s2_root: Path, s1_names: set[str], s2_names: set[str]
-) -> tuple[list[Pair], list[tuple[str, RecordError]]]:
+) -> tuple[list[Pair], list[tuple[str, RecordError]], frozenset[str]]:
     rows = {row.s1_name: row for row in official.rows(s1_names, s2_names)}
     pairs: list[Pair] = []
     problems: list[tuple[str, RecordError]] = []
     taken: dict[str, str] = {}
     for s1_name in sorted(s1_names | rows.keys()):
         try:
-            row = rows.get(s1_name) or _unlisted(s1_root, s1_name)
-            _check_pair(s1_root, s2_root, row, s1_names, s2_names, taken)
+            pair = _pair(rows[s1_name]) if s1_name in rows else _unlisted(s1_root, s1_name)
+            _check_pair(s1_root, s2_root, pair, s1_names, s2_names, taken)
         except RecordError as error:
             problems.append((s1_name, error))
             continue
-        taken[row.s2_name] = s1_name
-        pairs.append(_pair(row))
-    known = taken.keys() | {row.s2_name for row in rows.values()}
-    for s2_name in sorted(s2_names - known):
+        taken[pair.s2_name] = s1_name
+        pairs.append(pair)
+    listed = {row.s2_name for row in rows.values()}
+    for s2_name in sorted(s2_names - listed - taken.keys()):
         missing = f'no patch in {s1_root} names it'
         problems.append((s2_name, RecordError(s2_root / s2_name, 'Sentinel-1 partner', missing, _PARTNER)))
-    return pairs, problems
+    return pairs, problems, frozenset((s2_names | listed) - taken.keys())
 
 
 _PARTNER = 'unpack both archives in full, or leave such patches out with on_error=skip'
 
 
-def _unlisted(s1_root: Path, s1_name: str) -> official.Row:
-    """A pair outside the published table: its Sentinel-1 metadata names the partner."""
-    partner = read_metadata(s1_root / s1_name).get('corresponding_s2_patch')
+def _unlisted(s1_root: Path, s1_name: str) -> Pair:
+    """A pair outside the published table: its Sentinel-1 metadata names the partner and the classes."""
+    values = read_metadata(s1_root / s1_name)
+    partner, labels = values.get('corresponding_s2_patch'), values.get('labels')
     file = s1_root / s1_name / f'{s1_name}_labels_metadata.json'
     if not isinstance(partner, str):
         raise RecordError(file, 'corresponding_s2_patch', f'{partner!r}, expected a name', _PARTNER)
@@ -128,32 +159,34 @@ def _unlisted(s1_root: Path, s1_name: str) -> official.Row:
             raise RecordError(
                 s1_root / s1_name, 'name', str(error), 'keep the names of the archive'
             ) from error
-    return official.Row(s1_name, partner, '', '')
+    pair = _pair(official.Row(s1_name, partner, '', ''))
+    bare = isinstance(labels, list) and without_19_class([str(label) for label in labels])
+    return pair._replace(no_19_class=bare)
 
 
 def _check_pair(
     s1_root: Path,
     s2_root: Path,
-    row: official.Row,
+    pair: Pair,
     s1_names: Iterable[str],
     s2_names: Iterable[str],
     taken: Mapping[str, Any],
 ) -> None:
-    if row.s1_name not in s1_names:
-        raise RecordError(s1_root / row.s1_name, 'folder', f'missing, the partner of {row.s2_name}', _PARTNER)
-    if row.s2_name not in s2_names:
-        raise RecordError(s2_root / row.s2_name, 'folder', f'missing, the partner of {row.s1_name}', _PARTNER)
-    if row.s2_name in taken:
+    s1_name, s2_name = pair.s1_name, pair.s2_name
+    if s1_name not in s1_names:
+        raise RecordError(s1_root / s1_name, 'folder', f'missing, the partner of {s2_name}', _PARTNER)
+    if s2_name not in s2_names:
+        raise RecordError(s2_root / s2_name, 'folder', f'missing, the partner of {s1_name}', _PARTNER)
+    if s2_name in taken:
         raise RecordError(
-            s1_root / row.s1_name,
+            s1_root / s1_name,
             'corresponding_s2_patch',
-            f'{row.s2_name} is the partner of {taken[row.s2_name]} already',
+            f'{s2_name} is the partner of {taken[s2_name]} already',
             'remove one of the two',
         )
 
 
 def _pair(row: official.Row) -> Pair:
     name = row.s2_name
-    return Pair(
-        *row, name in official.listed('snow'), name in official.listed('cloud'), official.split_of(name)
-    )
+    snow, cloud, no_19_class = (name in official.listed(flag) for flag in splits.FLAGS)
+    return Pair(*row, snow, cloud, no_19_class, official.split_of(name))

@@ -5,15 +5,14 @@ scene of the authors, and eight elsewhere. Land cover has the IGBP class of ever
 LCCS codes that go with it in the others; the published maps are 500 m MODIS pixels.
 """
 
-import concurrent.futures
 import functools
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
 
 from data.generate.classes import CLASSES
 from data.generate.geotiff import write_bands
+from data.generate.parallel import each
 from data.generate.scene import SceneConfig, resampled, scene
 from data.geotiff import Place
 from data.sen12ms.images import KINDS, RESOLUTION, SIZE, Triplet
@@ -57,14 +56,7 @@ def write(folder: Path, pairs: int, config: SceneConfig, workers: int = 1) -> di
             f'size={config.size}, level={config.level}, offset={config.offset}: the patches of SEN12MS are '
             'L1C of 256 pixels without offset'
         )
-    one = functools.partial(_write_triplet, folder=folder, config=config)
-    if workers == 1:
-        for index in range(pairs):
-            one(index)
-    else:
-        context = multiprocessing.get_context('spawn')  # a fork may inherit locked threads
-        with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-            list(pool.map(one, range(pairs), chunksize=16))
+    each(functools.partial(_write_triplet, folder=folder, config=config), pairs, workers)
     return {'root': str(folder), 'splits': 'official' if pairs > 2 else 'one'}
 
 

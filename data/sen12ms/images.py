@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import rasterio
 
 from data.geotiff import Place, opened, place_of, read_stack
 from data.records import Item, Record, RecordError
+from data.sanity import check_decibel
 from data.sen12ms import labels
 from data.sen12ms.scenes import SEASONS, Scene, official_split
 from data.sen12ms.schema import GROUPS
@@ -15,10 +15,6 @@ from data.sen12ms.schema import GROUPS
 KINDS = ('s1', 's2', 'lc')
 COVER_LAYERS = 4  # IGBP, then LCCS land cover, land use and surface hydrology
 SIZE, RESOLUTION = GROUPS['s2'].size, GROUPS['s2'].resolution
-_OPTIONS = {
-    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',  # a folder has hundreds of files, and none is a side file
-    'GTIFF_SRS_SOURCE': 'GEOKEYS',  # no look-up of the full definition of the UTM zone
-}
 SAME_PLACE = 0.01 * RESOLUTION  # metres; corners are no whole numbers in this archive
 
 
@@ -53,7 +49,7 @@ def read_triplet(triplet: Triplet, root: Path) -> Record:
     s1, place = read_stack(s1_file, GROUPS['s1'])
     s2, s2_place = read_stack(s2_file, GROUPS['s2'])
     layer, cover_place = _read_cover(cover_file)
-    _check_decibel(s1_file, s1)
+    check_decibel(s1_file, s1)
     _check_place(s2_file, 's2', s2_place, place)
     _check_place(cover_file, 'lc', cover_place, place)
     cover, scene = labels.derive(layer, cover_file), Scene(triplet.folder, triplet.scene)
@@ -77,7 +73,7 @@ def read_triplet(triplet: Triplet, root: Path) -> Record:
 
 def _read_cover(file: Path) -> tuple[np.ndarray, Place]:
     """Layer 1 of a land-cover image, (rows, columns) of its own integer type, and where it lies."""
-    with rasterio.Env(**_OPTIONS), opened(file, 'lc') as dataset:
+    with opened(file, 'lc') as dataset:
         for what, found, valid in (
             ('number of layers', dataset.count, (COVER_LAYERS,)),
             ('size', dataset.shape, (SIZE,)),
@@ -90,18 +86,6 @@ def _read_cover(file: Path) -> tuple[np.ndarray, Place]:
 
 
 _AGAIN = 'unpack the patch again'
-
-
-def _check_decibel(file: Path, image: np.ndarray) -> None:
-    """Backscatter in dB is mostly negative; linear power and digital numbers never are."""
-    finite = image[np.isfinite(image)]
-    if finite.size and finite.min() >= 0:
-        raise RecordError(
-            file,
-            's1 (VV, VH)',
-            f'no negative value (from {finite.min():.4g} to {finite.max():.4g}): not dB',
-            'linear power or digital numbers? Convert with 10 log10(power), or unpack the original patch',
-        )
 
 
 def _check_place(file: Path, kind: str, place: Place, reference: Place) -> None:
