@@ -18,6 +18,9 @@ _OPTIONS = {
 }
 
 
+_AGAIN = 'unpack the patch again'
+
+
 class Place(NamedTuple):
     """Where an image lies on the ground."""
 
@@ -65,10 +68,10 @@ def read_stack(file: Path, group: Group) -> tuple[np.ndarray, Place]:
 
 
 @contextmanager
-def opened(file: Path, field: str) -> Iterator[rasterio.DatasetReader]:
-    """An open GeoTIFF; whatever goes wrong while it is read becomes a RecordError."""
+def opened(file: Path, field: str, advice: str = _AGAIN) -> Iterator[rasterio.DatasetReader]:
+    """An open GeoTIFF; whatever goes wrong while it is read becomes a RecordError with that advice."""
     if not file.is_file():
-        raise RecordError(file, field, 'the file is missing', 'unpack the patch again')
+        raise RecordError(file, field, 'the file is missing', advice)
     try:
         with rasterio.Env(**_OPTIONS), rasterio.open(file, driver='GTiff') as dataset:
             yield dataset
@@ -77,7 +80,7 @@ def opened(file: Path, field: str) -> Iterator[rasterio.DatasetReader]:
             file,
             field,
             f'cannot be read in full ({file.stat().st_size:,} bytes): {error}',
-            'the GeoTIFF is truncated or damaged; unpack the patch again',
+            f'the GeoTIFF is truncated or damaged; {advice}',
         ) from error
 
 

@@ -84,3 +84,17 @@ def test_importing_the_package_is_cheap_and_training_needs_no_other_framework():
             [sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT
         )
         assert done.stdout.strip() == '[]'
+
+
+def test_no_builder_or_reader_loads_tensorflow_or_torch():
+    code = (
+        'import importlib, sys\n'
+        'from data.convert import BUILDERS\n'
+        'names = [*BUILDERS.values(), *(f"data.generate.{name}" for name in BUILDERS)]\n'
+        'names += [f"data.{name}.{name}_dataset_builder" for name in BUILDERS]\n'
+        'names += ["data.sharded", "data.doctor.command", "data.stats_command", "fusmae_jax.embed.run"]\n'
+        'for name in names: importlib.import_module(name)\n'
+        'print(sorted({"torch", "tensorflow"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == '[]', done.stderr[-2000:]

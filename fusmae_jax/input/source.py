@@ -12,7 +12,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import Group
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
-LABELS = ('s1_name', 's2_name', 'snow', 'cloud')
+LABELS = ('name', 's1_name', 's2_name', 'snow', 'cloud')
 
 
 class Source:

@@ -1,0 +1,72 @@
+"""What a record of a user's folder holds; it follows from the files and the settings."""
+
+from collections.abc import Sequence
+
+from data.paired_folder.layout import Layout
+from data.paired_folder.settings import Archive
+from data.paired_folder.table import FACTS, TIME
+from data.records import Field, Schema
+from fusmae_jax.input.contract import Product
+
+VERSION = '1.0.0'
+TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
+
+
+def make_schema(archive: Archive, layout: Layout, columns: Sequence[str], baseline: str) -> Schema:
+    """The schema; `columns` are those of the table, `baseline` what the metadata of the files name."""
+    fields = {
+        'name': Field(
+            'text', 'name of the image and corner of the tile in it; unique, the key of the record'
+        ),
+        'scene': Field('text', 'what this record shares with its neighbours: the image that it was cut from'),
+        'window': Field('int32', 'row and column of the upper left pixel in the finest file', (2,)),
+        'epsg': Field('int32', 'EPSG code of the projected reference system'),
+        'upper_left': Field('float64', 'easting and northing of the upper left corner, metres', (2,)),
+    }
+    for modality in archive.modalities:
+        title = TITLES[modality]
+        fields[f'{modality}_name'] = Field('text', f'{title} file without its extension, and the same corner')
+        fields[f'{modality}_valid'] = Field('float32', f'share of {title} values that are valid, 0 to 1')
+    fields |= {name: FACTS[name] for name in FACTS if name in columns or name in _times(archive)}
+    if layout.classes:
+        meaning = 'multi-hot; every tile has the labels of its image'
+        fields['labels'] = Field('uint8', meaning, (len(layout.classes),))
+    return Schema(
+        name=archive.name,
+        version=VERSION,
+        groups=layout.groups,
+        fields=fields,
+        products={m: _product(archive, m, baseline) for m in archive.modalities},
+        key='name',
+        classes={'labels': layout.classes} if layout.classes else {},
+        description='Tiles cut from GeoTIFFs of one owner, '
+        + ' and '.join(TITLES[m] for m in archive.modalities)
+        + '; units and processing as declared when they were converted.',
+    )
+
+
+def _times(archive: Archive) -> list[str]:
+    return [name for name in TIME if name[:2] in archive.modalities]
+
+
+def _product(archive: Archive, modality: str, baseline: str) -> Product:
+    if modality == 's1':
+        return Product(
+            description='as declared by the owner of the files',
+            platforms=archive.s1_platforms,
+            processor=archive.s1_processor,
+            calibration=archive.s1_calibration,
+            terrain_correction=archive.s1_terrain_correction,
+            dem=archive.s1_dem,
+            orbit=archive.s1_orbit,
+            speckle_filter=archive.s1_speckle_filter,
+            border_noise=archive.s1_border_noise,
+            thermal_noise=archive.s1_thermal_noise,
+        )
+    return Product(
+        description='as declared by the owner of the files',
+        platforms=archive.s2_platforms,
+        processor=archive.s2_processor,
+        level=archive.s2_level,
+        baseline=archive.s2_baseline or baseline,
+    )
