@@ -32,12 +32,14 @@ def make_shards(source: Source, records_per_shard: int) -> list[Shard]:
     """Assigns every item to a shard; raises InputError for a split without items.
 
     Within a split, records are ordered by a hash of their key: each shard, and each prefix of a split
-    (`train[:1%]`), is then a random sample instead of one corner of the archive.
+    (`train[:1%]`), is then a random sample instead of one corner of the archive. Records that can only be
+    read together (`Source.together`) stay neighbours, and it is these groups that are in random order.
     """
     if records_per_shard < 1:
         raise InputError(f'records_per_shard={records_per_shard} must be at least 1')
     if not any(source.splits.values()):
         raise InputError(f'{_inputs(source)}: no record that can be used was found; nothing to convert')
+    parts = source.together or (lambda item: ())
     shards = []
     for split, items in source.splits.items():
         if not items:
@@ -46,7 +48,7 @@ def make_shards(source: Source, records_per_shard: int) -> list[Shard]:
                 "whole archive, put every record into one split (splits='one'), or leave empty splits out "
                 "(on_error='skip')"
             )
-        ordered = sorted(items, key=lambda item: (_hash(item.key), item.key))
+        ordered = sorted(items, key=lambda item: (*map(_hash, parts(item)), _hash(item.key), item.key))
         count = -(-len(ordered) // records_per_shard)
         shards += [
             Shard(

@@ -88,6 +88,7 @@ class Source:
     published_labels: Mapping[str, Mapping[str, Mapping[str, int]]] = dataclasses.field(
         default_factory=dict
     )  # split -> label field -> class -> records, whole archive
+    together: Callable[[Item], tuple[str, ...]] | None = None  # what is read at once, coarsest part first
 
 
 def folder(path: str, setting: str) -> Path:
