@@ -1,0 +1,253 @@
+"""Result rows: complete or refused, the same after JSON, and compared under one protocol only."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import row
+from fusmae_jax.eval.intervals import Interval, Spread
+from fusmae_jax.eval.row import Row, from_json, require_same_protocol, same_protocol
+
+VALUES = {
+    'system': 'Fus-MAE XAE, independent masks',
+    'checkpoints': ('0123456789abcdef',),
+    'leaks': {'records': 119_825, 'id': 0, 'twin': 60_886, 'cell': 61_000, 'any': 61_002},
+    'code_version': '0.1.0',
+    'dataset': 'bigearthnet_v2',
+    'dataset_version': '2.0.0',
+    'dataset_fingerprint': 'fedcba9876543210',
+    'split': 'test',
+    'records': 119_825,
+    'classes': ('Urban fabric', 'Transitional woodland/shrub', 'Pastures'),
+    'without_positives': (),
+    'train_split': 'train',
+    'train_records': 2_378,
+    'label_fraction': 0.01,
+    'draw': 'random',
+    'draw_seeds': (0, 1, 2, 3, 4),
+    'method': 'linear',
+    'preset': 'paper',
+    'head_seeds': (0, 1, 2),
+    'pooled': 'mean_patch',
+    'batch_norm': False,
+    'sweep': {'learning_rate': (0.001, 0.01, 0.1), 'weight_decay': (0.0,)},
+    'chosen': {'learning_rate': (0.01,), 'weight_decay': (0.0,)},
+    'settled_on': 'val',
+    'modalities': ('s1', 's2'),
+    'absent': 'self',
+    'image': 'resize 224',
+    'statistics': 'checkpoint',
+    'accepted': ('level',),
+    'metric': 'ap',
+    'averaging': 'micro',
+    'label': None,
+    'threshold': None,
+    'estimate': 0.722,
+    'low': 0.71,
+    'high': 0.733,
+    'level': 0.95,
+    'replicates': 1000,
+    'undefined': 0,
+    'bootstrap_seed': 0,
+    'cluster': 'tile',
+    'clusters': 56,
+    'lowest': 0.70,
+    'highest': 0.73,
+    'runs': 15,
+}
+# What does not apply is None, and what cannot be said too.
+BARE = {
+    'checkpoints': (),
+    'leaks': None,
+    'label_fraction': 1.0,
+    'draw': 'all',
+    'draw_seeds': (),
+    'pooled': None,
+    'batch_norm': None,
+    'sweep': {},
+    'chosen': {},
+    'settled_on': None,
+    'modalities': (),
+    'absent': None,
+    'metric': 'f1',
+    'averaging': 'macro',
+    'threshold': 0.5,
+    'estimate': None,
+    'low': None,
+    'high': None,
+    'lowest': None,
+    'highest': None,
+}
+OF_CLASS = {'averaging': 'class', 'label': 'Transitional woodland/shrub'}
+
+
+def changed(**changes):
+    return Row(**(VALUES | changes))
+
+
+def text(**changes):
+    return json.dumps({'format': row.FORMAT} | VALUES | changes)
+
+
+@pytest.mark.parametrize('changes', [{}, BARE, OF_CLASS])
+def test_json_gives_the_same_row_back(changes):
+    written = changed(**changes)
+    line = written.to_json()
+    assert '\n' not in line
+    assert from_json(line, 'rows.jsonl') == written
+
+
+@pytest.mark.parametrize('field', VALUES)
+def test_every_field_is_required(field):
+    with pytest.raises(TypeError, match=field):
+        Row(**{name: value for name, value in VALUES.items() if name != field})
+    line = json.loads(text())
+    del line[field]
+    with pytest.raises(InputError, match=rf'rows.jsonl: not a result row\n  - {field} is missing'):
+        from_json(json.dumps(line), 'rows.jsonl')
+
+
+def test_the_fields_are_those_that_a_reader_asks_for():
+    assert list(VALUES) == [f.name for f in dataclasses.fields(Row)]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'records': '119825'}, "records must be a whole number, found '119825'"),
+        ({'records': 1.5}, 'records must be a whole number'),
+        ({'draw_seeds': [0, True]}, r'draw_seeds must be tuple\[int, ...\], found \(0, True\)'),
+        ({'classes': [1, 2]}, r'classes must be tuple\[str, ...\]'),
+        ({'split': ''}, "split must be a word, found ''"),
+        ({'split': None}, 'split must be a word, found None'),
+        ({'pooled': ''}, "pooled must be .*None, found ''"),
+        ({'estimate': float('nan')}, 'estimate must be .*found nan'),
+        ({'level': True}, 'level must be a finite number'),
+        ({'leaks': {'any': 'many'}}, 'leaks must be'),
+        ({'sweep': {'learning_rate': 0.1}}, 'sweep must be'),
+        ({'metric': 'map'}, "metric must be one of ap, f1, .*, found 'map'"),
+        ({'metrics': 'ap'}, "metrics is not a field; did you mean 'metric'"),
+        ({'format': 0}, 'not a result row of format 1'),
+    ],
+)
+def test_wrong_types_and_unknown_fields_are_refused(changes, told):
+    with pytest.raises(InputError, match=told) as caught:
+        from_json(text(**changes), 'rows.jsonl')
+    assert str(caught.value).startswith('rows.jsonl: ')
+
+
+@pytest.mark.parametrize('line', ['{', '[]', '3', ''])
+def test_text_that_is_no_row_is_refused(line):
+    with pytest.raises(InputError, match=r'rows.jsonl: not '):
+        from_json(line, 'rows.jsonl')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'records': 0}, 'records and runs must be 1 or more'),
+        ({'train_records': -1}, 'train_records and clusters must be 0'),
+        ({'classes': ()}, 'classes must be named'),
+        ({'classes': ('a', 'a')}, 'classes must be named, each once'),
+        ({'without_positives': ('Airports',)}, 'among the classes'),
+        ({'label_fraction': 1.5}, r'must lie in \(0, 1\]'),
+        ({'label_fraction': 1.0}, "draw must be 'all' for the label fraction 1"),
+        ({'draw': 'all', 'draw_seeds': ()}, "draw must be 'all' for the label fraction 1, and for no other"),
+        ({'draw_seeds': ()}, 'draw_seeds must be given'),
+        ({'averaging': 'class'}, 'label must be one of the classes'),
+        ({'label': 'Pastures'}, 'for the averaging class only'),
+        ({'metric': 'f1'}, 'threshold must be given for micro and macro F1'),
+        ({'threshold': 0.5}, 'and for nothing else'),
+        ({'low': None}, 'low and high must both be given'),
+        ({'low': 0.8}, 'low and high must both be given, in this order'),
+        ({'lowest': 0.9}, 'lowest and highest must both'),
+        ({'estimate': 72.2}, r'must lie in \[0, 1\]'),
+        ({'clusters': 1}, 'two clusters or more'),
+        ({'undefined': 1000}, 'replicates that are defined'),
+        ({'leaks': {'records': 5}}, '`any` among them'),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(changes, told):
+    with pytest.raises(InputError, match=told):
+        changed(**changes)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(InputError) as caught:
+        changed(estimate=2.0, records=0, clusters=1)
+    assert str(caught.value).count('\n  - ') == 3
+
+
+def test_the_fields_of_a_metric_name():
+    names = {
+        'ap_micro': ('ap', 'micro', None),
+        'f1_macro': ('f1', 'macro', None),
+        'precision_weighted': ('precision', 'weighted', None),
+        'top3': ('top3', 'none', None),
+        'ap/Transitional woodland/shrub': ('ap', 'class', 'Transitional woodland/shrub'),
+    }
+    assert {name: tuple(row.metric_fields(name).values()) for name in names} == names
+
+
+def test_the_fields_of_an_interval():
+    interval = Interval(0.6, 0.5, 0.7, 0.95, 1000, 3, 56)
+    single = changed(**row.number_fields(interval))
+    assert (single.estimate, single.low, single.high, single.undefined) == (0.6, 0.5, 0.7, 3)
+    assert (single.lowest, single.highest, single.runs) == (0.6, 0.6, 1)
+    many = changed(**row.number_fields(interval, Spread(0.6, 0.55, 0.66, 15)))
+    assert (many.lowest, many.highest, many.runs) == (0.55, 0.66, 15)
+    nan = float('nan')
+    nothing = changed(**row.number_fields(Interval(nan, nan, nan, 0.95, 1000, 1000, 56)))
+    assert nothing.estimate is nothing.low is nothing.high is nothing.lowest is None
+    with pytest.raises(InputError, match=r'the runs have the mean 0\.5'):
+        row.number_fields(interval, Spread(0.5, 0.4, 0.6, 15))
+
+
+def test_rows_of_one_protocol_are_compared():
+    other = changed(
+        system='random init',
+        checkpoints=(),
+        leaks=None,
+        estimate=0.5,
+        low=0.4,
+        high=0.6,
+        lowest=0.5,
+        highest=0.5,
+        code_version='0.2.0',
+        chosen={'learning_rate': (0.1,), 'weight_decay': (0.0,)},
+    )
+    assert same_protocol(changed(), other) == []
+    require_same_protocol([changed(), other, other])
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'split': 'val'},
+        {'averaging': 'macro'},
+        {'label_fraction': 0.1},
+        {'draw': 'stratified'},
+        {'classes': VALUES['classes'][::-1]},
+        {'sweep': {'learning_rate': (0.01,), 'weight_decay': (0.0,)}},
+        {'absent': 'bypass', 'modalities': ('s1',)},
+        {'statistics': 'dataset'},
+        {'cluster': 'S2 scene', 'clusters': 125},
+        {'dataset_fingerprint': '0' * 16},
+    ],
+)
+def test_rows_of_different_protocols_are_not(changes):
+    other = changed(system='another', **changes)
+    assert set(same_protocol(changed(), other)) == set(changes)
+    assert same_protocol(changed(), other, varying=list(changes)) == []
+    require_same_protocol([changed(), other], varying=list(changes))
+    field = next(iter(changes))
+    told = rf"{field}: .* for 'Fus-MAE XAE, independent masks', .* for 'another'"
+    with pytest.raises(InputError, match=told):
+        require_same_protocol([changed(), changed(), other])
+
+
+def test_only_the_protocol_can_be_varied():
+    with pytest.raises(InputError, match="'modality' is not part of the protocol; did you mean 'modalities'"):
+        same_protocol(changed(), changed(), varying=['modality'])
