@@ -37,14 +37,15 @@ class Pretrained:
         self.config, self.contract, self.params, self.dtype = config, contract, params, jnp.dtype(dtype)
 
     @functools.cached_property
-    def _encode(self) -> Any:
+    def run(self) -> Any:
+        """The jitted function (params, patches) -> tokens, CLS, pooled."""
         graphdef = fusmae.graph(self.config.model, self.dtype)
 
-        def run(params: Any, patches: Any) -> Any:
+        def encode(params: Any, patches: Any) -> Any:
             tokens, cls, pooled, _ = nnx.merge(graphdef, params).encode(patches)
             return tokens, cls, pooled
 
-        return jax.jit(run)
+        return jax.jit(encode)
 
     def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str]) -> Embedding:
         """Encodes images of any non-empty subset of the modalities; nothing is masked or augmented.
@@ -68,7 +69,7 @@ class Pretrained:
         sizes = {name: p.values.shape[0] for name, p in patches.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f'images: the modalities differ in their number of images: {sizes}')
-        return Embedding(*jax.device_get(self._encode(self.params, patches)))
+        return Embedding(*jax.device_get(self.run(self.params, patches)))
 
     def _patches(self, name: str, image: Any, unit: str) -> dict[str, Any]:
         modalities = self.config.model.modalities
@@ -110,11 +111,12 @@ def _check(path: str, values: Any, group: Group, unit: str) -> np.ndarray:
         array = np.where(array == np.float32(nodata), np.nan, array)
     finite = array[np.isfinite(array)]
     if finite.size:
-        _check_range(path, finite, unit)
+        check_range(path, finite, unit)
     return array
 
 
-def _check_range(path: str, finite: np.ndarray, unit: str) -> None:
+def check_range(path: str, finite: np.ndarray, unit: str) -> None:
+    """Raises InputError for values that cannot be in the unit that they are declared in."""
     low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
     found = f'found {low:.4g} to {high:.4g}, median {middle:.4g}'
     if unit == 'dB' and (low >= 0 or middle > 0):

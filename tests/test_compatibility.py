@@ -95,7 +95,7 @@ def test_a_checkpoint_is_held_against_what_it_was_trained_on():
     assert ('shift', 'statistics') not in found(CONTRACT, with_data(stats='dataset'))
 
 
-def measured(offset=0.0, pixels=10**6, scale=1.0):
+def measured(offset=0.0, images=1000, scale=1.0):
     """CONTRACT with measured statistics: those of the sensor tables, moved."""
     values = {}
     for field, group in CONTRACT.groups.items():
@@ -107,7 +107,7 @@ def measured(offset=0.0, pixels=10**6, scale=1.0):
             std=tuple(std * scale),
             minimum=(0.0,) * n,
             maximum=(1.0,) * n,
-            valid=(pixels,) * n,
+            valid=(images * group.size[0] * group.size[1],) * n,
             invalid=(0,) * n,
         )
     return dataclasses.replace(
@@ -119,7 +119,8 @@ def test_an_offset_left_in_shows_in_the_measured_statistics():
     assert ('shift', 'statistics') not in found(measured())
     assert ('shift', 'statistics') in found(measured(offset=1000))
     assert ('shift', 'statistics') in found(measured(scale=10))
-    assert ('shift', 'statistics') not in found(measured(offset=1000, pixels=6 * 400))  # six patches
+    assert ('shift', 'statistics') not in found(measured(offset=1000, images=6))
+    assert ('shift', 'statistics') in found(measured(scale=3, images=6))  # radar at -38 dB
 
 
 def test_dataset_statistics_become_explicit_numbers_in_the_unit_of_the_model():

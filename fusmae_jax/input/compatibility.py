@@ -32,7 +32,8 @@ ACCEPTABLE = (*SHIFTS, 'resolution', 'statistics')
 # whose spread differs by this factor, was not measured like the model's: an offset of 1000 left in (1.8), a
 # decibel for a power (2.5). Other regions and seasons stay below 1.
 FAR, WIDE = 1.5, 3.0
-MIN_PIXELS = 64 * 20 * 20  # of a band; fewer than 64 patches of the coarsest grid say nothing of a region
+MIN_IMAGES = 64  # fewer say nothing of a region: snow or a cloud in one of six moves every optical mean
+FAR_FEW = 3.0  # with fewer, and for radar alone: calm water is 2 away, and nothing that exists is further
 
 
 class Difference(NamedTuple):
@@ -188,10 +189,13 @@ def _statistics(
     far = []
     for band, mean, std in zip(modality.bands, used_mean, used_std):
         there = measured(data, name, modality, band)
-        if there is None or there.pixels < MIN_PIXELS or not there.std > 0:
+        if there is None or not there.images or not there.std > 0:
+            continue
+        few = there.images < MIN_IMAGES
+        if few and modality.unit != 'dB' and modality.sensor != 's1':
             continue
         distance, ratio = abs(there.mean - mean) / std, max(there.std / std, std / there.std)
-        if distance > FAR or ratio > WIDE:
+        if distance > (FAR_FEW if few else FAR) or (ratio > WIDE and not few):
             far.append(f'{band} {there.mean:.1f} +- {there.std:.1f} against {mean:.1f} +- {std:.1f}')
     if not far:
         return []

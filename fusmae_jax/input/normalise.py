@@ -16,7 +16,7 @@ class Measured(NamedTuple):
 
     mean: float
     std: float
-    pixels: int
+    images: float  # as many as would have this number of valid pixels
 
 
 def target_unit(modality: Modality, group: Group) -> str:
@@ -46,7 +46,8 @@ def measured(data: Contract, name: str, modality: Modality, band: str) -> Measur
         return None
     i = group.bands.index(band)
     mean = (values.mean[i] * group.scale + group.offset) * factor
-    return Measured(mean, values.std[i] * abs(group.scale) * factor, values.valid[i])
+    images = values.valid[i] / (group.size[0] * group.size[1])
+    return Measured(mean, values.std[i] * abs(group.scale) * factor, images)
 
 
 def resolve(config: Config, data: Contract) -> Config:
@@ -89,7 +90,7 @@ def _from_data(
     mean, std = [], []
     for band in bands:
         found = measured(data, name, modality, band)
-        if found is None or not found.pixels or not found.std > 0:
+        if found is None or not found.images or not found.std > 0:
             raise InputError(
                 f"data.stats='dataset': {data.dataset} {data.version} has no usable statistics of {name} "
                 f"{band} (split {data.statistics_split!r}) in the model's unit; measure them with `python "

@@ -41,11 +41,11 @@ class Place(NamedTuple):
 
     total: int  # rows of a global batch
     first: int  # the first row of this set
-    count: int  # how many it has
+    rows: int  # how many it has
 
 
 def _tag(place: Place, index: int, record: dict[str, Any]) -> dict[str, Any]:
-    step, row = divmod(index, place.count)
+    step, row = divmod(index, place.rows)
     # Random keys fold the position in as 32 bits: 4e9 samples, 120 epochs of 354,196 hundred times over.
     return record | {POSITION: np.uint32((step * place.total + place.first + row) % 2**32)}
 

@@ -1,0 +1,40 @@
+"""Embeds georeferenced Sentinel-1 / Sentinel-2 images of any size with a pretrained encoder.
+
+    python main.py encode --config=configs/encode.py --s1=a.tif --s2=b.tif --checkpoint=DIR --out=emb.tif
+
+with both files or one of them, projected in metres, north up, covering the same ground. `--out` ends in .tif
+(a band for each number, a pixel for each patch token) or .parquet (GeoParquet, a row for each token). What
+the files do not say themselves is declared here; the model's input contract is checked against it first.
+
+    --config.s1.unit=linear                    power instead of decibels
+    --config.s2.offset=-1000                   digital numbers of processing baseline 04.00 and newer
+    --config.s2.bands="('B02', 'B03', ...)"    for a file whose bands have no names
+    --config.s1.product.calibration=gamma0     told to the contract; a shift has to be accepted
+    --config.accept="('calibration',)"
+    --config.dtype=int8                        a quarter of the size; the scale of each channel is stored
+
+Variants: `int8`, `pooled` (one vector a window), `cls`.
+"""
+
+import ml_collections
+
+from fusmae_jax.config_build import config_dict
+from fusmae_jax.embed.settings import EncodeConfig
+from fusmae_jax.errors import InputError, nearest
+
+VARIANTS = ('int8', 'pooled', 'cls')
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """Every field of `EncodeConfig`, for files in decibels and digital numbers; variants join with commas."""
+    config = config_dict(EncodeConfig())
+    config.s1.unit = 'dB'
+    config.s2.unit = 'DN'
+    for part in variant.split(',') if variant else []:
+        if part not in VARIANTS:
+            raise InputError(f'configs/encode.py: no variant {part!r}; {nearest(part, VARIANTS)}')
+        if part == 'int8':
+            config.dtype = part
+        else:
+            config.output = part
+    return config

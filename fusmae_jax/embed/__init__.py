@@ -1,0 +1,1 @@
+"""Embeddings of georeferenced images of any size: `python main.py encode`."""

@@ -1,0 +1,207 @@
+"""Do the input files fit the model? Their contract, the look at their pixels, and the verdict."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fusmae_jax.config import Config
+from fusmae_jax.embed.rasters import Raster, pick
+from fusmae_jax.embed.settings import EncodeConfig, SensorFile
+from fusmae_jax.embed.windows import spread
+from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.inference import Pretrained, check_range
+from fusmae_jax.input import compatibility, normalise, units
+from fusmae_jax.input.contract import Contract, Group, Statistics
+
+SAMPLE = 64  # blocks of a window's size that are looked at before a model with its own statistics is run
+_THIN = 4  # every which pixel, along rows and columns, is looked at for the range of values
+
+
+class Fitted(NamedTuple):
+    """Files that fit a model."""
+
+    config: Config  # the model's, with statistics settled
+    contract: Contract  # of what is read: the model's bands that are there, one group a file
+    notes: list[str]  # what was converted, accepted or could not be compared
+
+
+class Moments:
+    """Count, mean and spread of the valid pixels of each band, merged block by block.
+
+    The pairwise update of Chan, Golub and LeVeque (1979), in float64.
+    """
+
+    def __init__(self, bands: int):
+        self.count, self.invalid = np.zeros(bands, np.int64), np.zeros(bands, np.int64)
+        self.mean, self.m2 = np.zeros(bands), np.zeros(bands)
+        self.low, self.high = np.full(bands, np.inf), np.full(bands, -np.inf)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Takes in a block (rows, columns, bands), NaN where invalid."""
+        values = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
+        valid = np.isfinite(values)
+        here = valid.sum(axis=0)
+        mean = np.where(valid, values, 0).sum(axis=0) / np.maximum(here, 1)
+        m2 = (np.where(valid, values - mean, 0) ** 2).sum(axis=0)
+        count = self.count + here
+        share, delta = here / np.maximum(count, 1), mean - self.mean
+        self.m2 += m2 + delta**2 * self.count * share
+        self.mean += delta * share
+        self.count, self.invalid = count, self.invalid + (~valid).sum(axis=0)
+        self.low = np.minimum(self.low, np.where(valid, values, np.inf).min(axis=0))
+        self.high = np.maximum(self.high, np.where(valid, values, -np.inf).max(axis=0))
+
+    def result(self) -> Statistics:
+        """As a contract holds them."""
+        some = self.count > 0
+        return Statistics(
+            mean=tuple(self.mean.tolist()),
+            std=tuple(np.sqrt(self.m2 / np.maximum(self.count, 1)).tolist()),
+            minimum=tuple(np.where(some, self.low, 0.0).tolist()),
+            maximum=tuple(np.where(some, self.high, 0.0).tolist()),
+            valid=tuple(self.count.tolist()),
+            invalid=tuple(self.invalid.tolist()),
+        )
+
+
+def restrict(config: Config, names: Mapping[str, object], where: str) -> Config:
+    """The model's configuration with the given modalities alone; raises InputError for one it lacks."""
+    for name in names:
+        if name not in config.model.modalities:
+            hint = nearest(name, config.model.modalities)
+            raise InputError(f'--{name}: {where} has no modality {name!r}; {hint}')
+    modalities = {name: m for name, m in config.model.modalities.items() if name in names}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+
+
+def window_ground(model: Pretrained, config: Config) -> tuple[float, float]:
+    """The ground (rows, columns in metres) that one training record of the given modalities covers."""
+    found = {
+        (group.size[0] * group.resolution, group.size[1] * group.resolution)
+        for group in model.contract.first.groups.values()
+        if group.modality in config.model.modalities
+    }
+    if len(found) != 1 or not all(min(size) > 0 for size in found):
+        raise InputError(
+            f'the checkpoint does not say which ground one image covers (its sensors: {sorted(found)} m), so '
+            'windows have no size'
+        )
+    return found.pop()
+
+
+def window_pixels(raster: Raster, ground: tuple[float, float]) -> tuple[int, int]:
+    """The pixels (rows, columns) of a window; raises InputError unless they are whole ones."""
+    rows, columns = (length / raster.extent.resolution for length in ground)
+    whole = round(rows), round(columns)
+    if abs(rows - whole[0]) > 1e-6 or abs(columns - whole[1]) > 1e-6 or min(whole) < 1:
+        raise InputError(
+            f'{raster.file}: windows of {ground[0]:g} x {ground[1]:g} m are {rows:g} x {columns:g} pixels of '
+            f'{raster.extent.resolution:g} m and must be whole ones: gdalwarp -tr 10 10 {raster.file} new.tif'
+        )
+    return whole
+
+
+def fit(
+    model: Pretrained,
+    config: Config,
+    rasters: Mapping[str, Raster],
+    windows: Mapping[str, tuple[int, int]],
+    ground: tuple[float, float],
+    settings: EncodeConfig,
+) -> Fitted:
+    """Compares the files with the model, as a data set would be compared.
+
+    Args:
+        model: the checkpoint.
+        config: its configuration, with the modalities of the files alone.
+        rasters: modality -> open file.
+        windows: modality -> pixels (rows, columns) of a window.
+        ground: metres (rows, columns) of a window.
+        settings: what was declared of the files.
+
+    Raises:
+        InputError: with everything that does not fit, and what to do.
+    """
+    groups, measured, products = {}, {}, {}
+    for name, raster in rasters.items():
+        declared: SensorFile = getattr(settings, name)
+        bands = pick(raster, config.model.modalities[name].bands, settings.absent_bands)
+        group = Group(
+            modality=name,
+            bands=tuple(bands),
+            size=windows[name],
+            dtype='float32',
+            unit=declared.unit,
+            resolution=ground[0] / windows[name][0],
+            scale=raster.scale,
+            offset=raster.offset,
+        )
+        if not group.unit:
+            known = units.accepted(normalise.target_unit(config.model.modalities[name], group))
+            raise InputError(
+                f'{raster.file}: in which unit are its values? --config.{name}.unit=... ({", ".join(known)})'
+            )
+        blocks = SAMPLE if settings.stats == 'checkpoint' else 0
+        measured[name] = _measure(raster, group, blocks)
+        groups[name], products[name] = group, declared.product
+    files = ', '.join(str(raster.file) for raster in rasters.values())
+    whole = settings.stats == 'dataset'
+    contract = Contract(
+        dataset=files,
+        groups=groups,
+        products=products,
+        statistics=measured,
+        statistics_split='all pixels' if whole else f'{SAMPLE} blocks',
+    )
+    data = dataclasses.replace(
+        config.data, stats='dataset' if whole else 'config', absent_bands=settings.absent_bands
+    )
+    config = dataclasses.replace(config, data=data)
+    differences = compatibility.compare(config, _as_stored(contract, rasters), model.contract)
+    notes = compatibility.check(differences, settings.accept, files)
+    notes += _coarser(model, rasters)
+    return Fitted(normalise.resolve(config, contract), contract, notes)
+
+
+def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:
+    """Says where pixels are larger than any that the model learned from: detail is missing then."""
+    lines = []
+    for name, raster in rasters.items():
+        known = [g.resolution for g in model.contract.first.groups.values() if g.modality == name]
+        if raster.extent.resolution > max(known) * 1.001:
+            there = f'{raster.extent.resolution:g} m in {raster.file}'
+            lines.append(f'note: {name}: pixels are {there}, the model knows up to {max(known):g} m')
+    return lines
+
+
+def _measure(raster: Raster, group: Group, blocks: int) -> Statistics:
+    """Statistics of evenly spread blocks of a window's size, or of all (0); refuses impossible values."""
+    height, width = group.size
+    moments, seen = Moments(len(group.bands)), []
+    down, across = -(-raster.part.rows // height), -(-raster.part.columns // width)
+    chosen = spread(down * across, blocks or down * across)
+    looked_at = set(spread(len(chosen), SAMPLE))
+    for i, index in enumerate(chosen):
+        row, column = divmod(index, across)
+        pixels = raster.read(group.bands, row * height, column * width, height, width)
+        moments.add(pixels)
+        if i in looked_at:
+            thin = pixels[::_THIN, ::_THIN]
+            seen.append(thin[np.isfinite(thin)])
+    values = np.concatenate(seen) * np.float32(group.scale) + np.float32(group.offset)
+    if values.size:
+        check_range(f'{raster.file} ({group.modality})', values, group.unit)
+    return moments.result()
+
+
+def _as_stored(contract: Contract, rasters: Mapping[str, Raster]) -> Contract:
+    """The same contract with every band of the files, so that the ones left out are named."""
+    groups, measured = {}, {}
+    for name, group in contract.groups.items():
+        extra = tuple(band for band in rasters[name].bands if band not in group.bands)
+        groups[name] = dataclasses.replace(group, bands=(*group.bands, *extra), dtype=rasters[name].dtype)
+        # Only bands of the model are measured; they come first, as their statistics do.
+        measured[name] = contract.statistics[name]
+    return dataclasses.replace(contract, groups=groups, statistics=measured)

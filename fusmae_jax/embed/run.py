@@ -1,0 +1,220 @@
+"""`python main.py encode`: embeds a georeferenced pair, or one sensor alone, of any size.
+
+Windows are as large on the ground as the records that the model learned from, resampled as they were. The
+input contract is checked first. The output gets its name when it is complete.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from fusmae_jax import __version__, inference
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.embed import check, ground, windows
+from fusmae_jax.embed.encoder import make_encoder
+from fusmae_jax.embed.geoparquet import GeoParquet
+from fusmae_jax.embed.geotiff import GeoTiff
+from fusmae_jax.embed.ground import Grid
+from fusmae_jax.embed.quantise import MOST_CLIPPED, Quantiser, scale_of
+from fusmae_jax.embed.rasters import Extent, Raster
+from fusmae_jax.embed.settings import EncodeConfig, check_settings
+from fusmae_jax.embed.stream import Job, calibrate, rows_of_cells
+from fusmae_jax.embed.windows import Layout
+from fusmae_jax.errors import InputError, nearest
+
+# MiB of blocks that GDAL keeps; its own default is 5 % of all memory. A row of blocks of a Sentinel-2 tile,
+# 512 x 10,980 pixels of 12 bands, takes 130.
+GDAL = {'GDAL_CACHEMAX': int(os.environ.get('GDAL_CACHEMAX', 256))}
+WRITERS: dict[str, type[GeoTiff] | type[GeoParquet]] = {
+    '.tif': GeoTiff,
+    '.tiff': GeoTiff,
+    '.parquet': GeoParquet,
+    '.geoparquet': GeoParquet,
+}
+
+
+def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str) -> int:
+    """Embeds `s1`, `s2` or both ('' for none) with a checkpoint into `out`; returns the exit code.
+
+    `out` ends in .tif or .parquet; the file `out`.json beside it says how the numbers came about.
+
+    Raises:
+        InputError: settings, files, model and output do not fit together; nothing is written then.
+    """
+    files = {name: file for name, file in (('s1', s1), ('s2', s2)) if file}
+    if not files:
+        raise InputError('give --s1=FILE, --s2=FILE or both')
+    check_settings(config)
+    _target(out, config, files)  # before a model is loaded for nothing
+    embed(config, files, inference.load(checkpoint), checkpoint, out)
+    return 0
+
+
+def embed(
+    config: EncodeConfig, files: Mapping[str, str], model: inference.Pretrained, source: str, out: str
+) -> None:
+    """Embeds the files of one place, modality -> file, with a model that is loaded already.
+
+    `source` says where the model came from. Otherwise as `encode`.
+    """
+    check_settings(config)
+    target = _target(out, config, files)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**GDAL))
+        job, grid, description = _settle(config, model, files, source, stack)
+        start = time.perf_counter()
+        scale = calibrate(job) if config.dtype == 'int8' else None
+        found = _write(job, grid, target, description, scale)
+    _summary(job, grid, target, found, time.perf_counter() - start)
+
+
+def _summary(job: Job, grid: Grid, target: Path, found: Mapping[str, Any], seconds: float) -> None:
+    count = job.layout.rows.windows * job.layout.columns.windows
+    # In bytes on macOS, in KiB elsewhere.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == 'darwin' else 20)
+    print(f'{count:,} windows in {seconds:.1f} s, {count / seconds:.1f} a second; peak memory {peak:.2f} GiB')
+    if 'int8' in found:
+        print('int8: ' + ', '.join(f'{key} {value:.6g}' for key, value in found['int8'].items()))
+    cells = grid.rows * grid.columns
+    print(f'wrote {target} and {target.name}.json: {found["valid_cells"]:,} of {cells:,} cells hold data')
+
+
+def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
+    """The output as a path; raises InputError unless it can be written."""
+    out = Path(name)
+    if out.suffix.lower() not in WRITERS:
+        raise InputError(f'--out={out}: ends in {out.suffix!r}; {nearest(out.suffix, WRITERS)}')
+    if not out.parent.is_dir():
+        raise InputError(f'--out={out}: the folder {out.parent} does not exist')
+    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
+        raise InputError(f'--out={out} is one of the inputs')
+    if out.exists() and not config.overwrite:
+        raise InputError(f'--out={out} exists; name another file, or set --config.overwrite=True')
+    return out
+
+
+def _settle(
+    config: EncodeConfig,
+    model: inference.Pretrained,
+    files: Mapping[str, str],
+    source: str,
+    stack: contextlib.ExitStack,
+) -> tuple[Job, Grid, dict[str, Any]]:
+    """Opens and checks the files, lays out the windows, compiles; prints what is about to happen."""
+    restricted = check.restrict(model.config, files, source)
+    rasters = {}
+    for name, file in files.items():
+        known = [group for group in model.contract.first.groups.values() if group.modality == name]
+        nodata = tuple(value for group in known for value in group.nodata)
+        rasters[name] = Raster(Path(file), name, getattr(config, name), nodata)
+        stack.callback(rasters[name].close)
+    extent, lines = ground.align(rasters)
+    size = check.window_ground(model, restricted)
+    pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
+    fitted = check.fit(model, restricted, rasters, pixels, size, config)
+    cells = model.config.model.grid if config.output == 'tokens' else (1, 1)
+    layout = _layout(config, extent, size, cells, list(pixels.values()))
+    cell = (size[0] / cells[0], size[1] / cells[1])
+    grid = ground.output_grid(extent, cell, layout.rows, layout.columns)
+    batch = layout.batch[0] * layout.batch[1]
+    notes = [*lines, *fitted.notes]
+    overlap = [line.grid - line.stride for line in (layout.rows, layout.columns)]
+    for line in notes:
+        print(line)
+    print(
+        f'{layout.rows.windows} x {layout.columns.windows} windows of {size[0]:g} x {size[1]:g} m that share '
+        f'{overlap[0]} x {overlap[1]} cells, {batch} a batch; {grid.rows} x {grid.columns} cells of '
+        f'{cell[0]:.3f} x {cell[1]:.3f} m'
+    )
+    encoder = make_encoder(model, fitted.config, fitted.contract, batch, config.output)
+    job = Job(config, rasters, fitted.contract.groups, layout, encoder, model.config.model.width)
+    description = {
+        'fusmae_jax': __version__,
+        'model': model.config.name,
+        'checkpoint': source,
+        'trained_on': {'dataset': model.contract.dataset, 'fingerprint': model.contract.fingerprint},
+        'settings': to_dict(config),
+        'inputs': to_dict(fitted.contract.groups),
+        'differences': notes,
+        'window': size,
+        'overlap': overlap,
+        'cells': (grid.rows, grid.columns),
+    }
+    return job, grid, description
+
+
+def _layout(
+    config: EncodeConfig,
+    extent: Extent,
+    size: tuple[float, float],
+    cells: tuple[int, int],
+    pixels: Sequence[tuple[int, int]],
+) -> Layout:
+    lengths = extent.rows * extent.resolution, extent.columns * extent.resolution
+    axes = []
+    for i, (length, window, grid) in enumerate(zip(lengths, size, cells)):
+        wanted = config.overlap if config.output == 'tokens' else 0
+        overlap = windows.choose_overlap(wanted, grid, [count[i] for count in pixels])
+        axes.append(windows.axis(length, window, grid, overlap))
+    rows, columns = axes
+    return Layout(rows, columns, windows.batch_shape(rows.windows, columns.windows, config.batch))
+
+
+def _write(
+    job: Job, grid: Grid, target: Path, description: Mapping[str, Any], scale: np.ndarray | None
+) -> dict[str, Any]:
+    """Encodes everything into a file under another name, which gets its own when it is complete."""
+    part = target.with_name(f'.{target.name}.part')
+    beside, beside_part = (path.with_name(f'{path.name}.json') for path in (target, part))
+    try:
+        quantise = None if scale is None else Quantiser(scale)
+        whole = _copy(job, grid, target, part, description, quantise)
+        if quantise is not None and quantise.report()['clipped_share'] > MOST_CLIPPED:
+            print(f'{quantise.report()["clipped_share"]:.2%} of the values lie beyond the sample; once more')
+            quantise = Quantiser(scale_of(quantise.largest, complete=True))
+            whole = _copy(job, grid, target, part, description, quantise)
+        beside_part.write_text(json.dumps(whole, indent=2) + '\n')
+        os.replace(beside_part, beside)
+        os.replace(part, target)
+    except BaseException:
+        for path in (part, beside_part):
+            path.unlink(missing_ok=True)
+        raise
+    return whole
+
+
+def _copy(
+    job: Job,
+    grid: Grid,
+    target: Path,
+    part: Path,
+    description: Mapping[str, Any],
+    quantise: Quantiser | None,
+) -> dict[str, Any]:
+    """Writes all rows of cells to `part`; returns the description with what was counted on the way."""
+    scale = None if quantise is None else quantise.scale
+    known = {**description, **({} if scale is None else {'scale': scale.tolist()})}
+    make = WRITERS[target.suffix.lower()]
+    writer = make(part, grid, scale, job.width, job.config.compress, known)
+    valid_cells = 0
+    try:
+        for vectors, valid in rows_of_cells(job):
+            valid_cells += int(valid.sum())
+            writer.write(vectors if quantise is None else quantise(vectors, valid), valid)
+        if not valid_cells:
+            files = ', '.join(str(raster.file) for raster in job.rasters.values())
+            raise InputError(f'{files}: not one valid pixel, nothing to embed; are the nodata values right?')
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    return known | {'valid_cells': valid_cells} | ({} if quantise is None else {'int8': quantise.report()})

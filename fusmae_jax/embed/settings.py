@@ -1,0 +1,64 @@
+"""The settings of `python main.py encode`, and the impossible ones among them."""
+
+import dataclasses
+from typing import Literal
+
+from fusmae_jax.errors import raise_all
+from fusmae_jax.sensors import Product
+
+
+@dataclasses.dataclass(frozen=True)
+class SensorFile:
+    """What is known of one input file beyond what it says itself.
+
+    The physical value is `stored * scale + offset`, in `unit`.
+    """
+
+    unit: str = ''  # radar: dB, linear, amplitude; optical: DN, reflectance
+    bands: tuple[str, ...] = ()  # names of the file's bands in its order; () takes its band descriptions
+    scale: float = 1.0  # 1 and 0 take the scale and offset that the file states, if it does
+    offset: float = 0.0  # -1000 for digital numbers of Sentinel-2 baseline 04.00 and newer
+    nodata: tuple[float, ...] = ()  # stored values without meaning, beside the file's own nodata and NaN
+    product: Product = dataclasses.field(default_factory=Product)  # what is known of its making
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeConfig:
+    """Everything that `encode` can be told."""
+
+    s1: SensorFile = dataclasses.field(default_factory=SensorFile)
+    s2: SensorFile = dataclasses.field(default_factory=SensorFile)
+    output: Literal['tokens', 'pooled', 'cls'] = 'tokens'  # one vector a patch token, or one a window
+    overlap: int = -1  # cells that neighbouring windows share; -1 is the least that is a quarter window
+    merge: Literal['mean', 'centre'] = 'mean'  # where windows overlap: a tapered mean, or the nearer window
+    batch: int = 32  # windows; rounded down so that batches come out even
+    dtype: Literal['float32', 'int8'] = 'float32'
+    calibration: int = 256  # windows that the scale of int8 is taken from
+    stats: Literal['checkpoint', 'dataset'] = 'checkpoint'  # dataset: measured over these files
+    absent_bands: Literal['error', 'mean'] = 'error'  # bands that a file lacks: refuse, or use the mean
+    accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
+    compress: Literal['none', 'deflate', 'zstd'] = 'zstd'
+    overwrite: bool = False
+
+
+def check_settings(config: EncodeConfig) -> None:
+    """Raises InputError with every setting that is impossible whatever the files hold."""
+    problems = []
+    if config.batch < 1:
+        problems.append(f'batch={config.batch} must be at least 1')
+    if config.calibration < 1:
+        problems.append(f'calibration={config.calibration} must be at least 1')
+    if config.overlap < -1:
+        problems.append(f'overlap={config.overlap} must be a number of cells, or -1')
+    if config.output != 'tokens' and config.overlap > 0:
+        problems.append(
+            f'overlap={config.overlap}: output={config.output!r} gives one vector a window, and windows that '
+            'overlap have no grid of their own; leave overlap at -1'
+        )
+    for name in ('s1', 's2'):
+        sensor: SensorFile = getattr(config, name)
+        if sensor.scale == 0:
+            problems.append(f'{name}.scale=0 would make every value the same')
+        if doubled := {band for band in sensor.bands if sensor.bands.count(band) > 1}:
+            problems.append(f'{name}.bands: {", ".join(sorted(doubled))} stands there twice')
+    raise_all('config: these settings cannot be used', problems)

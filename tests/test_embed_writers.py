@@ -1,0 +1,129 @@
+import json
+import struct
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+from rasterio.crs import CRS
+
+from fusmae_jax.embed.geoparquet import GeoParquet
+from fusmae_jax.embed.geotiff import GeoTiff
+from fusmae_jax.embed.ground import Grid
+from fusmae_jax.embed.quantise import LIMIT, NODATA, Quantiser, scale_of
+
+GRID = Grid(CRS.from_epsg(32633), 500_000.0, 5_000_000.0, (1200 / 14, 1200 / 14), 53, 37)
+WIDTH = 5
+DESCRIPTION = {'output': 'tokens', 'cell': [1.5, 2]}
+
+
+def vectors(seed=0):
+    rng = np.random.default_rng(seed)
+    found = rng.standard_normal((GRID.rows, GRID.columns, WIDTH)).astype(np.float32) * [1, 5, 0.1, 2, 0]
+    valid = rng.random((GRID.rows, GRID.columns)) < 0.8
+    valid[20:27] = False
+    return np.where(valid[..., None], found, np.nan).astype(np.float32), valid
+
+
+def written(writer, values, valid, heights=(1, 7, 20, 3, 22)):
+    start = 0
+    for height in heights:
+        writer.write(values[start : start + height], valid[start : start + height])
+        start += height
+    assert start == GRID.rows
+    writer.finish()
+
+
+def test_symmetric_int8():
+    values, valid = vectors()
+    largest = np.abs(values[valid]).max(axis=0)
+    quantise = Quantiser(scale_of(largest, complete=True))
+    stored = quantise(values, valid)
+    assert stored.dtype == np.int8 and (stored[~valid] == NODATA).all()
+    assert np.abs(stored[valid].astype(int)).max() == LIMIT
+    error = np.abs(stored[valid] * quantise.scale - values[valid])
+    assert (error <= quantise.scale / 2 * 1.001).all()
+    np.testing.assert_array_equal(Quantiser(quantise.scale)(-values, valid)[valid], -stored[valid])
+    report = quantise.report()
+    assert report['clipped_share'] == 0 and report['cosine_mean'] > 0.9999 > 0.99 < report['cosine_min'] < 1
+    small = Quantiser(scale_of(largest / 2, complete=True))
+    small(values, valid)
+    assert 0 < small.report()['clipped_share'] < 0.2
+    assert small.report()['cosine_mean'] < report['cosine_mean']
+    np.testing.assert_allclose(scale_of(largest, False)[:4], 1.25 * scale_of(largest, True)[:4])
+    assert scale_of(largest, False)[4] == 1  # a channel that is always 0
+    Quantiser(np.ones(WIDTH, np.float32))(values[20:27], valid[20:27])  # nothing valid
+
+
+@pytest.mark.parametrize('int8', [False, True])
+@pytest.mark.parametrize('compress', ['none', 'deflate', 'zstd'])
+def test_geotiff(tmp_path, int8, compress):
+    values, valid = vectors()
+    scale = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32) if int8 else None
+    stored = Quantiser(scale)(values, valid) if int8 else values
+    written(GeoTiff(tmp_path / 'e.tif', GRID, scale, WIDTH, compress, DESCRIPTION), stored, valid)
+    with rasterio.open(tmp_path / 'e.tif') as dataset:
+        assert dataset.crs == GRID.crs and dataset.transform == GRID.transform
+        assert dataset.shape == (GRID.rows, GRID.columns) and dataset.count == WIDTH
+        assert dataset.block_shapes == [(16, 16)] * WIDTH
+        np.testing.assert_array_equal(np.moveaxis(dataset.read(), 0, -1), stored)
+        np.testing.assert_array_equal(dataset.read_masks(1) > 0, valid)
+        assert json.loads(dataset.tags()['FUSMAE_JAX']) == DESCRIPTION
+        if int8:
+            np.testing.assert_array_equal(np.float32(dataset.scales), scale)
+            assert set(dataset.dtypes) == {'int8'} and dataset.nodata == NODATA
+
+
+@pytest.mark.parametrize('int8', [False, True])
+def test_geoparquet(tmp_path, int8):
+    values, valid = vectors()
+    scale = np.full(WIDTH, 0.1, np.float32) if int8 else None
+    stored = Quantiser(scale)(values, valid) if int8 else values
+    written(GeoParquet(tmp_path / 'e.parquet', GRID, scale, WIDTH, 'zstd', DESCRIPTION), stored, valid)
+    file = pq.ParquetFile(tmp_path / 'e.parquet')
+    # One row group for each block that holds anything; the rows 20 to 26 are empty.
+    assert file.metadata.num_row_groups == 5 and file.metadata.num_rows == valid.sum()
+    table = file.read()
+    rows, columns = (table[name].to_numpy() for name in ('row', 'column'))
+    np.testing.assert_array_equal(np.stack([rows, columns]), np.nonzero(valid))
+    embedding = table['embedding'].combine_chunks()
+    assert embedding.type.list_size == WIDTH
+    np.testing.assert_array_equal(embedding.flatten().to_numpy().reshape(-1, WIDTH), stored[valid])
+    assert str(embedding.type.value_type) == ('int8' if int8 else 'float')
+    if int8:  # a byte a value, and one dictionary of values in each row group
+        groups = [file.metadata.row_group(i) for i in range(5)]
+        stored_size = sum(group.column(group.num_columns - 1).total_uncompressed_size for group in groups)
+        assert stored_size < 1.3 * valid.sum() * WIDTH + 5 * 1500
+    left, bottom, right, top = GRID.corners(rows, columns)
+    for i, blob in enumerate(table['geometry'].to_pylist()):
+        order, kind, rings, points = struct.unpack('<BIII', blob[:13])
+        assert (order, kind, rings, points, len(blob)) == (1, 3, 1, 5, 93)
+        ring = np.frombuffer(blob[13:]).reshape(5, 2)
+        np.testing.assert_array_equal(ring[0], ring[-1])
+        x, y = ring[:-1].T
+        assert (x.min(), y.min(), x.max(), y.max()) == (left[i], bottom[i], right[i], top[i])
+        assert (x * np.roll(y, -1) - y * np.roll(x, -1)).sum() > 0  # counter-clockwise
+        assert table['bbox'][i].as_py() == {
+            'xmin': left[i],
+            'ymin': bottom[i],
+            'xmax': right[i],
+            'ymax': top[i],
+        }
+
+
+def test_geoparquet_metadata_follow_the_specification(tmp_path):
+    values, valid = vectors()
+    written(GeoParquet(tmp_path / 'e.parquet', GRID, None, WIDTH, 'none', DESCRIPTION), values, valid)
+    metadata = pq.ParquetFile(tmp_path / 'e.parquet').metadata.metadata
+    geo = json.loads(metadata[b'geo'])
+    assert geo['version'] == '1.1.0' and geo['primary_column'] == 'geometry'
+    column = geo['columns']['geometry']
+    assert column['encoding'] == 'WKB' and column['geometry_types'] == ['Polygon']
+    assert CRS.from_user_input(json.dumps(column['crs'])) == GRID.crs
+    height, width = 53 * 1200 / 14, 37 * 1200 / 14
+    np.testing.assert_allclose(column['bbox'], [5e5, 5e6 - height, 5e5 + width, 5e6], atol=1e-6)
+    schema = pq.read_schema(tmp_path / 'e.parquet')
+    assert schema.metadata[b'geo'] == metadata[b'geo']
+    for side, path in column['covering']['bbox'].items():
+        assert schema.field(path[0]).type.field(path[1]).name == side
+    assert json.loads(metadata[b'fusmae_jax']) == DESCRIPTION
