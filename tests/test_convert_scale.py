@@ -80,7 +80,7 @@ def test_ten_kills_at_random_moments_leave_a_whole_set(archive, converted, tmp_p
         process = start(archive, tmp_path, workers=2)
         time.sleep(rng.uniform(0.1, 0.25) * seconds)
         os.killpg(process.pid, signal.SIGKILL)  # its workers too, as when a machine goes away
-        process.wait()
+        process.communicate()
         found = tmp_path / 'bigearthnet_mm' / '1.0.0'
         if found.exists():  # complete, or not there at all
             break
