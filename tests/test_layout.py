@@ -27,11 +27,11 @@ ORDER = [
     'step_log',
     'workdir',
     'visualize',
+    'leak_command',
     'inference',
     'eval',
     'interop',
     'embed',
-    'leak_command',
     'reconstruct',
     'bench_input',
     'bench',
@@ -93,7 +93,7 @@ def test_no_builder_or_reader_loads_tensorflow_or_torch():
         'from data.convert import BUILDERS\n'
         'names = [*BUILDERS.values(), *(f"data.generate.{name}" for name in BUILDERS)]\n'
         'names += [f"data.{name}.{name}_dataset_builder" for name in BUILDERS]\n'
-        'names += ["data.sharded", "data.stats_command", "fusmae_jax.embed.run"]\n'
+        'names += ["data.sharded", "data.doctor.command", "data.stats_command", "fusmae_jax.embed.run"]\n'
         'for name in names: importlib.import_module(name)\n'
         'print(sorted({"torch", "tensorflow"} & set(sys.modules)))'
     )

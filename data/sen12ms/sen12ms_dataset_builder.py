@@ -1,7 +1,5 @@
 """The TFDS builder of SEN12MS; how to run it: `data.tfds_builder`."""
 
-from typing import Any, ClassVar
-
 import tensorflow_datasets as tfds
 
 from data.sen12ms import triplets
@@ -12,7 +10,7 @@ from data.tfds_builder import ArchiveBuilder, ArchiveConfig
 class Builder(ArchiveBuilder):
     """SEN12MS with all 13 Sentinel-2 bands and scene labels of the IGBP land cover."""
 
-    MODULE: ClassVar[Any] = triplets
+    MODULE = triplets
     VERSION = tfds.core.Version(SCHEMA.version)
     RELEASE_NOTES = {'1.0.0': 'Initial release.'}  # noqa: RUF012 (the name and type are TFDS's)
     MANUAL_DOWNLOAD_INSTRUCTIONS = """

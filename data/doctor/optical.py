@@ -1,0 +1,198 @@
+"""Checks of Sentinel-2: scale, wrapped numbers, L1C for L2A, snow and cloud. The offset: `offset.py`."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.doctor.evidence import Evidence, Sensor
+from data.doctor.findings import FEW, Finding, by_amount, share
+from data.doctor.summary import WRAPPED
+
+FACTORS = {'DN': 1.0, '0..1': 10_000.0}  # scale -> factor to reflectance x 10,000
+# Light that the air scatters back, x 10,000: 1000 in B01, 700 in B02, 150 in B04, 10 in B11 at sea level.
+HAZE = 450.0  # B01 - B04 (or B11, B12) of dark pixels: 700..1200 in L1C, below 250 after correction
+SNOW_NDSI, SNOW_NIR = 0.42, 1100.0
+CLOUD_BLUE, CLOUD_SWIR = 2500.0, 1500.0  # thick cloud is bright in both, snow is dark in the second
+
+
+def check(evidence: Evidence) -> Iterator[Finding]:
+    """All findings about the values of Sentinel-2."""
+    sensor = evidence.sensors.get('s2')
+    if sensor is None or not sensor.summary.usable.any():
+        return
+    scale = scale_of(sensor)
+    yield from _scale(sensor, scale)
+    yield from _wrapped(sensor)
+    if scale in FACTORS:
+        yield from _level(sensor, FACTORS[scale])
+        yield from _weather(sensor, FACTORS[scale])
+
+
+SCALES = {
+    '0..1': (
+        'reflectance in 0..1, not x 10,000',
+        "declare unit='reflectance' in the contract, or multiply by 10,000",
+    ),
+    '8 bit': (
+        'scaled to 8 bits',
+        'take the original 16-bit data; if the range is known, declare scale and offset',
+    ),
+    'normalised': (
+        'already normalised (mean near 0, deviation near 1)',
+        'undo it; the pipeline normalises with the statistics of the contract and would do so twice',
+    ),
+    'unknown': (
+        'in no unit that Sentinel-2 comes in',
+        'find out how the values were made; then declare the unit',
+    ),
+}
+
+
+def scale_of(sensor: Sensor) -> str:
+    """'DN' (reflectance x 10,000) or a key of SCALES, from the physical values of the whole sample."""
+    summary = sensor.summary
+    scale, offset = sensor.declared.linear()
+    ok = summary.usable > 0
+    middle, high = ((column * scale + offset)[ok] for column in (summary.p50, summary.maximum))
+    bright = (summary.p99 * scale + offset)[ok].max()
+    whole = summary.whole[ok].min() > 0.99
+    if all(dtype in ('uint8', '') for dtype in summary.dtypes):
+        return '8 bit'
+    if (summary.minimum * scale + offset)[ok].min() < 0 and np.abs(middle).max() < 10 and bright < 15:
+        return 'normalised'
+    if bright <= 2.5 and not whole:
+        return '0..1'
+    # Dark water alone may stay below 256, so this wants a sample.
+    if high.max() <= 255 and (summary.patches >= FEW or not whole or (high == 255).any()):
+        return '8 bit'
+    return 'DN' if bright < 40_000 or summary.wrapped.any() else 'unknown'
+
+
+def _scale(sensor: Sensor, scale: str) -> Iterator[Finding]:
+    expected = {'reflectance': '0..1'}.get(sensor.declared.unit, sensor.declared.unit)
+    summary = sensor.summary
+    if scale != (expected or 'DN'):
+        words, remedy = SCALES.get(
+            scale, ('digital numbers, not reflectance', "declare unit='DN' in the contract")
+        )
+        ok = summary.usable > 0
+        yield Finding(
+            's2.scale',
+            'error' if expected else 'warning',
+            f'Sentinel-2: {words}',
+            f'values from {summary.minimum[ok].min():.4g} to {summary.maximum[ok].max():.4g}, medians '
+            f'{summary.p50[ok].min():.4g} to {summary.p50[ok].max():.4g} '
+            f'({", ".join(sorted(set(summary.dtypes) - {""}))})',
+            remedy,
+        )
+        return
+    high = np.where(summary.usable > 0, summary.p99, -np.inf).max(1)
+    small = (high > 0) & (high <= 2.5) & (scale == 'DN')
+    if small.any():
+        yield Finding(
+            's2.scale',
+            'error',
+            'Sentinel-2: some patches have another scale',
+            f'{share(small.sum(), len(small))} patches end at {high[small].max():.3g}, the others reach '
+            f'{high.max():.4g}',
+            'bring all patches to one scale',
+        )
+
+
+def _wrapped(sensor: Sensor) -> Iterator[Finding]:
+    counts = sensor.summary.wrapped * np.array(
+        [d in ('uint16', 'int32', 'uint32') for d in sensor.summary.dtypes]
+    )
+    if counts.any():
+        bands = [band for band, some in zip(sensor.declared.bands, counts.any(0)) if some]
+        yield Finding(
+            's2.wrapped',
+            'error',
+            'Sentinel-2: negative numbers wrapped into unsigned integers',
+            f'{share(counts.sum(), sensor.summary.pixels.sum())} pixels in '
+            f'{share(counts.any(1).sum(), len(counts))} patches between {WRAPPED:,} and 65,534, bands '
+            f'{", ".join(bands)}; no surface is six times as bright as a white one',
+            'subtract the offset in signed integers or floats and clip at 0; take the original data again',
+        )
+
+
+def pooled_dark(sensor: Sensor, factor: float) -> dict[str, float]:
+    """band -> first percentile over all patches, in physical units."""
+    scale, offset = sensor.declared.linear()
+    result = {}
+    for index, band in enumerate(sensor.declared.bands):
+        values = sensor.summary.pooled(index)
+        if values.size:
+            result[band] = float(np.percentile(values, 1) * scale[index] + offset[index]) * factor
+    return result
+
+
+def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
+    dark, patches = pooled_dark(sensor, factor), sensor.summary.patches
+    said = sensor.declared.product.level
+    far = next((band for band in ('B11', 'B12', 'B04') if band in dark), '')
+    if not far or not {'B01', 'B02'} & dark.keys():
+        return
+    blue = 'B01' if 'B01' in dark else 'B02'
+    haze, limit = dark[blue] - dark[far], HAZE if blue == 'B01' else HAZE / 1.5
+    fall = [dark[band] for band in ('B01', 'B02', 'B03', 'B04') if band in dark]
+    # Air scatters ever less from blue to red; bright ground does not fall off like that.
+    falling = all(left > right for left, right in itertools.pairwise(fall))
+    found = 'L1C' if haze >= limit and falling else 'L2A'
+    evidence = (
+        f'dark pixels: {blue} {dark[blue]:.0f}, {far} {dark[far]:.0f}; air adds {limit:.0f} or more '
+        f'({patches:,} patches)'
+    )
+    if patches < FEW:
+        yield Finding(
+            's2.level',
+            'cannot tell',
+            'Sentinel-2: L1C or L2A',
+            f'{patches:,} patches; it shows in the darkest pixels of a larger sample. {evidence}',
+            f'declared: {said}' if said else 'look at the product names (MSIL1C, MSIL2A)',
+            needs='64 patches',
+        )
+    elif said and found != said:
+        yield Finding(
+            's2.level',
+            by_amount(patches, 'error'),
+            f'Sentinel-2: declared as {said}, but it looks like {found} ' + _LOOKS[found],
+            evidence,
+            f'declare level={found!r}, or take the {said} products',
+            needs='64 patches',
+        )
+    elif not said:
+        yield Finding(
+            's2.level',
+            'note',
+            f'Sentinel-2: looks like {found} {_LOOKS[found]}',
+            evidence,
+            'state the level in the contract',
+            needs='64 patches',
+        )
+
+
+_LOOKS = {'L1C': '(top of the atmosphere)', 'L2A': '(surface reflectance)'}
+
+
+def _weather(sensor: Sensor, factor: float) -> Iterator[Finding]:
+    scale, offset = sensor.declared.linear()
+    needed = {'B02', 'B03', 'B08', 'B11'}
+    if not needed <= set(sensor.declared.bands):
+        return
+    medians = sensor.summary.p50 * scale + offset
+    blue, green, infrared, short = (medians[:, sensor.band(b)] * factor for b in ('B02', 'B03', 'B08', 'B11'))
+    with np.errstate(invalid='ignore', divide='ignore'):
+        snow = ((green - short) / (green + short) > SNOW_NDSI) & (infrared > SNOW_NIR)
+        cloud = (blue > CLOUD_BLUE) & (short > CLOUD_SWIR) & ~snow
+    patches = len(medians)
+    most = max(snow.sum(), cloud.sum()) > 0.5 * patches and patches >= FEW
+    yield Finding(
+        's2.weather',
+        'warning' if most else 'note',
+        'Sentinel-2: most patches lie under snow or cloud' if most else 'Sentinel-2: snow and cloud',
+        f'mostly snow: {share(snow.sum(), patches)} patches; mostly thick cloud: '
+        f'{share(cloud.sum(), patches)}',
+        'leave them out with the lists of the archive, if it has any' if snow.any() or cloud.any() else '',
+    )

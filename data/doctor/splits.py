@@ -1,0 +1,193 @@
+"""Checks of the list of records: splits, orbits, labels."""
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from data.doctor.evidence import Evidence, Split
+from data.doctor.findings import Finding, share
+
+MIN_RECORDS = 30  # of a split, for its orbit mix
+GAP = 0.15  # difference of the share of descending passes that is worth a warning
+SIGMA = 4.0  # ... and it must be this many standard errors
+
+
+def check(evidence: Evidence) -> Iterator[Finding]:
+    """All findings about splits, orbits and labels."""
+    yield from _sizes(evidence.splits)
+    yield from _overlaps(evidence.splits)
+    yield from _orbits(evidence)
+    for field, values in evidence.labels.items():
+        yield from _labels(field, values, evidence.classes.get(field, ()))
+
+
+def _sizes(splits: Mapping[str, Split]) -> Iterator[Finding]:
+    empty = [name for name, split in splits.items() if not split.records]
+    if empty:
+        yield Finding(
+            'split.empty',
+            'error',
+            'Splits are empty',
+            f'{", ".join(empty)}; all: ' + ', '.join(f'{n} {s.records:,}' for n, s in splits.items()),
+            'check the names of splits and lists: a misspelt one (val, validation) leaves a split without '
+            'records',
+            needs='metadata',
+        )
+
+
+def _overlaps(splits: Mapping[str, Split]) -> Iterator[Finding]:
+    for (left, one), (right, other) in combinations(splits.items(), 2):
+        if one.ids is not None and other.ids is not None:
+            common = np.intersect1d(one.ids, other.ids)
+            if len(common):
+                yield Finding(
+                    'split.overlap',
+                    'error',
+                    f'The splits {left} and {right} share records',
+                    f'{len(common):,} names, such as {_text(common[0])}',
+                    'every record belongs to one split; figures on a split that was trained on mean nothing',
+                    needs='metadata',
+                )
+        if one.places is not None and other.places is not None:
+            common = np.isin(_rows(other.places), _rows(one.places)).sum()
+            if common:
+                yield Finding(
+                    'split.place',
+                    'warning',
+                    f'The splits {left} and {right} share ground',
+                    f'{share(common, other.records)} records of {right} lie exactly where a record of '
+                    f'{left} lies',
+                    'split by place, or state it beside every figure on these splits',
+                    needs='metadata',
+                )
+    for name, split in splits.items():
+        if split.ids is not None and len(split.ids) != len(np.unique(split.ids)):
+            yield Finding(
+                'split.repeated',
+                'error',
+                f'The split {name} holds records more than once',
+                f'{len(split.ids) - len(np.unique(split.ids)):,} of {len(split.ids):,}',
+                'convert again from a list without repetitions',
+                needs='metadata',
+            )
+
+
+def _rows(places: np.ndarray) -> np.ndarray:
+    """Rows of an array (n, 3) as one value each."""
+    whole = np.ascontiguousarray(np.rint(places * 10).astype(np.int64))
+    return whole.view([('', np.int64)] * 3).reshape(-1)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def descending(hours: np.ndarray) -> np.ndarray:
+    """Which passes of Sentinel-1 went south: its orbit crosses the equator at 6 and 18 h local solar time."""
+    return hours[np.isfinite(hours)] < 12
+
+
+def _orbits(evidence: Evidence) -> Iterator[Finding]:
+    known = {
+        name: descending(split.s1_hours)
+        for name, split in evidence.splits.items()
+        if split.s1_hours is not None and np.isfinite(split.s1_hours).any()
+    }
+    if not known:
+        if 's1' in evidence.sensors and evidence.names:
+            yield Finding(
+                's1.orbit',
+                'cannot tell',
+                'Sentinel-1: ascending or descending passes',
+                'no acquisition times with a place',
+                'pixels do not show it; keep the names or times of the products',
+                needs='metadata',
+            )
+        return
+    mix = ', '.join(f'{name} {share(d.sum(), len(d))}' for name, d in known.items())
+    said = evidence.sensors['s1'].declared.product.orbit if 's1' in evidence.sensors else ''
+    passes = np.concatenate(list(known.values())).mean()
+    wrong = {'asc': passes > 0.02, 'desc': passes < 0.98}.get(said, False)
+    yield Finding(
+        's1.orbit',
+        'warning' if wrong else 'note',
+        f'Sentinel-1: declared as {said} passes alone, but there are others'
+        if wrong
+        else 'Sentinel-1: passes by orbit',
+        f'descending, by local solar time: {mix}',
+        "declare orbit='mixed', or leave the others out" if wrong else '',
+        needs='metadata',
+    )
+    for (left, one), (right, other) in combinations(known.items(), 2):
+        if _differ(one, other):
+            yield Finding(
+                's1.orbit',
+                'warning',
+                f'Sentinel-1: the splits {left} and {right} have different mixes of ascending and '
+                'descending passes',
+                f'descending, by local solar time: {mix}',
+                'slopes and fields look different from the other side: balance splits, or report per orbit',
+                needs='metadata',
+            )
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two mixes differ by more than GAP, and by more than chance explains."""
+    if min(len(one), len(other)) < MIN_RECORDS:
+        return False
+    gap, both = abs(one.mean() - other.mean()), np.concatenate([one, other]).mean()
+    error = np.sqrt(both * (1 - both) * (1 / len(one) + 1 / len(other)))
+    return bool(gap > GAP and gap > SIGMA * error)
+
+
+def _labels(field: str, values: Any, classes: tuple[Any, ...]) -> Iterator[Finding]:
+    if isinstance(values, np.ndarray):
+        yield from _multi_hot(field, values)
+        return
+    valid = set(classes)
+    unknown: dict[Any, int] = {}
+    for names in values:
+        for name in set(names) - valid:
+            unknown[name] = unknown.get(name, 0) + 1
+    if unknown and valid:
+        shown = ', '.join(f'{name!r} ({count})' for name, count in list(unknown.items())[:5])
+        yield Finding(
+            'labels.unknown',
+            'error',
+            f'Labels that are not in the nomenclature ({field})',
+            f'{len(unknown)} names: {shown}; the nomenclature has {len(valid)} classes',
+            'choose the nomenclature that the labels come from, or map them to it',
+            needs='metadata',
+        )
+    empty = sum(not len(names) for names in values)
+    if empty:
+        yield _unlabelled(field, empty, len(values))
+
+
+def _multi_hot(field: str, values: np.ndarray) -> Iterator[Finding]:
+    odd = ~np.isin(values, (0, 1)).all(1)
+    if odd.any():
+        yield Finding(
+            'labels.unknown',
+            'error',
+            f'Multi-hot labels other than 0 and 1 ({field})',
+            f'{share(odd.sum(), len(values))} records',
+            'convert again from the original labels',
+            needs='metadata',
+        )
+    empty = (values == 0).all(1).sum()
+    if empty:
+        yield _unlabelled(field, int(empty), len(values))
+
+
+def _unlabelled(field: str, count: int, total: int) -> Finding:
+    return Finding(
+        'labels.none',
+        'warning' if count > 0.5 * total else 'note',
+        f'Records without a label ({field})',
+        f'{share(count, total)}',
+        'leave them out of classification',
+        needs='metadata',
+    )

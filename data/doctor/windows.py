@@ -1,0 +1,107 @@
+"""Patches from GeoTIFFs of any size: whole images if they are small, else windows spread over them."""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rasterio.windows import Window
+
+from data.doctor import tiffs
+from data.doctor.evidence import Grid
+from data.doctor.raw import Item, Loaded, spread
+from data.doctor.tiffs import Header
+
+WINDOW = 128  # pixels a side of a window
+WHOLE = 512  # images up to this many pixels a side are looked at whole
+
+Files = Mapping[str, Sequence[Header]]  # modality -> the files of one piece of ground
+
+
+class Piece(NamedTuple):
+    """A part of a file."""
+
+    file: Header
+    window: Window
+
+
+def items(name: str, files: Files, most: int) -> list[Item]:
+    """Up to `most` patches of one piece of ground (twice that where its images share none).
+
+    The grids of the whole files stand beside the first patch, whatever that shows.
+    """
+    every = [head for heads in files.values() for head in heads]
+    if all(max(head.grid.rows, head.grid.columns) <= WHOLE for head in every):
+        whole = {
+            m: [Piece(h, Window(0, 0, h.grid.columns, h.grid.rows)) for h in heads]
+            for m, heads in files.items()
+        }
+        return [Item(name, load=functools.partial(_load, whole, files), sensors=tuple(files))]
+    patches = _patches(files, most)
+    return [
+        Item(
+            f'{name} window {i}'.strip(),
+            load=functools.partial(_load, patch, {} if i else files),
+            sensors=tuple(files),
+        )
+        for i, patch in enumerate(patches)
+    ]
+
+
+def _load(pieces: Mapping[str, Sequence[Piece]], whole: Files) -> Loaded:
+    images: dict[str, dict[str, np.ndarray]] = {}
+    for modality, parts in pieces.items():
+        for file, window in parts:
+            images.setdefault(modality, {}).update(tiffs.load_window(file, window))
+    grids = {m: {band: head.grid for head in heads for band in head.bands} for m, heads in whole.items()}
+    return images, grids
+
+
+def _patches(files: Files, most: int) -> list[dict[str, list[Piece]]]:
+    common = _common([head.grid for heads in files.values() for head in heads])
+    if common is None:
+        # Each sensor by itself: their images show nothing together.
+        return [
+            {modality: [Piece(head, _onto(head.grid, one, window)) for head in heads]}
+            for modality, heads in files.items()
+            if (one := _common([head.grid for head in heads]) or heads[0].grid)
+            for window in _windows(one, most)
+        ]
+    return [
+        {m: [Piece(head, _onto(head.grid, common, window)) for head in heads] for m, heads in files.items()}
+        for window in _windows(common, most)
+    ]
+
+
+def _common(grids: Sequence[Grid]) -> Grid | None:
+    """The ground that all grids cover, on the finest of them; None if there is none."""
+    if len({grid.epsg for grid in grids}) > 1 or any(grid.turned or grid.step_y <= 0 for grid in grids):
+        return None
+    left, top = max(grid.left for grid in grids), min(grid.top for grid in grids)
+    right, bottom = min(grid.box[2] for grid in grids), max(grid.box[3] for grid in grids)
+    finest = min(grids, key=lambda grid: grid.step_x)
+    rows, columns = int((top - bottom) / finest.step_y + 1e-6), int((right - left) / finest.step_x + 1e-6)
+    if rows < 1 or columns < 1:
+        return None
+    return finest._replace(left=left, top=top, rows=rows, columns=columns)
+
+
+def _windows(grid: Grid, most: int) -> list[Window]:
+    """Up to `most` windows, evenly spread."""
+    height, width = min(WINDOW, grid.rows), min(WINDOW, grid.columns)
+    corners = itertools.product(
+        range(0, grid.rows - height + 1, height), range(0, grid.columns - width + 1, width)
+    )
+    return [Window(column, row, width, height) for row, column in spread(list(corners), most)]
+
+
+def _onto(grid: Grid, common: Grid, window: Window) -> Window:
+    """The window of an image that covers a window of the common grid."""
+    left = common.left + window.col_off * common.step_x - grid.left
+    top = grid.top - common.top + window.row_off * common.step_y
+    column, row = round(left / grid.step_x), round(top / grid.step_y)
+    width = max(1, round(window.width * common.step_x / grid.step_x))
+    height = max(1, round(window.height * common.step_y / grid.step_y))
+    column, row = min(column, grid.columns - 1), min(row, grid.rows - 1)
+    return Window(column, row, min(width, grid.columns - column), min(height, grid.rows - row))
