@@ -111,11 +111,11 @@ def _convert(arguments: Arguments) -> int:
 
 
 def _pretrain(arguments: Arguments) -> int:
-    from fusmae_jax.config_build import build
+    from fusmae_jax.dino_config import build_any
     from fusmae_jax.experiment import pretrain
 
     arguments.only('config', 'config.*', 'workdir')
-    return pretrain(build(arguments.config()), arguments.text('workdir', 'DIR'))
+    return pretrain(build_any(arguments.config()), arguments.text('workdir', 'DIR'))
 
 
 def _reconstruct(arguments: Arguments) -> int:
@@ -230,6 +230,26 @@ def _encode(arguments: Arguments) -> int:
     )
 
 
+def _linear_probe(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.eval.evaluation_config import LinearProbe
+    from fusmae_jax.eval.probe_command import run_linear_probe
+
+    arguments.only('config', 'config.*', 'workdir')
+    config = from_dict(LinearProbe, arguments.config(default='configs/linear_probe.py'))
+    return run_linear_probe(config, arguments.text('workdir', 'DIR'))
+
+
+def _knn(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.eval.evaluation_config import Knn
+    from fusmae_jax.eval.probe_command import run_knn
+
+    arguments.only('config', 'config.*', 'workdir')
+    config = from_dict(Knn, arguments.config(default='configs/knn.py'))
+    return run_knn(config, arguments.text('workdir', 'DIR'))
+
+
 OPTIONS = (
     *('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype', 'data', 'split'),
     *('batch', 'threads', 'layout', 'out', 'pairs', 'seed', 'processes', 'html', 'checkpoint', 's1', 's2'),
@@ -245,6 +265,8 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'doctor': _doctor,
     'leaks': _leaks,
     'encode': _encode,
+    'linear_probe': _linear_probe,
+    'knn': _knn,
 }
 
 

@@ -10,8 +10,16 @@ Ti for about 60 hours and gives no reconstruction loss to compare with.
 Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
     xae, xad, xaed    early fusion, feature-level fusion, both
     joint             no cross-attention: all tokens through plain blocks
+    multimae          `joint` with MultiMAE's decoders, which attend to the tokens of both sensors, and
+                      without the norms that it lacks; with `_dirichlet` masks this is MultiMAE
     mae_s1, mae_s2    one sensor alone
-    each also with `_consistent` masks (the same patches hidden in both sensors)
+    stack             all bands of both sensors in one token
+    satvit            `stack` with the decoder (384 wide), numerics and loss of SatViT v1: patches normalised
+                      over all their bands, every band of the same weight; on this grid, and with CLS
+    each but the last two also with `_consistent` masks (the same patches hidden in both sensors), which those
+    two have anyway; and xae, xad, xaed, joint and multimae also with
+    `_dirichlet`      masks: as many patches visible in all, in random shares (MultiMAE)
+    `_modality`       masks: as many patches visible in all, but of one sensor only in half of the samples
     b400 (default)    batch 2 x 200: the learning rate is MultiMAE's 1e-4 x 400 / 256
     b200              the paper's "batch size 200" taken as the total; the same learning rate
     native            120 px, patch 8, flips only: no 10 m band is resampled (225 patches a sensor)
@@ -23,17 +31,36 @@ from fusmae_jax.config import Config
 from fusmae_jax.config_build import config_dict
 from fusmae_jax.errors import InputError, nearest
 
+BOTH = ('s1', 's2')
 FUSION = {
-    'xae': ('xae', 'none', ('s1', 's2')),
-    'xad': ('none', 'xad', ('s1', 's2')),
-    'xaed': ('xae', 'xad', ('s1', 's2')),
-    'joint': ('none', 'none', ('s1', 's2')),
+    'xae': ('xae', 'none', BOTH),
+    'xad': ('none', 'xad', BOTH),
+    'xaed': ('xae', 'xad', BOTH),
+    'joint': ('none', 'none', BOTH),
+    'multimae': ('none', 'multimae', BOTH),
     'mae_s1': ('none', 'none', ('s1',)),
     'mae_s2': ('none', 'none', ('s2',)),
+    'stack': ('stack', 'none', BOTH),
+    'satvit': ('stack', 'none', BOTH),
 }
 BATCHES = {'b200': 200, 'b400': 400}
 NATIVE = 'native'
-MODELS = [f'{name}{masks}' for name in FUSION for masks in ('', '_consistent')]
+
+
+def _masks(encoder: str, sensors: tuple[str, ...]) -> tuple[str, ...]:
+    """The strategies that a variant can have, the default first."""
+    if encoder == 'stack':
+        return ('consistent',)
+    joint = ('dirichlet', 'modality') if len(sensors) > 1 else ()
+    return ('independent', 'consistent', *joint)
+
+
+# Variant -> its entry of FUSION and its masks; the default masks of an entry have no suffix.
+MODELS = {
+    f'{name}{f"_{masks}" if i else ""}': (name, masks)
+    for name, (encoder, _, sensors) in FUSION.items()
+    for i, masks in enumerate(_masks(encoder, sensors))
+}
 
 
 def get_config(variant: str = 'xae') -> ml_collections.ConfigDict:
@@ -57,12 +84,32 @@ def get_config(variant: str = 'xae') -> ml_collections.ConfigDict:
     if len(models) > 1:
         raise InputError(f'configs/pretrain.py: {models} cannot be combined; name one of them')
     model = models[0] if models else 'xae'
-    encoder, decoder, sensors = FUSION[model.removesuffix('_consistent')]
+    name, config.masking.strategy = MODELS[model]
+    encoder, decoder, sensors = FUSION[name]
     config.name = ','.join(parts)
     config.model.fusion.encoder = encoder
     config.model.fusion.decoder = decoder
     with config.unlocked():
         config.model.modalities = {name: config.model.modalities[name] for name in sensors}
-    if model.endswith('_consistent'):
-        config.masking.strategy = 'consistent'
+    if name == 'multimae':
+        _multimae(config)
+    elif name == 'satvit':
+        _satvit(config)
     return config
+
+
+def _multimae(config: ml_collections.ConfigDict) -> None:
+    """No norm after the encoder and the decoders; CLS is among what the decoders attend to."""
+    config.model.final_norm = config.model.decoder.final_norm = False
+    config.model.decoder.cls = True
+
+
+def _satvit(config: ml_collections.ConfigDict) -> None:
+    """What SatViT v1 does apart from the stacking; its sensors count by their bands."""
+    config.model.decoder.width, config.model.decoder.depth, config.model.decoder.heads = 384, 2, 6
+    config.model.numerics.norm_eps, config.model.numerics.qkv_bias = 1e-5, False
+    config.loss.norm_pix = True
+    modalities = config.model.modalities.values()
+    bands = sum(len(modality.bands) for modality in modalities)
+    for modality in modalities:
+        modality.loss_weight = len(modality.bands) / bands

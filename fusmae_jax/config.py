@@ -45,8 +45,10 @@ def _paper_modalities() -> dict[str, Modality]:
 class Fusion:
     """Where the sensors meet (section 3 of the paper)."""
 
-    encoder: Literal['xae', 'none'] = 'xae'  # block 1: XAttnEncoder, eqs (2)-(3), or plain self-attention
-    decoder: Literal['xad', 'none'] = 'none'  # XAttnDecoder, eqs (10)-(11), on the latents
+    # Block 1: XAttnEncoder, eqs (2)-(3), or plain self-attention; stack: all bands in one token (SatViT).
+    encoder: Literal['xae', 'none', 'stack'] = 'xae'
+    # XAttnDecoder, eqs (10)-(11), on the latents; multimae: decoders that attend to all sensors' tokens.
+    decoder: Literal['xad', 'none', 'multimae'] = 'none'
     absent: Literal['self', 'bypass', 'zero_image'] = (
         'self'  # what takes the place of a sensor that is not there
     )
@@ -112,10 +114,14 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Section 3.3 of the paper."""
+    """Section 3.3 of the paper, and the masks of MultiMAE."""
 
-    strategy: Literal['independent', 'consistent'] = 'independent'
+    # Fixed counts a sensor: independent, consistent. Counts that vary from sample to sample while their total
+    # is fixed: dirichlet (random shares), modality (a whole sensor hidden at times, else equal shares).
+    strategy: Literal['independent', 'consistent', 'dirichlet', 'modality'] = 'independent'
     ratio: float = 0.75
+    concentration: float = 1.0  # dirichlet: of each sensor's share; 1 makes all shares equally likely
+    hide: float = 0.5  # modality: probability that one of the sensors is hidden as a whole
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,6 +164,14 @@ def check_model(model: Model) -> list[str]:
         problems.append("model.fusion.encoder='xae' needs two modalities or more; use 'none' for one")
     if model.fusion.decoder == 'xad' and len(model.modalities) < 2:
         problems.append("model.fusion.decoder='xad' needs two modalities or more; use 'none' for one")
+    if model.fusion.encoder == 'stack':
+        if len(model.modalities) < 2:
+            problems.append("model.fusion.encoder='stack' needs two modalities or more; use 'none' for one")
+        if model.fusion.decoder != 'none':
+            problems.append(
+                f'model.fusion.decoder={model.fusion.decoder!r} needs tokens of each modality; with '
+                "model.fusion.encoder='stack' a token holds all of them: use 'none'"
+            )
     for name, modality in model.modalities.items():
         problems += _check_modality(name, modality)
     return problems
@@ -190,13 +198,37 @@ def _check_modality(name: str, modality: Any) -> list[str]:
     return problems
 
 
-def _check_run(config: Config) -> list[str]:
+def _check_masking(config: Config) -> list[str]:
     problems = []
-    ratio, patches = config.masking.ratio, config.model.num_patches
+    masking, model = config.masking, config.model
+    ratio, patches, strategy = masking.ratio, model.num_patches, masking.strategy
     if not 0 < ratio < 1 or not 0 < int(patches * (1 - ratio)) < patches:
         problems.append(
             f'masking.ratio={ratio} of {patches} patches: at least one must be visible and one masked'
         )
+    if model.fusion.encoder == 'stack' and strategy != 'consistent':
+        problems.append(
+            f"masking.strategy={strategy!r}: with model.fusion.encoder='stack' a token holds all modalities, "
+            "so they are hidden together; use 'consistent'"
+        )
+    if strategy in ('dirichlet', 'modality') and len(model.modalities) < 2:
+        problems.append(
+            f"masking.strategy={strategy!r} needs two modalities or more; use 'independent' for one"
+        )
+    if strategy == 'modality' and model.fusion.absent == 'zero_image':
+        problems.append(
+            "masking.strategy='modality' leaves no slot for the mean image of a hidden modality; use "
+            "model.fusion.absent='self' or 'bypass'"
+        )
+    if not masking.concentration > 0:
+        problems.append(f'masking.concentration={masking.concentration} must be positive')
+    if not 0 <= masking.hide <= 1:
+        problems.append(f'masking.hide={masking.hide} must be a probability')
+    return problems
+
+
+def _check_run(config: Config) -> list[str]:
+    problems = _check_masking(config)
     low, high = config.augment.crop_scale
     if not 0 < low <= high <= 1:
         problems.append(f'augment.crop_scale={config.augment.crop_scale} must lie in (0, 1], low first')

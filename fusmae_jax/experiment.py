@@ -18,6 +18,7 @@ from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
+from fusmae_jax.dino_config import DinoConfig
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval.during import Pictures, Validation
 from fusmae_jax.input import pipeline
@@ -25,6 +26,7 @@ from fusmae_jax.input.mixture import Mixture, open_train, open_validation
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.step_log import StepLog
+from fusmae_jax.train.dino_setup import make_dino_setup
 from fusmae_jax.train.setup import Setup, make_setup
 from fusmae_jax.train.state import State, init_state
 from fusmae_jax.writers import Writers, progress_bar, trim
@@ -41,7 +43,10 @@ def pretrain(config: Config, workdir: epath.PathLike) -> int:
     """
     workdir = epath.Path(workdir)
     source = open_train(config)
-    setup = make_setup(config, source.contract, len(source))
+    if isinstance(config, DinoConfig):
+        setup = make_dino_setup(config, source.contract, len(source))
+    else:
+        setup = make_setup(config, source.contract, len(source))
     with contextlib.ExitStack() as stack:
         return Run(setup, source, workdir, stack).train()
 

@@ -162,6 +162,8 @@ def load(path: epath.PathLike, step: int | None = None) -> Pretrained:
     checkpoints, step = open_step(path, step)
     try:
         meta = checkpoints.meta(step)
+        if 'dino' in meta['config']:
+            raise InputError(f'{path}: a DINO-MM run; its encoder cannot be loaded by this function yet')
         config = build(meta['config'])
         contract = contracts.from_values(meta['contract'], f'{path}: contract')
         shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))

@@ -30,6 +30,15 @@ def normalise_patches(targets: Patches) -> Float[Array, 'b m p']:
     return centred / jnp.sqrt(variance + NORM_PIX_EPS)
 
 
+def normalise_together(targets: Mapping[str, Patches]) -> dict[str, Float[Array, 'b m _']]:
+    """norm_pix for stacked bands: the patches of all modalities at a place have one mean and variance."""
+    together = Patches(*(jnp.concatenate(parts, axis=2) for parts in zip(*targets.values())))
+    stacked, values, start = normalise_patches(together), {}, 0
+    for name, target in targets.items():
+        values[name] = stacked[..., start : (start := start + target.values.shape[2])]
+    return values
+
+
 def squared_error(
     predictions: Float[Array, 'b m p'], targets: Float[Array, 'b m p'], valid: Bool[Array, 'b m p']
 ) -> tuple[Float[Array, ''], Float[Array, '']]:

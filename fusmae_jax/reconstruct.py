@@ -9,6 +9,8 @@ from etils import epath
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Parallel
+from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reconstruction import Reconstructor, summary
 from fusmae_jax.input.mixture import open_train, open_validation
 from fusmae_jax.train.setup import make_setup
@@ -28,6 +30,8 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
 
     workdir = epath.Path(workdir)
     config = dataclasses.replace(workdirs.read_config(workdir), parallel=Parallel())
+    if isinstance(config, DinoConfig):
+        raise InputError(f'{workdir}: a DINO-MM run reconstructs nothing; this is for masked autoencoders')
     if data_path:
         one = dataclasses.replace(config.data, path=data_path, mixture={})
         config = dataclasses.replace(config, data=one)

@@ -50,6 +50,15 @@ def in_raster_order(
     return panels
 
 
+def in_place(
+    target: np.ndarray, valid: np.ndarray, predictions: np.ndarray, hidden: np.ndarray
+) -> list[Panel]:
+    """Panels from predictions of all patches in raster order, (b, n, p), of which `hidden` (b, n) count."""
+    return [
+        Panel(t, np.where(h[:, None], p, t), v, ~h) for t, v, p, h in zip(target, valid, predictions, hidden)
+    ]
+
+
 def sensor_units(patches: np.ndarray, config: Config, name: str) -> np.ndarray:
     """Normalised patches (n, p) of a modality to an image (rows, columns, bands) in sensor units."""
     mean, std = statistics(config.model.modalities[name])

@@ -9,7 +9,8 @@ from etils import epath
 
 from fusmae_jax import __version__
 from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, to_dict
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.dino_config import DinoConfig, build_any
 from fusmae_jax.errors import InputError, raise_all
 
 CONFIG = 'config.json'
@@ -65,7 +66,7 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG
     if not file.exists():
         raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
-    return build(_load(file))
+    return build_any(_load(file))
 
 
 def _load(file: epath.Path) -> dict[str, Any]:
@@ -88,9 +89,8 @@ CARD = """# {title}
 |---|---|
 | model | {model} |
 | parameters | {parameters:,} |
-| fusion | encoder `{encoder}`, decoder `{decoder}`, absent sensor: `{absent}` |
+| objective | {objective} |
 | input | {modalities}; model grid {rows} x {columns} px, patch {patch} |
-| masking | {strategy}, {ratio:.0%} hidden |
 | data | {dataset} {version}, split `{split}`, {examples:,} pairs, fingerprint `{fingerprint}` |
 | normalisation | {normalisation} |
 | optimisation | AdamW, peak learning rate {learning_rate:g}, batch {batch_size}, {steps:,} steps |
@@ -126,9 +126,7 @@ def model_card(
         title=f'Fus-MAE, {config.name}',
         model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
         parameters=parameters,
-        encoder=model.fusion.encoder,
-        decoder=model.fusion.decoder,
-        absent=model.fusion.absent,
+        objective=_objective(config),
         modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
         rows=model.image_size[0],
         columns=model.image_size[1],
@@ -144,12 +142,20 @@ def model_card(
         steps=setup.total_steps,
         dtype=str(setup.dtype),
         seed=config.seed,
-        strategy=config.masking.strategy,
-        ratio=config.masking.ratio,
         learning_rate=config.optimizer.learning_rate,
         batch_size=config.train.batch_size,
         **losses,
         **versions,
+    )
+
+
+def _objective(config: Config) -> str:
+    if isinstance(config, DinoConfig):
+        return 'DINO-MM: self-distillation over crops of the stacked sensors, one of them dropped at times'
+    fusion, masking = config.model.fusion, config.masking
+    return (
+        f'masked reconstruction, {masking.strategy} masks, {masking.ratio:.0%} hidden; fusion in the encoder '
+        f'`{fusion.encoder}`, in the decoder `{fusion.decoder}`, absent sensor `{fusion.absent}`'
     )
 
 

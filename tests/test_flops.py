@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from fusmae_jax.config_build import resolve
 from fusmae_jax.models import fusmae
+from fusmae_jax.models.slots import sample_slots
 from fusmae_jax.train import flops
 from tests.conftest import cfg, tiny_config
 from tests.helpers import random_order, random_patches
@@ -38,6 +40,46 @@ def test_forward_operations_match_the_compiler(fusion):
     analytic = sum(flops.forward(model, visible).values())
     assert analytic == pytest.approx(counted, rel=0.06)  # softmax, norms and GELU are not counted
     assert analytic < counted
+
+
+@pytest.mark.parametrize(
+    ('fusion', 'joint'),
+    [
+        (('stack', 'none'), False),
+        (('none', 'multimae'), False),
+        (('xae', 'multimae'), True),
+        (('none', 'xad'), True),
+    ],
+)
+def test_the_baselines_match_the_compiler(fusion, joint):
+    model = cfg.Model(width=512, depth=2, heads=8, image_size=(64, 64), patch_size=8, scan=False)
+    decoder = cfg.Decoder(256, 2, 8, cls=joint)
+    model = resolve(dataclasses.replace(model, fusion=cfg.Fusion(*fusion), decoder=decoder))
+    graphdef, visible = fusmae.graph(model), 32 if joint else 16
+    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    patches, order = random_patches(model, 2), random_order(model, 2)
+    slots = sample_slots(
+        jax.random.split(jax.random.key(0), 2),
+        {name: jnp.any(p.valid, axis=2) for name, p in patches.items()},
+        cfg.Masking('dirichlet'),
+        visible,
+    )
+
+    def forward(params, patches, order, slots):
+        module = nnx.merge(graphdef, params)
+        return module.joint(patches, slots)[0] if joint else module(patches, order, visible)[0]
+
+    counted = jax.jit(forward).lower(shapes, patches, order, slots).cost_analysis()['flops'] / 2
+    analytic = sum(flops.forward(model, visible, joint=joint).values())
+    assert analytic == pytest.approx(counted, rel=0.06)
+    assert analytic < counted
+
+
+def test_joint_masks_show_as_many_patches():
+    """The encoder's blocks cost the same; projections and decoders, which see slots of all sensors, more."""
+    fixed, joint = (tiny_config(masking=cfg.Masking(s)) for s in ('independent', 'dirichlet'))
+    assert flops.forward(joint.model, 8, joint=True)['blocks'] == flops.forward(fixed.model, 4)['blocks']
+    assert 1 < flops.train_flops_per_image(joint) / flops.train_flops_per_image(fixed) < 2
 
 
 def test_a_training_step_costs_three_forwards_but_no_gradient_of_pixels():

@@ -14,8 +14,8 @@ from fusmae_jax.input.patchify import unpatchify
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.losses import NORM_PIX_EPS
 from fusmae_jax.parallel.mesh import replicated
-from fusmae_jax.train.objective import reconstructions
-from fusmae_jax.visualize import Panel, in_raster_order
+from fusmae_jax.train.objective import Masked, reconstructions
+from fusmae_jax.visualize import Panel, in_place, in_raster_order
 
 BLOCK = 8  # pixels on the model grid
 MASK_SEED = 2024  # the fixed masks of pictures and summaries
@@ -41,21 +41,35 @@ class Reconstructor:
             batch = jax.device_put(batch, replicated(self._mesh))
             masked, predictions = self._run(params, batch, jax.random.key(MASK_SEED))
         masked, predictions = jax.device_get((masked, predictions))
+        if self._config.loss.norm_pix:
+            predictions = _undo_norm_pix(self._config, masked, predictions)
         panels = {}
         for name, predicted in predictions.items():
             target, valid = masked.patches[name]
-            order = masked.order[name]
-            if self._config.loss.norm_pix:
-                predicted = _undo_norm_pix(predicted, target, order[:, masked.visible :])
-            panels[name] = in_raster_order(target, valid, predicted, order, masked.visible)[: len(records)]
+            if masked.slots is None:
+                found = in_raster_order(target, valid, predicted, masked.order[name], masked.visible)
+            else:
+                hidden = np.asarray(masked.targets(name)[1])
+                found = in_place(target, valid, predicted, hidden)
+            panels[name] = found[: len(records)]
         return panels
 
 
-def _undo_norm_pix(predicted: np.ndarray, target: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+def _undo_norm_pix(
+    config: Config, masked: Masked, predictions: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Each patch back to the mean and deviation of its own target; good for pictures only."""
-    own = np.take_along_axis(target, hidden[..., None], axis=1)
-    deviation = np.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + NORM_PIX_EPS)
-    return predicted * deviation + own.mean(axis=-1, keepdims=True)
+    own = {name: np.asarray(masked.patches[name].values) for name in predictions}
+    if masked.slots is None:
+        hidden = {name: np.asarray(masked.order[name])[:, masked.visible :, None] for name in own}
+        own = {name: np.take_along_axis(x, hidden[name], axis=1) for name, x in own.items()}
+    if config.model.fusion.encoder == 'stack':
+        own = dict.fromkeys(own, np.concatenate(list(own.values()), axis=-1))
+    return {
+        name: predicted * np.sqrt(own[name].var(axis=-1, ddof=1, keepdims=True) + NORM_PIX_EPS)
+        + own[name].mean(axis=-1, keepdims=True)
+        for name, predicted in predictions.items()
+    }
 
 
 def errors(panel: Panel, config: Config) -> dict[str, float]:

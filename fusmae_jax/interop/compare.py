@@ -13,7 +13,7 @@ import rich.console
 import rich.table
 
 from fusmae_jax.config import Config
-from fusmae_jax.errors import InputError
+from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.interop.differences import TOLERANCE, Row, run, run_bfloat16
 from fusmae_jax.interop.files import read_state
 from fusmae_jax.interop.importers import import_weights
@@ -30,6 +30,7 @@ def compare(config: Config, *, weights: str = '', dtype: str = 'float32', as_jso
     """
     if dtype not in (*TOLERANCE, 'bfloat16'):
         raise InputError(f'--dtype={dtype}: valid: {", ".join([*TOLERANCE, "bfloat16"])}')
+    check_family(config)
     try:
         import torch
     except ImportError as error:
@@ -53,6 +54,23 @@ def compare(config: Config, *, weights: str = '', dtype: str = 'float32', as_jso
     else:
         _print(settings, rows)
     return 0 if all(row.ok for row in rows) else 1
+
+
+def check_family(config: Config) -> None:
+    """Raises InputError for members of the family that the PyTorch reference does not have."""
+    has = {
+        'model.fusion.encoder': (config.model.fusion.encoder, ('xae', 'none')),
+        'model.fusion.decoder': (config.model.fusion.decoder, ('xad', 'none')),
+        'masking.strategy': (config.masking.strategy, ('independent', 'consistent')),
+    }
+    raise_all(
+        'the PyTorch reference does not have this model',
+        [
+            f'{path}={value!r}; it has {", ".join(known)}'
+            for path, (value, known) in has.items()
+            if value not in known
+        ],
+    )
 
 
 def _print(settings: dict[str, Any], rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""The light MAE decoder of one modality, eq. (9), on tokens in shuffled order."""
+"""The light MAE decoder of one stream of tokens, eq. (9), on tokens in shuffled order."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ class Decoder(nnx.Module):
     positions are gathered by index, and the predictions are the slice behind the visible tokens.
     """
 
-    def __init__(self, model: Model, name: str, policy: Policy, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, patch_dim: int, policy: Policy, *, rngs: nnx.Rngs):
         settings = model.decoder
         self.model, self.policy = nnx.static(model), nnx.static(policy)
         self.project = linear(model.width, settings.width, policy, rngs=rngs)
@@ -31,7 +31,7 @@ class Decoder(nnx.Module):
             )
         if settings.final_norm:
             self.norm = layer_norm(settings.width, policy, rngs=rngs)
-        self.predict = linear(settings.width, model.patch_dim(name), policy, rngs=rngs)
+        self.predict = linear(settings.width, patch_dim, policy, rngs=rngs)
 
     def __call__(
         self,
@@ -39,16 +39,18 @@ class Decoder(nnx.Module):
         valid: Bool[Array, 'b k'],
         order: Int[Array, 'b n'],
         cls: Float[Array, 'b d'] | None = None,
+        hidden: Bool[Array, 'b m'] | None = None,
         *,
         capture: bool = False,
     ) -> tuple[Float[Array, 'b m p'], dict[str, Array]]:
-        """Predictions (b, n - k, rows * columns * bands) for `order[:, k:]`, in the wide type.
+        """Predictions (b, m, rows * columns * bands) for `order[:, k:]`, in the wide type.
 
         Args:
             latents: of the visible patches `order[:, :k]`.
-            valid: False for visible slots that hold nothing; they are not attended to.
-            order: permutation of the raster indices, visible ones first.
+            valid: False for visible slots that hold nothing here; they are not attended to.
+            order: raster index of each token, the visible slots first, then the mask tokens.
             cls: the CLS latent; takes part, without a position, when `decoder.cls` is set.
+            hidden: False for mask tokens that stand for nothing hidden; they are not attended to.
             capture: also return each block's tokens.
         """
         settings, wide = self.model.decoder, self.policy.wide
@@ -58,7 +60,8 @@ class Decoder(nnx.Module):
         mask_tokens = jnp.broadcast_to(self.mask_token[...].astype(wide), (batch, masked, settings.width))
         x = jnp.concatenate([self.project(latents).astype(wide), mask_tokens], axis=1)
         x = x + jnp.take(table, order, axis=0, mode='clip')
-        valid = jnp.concatenate([valid, jnp.ones((batch, masked), bool)], axis=1)
+        hidden = jnp.ones((batch, masked), bool) if hidden is None else hidden
+        valid = jnp.concatenate([valid, hidden], axis=1)
         if settings.cls and cls is not None:
             x = jnp.concatenate([x, self.project(cls[:, None]).astype(wide)], axis=1)
             valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)

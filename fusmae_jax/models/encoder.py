@@ -13,10 +13,11 @@ from fusmae_jax.models.blocks import Block, run_stack, stack
 from fusmae_jax.models.fusion import XAttnEncoder
 from fusmae_jax.models.layers import Policy, layer_norm, linear
 from fusmae_jax.models.posembed import sincos_2d
+from fusmae_jax.models.streams import streams
 
 
 class Encoder(nnx.Module):
-    """Patches of any non-empty subset of the modalities to tokens, eqs (1)-(8).
+    """Patches of any non-empty subset of the modalities (or all of them stacked) to tokens, eqs (1)-(8).
 
     A strided convolution is a matrix product for each patch, so visible patches are gathered first and
     only those are projected. Block 1 is XAttnEncoder, after which CLS is appended (eq. 6), or a plain
@@ -26,7 +27,7 @@ class Encoder(nnx.Module):
     def __init__(self, model: Model, policy: Policy, *, rngs: nnx.Rngs):
         self.model, self.policy = nnx.static(model), nnx.static(policy)
         self.patch = nnx.Dict(
-            {name: linear(model.patch_dim(name), model.width, policy, rngs=rngs) for name in model.modalities}
+            {name: linear(size, model.width, policy, rngs=rngs) for name, size in streams(model).items()}
         )
         if model.positions == 'learned':
             table = jax.random.truncated_normal(rngs(), -2, 2, (model.num_patches, model.width), policy.wide)
@@ -68,13 +69,13 @@ class Encoder(nnx.Module):
         """Encodes patches.
 
         Args:
-            patches: flattened patches (rows, columns, bands) of each modality that is there.
+            patches: flattened patches (rows, columns, bands) of each stream that is there.
             valid: False for slots that hold nothing; no token attends to them.
             ids: raster index of each patch; None when all patches come in raster order.
             capture: also return intermediates.
 
         Returns:
-            Tokens of each modality, the CLS token, and named intermediates (empty without `capture`).
+            Tokens of each stream, the CLS token, and named intermediates (empty without `capture`).
         """
         wide = self.policy.wide
         stages: dict[str, Array] = {}
@@ -85,24 +86,71 @@ class Encoder(nnx.Module):
             tokens[name] = projected + jnp.broadcast_to(position, projected.shape)
             stages |= {f'patch/{name}': projected, f'tokens/{name}': tokens[name]}
         names = list(tokens)
-        batch = tokens[names[0]].shape[0]
-        cls = jnp.broadcast_to(self.cls[...].astype(wide), (batch, 1, self.model.width))
-        slots = jnp.concatenate([*(valid[name] for name in names), jnp.ones((batch, 1), bool)], axis=1)
+        cls = self._cls(tokens[names[0]])
+        slots = jnp.concatenate([*(valid[name] for name in names), jnp.ones(cls.shape[:2], bool)], axis=1)
 
         if self.model.fusion.encoder == 'xae':
             x, inner = self.block1(tokens, valid)
             x = jnp.concatenate([x, cls], axis=1)
         else:
             x, inner = self.block1(jnp.concatenate([*tokens.values(), cls], axis=1), slots)
-        stages |= {'block1': x} | {f'block1/{key}': value for key, value in inner.items()}
+        x, rest = self._after_block1(x, inner, slots, capture)
+        # Static slices; jnp.split would do, but the lengths are known only modality by modality.
+        latents, start = {}, 0
+        for name in names:
+            latents[name] = x[:, start : (start := start + tokens[name].shape[1])]
+        stages |= rest | {f'latents/{name}': z for name, z in latents.items()} | {'cls': x[:, -1]}
+        return latents, x[:, -1], stages if capture else {}
+
+    def joint(
+        self,
+        patches: Mapping[str, Float[Array, 'b k _']],
+        own: Mapping[str, Bool[Array, 'b k']],
+        position: Int[Array, 'b k'],
+        *,
+        capture: bool = False,
+    ) -> tuple[Float[Array, 'b k d'], Float[Array, 'b d'], dict[str, Array]]:
+        """Encodes a joint sequence, whose slots belong to one modality or another from sample to sample.
+
+        Every modality's projection runs over all slots, and each slot keeps its own: a small price beside the
+        blocks, which see K tokens and no more.
+
+        Args:
+            patches: for each modality what each slot holds, were it one of that modality's.
+            own: which slots are.
+            position: raster index of the patch of each slot.
+            capture: also return intermediates.
+
+        Returns:
+            The tokens of the slots, the CLS token, and named intermediates (empty without `capture`).
+        """
+        x = self.positions(position, position.shape[1])
+        for name, values in patches.items():
+            x = x + jnp.where(own[name][..., None], self.patch[name](values).astype(self.policy.wide), 0)
+        stages, cls = {'tokens': x}, self._cls(x)
+        valid = jnp.any(jnp.stack(list(own.values())), axis=0)
+        slots = jnp.concatenate([valid, jnp.ones(cls.shape[:2], bool)], axis=1)
+
+        if self.model.fusion.encoder == 'xae':
+            x, inner = self.block1.joint(x, own)
+            x = jnp.concatenate([x, cls], axis=1)
+        else:
+            x, inner = self.block1(jnp.concatenate([x, cls], axis=1), slots)
+        x, rest = self._after_block1(x, inner, slots, capture)
+        stages |= rest | {'latents': x[:, :-1], 'cls': x[:, -1]}
+        return x[:, :-1], x[:, -1], stages if capture else {}
+
+    def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b 1 d']:
+        return jnp.broadcast_to(self.cls[...].astype(self.policy.wide), (len(tokens), 1, self.model.width))
+
+    def _after_block1(
+        self, x: Float[Array, 'b n d'], inner: Mapping[str, Array], slots: Bool[Array, 'b n'], capture: bool
+    ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
+        """The blocks after the first and the final norm; the intermediates of all blocks."""
+        stages = {'block1': x} | {f'block1/{key}': value for key, value in inner.items()}
         if self.model.depth > 1:
             x, inner = run_stack(self.blocks, x, slots, self.model, capture=capture)
             stages |= {f'blocks/{key}': value for key, value in inner.items()}
         if self.model.final_norm:
             x = self.norm(x)
-        # Static slices; jnp.split would do, but the lengths are known only modality by modality.
-        latents, start = {}, 0
-        for name in names:
-            latents[name] = x[:, start : (start := start + tokens[name].shape[1])]
-        stages |= {f'latents/{name}': z for name, z in latents.items()} | {'cls': x[:, -1]}
-        return latents, x[:, -1], stages if capture else {}
+        return x, stages

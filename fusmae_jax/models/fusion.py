@@ -3,6 +3,9 @@
 Both take any number of modalities; each attends to the tokens of all the others (for two, eq. (4)). A
 modality is absent where all of its slots are invalid; `absent` says what then takes its place as the
 partner of the others: `self` gives CA(x, x), `bypass` no cross-attention term.
+
+The `joint` methods take a joint sequence, whose slots belong to one modality or another from sample to
+sample: every direction runs over all slots, with the keys of the others, and each slot keeps its own.
 """
 
 from collections.abc import Mapping
@@ -49,6 +52,15 @@ def context_of(
     )
 
 
+def joint_keys(name: str, own: Valid, absent: str) -> Bool[Array, 'b k']:
+    """Which slots of a joint sequence the tokens of `name` attend to; the rule of `context_of`."""
+    others = [valid for key, valid in own.items() if key != name]
+    keys = jnp.any(jnp.stack(others), axis=0) if others else jnp.zeros_like(own[name])
+    if absent != 'self':
+        return keys
+    return jnp.where(jnp.any(keys, axis=1, keepdims=True), keys, own[name])
+
+
 class XAttnEncoder(nnx.Module):
     """The first encoder block of Fus-MAE: fus = x + CA(x, others), out = fus + MLP(fus), eqs (2)-(3).
 
@@ -77,6 +89,20 @@ class XAttnEncoder(nnx.Module):
             fused.append(x + attended.astype(x.dtype))
             inner |= {f'{key}/{name}': value for key, value in qk.items()}
         x = jnp.concatenate(fused, axis=1)
+        return x + self.mlp(self.norm(x)).astype(x.dtype), inner
+
+    def joint(
+        self, x: Float[Array, 'b k d'], own: Valid
+    ) -> tuple[Float[Array, 'b k d'], dict[str, Float[Array, 'b k h e']]]:
+        """The same over a joint sequence; `own` says which slots hold a token of each modality."""
+        x = constrain_batch(x)
+        total, inner = jnp.zeros_like(x), dict[str, Array]()
+        for name, mine in own.items():
+            cross = self.cross['shared' if 'shared' in self.cross else name]
+            attended, qk = cross(x, x, joint_keys(name, own, self.absent))
+            total = jnp.where(mine[..., None], attended.astype(x.dtype), total)
+            inner |= {f'{key}/{name}': value for key, value in qk.items()}
+        x = x + total
         return x + self.mlp(self.norm(x)).astype(x.dtype), inner
 
 
@@ -111,3 +137,7 @@ class XAttnDecoder(nnx.Dict[FusedLatents]):
             name: self[name](z, *context_of(name, latents, valid, self.absent))[0]
             for name, z in latents.items()
         }
+
+    def joint(self, latents: Float[Array, 'b k d'], own: Valid) -> dict[str, Float[Array, 'b k d']]:
+        """The same over a joint sequence; of the result for a modality only its own slots mean anything."""
+        return {name: self[name](latents, latents, joint_keys(name, own, self.absent))[0] for name in own}

@@ -1,7 +1,7 @@
 """Fus-MAE: encoder, feature-level fusion and decoders; pretraining forward and unmasked encoding."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,16 @@ from fusmae_jax.models.decoder import Decoder
 from fusmae_jax.models.encoder import Encoder
 from fusmae_jax.models.fusion import XAttnDecoder
 from fusmae_jax.models.layers import Policy
+from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
+from fusmae_jax.models.slots import Slots, hidden_patches, own_slots
+from fusmae_jax.models.streams import STACK, split_stack, stack_patches, streams
 
 
 class Encoded(NamedTuple):
     """What `FusMAE.encode` returns."""
 
-    tokens: dict[str, Float[Array, 'b n d']]  # of the modalities that were given, in raster order
+    # Of the modalities that were given, in raster order; the same ones for each where they are stacked.
+    tokens: dict[str, Float[Array, 'b n d']]
     cls: Float[Array, 'b d']
     pooled: Float[Array, 'b d']  # mean over the valid patch tokens of those modalities
     stages: dict[str, Array]  # named intermediates, empty unless asked for
@@ -38,10 +42,19 @@ def _mean_image(
     return values, {name: v | gone[name][:, None] for name, v in valid.items()}
 
 
-class FusMAE(nnx.Module):
-    """The model family of the paper: XAE, XAD, XAE&D, joint self-attention and the unimodal MAE.
+def _mean_token(tokens: Mapping[str, Array], valid: Mapping[str, Array]) -> Float[Array, 'b d']:
+    """The mean over the valid tokens of all streams."""
+    dtype = next(iter(tokens.values())).dtype
+    weights = jnp.concatenate([valid[name] for name in tokens], axis=1).astype(dtype)[..., None]
+    total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1)
 
-    Which one is decided by `model.fusion` and the number of `model.modalities`.
+
+class FusMAE(nnx.Module):
+    """The model family of the paper and its baselines.
+
+    XAE, XAD, XAE&D, joint self-attention, the unimodal MAE, SatViT's stacked bands, MultiMAE's decoders:
+    `model.fusion` and the number of `model.modalities` say which.
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -50,7 +63,13 @@ class FusMAE(nnx.Module):
         self.encoder = Encoder(model, policy, rngs=rngs)
         if model.fusion.decoder == 'xad':
             self.xad = XAttnDecoder(model, policy, rngs=rngs)
-        self.decoders = nnx.Dict({name: Decoder(model, name, policy, rngs=rngs) for name in model.modalities})
+
+        def decoder(name: str, size: int) -> nnx.Module:
+            if model.fusion.decoder == 'multimae':
+                return MultiMaeDecoder(model, name, policy, rngs=rngs)
+            return Decoder(model, size, policy, rngs=rngs)
+
+        self.decoders: Any = nnx.Dict({name: decoder(name, size) for name, size in streams(model).items()})
 
     def __call__(
         self,
@@ -59,18 +78,42 @@ class FusMAE(nnx.Module):
         visible: int,
         *,
         capture: bool = False,
-    ) -> tuple[dict[str, Float[Array, 'b m p']], dict[str, Array]]:
+    ) -> tuple[dict[str, Float[Array, 'b m _']], dict[str, Array]]:
         """Encodes the visible patches and predicts the masked ones.
 
         Args:
             patches: all patches of every modality.
-            order: a permutation of the raster indices for each modality, visible ones first.
+            order: a permutation of the raster indices for each modality, visible ones first. Stacked
+                modalities must have the same one.
             visible: how many come first.
             capture: also return named intermediates.
 
         Returns:
             Predictions for `order[name][:, visible:]`, and the intermediates (empty without `capture`).
         """
+        values, valid, ids, order = self._visible(patches, order, visible)
+        latents, cls, stages = self.encoder(values, valid, ids, capture=capture)
+        if self.model.fusion.decoder == 'xad':
+            latents = self.xad(latents, valid)
+            stages |= {f'xad/{name}': z for name, z in latents.items()} if capture else {}
+        context = join(latents, valid, ids, cls) if self.model.fusion.decoder == 'multimae' else None
+        predictions, start = {}, 0
+        for name, z in latents.items():
+            if context is None:
+                found = self.decoders[name](z, valid[name], order[name], cls, capture=capture)
+            else:
+                part = slice(start, start := start + visible)
+                found = self.decoders[name](context, part, order[name][:, visible:], capture=capture)
+            predictions[name], inner = found
+            stages |= {f'decoders/{name}/{key}': value for key, value in inner.items()}
+        if self.model.fusion.encoder == 'stack':
+            predictions = split_stack(self.model, predictions[STACK])
+        return predictions, stages
+
+    def _visible(
+        self, patches: Mapping[str, Patches], order: Mapping[str, Array], visible: int
+    ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array], Mapping[str, Array]]:
+        """Of each stream: the visible patches, which of them hold anything, their ids, the whole order."""
         # In the order of the configuration: jit sorts the keys of the dicts that it is given.
         patches = {name: patches[name] for name in self.model.modalities}
         ids = {name: order[name][:, :visible] for name in patches}
@@ -78,18 +121,53 @@ class FusMAE(nnx.Module):
             name: Patches(_take(p.values, ids[name]), _take(p.valid, ids[name]))
             for name, p in patches.items()
         }
+        if self.model.fusion.encoder == 'stack':
+            first = next(iter(patches))
+            stacked, there = stack_patches(self.model, taken)
+            return {STACK: stacked}, {STACK: there}, {STACK: ids[first]}, {STACK: order[first]}
         valid = {name: jnp.any(p.valid, axis=2) for name, p in taken.items()}
         values = {name: p.values for name, p in taken.items()}
         if self.model.fusion.absent == 'zero_image':
             gone = {name: ~jnp.any(p.valid, axis=(1, 2)) for name, p in patches.items()}
             values, valid = _mean_image(values, valid, gone)
-        latents, cls, stages = self.encoder(values, valid, ids, capture=capture)
+        return values, valid, ids, order
+
+    def joint(
+        self, patches: Mapping[str, Patches], slots: Slots, *, capture: bool = False
+    ) -> tuple[dict[str, Float[Array, 'b n _']], dict[str, Array]]:
+        """Encodes the patches in the slots of a joint sequence and predicts every patch.
+
+        Args:
+            patches: all patches of every modality.
+            slots: which of them are visible.
+            capture: also return named intermediates.
+
+        Returns:
+            Predictions in raster order, of which only those of hidden patches mean anything (see
+            `slots.hidden_patches`), and the intermediates (empty without `capture`).
+        """
+        names, count = list(self.model.modalities), self.model.num_patches
+        own, hidden = own_slots(slots, names), hidden_patches(slots, names, count)
+        values = {name: _take(patches[name].values, slots.position) for name in names}
+        if self.model.fusion.absent == 'zero_image':
+            gone = {name: ~jnp.any(patches[name].valid, axis=(1, 2)) for name in names}
+            values, _ = _mean_image(values, own, gone)
+        latents, cls, stages = self.encoder.joint(values, own, slots.position, capture=capture)
+        fused = dict.fromkeys(names, latents)
         if self.model.fusion.decoder == 'xad':
-            latents = self.xad(latents, valid)
-            stages |= {f'xad/{name}': z for name, z in latents.items()} if capture else {}
+            fused = self.xad.joint(latents, own)
+            stages |= {f'xad/{name}': z for name, z in fused.items()} if capture else {}
+        every = jnp.broadcast_to(jnp.arange(count, dtype=slots.position.dtype)[None], hidden[names[0]].shape)
+        order = jnp.concatenate([slots.position, every], axis=1)
         predictions = {}
-        for name, z in latents.items():
-            predictions[name], inner = self.decoders[name](z, valid[name], order[name], cls, capture=capture)
+        for name, decoder in self.decoders.items():
+            if self.model.fusion.decoder == 'multimae':
+                context = Context(latents, own, slots.position, cls)
+                part = slice(0, latents.shape[1])
+                found = decoder(context, part, every, hidden[name], capture=capture)
+            else:
+                found = decoder(fused[name], own[name], order, cls, hidden[name], capture=capture)
+            predictions[name], inner = found
             stages |= {f'decoders/{name}/{key}': value for key, value in inner.items()}
         return predictions, stages
 
@@ -105,6 +183,11 @@ class FusMAE(nnx.Module):
                 f'encode needs one or more of {list(self.model.modalities)}, got {list(patches)}'
             )
         given = {name: patches[name] for name in self.model.modalities if name in patches}
+        if self.model.fusion.encoder == 'stack':
+            stacked, there = stack_patches(self.model, given)
+            latents, cls, stages = self.encoder({STACK: stacked}, {STACK: there}, capture=capture)
+            pooled = _mean_token(latents, {STACK: there})
+            return Encoded(dict.fromkeys(given, latents[STACK]), cls, pooled, stages)
         values = {name: p.values for name, p in given.items()}
         valid = {name: jnp.any(p.valid, axis=2) for name, p in given.items()}
         pool_valid = dict(valid)
@@ -121,10 +204,7 @@ class FusMAE(nnx.Module):
             values = {name: values[name] for name in self.model.modalities}
         tokens, cls, stages = self.encoder(values, valid, capture=capture)
         tokens = {name: tokens[name] for name in given}
-        weights = jnp.concatenate([pool_valid[name] for name in given], axis=1).astype(cls.dtype)[..., None]
-        total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
-        pooled = total / jnp.maximum(jnp.sum(weights, axis=1), 1)
-        return Encoded(tokens, cls, pooled, stages)
+        return Encoded(tokens, cls, _mean_token(tokens, pool_valid), stages)
 
 
 def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict:

@@ -8,6 +8,8 @@ import jax
 
 from fusmae_jax.config import Config, Model
 from fusmae_jax.models.masking import num_visible
+from fusmae_jax.models.slots import JOINT, num_slots
+from fusmae_jax.models.streams import streams
 
 # bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets.
 PEAK_BF16 = {
@@ -34,35 +36,70 @@ def block(tokens: int, width: int, mlp_ratio: float) -> float:
 
 def cross_block(queries: int, context: int, width: int, mlp_ratio: float) -> float:
     """Cross-attention of some queries to a context, and the MLP on the queries."""
-    linear = queries * width**2 * (2 + 2 * mlp_ratio) + 2 * context * width**2
-    return 2 * (linear + 2 * queries * context * width)
+    linear = 2 * queries * width**2 + 2 * context * width**2
+    return 2 * (linear + 2 * queries * context * width) + mlp(queries, width, mlp_ratio)
 
 
-def forward(model: Model, visible: int) -> dict[str, float]:
-    """Operations of one image's pretraining forward pass, part by part."""
-    count, names = len(model.modalities), list(model.modalities)
-    n, d, ratio, dec = model.num_patches, model.width, model.mlp_ratio, model.decoder
-    fused = sum(cross_block(visible, max(count - 1, 1) * visible, d, ratio) for _ in names)
-    tokens = count * visible + 1
-    decoder_tokens = n + int(dec.cls)
+def mlp(tokens: int, width: int, ratio: float) -> float:
+    """The two layers of an MLP."""
+    return 4 * tokens * width**2 * ratio
+
+
+def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, float]:
+    """Operations of one image's pretraining forward pass, part by part.
+
+    Args:
+        model: with its sizes filled in.
+        visible: patches of each stream of tokens, or slots of a joint sequence.
+        joint: whether the sensors share one sequence of slots. Projections and cross-attention then run
+            over all slots for every sensor, and each decoder sees all slots and a mask token for every patch.
+    """
+    names, d, ratio = streams(model), model.width, model.mlp_ratio
+    count = len(names)
+    seen = visible if joint else count * visible
+    if joint:
+        cross = count * cross_block(visible, visible, d, ratio)
+        block1 = cross - (count - 1) * mlp(visible, d, ratio)  # one MLP on all slots
+    else:
+        cross = block1 = count * cross_block(visible, max(count - 1, 1) * visible, d, ratio)
+    one = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
+    masked = model.num_patches - (0 if joint else visible)
     return {
-        'patch': sum(2.0 * visible * model.patch_dim(name) * d for name in names),
-        'block1': fused if model.fusion.encoder == 'xae' else block(tokens, d, ratio),
-        'blocks': (model.depth - 1) * block(tokens, d, ratio),
-        'xad': fused if model.fusion.decoder == 'xad' else 0.0,
-        'decoders': sum(
-            2.0 * (visible + int(dec.cls)) * d * dec.width
-            + dec.depth * block(decoder_tokens, dec.width, ratio)
-            + 2.0 * (n - visible) * dec.width * model.patch_dim(name)
-            for name in names
-        ),
+        'patch': sum(2.0 * visible * size * d for size in names.values()),
+        'block1': block1 if model.fusion.encoder == 'xae' else block(seen + 1, d, ratio),
+        'blocks': (model.depth - 1) * block(seen + 1, d, ratio),
+        'xad': cross if model.fusion.decoder == 'xad' else 0.0,
+        'decoders': sum(one(model, size, visible, masked, seen) for size in names.values()),
     }
+
+
+def mae_decoder(model: Model, patch_dim: int, visible: int, masked: int, seen: int) -> float:
+    """One decoder on its visible tokens and its mask tokens; `seen` by the encoder matters not here."""
+    dec, cls = model.decoder, int(model.decoder.cls)
+    return (
+        2.0 * (visible + cls) * model.width * dec.width
+        + dec.depth * block(visible + masked + cls, dec.width, model.mlp_ratio)
+        + 2.0 * masked * dec.width * patch_dim
+    )
+
+
+def multimae_decoder(model: Model, patch_dim: int, visible: int, masked: int, seen: int) -> float:
+    """One decoder whose visible and mask tokens attend to all the tokens that the encoder has seen."""
+    dec, context = model.decoder, seen + int(model.decoder.cls)
+    return (
+        2.0 * context * model.width * dec.width
+        + cross_block(visible + masked, context, dec.width, model.mlp_ratio)
+        + dec.depth * block(visible + masked, dec.width, model.mlp_ratio)
+        + 2.0 * masked * dec.width * patch_dim
+    )
 
 
 def train_flops_per_image(config: Config) -> float:
     """Operations of forward and backward for one image, recomputation not counted."""
-    visible = num_visible(config.model.num_patches, config.masking)
-    parts = forward(config.model, visible)
+    model, joint = config.model, config.masking.strategy in JOINT
+    visible = num_visible(model.num_patches, config.masking)
+    slots = num_slots(model.num_patches, len(model.modalities), config.masking)
+    parts = forward(model, slots if joint else visible, joint=joint)
     # No gradient flows into the pixels, so the patch projection has half a backward pass.
     return 3 * sum(parts.values()) - parts['patch']
 

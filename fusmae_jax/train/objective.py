@@ -20,6 +20,7 @@ from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.models import fusmae, masking
+from fusmae_jax.models.slots import JOINT, Slots, hidden_patches, num_slots, sample_slots
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -42,8 +43,17 @@ class Masked(NamedTuple):
     """A masked batch: what the model is given and what it has to predict."""
 
     patches: dict[str, Patches]
-    order: dict[str, Array]  # (b, n), visible patches first
-    visible: int
+    order: dict[str, Array]  # (b, n), visible patches first; empty for a joint sequence
+    visible: int  # of each sensor, or of all of them in a joint sequence
+    slots: Slots | None = None  # the joint sequence, where the strategy draws one
+
+    def targets(self, name: str) -> tuple[Patches, Array | None]:
+        """What has to be predicted of a modality; and which of it, (b, m), is hidden at all (None: all)."""
+        patches = self.patches[name]
+        if self.slots is None:
+            return losses.masked_targets(patches, self.order[name], self.visible), None
+        hidden = hidden_patches(self.slots, list(self.patches), patches.values.shape[1])[name]
+        return Patches(patches.values, patches.valid & hidden[..., None]), hidden
 
 
 def sample_keys(key: Array, positions: Array) -> tuple[Array, Array]:
@@ -58,7 +68,10 @@ def masked_inputs(
 ) -> Callable[[Batch, Array], Masked]:
     """The traceable function from a raw batch and a key to patches and masks."""
     prepare = {prefix: make_prepare(config, part, augment) for prefix, part in contract.each.items()}
-    visible = masking.num_visible(config.model.num_patches, config.masking)
+    joint = config.masking.strategy in JOINT
+    count, sensors = config.model.num_patches, len(config.model.modalities)
+    visible = masking.num_visible(count, config.masking)
+    slots = num_slots(count, sensors, config.masking)
 
     def masked(batch: Batch, key: Array) -> Masked:
         parts = []
@@ -68,7 +81,13 @@ def masked_inputs(
             parts.append((one(own, geometry), mask))
         patches, mask = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
         patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
-        return Masked(patches, masking.sample_order(mask, patch_valid, config.masking), visible)
+        if not joint:
+            return Masked(patches, masking.sample_order(mask, patch_valid, config.masking), visible)
+        if config.model.fusion.absent == 'zero_image':
+            # The mean image of a sensor that is not there is as good as any other.
+            gone = {name: ~jnp.any(v, axis=1, keepdims=True) for name, v in patch_valid.items()}
+            patch_valid = {name: v | gone[name] for name, v in patch_valid.items()}
+        return Masked(patches, {}, slots, sample_slots(mask, patch_valid, config.masking, slots))
 
     return masked
 
@@ -85,13 +104,20 @@ def interleave(*parts: Array) -> Array:
 def reconstructions(
     config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike
 ) -> Callable[[Any, Batch, Array], tuple[Masked, dict[str, Array]]]:
-    """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p)."""
+    """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p).
+
+    Predictions of a joint sequence are those of all patches in raster order.
+    """
     inputs = masked_inputs(config, contract, augment)
     graphdef = fusmae.graph(config.model, dtype)
 
     def forward(params: Any, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
         masked = inputs(batch, key)
-        predictions, _ = nnx.merge(graphdef, params)(masked.patches, masked.order, masked.visible)
+        model = nnx.merge(graphdef, params)
+        if masked.slots is None:
+            predictions, _ = model(masked.patches, masked.order, masked.visible)
+        else:
+            predictions, _ = model.joint(masked.patches, masked.slots)
         return masked, predictions
 
     return forward
@@ -104,13 +130,19 @@ def error_sums(
 
     `counted` (b,) leaves out the rows where it is False.
     """
+    norm, together = config.loss.norm_pix, dict[str, Array]()
+    if norm and config.model.fusion.encoder == 'stack':
+        together = losses.normalise_together({name: masked.targets(name)[0] for name in predictions})
     sums, shares = {}, {}
     for name, predicted in predictions.items():
-        targets = losses.masked_targets(masked.patches[name], masked.order[name], masked.visible)
-        values = losses.normalise_patches(targets) if config.loss.norm_pix else targets.values
+        targets, hidden = masked.targets(name)
+        values = losses.normalise_patches(targets) if norm and not together else targets.values
+        values = together.get(name, values)
         valid = targets.valid if counted is None else targets.valid & counted[:, None, None]
         sums[name] = losses.squared_error(predicted, values, valid)
         shares[name] = jnp.mean(valid, dtype=jnp.float32)
+        if hidden is not None:  # of all patches, so that it has to be set against those that are hidden
+            shares[name] /= jnp.maximum(jnp.mean(hidden, dtype=jnp.float32), 1 / hidden.size)
     return sums, shares
 
 

@@ -1,0 +1,51 @@
+"""Linear probe of a pretrained encoder on BigEarthNet-MM: S1, S2 and both, with 1 %, 10 % and all labels.
+
+Features are extracted once, then a head is trained for each learning rate and seed in one compiled program
+and settled on the validation split. The paper says 1 % of the labels, 20 epochs and a batch of 128; the
+learning rate is swept because it does not say it. Extraction takes most of the time: three passes over
+519,284 pairs, and three more for each baseline that has weights.
+
+    python main.py linear_probe --config=configs/linear_probe.py --workdir=runs/xae_probe \\
+        --config.data.path=data_dir/bigearthnet_mm/1.0.0 --config.encoder.checkpoint=runs/xae
+
+writes rows-linear.jsonl, differences-linear.jsonl, features/ and heads/ into the workdir; a rerun reads the
+features.
+
+Variants, joined with commas:
+    paper         mean of the patch tokens, 1 % of the labels (five draws x three seeds)
+    features      every pooled feature, each with and without batch norm
+    sen12ms       ten classes, one a record, on the hold-out scenes
+"""
+
+import ml_collections
+
+from fusmae_jax.config_build import config_dict
+from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval.evaluation_config import POOLED, LinearProbe
+
+VARIANTS = ('paper', 'features', 'sen12ms')
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+    """Every field of `LinearProbe`."""
+    config = config_dict(LinearProbe())
+    config.data.path = 'data_dir/bigearthnet_mm/1.0.0'
+    for part in variant.split(',') if variant else []:
+        if part == 'paper':
+            config.labels.fractions = (0.01,)
+        elif part == 'features':
+            config.features, config.batch_norm = POOLED, (False, True)
+        elif part == 'sen12ms':
+            sen12ms(config)
+        else:
+            raise InputError(f'configs/linear_probe.py: no variant {part!r}; {nearest(part, VARIANTS)}')
+    return config
+
+
+def sen12ms(config: ml_collections.ConfigDict) -> None:
+    """Another data set: its labels, its scenes, its own statistics (top-of-atmosphere reflectance)."""
+    config.data.path = 'data_dir/sen12ms/1.0.0'
+    config.data.labels, config.data.kind = 'igbp10_single', 'single_label'
+    config.intervals.cluster = 'scene'
+    config.encoder.stats = 'dataset'
+    config.encoder.accept = ('level', 'resolution')  # L1C; an image covers 2.56 km

@@ -1,0 +1,210 @@
+"""Settings of a DINO-MM run: pretraining with crops, a head and a teacher instead of masks and decoders.
+
+Defaults are those of DINO-MM's published code (ViT-S/8, 12 + 2 stacked bands). `build` makes a checked
+DinoConfig from an ml_collections file, as `config_build.build` makes a Config.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fusmae_jax import config as cfg
+from fusmae_jax import config_build
+from fusmae_jax.config import Config
+from fusmae_jax.errors import nearest, raise_all
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+    """Random crops of one size. `blur` and `solarize` are probabilities: one for all crops, or one each."""
+
+    count: int
+    size: int  # pixels, after resampling
+    scale: tuple[float, float]  # share of the image area
+    blur: tuple[float, ...]
+    solarize: tuple[float, ...] = (0.0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distortion:
+    """Radiometric augmentation of one crop, on a scale where 0 and 255 are mean - 2 std and mean + 2 std."""
+
+    jitter: float = 0.8  # probability of brightness and contrast, together
+    brightness: float = 0.4  # factor in [1 - x, 1 + x]
+    contrast: float = 0.4  # the same, about the mean of each band in the crop
+    gray: float = 0.2  # probability of the mean over all bands of all sensors
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize_below: float = 128.0  # x becomes 255 - x below this
+    sensor_drop: float = 0.5  # probability that one of the sensors, each as likely, is 0 as a whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """The projection head: an MLP, an L2 norm, and a last layer whose columns have length 1."""
+
+    out_dim: int = 65_536
+    hidden: int = 2048
+    bottleneck: int = 256
+    layers: int = 3  # linear layers of the MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Dino:
+    """What DINO-MM adds to a pretraining run."""
+
+    global_crops: Crops = dataclasses.field(
+        default_factory=lambda: Crops(2, 112, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2))
+    )
+    local_crops: Crops = dataclasses.field(default_factory=lambda: Crops(8, 48, (0.05, 0.4), (0.5,)))
+    distortion: Distortion = dataclasses.field(default_factory=Distortion)
+    quantile_clip: tuple[float, float] = (0.01, 0.99)  # each image and band, before the crops; (0, 1) is off
+    quantile_clip_modality: str = 's1'  # '' is off
+    head: Head = dataclasses.field(default_factory=Head)
+    drop_path: float = 0.1  # of the student's last block; rises linearly from 0 at the first
+    position_offset: float = 0.1  # patches, in the scale of interpolated positions, as in DINO's code
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    centre_momentum: float = 0.9
+    teacher_momentum: float = 0.996  # at the start; 1 at the end, along a half cosine
+    final_learning_rate: float = 1e-6
+    final_weight_decay: float = 0.4  # `optimizer.weight_decay` is that of the start
+    freeze_last_layer_epochs: float = 1.0  # a float, so that a part of an epoch can be given
+
+
+def _model() -> cfg.Model:
+    """ViT-S/8 over stacked bands; statistics of Sentinel-1 are those of DINO-MM's code."""
+    paper = cfg.Model().modalities
+    s1 = cfg.Modality(
+        bands=('VH', 'VV'),
+        sensor='s1',
+        mean=(-19.22, -12.59),
+        std=(5.42, 5.04),
+        statistics_from='the code of DINO-MM',
+    )
+    return cfg.Model(
+        modalities={'s2': paper['s2'], 's1': s1},
+        image_size=(224, 224),  # the grid of the learned positions; crops interpolate them
+        patch_size=8,
+        size='S',
+        positions='learned',
+        fusion=cfg.Fusion(encoder='stack'),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoConfig(Config):
+    """Everything a DINO-MM run needs.
+
+    Of `augment` only `crop_ratio`, `hflip` and `vflip` count; `masking`, `loss` and `model.decoder` mean
+    nothing.
+    """
+
+    name: str = 'pretrain_dino_mm'
+    data: cfg.Data = dataclasses.field(default_factory=lambda: cfg.Data(normalisation='mean_2sigma'))
+    model: cfg.Model = dataclasses.field(default_factory=_model)
+    masking: cfg.Masking = dataclasses.field(default_factory=lambda: cfg.Masking(strategy='consistent'))
+    optimizer: cfg.Optimizer = dataclasses.field(
+        default_factory=lambda: cfg.Optimizer(
+            learning_rate=5e-4, b2=0.999, weight_decay=0.04, warmup_epochs=10.0, clip_norm=3.0
+        )
+    )
+    train: cfg.Train = dataclasses.field(
+        default_factory=lambda: cfg.Train(batch_size=256, compute_dtype='float32')
+    )
+    log: cfg.Log = dataclasses.field(default_factory=lambda: cfg.Log(images_every_steps=0))
+    dino: Dino = dataclasses.field(default_factory=Dino)
+
+
+def build(values: Mapping[str, Any]) -> DinoConfig:
+    """The checked configuration, with the model size filled in; raises InputError with what is wrong."""
+    config = config_build.from_dict(DinoConfig, values)
+    shared = {key: value for key, value in config_build.to_dict(config).items() if key != 'dino'}
+    config_build.build(shared)  # raises for what no run can use
+    config = dataclasses.replace(config, model=config_build.resolve(config.model))
+    raise_all('config: these settings cannot be used', [*_check_run(config), *_check_dino(config.dino)])
+    return config
+
+
+def _check_run(config: DinoConfig) -> list[str]:
+    problems = []
+    default = DinoConfig()
+    for path, found, wanted in (
+        ('model.fusion.encoder', config.model.fusion.encoder, 'stack'),
+        ('model.positions', config.model.positions, 'learned'),
+        ('model.final_norm', config.model.final_norm, True),
+        ('data.normalisation', config.data.normalisation, 'mean_2sigma'),
+        ('augment.crop', config.augment.crop, True),
+        ('optimizer.decay_all', config.optimizer.decay_all, False),
+        ('data.val_split', config.data.val_split, ''),  # there is no held-out loss without masks
+        ('log.images_every_steps', config.log.images_every_steps, 0),  # and nothing is reconstructed
+        ('augment.crop_scale', config.augment.crop_scale, default.augment.crop_scale),  # dino.*_crops.scale
+    ):
+        if found != wanted:
+            problems.append(f'{path}={found!r}: DINO-MM needs {wanted!r}')
+    for name in ('masking', 'loss'):
+        if getattr(config, name) != getattr(default, name):
+            problems.append(f'{name}: DINO-MM has no masks and reconstructs nothing; leave it as it is')
+    patch = config.model.patch_size
+    for name, crops in _crops(config.dino):
+        if crops.size < 1 or crops.size % patch:
+            problems.append(f'{name}.size={crops.size} is not a multiple of model.patch_size={patch}')
+    modality = config.dino.quantile_clip_modality
+    if modality and modality not in config.model.modalities:
+        hint = nearest(modality, config.model.modalities)
+        problems.append(f'dino.quantile_clip_modality={modality!r}; {hint}')
+    return problems
+
+
+def _check_dino(dino: Dino) -> list[str]:
+    problems = []
+    for name, crops in _crops(dino):
+        low, high = crops.scale
+        if not 0 < low <= high <= 1:
+            problems.append(f'{name}.scale={crops.scale} must lie in (0, 1], low first')
+        for field in ('blur', 'solarize'):
+            values = getattr(crops, field)
+            if len(values) not in (1, crops.count) or not all(0 <= x <= 1 for x in values):
+                problems.append(f'{name}.{field}={values} must be one probability, or {crops.count}')
+    if dino.global_crops.count < 2 or dino.local_crops.count < 1:
+        problems.append('dino.global_crops.count must be at least 2, dino.local_crops.count at least 1')
+    probabilities = {f'dino.distortion.{x}': getattr(dino.distortion, x) for x in _PROBABILITIES}
+    probabilities |= {
+        'dino.teacher_momentum': dino.teacher_momentum,
+        'dino.centre_momentum': dino.centre_momentum,
+    }
+    for path, value in probabilities.items():
+        if not 0 <= value <= 1:
+            problems.append(f'{path}={value} must lie in [0, 1]')
+    low, high = dino.quantile_clip
+    if not 0 <= low < high <= 1:
+        problems.append(f'dino.quantile_clip={dino.quantile_clip} must lie in [0, 1], low first')
+    low, high = dino.distortion.blur_sigma
+    if not 0 < low <= high:
+        problems.append(
+            f'dino.distortion.blur_sigma={dino.distortion.blur_sigma} must be positive, low first'
+        )
+    if not 0 <= dino.drop_path < 1:
+        problems.append(f'dino.drop_path={dino.drop_path} must lie in [0, 1)')
+    for path, value in (
+        ('dino.student_temperature', dino.student_temperature),
+        ('dino.teacher_temperature', dino.teacher_temperature),
+        *((f'dino.head.{field}', value) for field, value in dataclasses.asdict(dino.head).items()),
+    ):
+        if not value > 0:
+            problems.append(f'{path}={value} must be positive')
+    for path in ('final_learning_rate', 'final_weight_decay', 'freeze_last_layer_epochs'):
+        if not getattr(dino, path) >= 0:
+            problems.append(f'dino.{path}={getattr(dino, path)} must be at least 0')
+    return problems
+
+
+_PROBABILITIES = ('jitter', 'brightness', 'contrast', 'gray', 'sensor_drop')
+
+
+def _crops(dino: Dino) -> tuple[tuple[str, Crops], ...]:
+    return ('dino.global_crops', dino.global_crops), ('dino.local_crops', dino.local_crops)
+
+
+def build_any(values: Mapping[str, Any]) -> Config:
+    """The checked configuration of any pretraining run: DINO-MM where it has a `dino` group."""
+    return build(values) if 'dino' in values else config_build.build(values)

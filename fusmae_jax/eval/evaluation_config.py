@@ -1,0 +1,178 @@
+"""The settings of `linear_probe` and `knn`, and the impossible ones among them."""
+
+import dataclasses
+from typing import Literal
+
+from fusmae_jax.errors import nearest, raise_all
+
+RANDOM, BANDS, PRIOR = 'random', 'bands', 'prior'
+BASELINES = (RANDOM, BANDS, PRIOR)
+METRICS = {
+    'multi_label': ('ap_micro', 'ap_macro', 'f1_micro', 'f1_macro'),
+    'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
+}
+POOLED = ('mean_patch', 'mean_all', 'concat_per_sensor', 'cls', 'last4_cls')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A converted data set with labels."""
+
+    path: str = ''  # a folder written by `convert`
+    train_split: str = 'train'
+    val_split: str = 'val'  # settles the sweep
+    test_split: str = 'test'  # looked at once, with what was settled
+    labels: str = 'labels_19'  # the label field: one number a class, 0 or 1
+    kind: Literal['multi_label', 'single_label'] = 'multi_label'
+    threads: int = 4
+    prefetch: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What turns images into features; its weights never change."""
+
+    checkpoint: str = ''  # a working directory or one checkpoint; 'random' or 'bands' for a baseline alone
+    baselines: tuple[str, ...] = BASELINES  # beside it: untrained weights, band statistics, class shares
+    like: str = ''  # the checkpoint whose architecture and statistics 'random' takes; '' is `checkpoint`
+    seed: int = 0  # of the untrained weights
+    name: str = ''  # in the results; '' takes the name of the pretraining configuration
+    modalities: tuple[tuple[str, ...], ...] = (('s1',), ('s2',), ('s1', 's2'))  # each a run of its own
+    absent: Literal['', 'self', 'bypass', 'zero_image'] = ''  # '' is the rule that the model was trained by
+    stats: Literal['checkpoint', 'dataset'] = 'checkpoint'  # dataset: those measured while converting it
+    absent_bands: Literal['error', 'mean'] = 'error'
+    accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
+    batch: int = 64  # images at once; rounded up to a multiple of the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """How many labels there are to learn from: the lists stored beside the data set."""
+
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    draw: Literal['random', 'stratified', 'dino_mm'] = 'random'
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # one run each, for fractions below 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """95 % intervals by cluster bootstrap over the test split."""
+
+    cluster: str = 's2_scene'  # the index field that names the scene, tile or region of a record
+    replicates: int = 1000  # 0: no intervals
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """A linear head on frozen features; the paper's 20 epochs of 128, the rest of which it does not say."""
+
+    data: Task = dataclasses.field(default_factory=Task)
+    encoder: Encoder = dataclasses.field(default_factory=Encoder)
+    labels: Labels = dataclasses.field(default_factory=Labels)
+    intervals: Intervals = dataclasses.field(default_factory=Intervals)
+    features: tuple[str, ...] = ('mean_patch',)
+    batch_norm: tuple[bool, ...] = (False,)  # True: affine-free, with the statistics of the labelled records
+    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    weight_decays: tuple[float, ...] = (0.0,)
+    decay: Literal['decoupled', 'l2'] = 'decoupled'  # l2: half the squared kernel, in the loss
+    head_seeds: tuple[int, ...] = (0, 1, 2)  # of the initial kernel; the batch order is the same for all
+    epochs: float = 20.0
+    batch_size: int = 128
+    label_smoothing: float = 0.1  # single_label only
+    metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
+    preset: str = 'paper'
+
+
+@dataclasses.dataclass(frozen=True)
+class Knn:
+    """Scores from the labels of the nearest training records; nothing is trained or settled."""
+
+    data: Task = dataclasses.field(default_factory=Task)
+    encoder: Encoder = dataclasses.field(default_factory=Encoder)
+    labels: Labels = dataclasses.field(default_factory=Labels)
+    intervals: Intervals = dataclasses.field(default_factory=Intervals)
+    features: tuple[str, ...] = ('mean_patch',)
+    standardise: bool = False  # by the labelled records; band statistics, which have units, always are
+    k: int = 20
+    temperature: float = 0.07  # a neighbour of cosine s counts exp(s / temperature)
+    preset: str = 'paper'
+
+
+def metric_of(config: LinearProbe) -> str:
+    """The metric that settles a sweep."""
+    return config.metric or METRICS[config.data.kind][0]
+
+
+def check(config: LinearProbe | Knn) -> None:
+    """Raises InputError with every setting that is impossible whatever the data hold."""
+    problems = _encoder(config.encoder) + _labels(config.labels)
+    if not config.data.path:
+        problems.append("data.path='': give the folder of a converted data set")
+    for name in config.features:
+        if name not in POOLED:
+            problems.append(f'features: {name!r}; {nearest(name, POOLED)}')
+    if not config.features:
+        problems.append('features is empty: name at least one')
+    if config.intervals.replicates < 0:
+        problems.append(f'intervals.replicates={config.intervals.replicates} must be at least 0')
+    problems += _probe(config) if isinstance(config, LinearProbe) else _knn(config)
+    raise_all('config: these settings cannot be used', problems)
+
+
+def _encoder(encoder: Encoder) -> list[str]:
+    problems = []
+    if not encoder.checkpoint:
+        problems.append(f"encoder.checkpoint='': give a working directory, {RANDOM!r} or {BANDS!r}")
+    if encoder.checkpoint == RANDOM and not encoder.like:
+        problems.append(f'encoder.checkpoint={RANDOM!r} needs encoder.like: whose architecture?')
+    for name in encoder.baselines:
+        if name not in BASELINES:
+            problems.append(f'encoder.baselines: {name!r}; {nearest(name, BASELINES)}')
+    if RANDOM in encoder.baselines and encoder.checkpoint == BANDS and not encoder.like:
+        problems.append(f'encoder.baselines: {RANDOM!r} needs encoder.like: whose architecture?')
+    if not encoder.modalities or not all(encoder.modalities):
+        problems.append(f'encoder.modalities={encoder.modalities} must be lists of one modality or more')
+    if twice := [names for names in encoder.modalities if len(set(names)) < len(names)]:
+        problems.append(f'encoder.modalities: {twice[0]} names one twice')
+    if encoder.batch < 1:
+        problems.append(f'encoder.batch={encoder.batch} must be at least 1')
+    return problems
+
+
+def _labels(labels: Labels) -> list[str]:
+    problems = []
+    if not labels.fractions or not all(0 < fraction <= 1 for fraction in labels.fractions):
+        problems.append(f'labels.fractions={labels.fractions} must be shares in (0, 1]')
+    if not labels.seeds and min(labels.fractions, default=1) < 1:
+        problems.append('labels.seeds is empty: name at least one draw')
+    return problems
+
+
+def _probe(config: LinearProbe) -> list[str]:
+    problems = []
+    for name, least in (('learning_rates', 1e-30), ('weight_decays', 0.0), ('head_seeds', 0)):
+        values = getattr(config, name)
+        if not values or min(values) < least:
+            kind = 'positive' if least else 'at least 0'
+            problems.append(f'{name}={values} must be a list of numbers, each {kind}')
+        if len(set(values)) < len(values):
+            problems.append(f'{name}={values} has a number twice')
+    if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
+        problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
+    if metric_of(config) not in METRICS[config.data.kind]:
+        problems.append(f'metric={config.metric!r}; {nearest(config.metric, METRICS[config.data.kind])}')
+    if config.epochs <= 0 or config.batch_size < 1:
+        problems.append(f'epochs={config.epochs} and batch_size={config.batch_size} must be positive')
+    if not 0 <= config.label_smoothing < 1:
+        problems.append(f'label_smoothing={config.label_smoothing} must lie in [0, 1)')
+    return problems
+
+
+def _knn(config: Knn) -> list[str]:
+    problems = []
+    if config.k < 1:
+        problems.append(f'k={config.k} must be at least 1')
+    if not config.temperature > 0:
+        problems.append(f'temperature={config.temperature} must be positive')
+    return problems

@@ -1,0 +1,213 @@
+"""Pooled features against the model, band statistics against NumPy, and what a stored file may answer."""
+
+import dataclasses
+import functools
+import operator
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fusmae_jax import inference
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.evaluation_config import POOLED, Encoder, Task
+from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
+from fusmae_jax.eval.systems import fingerprint, fit, open_system
+from fusmae_jax.input import contract as contracts
+from fusmae_jax.input.index import read_index
+from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.source import Source
+from fusmae_jax.models.fusmae import graph
+from tests.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint
+
+opened = functools.cache(open_system)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return archive(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, data):
+    return checkpoint(tmp_path_factory.mktemp('run'), data)
+
+
+@pytest.fixture(scope='module')
+def settings(run):
+    return Encoder(checkpoint=run, batch=16)
+
+
+def extractor(data, settings, modalities, names=POOLED, kind=None):
+    one = Encoder(checkpoint=settings.checkpoint, absent=settings.absent)
+    system = opened(kind or settings.checkpoint, one)
+    return Extractor(system, Task(path=str(data), labels='labels'), modalities, names, settings)
+
+
+@pytest.fixture(scope='module')
+def both(data, settings):
+    return extractor(data, settings, ('s1', 's2'))
+
+
+@pytest.fixture(scope='module')
+def radar(data, settings):
+    return extractor(data, settings, ('s1',))
+
+
+def encoded(data, run, modalities, split='val'):
+    """What the model gives for a whole split at once, and its patches."""
+    model, source = inference.load(run), Source(str(data), split, ())
+    config = fit(model, source.contract, modalities, Encoder(), 'here').config
+    source.fields = tuple(fields(config, source.contract))
+    batch = {name: np.stack([source[i][name] for i in range(len(source))]) for name in source.fields}
+    patches = jax.jit(make_prepare(config, source.contract, None))(batch, None)
+    encode = jax.jit(lambda params: nnx.merge(graph(model.config.model), params).encode(patches))
+    return encode(model.params), patches
+
+
+@pytest.mark.parametrize('modalities', [('s1', 's2'), ('s1',)])
+def test_pooled_features_are_the_tokens_of_the_model(data, run, both, radar, modalities):
+    found = (both if len(modalities) > 1 else radar)('val')
+    expected, patches = encoded(data, run, modalities)
+    close = {'rtol': 1e-4, 'atol': 1e-5}
+    keep = found['cls'].valid
+    assert keep.sum() == SIZES['val'] - (modalities == ('s1',))
+    tokens = {name: np.asarray(z) for name, z in expected.tokens.items()}
+    valid = {name: np.asarray(patches[name].valid).any(axis=2)[..., None] for name in tokens}
+    np.testing.assert_allclose(found['mean_patch'].values[keep], expected.pooled[keep], **close)
+    np.testing.assert_allclose(found['cls'].values[keep], expected.cls[keep], **close)
+    count = sum(v.sum(axis=1) for v in valid.values())
+    with_cls = (np.asarray(expected.pooled) * count + np.asarray(expected.cls)) / (count + 1)
+    np.testing.assert_allclose(found['mean_all'].values[keep], with_cls[keep], **close)
+    each = [(z * valid[n]).sum(axis=1) / np.maximum(valid[n].sum(axis=1), 1) for n, z in tokens.items()]
+    np.testing.assert_allclose(found['concat_per_sensor'].values[keep], np.hstack(each)[keep], **close)
+    for name, feature in found.items():
+        assert feature.values.dtype == np.float32
+        assert (feature.values[~keep] == 0).all()
+        assert feature.values.shape[1] == 32 * {'concat_per_sensor': len(modalities), 'last4_cls': 4}.get(
+            name, 1
+        )
+
+
+def _cls(graphdef, params, patches):
+    return nnx.merge(graphdef, params).encode(patches).cls
+
+
+def test_last_four_cls_are_those_of_shallower_models(data, run, both):
+    found = both('val')['last4_cls'].values.reshape(-1, 4, 32)
+    model, (_, patches) = inference.load(run), encoded(data, run, ('s1', 's2'))
+    blocks = model.params['encoder']['blocks']
+    for depth in (3, 5):
+        shallow = dataclasses.replace(model.config.model, depth=depth)
+        params = {**model.params, 'encoder': dict(model.params['encoder'])}
+        params['encoder']['blocks'] = jax.tree.map(operator.itemgetter(slice(depth - 1)), blocks)
+        encode = jax.jit(functools.partial(_cls, graph(shallow)))
+        cls = encode(params, patches)
+        np.testing.assert_allclose(found[:, depth - 2], cls, rtol=1e-4, atol=1e-5)
+
+
+def test_four_blocks_are_needed_for_that(data, tmp_path):
+    shallow = checkpoint(tmp_path, data, depth=3)
+    with pytest.raises(InputError, match='needs four blocks, pretrain has 3'):
+        extractor(data, Encoder(checkpoint=shallow), ('s1',), ('last4_cls',))
+
+
+def test_the_batch_changes_nothing_and_the_last_one_may_be_partial(data, settings, both):
+    other = extractor(data, dataclasses.replace(settings, batch=3), ('s2', 's1'), ('mean_patch',))
+    assert both.batch == 16 and other.batch == 8  # a multiple of the eight devices
+    for split, count in SIZES.items():
+        found = both(split)['mean_patch'].values
+        assert found.shape == (count, 32)
+        np.testing.assert_allclose(other(split)['mean_patch'].values, found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_of_a_split_has_the_features_of_its_records(both):
+    np.testing.assert_allclose(
+        both('val[5:15]')['cls'].values, both('val')['cls'].values[5:15], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_rule_for_absent_modalities_decides(data, settings, radar):
+    own = radar('test')['mean_patch'].values
+    for rule in ('bypass', 'zero_image'):
+        other = extractor(data, dataclasses.replace(settings, absent=rule), ('s1',), ('mean_patch',))
+        assert np.abs(other('test')['mean_patch'].values - own).max() > 1e-3
+
+
+def test_no_two_things_are_stored_in_one_file(data, settings, tmp_path):
+    def file(split='val', modalities=('s1',), kind=None, **changes):
+        ready = extractor(data, dataclasses.replace(settings, **changes), modalities, ('cls',), kind)
+        return str(ready._file(split, ready.names[0], tmp_path)[0])
+
+    files = [
+        *(file(), file('test'), file('val[:5]'), file(modalities=('s2',)), file(modalities=('s1', 's2'))),
+        *(file(absent='bypass'), file(kind='random'), file(kind='bands'), file(stats='dataset')),
+    ]
+    assert len(set(files)) == len(files)
+    assert file(batch=8) == files[0]
+    assert file(modalities=('s2', 's1')) == file(modalities=('s1', 's2'))
+
+
+def test_a_rerun_reads_what_is_stored(data, settings, both, tmp_path):
+    first = both('val', tmp_path)
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(files) == len(POOLED)
+    again = extractor(data, settings, ('s1', 's2'))
+    again._extract = lambda split: pytest.fail('extracted again')
+    second = again('val', tmp_path)
+    for name in POOLED:
+        np.testing.assert_array_equal(second[name].values, first[name].values)
+        np.testing.assert_array_equal(second[name].valid, first[name].valid)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == files
+    damaged = next(iter(files))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(InputError, match='cannot be read'):
+        both('val', tmp_path)
+
+
+def test_a_fingerprint_is_of_architecture_and_weights(run):
+    model = inference.load(run)
+    own = fingerprint(model)
+    assert own == fingerprint(inference.load(run))
+    params = jax.tree.map(lambda x: x, model.params)
+    params['encoder']['cls'] = params['encoder']['cls'].at[0].add(1e-7)
+    assert fingerprint(inference.Pretrained(model.config, model.contract, params, 'float32')) != own
+    other = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, final_norm=False))
+    assert fingerprint(inference.Pretrained(other, model.contract, model.params, 'float32')) != own
+
+
+def test_random_weights_are_others_of_the_same_architecture(run, settings):
+    one = Encoder(checkpoint=run)
+    trained, fresh = opened(run, one), opened('random', one)
+    assert fresh.model.config == trained.model.config
+    assert jax.tree.map(np.shape, fresh.model.params) == jax.tree.map(np.shape, trained.model.params)
+    assert fresh.fingerprint != trained.fingerprint
+    # The architecture of another checkpoint, without looking at its weights.
+    again = open_system('random', Encoder(checkpoint='bands', like=run))
+    assert fresh.fingerprint == again.fingerprint
+    assert len(trained.seen.names.id) == 10 and not len(fresh.seen.names.id)
+
+
+def test_band_statistics_are_those_of_numpy(data, settings):
+    found = extractor(data, settings, ('s1', 's2'), (), 'bands')('val')[BAND_STATISTICS]
+    contract = contracts.read(data)
+    source = Source(str(data), 'val', tuple(contract.groups))
+    assert found.values.shape == (SIZES['val'], 2 * 14) and found.valid.all()
+    for i in range(len(source)):
+        record = source[i]
+        pixels = [record[name].astype(np.float64) for name in contract.groups]
+        means, stds = (np.concatenate([f(x, axis=(0, 1)) for x in pixels]) for f in (np.mean, np.std))
+        expected = np.nan_to_num(np.concatenate([means, stds]))
+        np.testing.assert_allclose(found.values[i], expected, rtol=1e-4)
+    alone = extractor(data, settings, ('s1',), (), 'bands')('val')[BAND_STATISTICS]
+    assert alone.values.shape == (SIZES['val'], 4)
+    names = read_index(data, 'val', ['name'])['name']
+    assert names[~alone.valid].tolist() == [NO_RADAR.encode()]
+
+
+def test_what_does_not_fit_is_refused(data, settings):
+    with pytest.raises(InputError, match="'s3' is not in the model"):
+        extractor(data, settings, ('s3',))
+    with pytest.raises(InputError, match="'s3' is not in"):
+        extractor(data, settings, ('s3',), (), 'bands')

@@ -1,0 +1,52 @@
+import jax
+import numpy as np
+import pytest
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.late_fusion import LateFusion, side_by_side
+from fusmae_jax.inference import Pretrained
+from fusmae_jax.models.fusmae import init_params
+from tests.conftest import cfg, tiny_config, tiny_model
+from tests.helpers import CONTRACT
+
+UNITS = {'s1': 'dB', 's2': 'DN'}
+
+
+@pytest.fixture(scope='module')
+def models():
+    found = {}
+    for seed, (name, modality) in enumerate(cfg.Model().modalities.items()):
+        config = tiny_config(model=tiny_model('none', 'none', modalities={name: modality}, depth=1))
+        params = jax.jit(lambda key, m=config.model: init_params(m, key))(jax.random.key(seed))
+        found[name] = Pretrained(config, CONTRACT, params, 'float32')
+    return found
+
+
+def test_two_encoders_side_by_side(models):
+    rng = np.random.default_rng(0)
+    images = {'s2': rng.uniform(1, 4000, (3, 32, 32, 12)), 's1': rng.normal(-13, 5, (3, 32, 32, 2))}
+    both = LateFusion(models).encode(images, units=UNITS)
+    apart = {name: models[name].encode({name: images[name]}, units=UNITS) for name in models}
+    assert list(both.tokens) == ['s1', 's2'] and both.cls.shape == both.pooled.shape == (3, 64)
+    for i, (name, one) in enumerate(apart.items()):
+        columns = slice(32 * i, 32 * (i + 1))
+        np.testing.assert_array_equal(both.pooled[:, columns], one.pooled)
+        np.testing.assert_array_equal(both.cls[:, columns], one.cls)
+        np.testing.assert_array_equal(both.tokens[name], one.tokens[name])
+    alone = LateFusion(models).encode({'s2': images['s2']}, units=UNITS)
+    np.testing.assert_array_equal(alone.pooled, apart['s2'].pooled)
+
+
+def test_what_does_not_fit_is_refused(models):
+    fused = LateFusion(models)
+    images = {'s1': np.full((2, 32, 32, 2), -13.0), 's2': np.full((3, 32, 32, 12), 900.0)}
+    with pytest.raises(InputError, match='number of images'):
+        fused.encode(images, units=UNITS)
+    with pytest.raises(InputError, match="images\\['s3'\\] has no encoder"):
+        fused.encode({'s3': images['s1']}, units=UNITS)
+    with pytest.raises(InputError, match='empty'):
+        fused.encode({}, units=UNITS)
+    with pytest.raises(InputError, match='at least one'):
+        LateFusion({})
+    with pytest.raises(InputError, match=r'\[2, 3\] records'):
+        side_by_side([np.zeros((2, 4)), np.zeros((3, 4))])

@@ -1,0 +1,188 @@
+"""The vmapped sweep against single heads and scikit-learn; what settles a head, and what cannot."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import linear_probe
+from fusmae_jax.eval.linear_probe import Heads, Recipe
+
+RATES, DECAYS, SEEDS = (1e-3, 1e-2), (0.0, 0.1), (0, 7)
+
+
+def land_cover(records, width=24, classes=5, seed=0):
+    """Features and multi-hot labels that a linear head can learn in part."""
+    rng = np.random.default_rng(seed)
+    truth = np.random.default_rng(99).normal(0, 1.2, (width, classes)) / np.sqrt(width)
+    features = rng.normal(0, 1, (records, width)).astype(np.float32)
+    noise = rng.logistic(0, 0.5, (records, classes))
+    return features, (features @ truth * 2 - 0.7 + noise > 0).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames='l2')
+def one_step(head, state, x, y, rate, decay, l2):
+    def objective(head):
+        z = x @ head['kernel'] + head['bias']
+        loss = jnp.mean(jnp.logaddexp(0, z) - y * z)
+        return loss + (0.5 * decay * jnp.sum(head['kernel'] ** 2) if l2 else 0)
+
+    mask = {'kernel': True, 'bias': False}
+    optimizer = optax.adamw(rate, b1=0.9, b2=0.999, weight_decay=0.0 if l2 else decay, mask=mask)
+    state = optimizer.init(head) if state is None else state
+    updates, state = optimizer.update(jax.grad(objective)(head), state, head)
+    return optax.apply_updates(head, updates), state
+
+
+def by_hand(features, targets, order, rate, decay, seed, l2):
+    """The same head in a plain loop with optax's own AdamW."""
+    schedule = optax.cosine_decay_schedule(rate, len(order))
+    shape = (features.shape[1], targets.shape[1])
+    head = {'kernel': 0.01 * jax.random.normal(jax.random.key(seed), shape), 'bias': jnp.zeros(shape[1])}
+    state = None
+    for number, ids in enumerate(order):
+        batch = features[ids], targets[ids].astype(np.float32)
+        head, state = one_step(head, state, *batch, schedule(number), decay, l2)
+    return head
+
+
+@pytest.mark.parametrize('decay', ['decoupled', 'l2'])
+def test_every_head_of_a_sweep_equals_one_trained_alone(decay):
+    features, targets = land_cover(300)
+    recipe = Recipe('multi_label', decay)
+    swept = linear_probe.points(RATES, DECAYS, SEEDS)
+    order = linear_probe.batch_order(300, 32, 6)
+    heads = linear_probe.train(features, targets, order, swept, recipe)
+    assert heads.kernel.shape == (24, 8, 5) and heads.bias.shape == (8, 5)
+    for point, (rate, weight, seed) in enumerate(zip(*swept)):
+        alone = by_hand(features, targets, order, rate, weight, int(seed), decay == 'l2')
+        np.testing.assert_allclose(heads.kernel[:, point], alone['kernel'], atol=1e-5)
+        np.testing.assert_allclose(heads.bias[point], alone['bias'], atol=1e-5)
+    # They are different heads.
+    kernels = np.moveaxis(np.asarray(heads.kernel), 1, 0).reshape(8, -1)
+    assert min(np.abs(kernels[i] - kernels[j]).max() for i in range(8) for j in range(i)) > 5e-5
+
+
+@pytest.mark.parametrize('l2', [0.003, 0.03])
+def test_at_equal_l2_it_is_the_logistic_regression_of_scikit_learn(l2):
+    features, targets = land_cover(500)
+    test, truth = land_cover(400, seed=1)
+    swept = linear_probe.points((0.05,), (l2,), (0,))
+    order = linear_probe.batch_order(500, 500, 600)
+    heads = linear_probe.train(features, targets, order, swept, Recipe('multi_label', 'l2'))
+    ours = linear_probe.scores(heads, test, 0)
+    # Ours is the mean over classes too, so one class has the penalty times their number.
+    strength = 1 / (len(features) * targets.shape[1] * l2)
+    models = [LogisticRegression(C=strength, tol=1e-8).fit(features, y) for y in targets.T]
+    theirs = np.stack([model.decision_function(test) for model in models], axis=1)
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    for averaging in ('micro', 'macro'):
+        found, wanted = (average_precision_score(truth, x, average=averaging) for x in (ours, theirs))
+        assert abs(found - wanted) < 5e-4 and wanted > 0.6
+
+
+def test_the_penalty_matters_to_that_comparison():
+    features, targets = land_cover(500)
+    order = linear_probe.batch_order(500, 500, 600)
+    swept = linear_probe.points((0.05,), (0.003, 0.03), (0,))
+    heads = linear_probe.train(features, targets, order, swept, Recipe('multi_label', 'l2'))
+    test, _ = land_cover(400, seed=1)
+    assert np.abs(linear_probe.scores(heads, test, 0) - linear_probe.scores(heads, test, 1)).max() > 0.1
+
+
+def test_batches_show_every_record_once_an_epoch_and_are_always_full():
+    order = linear_probe.batch_order(100, 32, 8)
+    assert order.shape == (25, 32) and order.dtype == np.int32
+    stream = order.ravel().reshape(8, 100)
+    assert (np.sort(stream, axis=1) == np.arange(100)).all()
+    assert len({tuple(epoch) for epoch in stream.tolist()}) == 8
+    np.testing.assert_array_equal(order, linear_probe.batch_order(100, 32, 8))
+    assert linear_probe.batch_order(6, 128, 20).shape == (20, 6)
+    assert linear_probe.batch_order(1000, 128, 0.01).shape == (1, 128)
+
+
+def test_batch_norm_is_that_of_the_training_features():
+    features = np.random.default_rng(0).normal(5, [1, 100, 0.01], (400, 3)).astype(np.float32)
+    features = np.concatenate([features, np.full((400, 1), 3, np.float32)], axis=1)
+    scaled = linear_probe.batch_norm(features)(features)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(scaled[:, :2].std(axis=0), 1, atol=1e-4)
+    # 1e-6 is added to the variance, so what does not vary stays 0.
+    np.testing.assert_allclose(scaled[:, 2].std(), 0.01 / np.sqrt(0.01**2 + 1e-6), rtol=0.05)
+    assert (scaled[:, 3] == 0).all()
+
+
+def test_losses_by_hand(strict):
+    z = jnp.array([[[2.0, -1.0, 0.5]]])
+    y = jnp.array([[1.0, 0.0, 0.0]])
+    sigmoid = 1 / (1 + np.exp(-np.asarray(z[0, 0])))
+    soft_margin = -(np.log(sigmoid[0]) + np.log(1 - sigmoid[1]) + np.log(1 - sigmoid[2])) / 3
+    assert float(linear_probe.loss(z, y, Recipe())[0]) == pytest.approx(soft_margin, rel=1e-6)
+    log_softmax = np.asarray(z[0, 0]) - np.log(np.exp(np.asarray(z[0, 0])).sum())
+    smooth = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    found = linear_probe.loss(z, y, Recipe('single_label', label_smoothing=0.1))
+    assert float(found[0]) == pytest.approx(-smooth @ log_softmax, rel=1e-6)
+
+
+def test_the_compiled_sweep_holds_no_scatter():
+    features, targets = land_cover(64)
+    swept = linear_probe.points(RATES, DECAYS, SEEDS)
+    order = linear_probe.batch_order(64, 16, 2)
+    for recipe in (Recipe(), Recipe('single_label', label_smoothing=0.1)):
+        lowered = linear_probe._train.lower(features, targets.astype(np.float32), order, swept, recipe)
+        assert 'scatter' not in lowered.as_text()
+
+
+def fixed_heads():
+    """Two settings x two seeds; the scores of head i are all i."""
+    swept = linear_probe.points((0.1, 0.2), (0.0,), (3, 4))
+    return Heads(jnp.zeros((1, 4, 1)), jnp.arange(4.0)[:, None]), swept
+
+
+def test_a_setting_is_settled_by_the_mean_over_its_seeds():
+    heads, swept = fixed_heads()
+    values = {0: 0.1, 1: 0.9, 2: 0.6, 3: 0.6}
+    settled = linear_probe.settle(heads, swept, np.ones((2, 1), np.float32), lambda z: values[int(z[0, 0])])
+    assert (settled.learning_rate, settled.weight_decay) == (0.2, 0.0)
+    assert settled.heads == {3: 2, 4: 3} and settled.value == pytest.approx(0.6) and settled.at_edge
+    tied = linear_probe.settle(heads, swept, np.ones((2, 1), np.float32), lambda z: 0.5)
+    assert tied.learning_rate == 0.1 and tied.heads == {3: 0, 4: 1}
+
+
+def test_a_metric_that_is_not_defined_settles_nothing():
+    heads, swept = fixed_heads()
+    with pytest.raises(InputError, match='cannot settle the sweep'):
+        linear_probe.settle(heads, swept, np.ones((2, 1), np.float32), lambda z: float('nan'))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_64_costs_at_most_half_of_64_single_runs():
+    features, targets = land_cover(2700, width=768, classes=19)
+    swept = linear_probe.points(tuple(np.geomspace(1e-4, 1e-1, 8)), (0.0, 0.01), (0, 1, 2, 3))
+    order = linear_probe.batch_order(2700, 128, 4)
+    one = linear_probe.Points(*(x[:1] for x in swept))
+
+    def seconds(points, times):
+        start = time.perf_counter()
+        for _ in range(times):
+            jax.block_until_ready(linear_probe.train(features, targets, order, points, Recipe()))
+        return time.perf_counter() - start
+
+    jax.config.update('jax_disable_most_optimizations', False)
+    try:
+        linear_probe._train.clear_cache()
+        seconds(swept, 1), seconds(one, 1)  # each is compiled once
+        together, alone = (min(seconds(*run) for _ in range(3)) for run in ((swept, 1), (one, 64)))
+        assert linear_probe._train._cache_size() == 2
+    finally:
+        jax.config.update('jax_disable_most_optimizations', True)
+        linear_probe._train.clear_cache()
+    print(f'64 heads together {together:.2f} s, one by one {alone:.2f} s')
+    assert together < 0.5 * alone
