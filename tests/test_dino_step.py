@@ -75,6 +75,7 @@ def test_multi_crop_is_one_step_without_a_scatter():
     assert scatters(lowered, compiled) == []
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree():
     losses, states = {}, {}
     for devices in (1, 8):
