@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fusmae_jax import dino_config as dc
 from fusmae_jax.input.pipeline import POSITION
