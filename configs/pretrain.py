@@ -22,6 +22,7 @@ Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
     `_modality`       masks: as many patches visible in all, but of one sensor only in half of the samples
     b400 (default)    batch 2 x 200: the learning rate is MultiMAE's 1e-4 x 400 / 256
     b200              the paper's "batch size 200" taken as the total; the same learning rate
+    S, L, H           ViT-S/16, ViT-L/16 or ViT-H/14 for the paper's ViT-B/16
     native            120 px, patch 8, flips only: no 10 m band is resampled (225 patches a sensor)
 """
 
@@ -45,6 +46,7 @@ FUSION = {
 }
 BATCHES = {'b200': 200, 'b400': 400}
 NATIVE = 'native'
+SIZES = {'S': 16, 'L': 16, 'H': 14}  # patch size
 
 
 def _masks(encoder: str, sensors: tuple[str, ...]) -> tuple[str, ...]:
@@ -70,17 +72,18 @@ def get_config(variant: str = 'xae') -> ml_collections.ConfigDict:
     config.data.train_split = 'all_minus_val_test'  # 340,737 pairs; the paper's 354,196 cannot be had
     config.data.val_split = 'val[:10000]'
     parts = (variant or 'xae').split(',')
-    models = [part for part in parts if part not in (*BATCHES, NATIVE)]
+    models = [part for part in parts if part not in (*BATCHES, *SIZES, NATIVE)]
     for part in parts:
         if part in BATCHES:
             config.train.batch_size = BATCHES[part]
         elif part == NATIVE:
             config.model.image_size, config.model.patch_size = (120, 120), 8
             config.augment.crop = False
+        elif part in SIZES:
+            config.model.size, config.model.patch_size = part, SIZES[part]
         elif part not in MODELS:
-            raise InputError(
-                f'configs/pretrain.py: no variant {part!r}; {nearest(part, [*MODELS, *BATCHES, NATIVE])}'
-            )
+            known = [*MODELS, *BATCHES, *SIZES, NATIVE]
+            raise InputError(f'configs/pretrain.py: no variant {part!r}; {nearest(part, known)}')
     if len(models) > 1:
         raise InputError(f'configs/pretrain.py: {models} cannot be combined; name one of them')
     model = models[0] if models else 'xae'

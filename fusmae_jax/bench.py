@@ -16,7 +16,6 @@ from fusmae_jax.input.mixture import Mixture, open_train
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
 from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import make_setup
-from fusmae_jax.train.state import init_state
 
 WARMUP, REPEATS = 2, 10
 
@@ -52,7 +51,7 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
     begin = time.perf_counter()
     compiled = setup.lower(size).compile()
     compile_seconds = time.perf_counter() - begin
-    state = init_state(setup.objective, setup.optimizer, setup.mesh, config.seed)
+    state = setup.init_state()
     times = []
     for _ in range(WARMUP + REPEATS):
         begin = time.perf_counter()

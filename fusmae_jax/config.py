@@ -14,6 +14,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
     'S': (384, 12, 6),
     'B': (768, 12, 12),  # the paper's, by its code lineage
     'L': (1024, 24, 16),
+    'H': (1280, 32, 16),  # in MAE with 14 px patches
 }
 
 
@@ -84,7 +85,7 @@ class Model:
     modalities: Mapping[str, Modality] = dataclasses.field(default_factory=_paper_modalities)
     image_size: tuple[int, int] = (224, 224)  # rows, columns of the model grid, in pixels
     patch_size: int = 16
-    size: str = 'B'  # tiny | S | B | L; fills the three fields below where they are 0
+    size: str = 'B'  # tiny | S | B | L | H; fills the three fields below where they are 0
     width: int = 0
     depth: int = 0  # block 1 included
     heads: int = 0
@@ -201,14 +202,27 @@ class Train:
         'auto'  # auto: bfloat16, float32 on CPU
     )
     max_skips: int = 10  # this many non-finite steps in a row stop the run
+    # Micro-batches a step: less memory, the same batch, gradient and randomness.
+    accumulation: int = 1
+    ema: float = 0.0  # decay of an average of the weights, kept beside them; 0 is off
+    compilation_cache: bool = True  # in the working directory: a restart need not compile again
 
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """Mesh axes; -1 takes the devices that are left."""
+    """Mesh axes, of which -1 takes the devices that are left, and the processes of a run.
+
+    Of devices in several slices, `data` spans the slices and `fsdp` stays within one.
+    """
 
     data: int = -1
     fsdp: int = 1
+    # auto: what TPU pods, SLURM, Open MPI or the settings below tell; off: this process alone.
+    distributed: Literal['auto', 'off'] = 'auto'
+    coordinator: str = ''  # address:port of process 0, where nothing tells it
+    num_processes: int = 0
+    process_id: int = -1
+    heartbeat_seconds: int = 100  # a process that is silent for so long counts as lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +231,8 @@ class Checkpoint:
 
     every_steps: int = 1000
     keep: int = 2  # newest ones; the best by validation loss is kept beside them
+    preempt_exit_code: int = 0  # of a run that SIGTERM has stopped; some schedulers restart on others only
+    checksum_every_steps: int = 1000  # compares the parameters of all replicas; 0 is off
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,13 @@ AT_LEAST = {
     'seed': 0,
     'train.steps': 0,
     'train.epochs': 0,
+    'train.accumulation': 1,
+    'train.ema': 0,
+    'parallel.num_processes': 0,
+    'parallel.process_id': -1,
+    'parallel.heartbeat_seconds': 1,
+    'checkpoint.preempt_exit_code': 0,
+    'checkpoint.checksum_every_steps': 0,
     'log.num_images': 1,
     'log.images_every_steps': 0,
     'log.eval_every_steps': 1,
@@ -242,6 +249,8 @@ def _check_run(config: Config) -> list[str]:
     for path, value in (('augment.hflip', config.augment.hflip), ('augment.vflip', config.augment.vflip)):
         if not 0 <= value <= 1:
             problems.append(f'{path}={value} must be a probability')
+    if not config.train.ema < 1:
+        problems.append(f'train.ema={config.train.ema} must be below 1')
     if not config.train.steps and not config.train.epochs:
         problems.append('train.steps and train.epochs are both 0: give one of them')
     if config.data.mixture and (config.data.path or config.data.val_split):

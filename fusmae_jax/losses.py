@@ -57,6 +57,6 @@ def combine(
 
     A modality without a single valid masked number counts as 0.
     """
-    means = {name: total / jnp.maximum(weight, 1) for name, (total, weight) in sums.items()}
+    means = {name: total / jnp.where(weight > 0, weight, 1) for name, (total, weight) in sums.items()}
     first, *rest = (loss_weights[name] * mean for name, mean in means.items())
     return sum(rest, first), means

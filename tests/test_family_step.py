@@ -13,7 +13,6 @@ from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.setup import make_setup
-from fusmae_jax.train.state import init_state
 from fusmae_jax.train.step import make_eval_step
 from tests.conftest import cfg, tiny_config, tiny_model
 from tests.test_step import GRID, ONE, STABLE, scatters
@@ -78,7 +77,7 @@ def program(name, mesh):
 def losses(name, mesh, steps=4):
     """(quantity, step): the loss of each sensor, the whole, skipped, the share of s1 that counts."""
     setup, _, compiled = program(name, mesh)
-    state, found = init_state(setup.objective, setup.optimizer, setup.mesh, 0), []
+    state, found = setup.init_state(), []
     for step in range(steps):
         batch = jax.device_put(batch_of(8, step), batch_sharding(setup.mesh))
         state, metrics = compiled(state, batch)

@@ -15,7 +15,6 @@ from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
 from fusmae_jax.train.setup import make_setup
-from fusmae_jax.train.state import init_state
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch
 
@@ -62,7 +61,7 @@ def losses(mesh, steps=3):
     config = tiny_config(parallel=cfg.Parallel(*mesh), data=parts(a=1.0, b=1.0), train=cfg.Train(16, steps=9))
     setup = make_setup(config, PAIR, 100, jax.devices()[: mesh[0] * mesh[1]])
     compiled = setup.lower().compile()
-    state = init_state(setup.objective, setup.optimizer, setup.mesh, 0)
+    state = setup.init_state()
     found = []
     for step in range(steps):
         ready = jax.device_put(batch({'a/': 8, 'b/': 8}, step), batch_sharding(setup.mesh))

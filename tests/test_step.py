@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.setup import make_setup
-from fusmae_jax.train.state import init_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch
@@ -46,7 +45,7 @@ def scatters(lowered, compiled):
 
 
 def fresh(setup):
-    return init_state(setup.objective, setup.optimizer, setup.mesh, 0)
+    return setup.init_state()
 
 
 def on(setup, batch):

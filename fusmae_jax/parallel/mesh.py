@@ -1,6 +1,7 @@
 """The device mesh, with axes `data` and `fsdp`, and the layout of a batch on it."""
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusmae_jax.config import Parallel
@@ -23,7 +24,18 @@ def make_mesh(parallel: Parallel, devices: list[jax.Device] | None = None) -> Me
             f'{len(devices)} devices; -1 takes what is left'
         )
     # Auto leaves the layout of intermediates to the compiler; jax.make_mesh defaults to Explicit.
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    types = (AxisType.Auto,) * 2
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1 or data % slices:
+        if slices > 1 and devices[0].platform == 'tpu':
+            raise InputError(
+                f'config.parallel: data={data} cannot span {slices} slices; make it a multiple of {slices}, '
+                f'so that fsdp={fsdp} stays within one slice'
+            )
+        return jax.make_mesh((data, fsdp), AXES, axis_types=types, devices=devices)
+    # Gradients cross the slow network between slices once a step; parameters never do.
+    grid = create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -36,10 +48,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError unless every device gets the same number of rows."""
-    if batch_size % mesh.size:
+def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raises InputError unless every device gets the same number of rows in every micro-batch."""
+    parts = mesh.size * accumulation
+    if batch_size % parts:
+        devices = f'{mesh.size} devices' + (f' x {accumulation} micro-batches' if accumulation > 1 else '')
         raise InputError(
-            f'config.train.batch_size={batch_size} cannot be split over {mesh.size} devices; '
-            f'the nearest that can: {max(mesh.size, round(batch_size / mesh.size) * mesh.size)}'
+            f'config.train.batch_size={batch_size} cannot be split over {devices}; '
+            f'the nearest that can: {max(parts, round(batch_size / parts) * parts)}'
         )

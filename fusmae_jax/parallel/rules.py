@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -28,7 +28,9 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> PartitionSpec:
+def spec_for(
+    name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES
+) -> PartitionSpec:
     """The layout of one array by its path and shape."""
     for pattern, spec in rules:
         if re.search(pattern, name):
@@ -41,6 +43,19 @@ def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES
         if shape[axis] % fsdp == 0:
             return PartitionSpec(*(None,) * axis, 'fsdp')
     return PartitionSpec()
+
+
+def constrain_like_parameters(tree: Any, rules: Rules = RULES) -> Any:
+    """Inside jit: lays a tree of the parameters' names and shapes out as the parameters are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, spec_for(path_name(path), leaf.shape, mesh, rules)
+        ),
+        tree,
+    )
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

@@ -17,6 +17,11 @@ def make_dino_setup(
     """Builds a run over a data set of `examples` records; raises InputError where the parts do not fit."""
     if config.data.absent_bands == 'drop':
         raise InputError("data.absent_bands='drop': DINO-MM stacks all bands; use 'mean'")
+    if config.train.accumulation > 1:
+        raise InputError(
+            f'train.accumulation={config.train.accumulation}: the centre of DINO-MM is of the whole batch; '
+            'use 1, and more devices or a smaller batch'
+        )
     base = make_setup(config, contract, examples, devices)
     settled = base.config
     assert isinstance(settled, DinoConfig)

@@ -32,11 +32,16 @@ class Objective(NamedTuple):
 
     `extra` is state that no gradient reaches, such as a teacher's weights. `fields` names the image
     fields of a record that `loss` reads.
+
+    An objective that can be accumulated over micro-batches has `weights(batch, key)`: a tree of what its
+    means divide by. `loss` then takes the mean of the micro-batches' weights as a fifth argument, in place
+    of its own, so that the mean of the micro-batches' losses is the loss of the batch.
     """
 
     init: Callable[[Array], tuple[Any, Any]]
-    loss: Callable[[Any, Any, Batch, Array], tuple[Array, tuple[Metrics, Any]]]
+    loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     fields: tuple[str, ...]
+    weights: Callable[[Batch, Array], Any] | None = None
 
 
 class Masked(NamedTuple):
@@ -156,14 +161,25 @@ def reconstruction(
     forward = reconstructions(config, contract, augment, dtype)
     loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
 
-    def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
+    def loss(
+        params: Any, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Array] | None = None
+    ) -> tuple[Array, tuple[Metrics, Any]]:
         sums, shares = error_sums(config, *forward(params, batch, key))
+        if weights is not None:
+            sums = {name: (error, weights[name]) for name, (error, _) in sums.items()}
         total, means = losses.combine(sums, loss_weights)
         metrics = {'loss': total} | {f'loss/{name}': mean for name, mean in means.items()}
         metrics |= {f'valid/{name}': share for name, share in shares.items()}
         return total, (metrics, extra)
 
+    inputs = masked_inputs(config, contract, augment)
+
+    def weights(batch: Batch, key: Array) -> dict[str, Array]:
+        masked = inputs(batch, key)
+        valid = {name: masked.targets(name)[0].valid for name in config.model.modalities}
+        return {name: jnp.sum(x, dtype=jnp.float32) for name, x in valid.items()}
+
     def init(key: Array) -> tuple[Any, Any]:
         return fusmae.init_params(config.model, key, dtype), {}
 
-    return Objective(init, loss, tuple(fields(config, contract)))
+    return Objective(init, loss, tuple(fields(config, contract)), weights)

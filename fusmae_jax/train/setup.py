@@ -16,7 +16,7 @@ from fusmae_jax.input.normalise import resolve
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
 from fusmae_jax.train import optimizer as optimizers
 from fusmae_jax.train.objective import Objective, reconstruction
-from fusmae_jax.train.state import State, abstract_state, compute_dtype
+from fusmae_jax.train.state import State, abstract_state, compute_dtype, init_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 
 
@@ -35,12 +35,20 @@ class Setup(NamedTuple):
 
     def abstract_state(self) -> State:
         """Shapes, types and shardings of the train state."""
-        return abstract_state(self.objective, self.optimizer, self.mesh)
+        return abstract_state(self.objective, self.optimizer, self.mesh, bool(self.config.train.ema))
+
+    def init_state(self) -> State:
+        """A fresh train state; every array is created where it lives."""
+        train = self.config.train
+        return init_state(self.objective, self.optimizer, self.mesh, self.config.seed, bool(train.ema))
 
     def lower(self, batch_size: int = 0) -> Any:
         """The lowered train step, for the configured batch size or another."""
-        step = make_step(self.objective, self.optimizer, self.schedule, self.config.seed)
-        rows = row_counts(self.config.data, batch_size or self.config.train.batch_size)
+        train = self.config.train
+        step = make_step(
+            self.objective, self.optimizer, self.schedule, self.config.seed, train.accumulation, train.ema
+        )
+        rows = row_counts(self.config.data, batch_size or train.batch_size)
         batch = abstract_batch(self.contract, self.objective.fields, rows, self.mesh)
         return lower_step(step, self.abstract_state(), batch, self.mesh)
 
@@ -56,8 +64,9 @@ def make_setup(
     """Builds a run over a data set of `examples` records; raises InputError where the parts do not fit."""
     config, notes = _fit(config, contract)
     mesh = make_mesh(config.parallel, devices)
-    check_batch(config.train.batch_size, mesh)
-    check_rows(row_counts(config.data, config.train.batch_size), mesh.size)
+    accumulation = config.train.accumulation
+    check_batch(config.train.batch_size, mesh, accumulation)
+    check_rows(row_counts(config.data, config.train.batch_size), mesh.size * accumulation)
     dtype = compute_dtype(config)
     objective = reconstruction(config, contract, config.augment, dtype)
     steps = total_steps(config, examples)

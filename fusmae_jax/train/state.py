@@ -1,7 +1,8 @@
 """The train state: nested dicts of arrays, created in place on the mesh.
 
-`step` counts batches, `skips` the updates that were not finite. NNX modules exist only inside traced
-functions; as arguments of a step they would cost several milliseconds of host time each.
+`step` counts batches, `skips` the updates that were not finite; `ema`, if there is one, averages `params`.
+NNX modules exist only inside traced functions; as arguments of a step they would cost several milliseconds
+of host time each.
 """
 
 from typing import Any
@@ -32,9 +33,11 @@ def compute_dtype(config: Config) -> DTypeLike:
     return jnp.dtype(name)
 
 
-def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+def abstract_state(
+    objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool = False
+) -> State:
     """Shapes, types and shardings of the state; no memory is used."""
-    shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key, ema), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -42,17 +45,25 @@ def abstract_state(objective: Objective, optimizer: optax.GradientTransformation
     )
 
 
-def init_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> State:
+def init_state(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    ema: bool = False,
+) -> State:
     """A fresh state; every array is created where it lives."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh))
-    make = jax.jit(lambda key: _init(objective, optimizer, key), out_shardings=where)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh, ema))
+    make = jax.jit(lambda key: _init(objective, optimizer, key, ema), out_shardings=where)
     # A key of its own: the training keys are fold_in(key(seed), position).
     return make(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))
 
 
-def _init(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array) -> State:
+def _init(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> State:
     params, extra = objective.init(key)
-    return {
+    # A copy: a donated state must not hold one buffer twice.
+    average = {'ema': jax.tree.map(jnp.copy, params)} if ema else {}
+    return average | {
         'step': jnp.zeros((), jnp.int32),
         'params': params,
         'opt_state': optimizer.init(params),

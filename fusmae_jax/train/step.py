@@ -13,6 +13,7 @@ from fusmae_jax.config import Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION, prefix_of
 from fusmae_jax.parallel.mesh import batch_sharding, replicated
+from fusmae_jax.train.accumulate import make_gradient
 from fusmae_jax.train.objective import Metrics, Objective, Sums, error_sums, reconstructions
 from fusmae_jax.train.state import State
 
@@ -20,17 +21,24 @@ StepFn = Callable[[State, Mapping[str, Array]], tuple[State, Metrics]]
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, seed: int
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    seed: int,
+    accumulation: int = 1,
+    ema: float = 0.0,
 ) -> StepFn:
     """The traceable function (state, batch) -> (state, metrics).
 
+    `accumulation` cuts the batch into micro-batches; `ema` is the decay of the averaged weights in the state.
     A step whose loss or gradient is not finite changes nothing but the counters: `skipped` is 1 in its
     metrics, and `skips_in_row` tells how many there were without a good one between.
     """
 
+    grad = make_gradient(objective, accumulation)
+
     def step(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
         key = jax.random.key(seed)
-        grad = jax.value_and_grad(objective.loss, has_aux=True)
         (loss, (metrics, extra)), grads = grad(state['params'], state['extra'], batch, key)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
@@ -41,6 +49,8 @@ def make_step(
             'opt_state': opt_state,
             'extra': extra,
         }
+        if ema:
+            new['ema'] = jax.tree.map(lambda old, x: old + (1 - ema) * (x - old), state['ema'], new['params'])
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {name: state[name] for name in new})
         bad = 1 - finite.astype(jnp.int32)
         skips = {'total': state['skips']['total'] + bad, 'in_row': (state['skips']['in_row'] + 1) * bad}
