@@ -85,7 +85,7 @@ def _renamed(evidence: Evidence, share: float, rng: np.random.Generator) -> Evid
 
 def _records(name: str, codes: tuple[str, ...], change: Apply, unit: str = 'of the records') -> Fault:
     """A fault of the list: plain in all records or half of them, marginal in a few."""
-    return Fault(name, codes, change, unit, developed=Strengths(1.0, 0.05), judged=Strengths(0.5, 0.03))
+    return Fault(name, codes, change, unit, developed=Strengths(1.0, 0.05), judged=Strengths(0.7, 0.04))
 
 
 BOTH = (
@@ -96,7 +96,7 @@ BOTH = (
         _moved_grid,
         'metres',
         developed=Strengths(300.0, 10.0),
-        judged=Strengths(500.0, 6.0),
+        judged=Strengths(400.0, 8.0),
     ),
     Fault(
         'S1 shifted against S2',
@@ -104,7 +104,7 @@ BOTH = (
         _shifted,
         'pixels',
         developed=Strengths(8.0, 3.0),
-        judged=Strengths(6.0, 2.0),
+        judged=Strengths(7.0, 2.5),
     ),
     Fault(
         'S1 of other places',
@@ -112,7 +112,7 @@ BOTH = (
         _shuffled,
         SHARE,
         developed=Strengths(1.0, 0.8),
-        judged=Strengths(1.0, 0.7),
+        judged=Strengths(1.0, 0.6),
     ),
     whole('constant images of S1', ('s1.constant',), 's1', each(_flat)),
     whole('constant images of S2', ('s2.constant',), 's2', each(_flat)),

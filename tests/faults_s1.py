@@ -98,7 +98,7 @@ S1 = (
         on_images('s1', each(_rounded), by_share=False),
         'dB',
         developed=Strengths(0.5, 0.2),
-        judged=Strengths(0.4, 0.1),
+        judged=Strengths(0.3, 0.12),
     ),
     whole('dB wrapped into uint16', ('s1.unit',), 's1', each(_wrapped)),
     whole('dB times 100 wrapped into uint16', ('s1.unit',), 's1', each(_wrapped_hundred)),
@@ -113,7 +113,7 @@ S1 = (
         on_images('s1', each(lambda x, w, rng: border(x, w, np.nan)), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.01),
-        judged=Strengths(0.07, 0.01),
+        judged=Strengths(0.08, 0.015),
     ),
     Fault(
         'infinite values in S1',
@@ -121,7 +121,7 @@ S1 = (
         on_images('s1', each(_infinite), by_share=False),
         'of the pixels',
         developed=Strengths(0.01, 0.0001),
-        judged=Strengths(0.005, 0.00002),
+        judged=Strengths(0.007, 0.00005),
     ),
     Fault(
         '-9999 along a border of S1',
@@ -129,7 +129,7 @@ S1 = (
         on_images('s1', each(lambda x, w, rng: border(x, w, -9999)), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.01),
-        judged=Strengths(0.07, 0.01),
+        judged=Strengths(0.08, 0.015),
     ),
     Fault(
         'zeros along a border of S1',
@@ -137,7 +137,7 @@ S1 = (
         on_images('s1', each(lambda x, w, rng: border(x, w, 0)), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.01),
-        judged=Strengths(0.07, 0.01),
+        judged=Strengths(0.08, 0.015),
     ),
     Fault(
         'noisy border of S1',
@@ -145,7 +145,7 @@ S1 = (
         on_images('s1', each(_noise), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.02),
-        judged=Strengths(0.07, 0.015),
+        judged=Strengths(0.08, 0.012),
     ),
     Fault(
         'orbit mix differs between splits',
@@ -153,6 +153,6 @@ S1 = (
         _orbits,
         'more descending',
         developed=Strengths(0.4, 0.18),
-        judged=Strengths(0.3, 0.12),
+        judged=Strengths(0.35, 0.15),
     ),
 )

@@ -119,7 +119,7 @@ S2 = (
         on_images('s2', each(_plus(1000))),
         SHARE,
         developed=Strengths(0.5, 0.08),
-        judged=Strengths(0.3, 0.05),
+        judged=Strengths(0.4, 0.06),
     ),
     Fault(
         'offset applied twice',
@@ -135,7 +135,7 @@ S2 = (
         on_images('s2', each(_under), by_share=False),
         'DN subtracted',
         developed=Strengths(1000.0, 60.0),
-        judged=Strengths(700.0, 30.0),
+        judged=Strengths(800.0, 40.0),
         layouts=('bigearthnet', 'sen12ms', 'ssl4eo_s12_1.0', 'paired_folder'),
     ),
     whole('reflectance in 0..1 for DN', ('s2.scale',), 's2', each(_unit_scale)),
@@ -145,7 +145,7 @@ S2 = (
         on_images('s2', each(_bytes), by_share=False),
         'DN that became 255',
         developed=Strengths(3000.0),
-        judged=Strengths(10_000.0),
+        judged=Strengths(5000.0),
     ),
     Fault(
         'S2 normalised before',
@@ -161,7 +161,7 @@ S2 = (
         on_images('s2', each(lambda x, w, rng: border(x, w, 0)), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.01),
-        judged=Strengths(0.07, 0.01),
+        judged=Strengths(0.08, 0.015),
     ),
     Fault(
         'S2 clipped at a limit',
@@ -169,7 +169,7 @@ S2 = (
         on_images('s2', each(_limited), by_share=False),
         'DN',
         developed=Strengths(3000.0, 6000.0),
-        judged=Strengths(3500.0, 8000.0),
+        judged=Strengths(3200.0, 7000.0),
     ),
     Fault(
         'NaN along a border of S2',
@@ -177,7 +177,7 @@ S2 = (
         on_images('s2', each(_holes), by_share=False),
         SIDE,
         developed=Strengths(0.1, 0.01),
-        judged=Strengths(0.07, 0.01),
+        judged=Strengths(0.08, 0.015),
     ),
     Fault(
         'B8A stored last',
@@ -185,7 +185,7 @@ S2 = (
         on_images('s2', _order('B8A')),
         SHARE,
         developed=Strengths(1.0, 0.5),
-        judged=Strengths(1.0, 0.3),
+        judged=Strengths(1.0, 0.4),
     ),
     whole('a band is missing in patches', ('s2.absent',), 's2', _without),
     Fault(
@@ -194,7 +194,7 @@ S2 = (
         _shorter,
         'bands',
         developed=Strengths(2.0, 1.0),
-        judged=Strengths(3.0, 1.0),
+        judged=Strengths(4.0, 1.0),
         layouts=tuple(layout for layout in LAYOUTS if layout != 'paired_folder'),  # a user's own choice
     ),
     whole('B11 stored as B12 too', ('s2.duplicate',), 's2', _b11_twice),
@@ -213,7 +213,7 @@ S2 = (
         _at_satellite,
         'of the haze',
         developed=Strengths(1.0, 0.5),
-        judged=Strengths(1.0, 0.35),
+        judged=Strengths(1.0, 0.4),
         layouts=L2A,
     ),
 )
