@@ -4,98 +4,11 @@ The one entry, kept short, so that everything it calls can be imported and teste
 message and exit code 2, without a traceback.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
 
-from fusmae_jax.config_file import load_config
+from fusmae_jax.arguments import Arguments
 from fusmae_jax.errors import DivergedError, InputError, nearest
-
-
-class Arguments:
-    """What stands on the command line behind the command."""
-
-    def __init__(self, argv: list[str]):
-        overrides = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
-        self._beam = [a for a in argv if a.startswith('--beam.')]
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for name in OPTIONS:
-            parser.add_argument(f'--{name}', default='')
-        parser.add_argument('--json', action='store_true')
-        parser.add_argument('words', nargs='*')
-        rest = [a for a in argv if not a.startswith(('--config.', '--beam.'))]
-        self._given, unknown = parser.parse_known_args(rest)
-        if unknown:
-            name = unknown[0].split('=')[0].lstrip('-')
-            hint = nearest(name, [*OPTIONS, 'json', 'config.key', 'beam.key'])
-            raise InputError(f'{unknown[0]!r} is not an option; {hint}')
-        self._overrides = overrides
-
-    def config(self, default: str = '') -> dict[str, Any]:
-        """The configuration file (required, if it has no default) with all --config.key=value settings."""
-        name = self.optional('config') or default
-        return load_config(name or self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
-
-    def only(self, *names: str) -> None:
-        """Refuses options that this command would ignore."""
-        given = [name for name in OPTIONS if getattr(self._given, name)]
-        given += ['json'] * self._given.json + ['config.*'] * bool(self._overrides)
-        given += ['beam.*'] * bool(self._beam)
-        given += ['words'] * bool(self._given.words)
-        if extra := [name for name in given if name not in names]:
-            if extra[0] == 'words':
-                raise InputError(f'{self._given.words[0]!r} means nothing here; options start with --')
-            raise InputError(f'--{extra[0]} means nothing here; this command takes --{", --".join(names)}')
-
-    def text(self, name: str, example: str) -> str:
-        """A required option."""
-        if not (value := getattr(self._given, name)):
-            raise InputError(f'--{name}={example} is missing')
-        return value
-
-    def beam(self) -> dict[str, Any]:
-        """The --beam.key=value options: where a pipeline runs; what is not ours goes to Beam as it is."""
-        values: dict[str, Any] = {'flags': []}
-        for option in self._beam:
-            key, _, value = option.removeprefix('--beam.').partition('=')
-            if key == 'direct_num_workers':
-                if not value.isdigit():
-                    raise InputError(f'{option!r} must be a whole number; 0 takes one for each core')
-                values[key] = int(value)
-            elif key == 'runner':
-                values[key] = value
-            else:
-                values['flags'].append(f'--{key}={value}' if value else f'--{key}')
-        return values
-
-    @property
-    def words(self) -> list[str]:
-        """What stands on the command line without dashes."""
-        return self._given.words
-
-    def number(self, name: str, default: int) -> int:
-        """A whole number, or the default if it was not given."""
-        value = getattr(self._given, name)
-        if value and not value.isdigit():
-            raise InputError(f'--{name}={value} must be a whole number')
-        return int(value) if value else default
-
-    @property
-    def json(self) -> bool:
-        """Whether --json was given."""
-        return self._given.json
-
-    def optional(self, name: str) -> str:
-        """An option, or '' if it was not given."""
-        return getattr(self._given, name)
-
-    def sizes(self, name: str) -> list[int]:
-        """A list of positive whole numbers, empty if not given."""
-        parts = [part for part in getattr(self._given, name).split(',') if part]
-        if not all(part.isdigit() and int(part) for part in parts):
-            raise InputError(f'--{name}={",".join(parts)} must be positive whole numbers, such as 8,16')
-        return [int(part) for part in parts]
 
 
 # Heavy imports stay inside the commands, so that a misspelt word is answered at once.
@@ -114,8 +27,9 @@ def _pretrain(arguments: Arguments) -> int:
     from fusmae_jax.dino_config import build_any
     from fusmae_jax.experiment import pretrain
 
-    arguments.only('config', 'config.*', 'workdir')
-    return pretrain(build_any(arguments.config()), arguments.text('workdir', 'DIR'))
+    arguments.only('config', 'config.*', 'workdir', 'profile')
+    config = build_any(arguments.config())
+    return pretrain(config, arguments.text('workdir', 'DIR'), arguments.optional('profile'))
 
 
 def _reconstruct(arguments: Arguments) -> int:
@@ -132,6 +46,7 @@ def _bench(arguments: Arguments) -> int:
 
     from data.synthetic import write
     from fusmae_jax.bench import bench
+    from fusmae_jax.bench_dispatch import bench_dispatch
     from fusmae_jax.config_build import build, to_dict
 
     if arguments.words == ['input']:
@@ -143,9 +58,9 @@ def _bench(arguments: Arguments) -> int:
             arguments.optional('split') or 'train',
             arguments.number('batch', 64),
             arguments.number('threads', 2),
-            arguments.json,
+            arguments.switch('json'),
         )
-    arguments.only('config', 'config.*', 'device_batch', 'against')
+    arguments.only('config', 'config.*', 'device_batch', 'against', 'dispatch')
     values = to_dict(build(arguments.config()))
     if against := arguments.optional('against'):
         if against != 'torch':
@@ -157,6 +72,8 @@ def _bench(arguments: Arguments) -> int:
         if not epath.Path(values['data']['path']).exists():
             print(f'{values["data"]["path"]} does not exist: timing on random records of the same layout')
             values['data'] |= {'path': write(folder, 128), 'train_split': 'train', 'val_split': ''}
+        if arguments.switch('dispatch'):
+            return bench_dispatch(build(values))
         return bench(build(values), arguments.sizes('device_batch'))
 
 
@@ -169,7 +86,7 @@ def _compare(arguments: Arguments) -> int:
         build(arguments.config()),
         weights=arguments.optional('weights'),
         dtype=arguments.optional('dtype') or 'float32',
-        as_json=arguments.json,
+        as_json=arguments.switch('json'),
     )
 
 
@@ -188,7 +105,7 @@ def _stats(arguments: Arguments) -> int:
     return run(
         arguments.text('data', 'DIR'),
         arguments.optional('split') or 'train',
-        arguments.json,
+        arguments.switch('json'),
         arguments.optional('out'),
         arguments.number('processes', 1),
     )
@@ -200,7 +117,7 @@ def _doctor(arguments: Arguments) -> int:
     arguments.only('words', 'json', 'html')
     if not arguments.words:
         raise InputError('doctor PATH [PATH]: give a folder, a GeoTIFF, a pair of them, or a checkpoint')
-    return run(arguments.words, as_json=arguments.json, html=arguments.optional('html'))
+    return run(arguments.words, as_json=arguments.switch('json'), html=arguments.optional('html'))
 
 
 def _leaks(arguments: Arguments) -> int:
@@ -211,7 +128,7 @@ def _leaks(arguments: Arguments) -> int:
         arguments.text('checkpoint', 'DIR'),
         arguments.text('data', 'DIR'),
         arguments.optional('split') or 'test',
-        arguments.json,
+        arguments.switch('json'),
     )
 
 
@@ -250,10 +167,46 @@ def _knn(arguments: Arguments) -> int:
     return run_knn(config, arguments.text('workdir', 'DIR'))
 
 
-OPTIONS = (
-    *('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype', 'data', 'split'),
-    *('batch', 'threads', 'layout', 'out', 'pairs', 'seed', 'processes', 'html', 'checkpoint', 's1', 's2'),
-)
+def _finetune(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.eval.finetune import run_finetune
+    from fusmae_jax.eval.finetune_config import Finetune
+
+    arguments.only('config', 'config.*', 'workdir')
+    config = from_dict(Finetune, arguments.config(default='configs/finetune.py'))
+    return run_finetune(config, arguments.text('workdir', 'DIR'))
+
+
+def _reliance(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.eval.reliance import run_reliance
+    from fusmae_jax.eval.reliance_config import Reliance
+
+    arguments.only('config', 'config.*', 'workdir')
+    config = from_dict(Reliance, arguments.config(default='configs/reliance.py'))
+    return run_reliance(config, arguments.text('workdir', 'DIR'))
+
+
+def _import(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.interop.published import run_import
+    from fusmae_jax.interop.published_kinds import Weights
+
+    arguments.only('config', 'config.*', 'workdir')
+    return run_import(from_dict(Weights, arguments.config()), arguments.text('workdir', 'DIR'))
+
+
+def _tables(arguments: Arguments) -> int:
+    from data.generate.converted import make
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.tables.config import Tables
+    from fusmae_jax.tables.run import run_tables
+
+    arguments.only('config', 'config.*', 'workdir')
+    config = from_dict(Tables, arguments.config(default='configs/tables.py'))
+    return run_tables(config, arguments.text('workdir', 'DIR'), make)
+
+
 COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'convert': _convert,
     'pretrain': _pretrain,
@@ -267,6 +220,10 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'encode': _encode,
     'linear_probe': _linear_probe,
     'knn': _knn,
+    'finetune': _finetune,
+    'reliance': _reliance,
+    'import': _import,
+    'tables': _tables,
 }
 
 

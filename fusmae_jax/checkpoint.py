@@ -1,11 +1,15 @@
-"""Checkpoints: `params`, `opt_state` and `meta` apart, saved in the background, checked before a load.
+"""Checkpoints: `params` (and `ema`), `opt_state` and `meta` apart, saved in the background, verified on load.
 
 `opt_state` holds the optimizer's moments and everything else that a resume needs (step, skip counters,
-extra state), so whoever wants the weights reads `params` and `meta` alone.
+extra state), so whoever wants the weights reads `params` and `meta` alone. A complete checkpoint gets a
+manifest (`manifest.py`); a run that finds its newest one damaged moves it to `damaged_checkpoints/` and goes
+on from the one before.
 """
 
 import contextlib
+import json
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -14,20 +18,26 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from fusmae_jax import manifest
+from fusmae_jax.disk import SaveError, is_disk_full
 from fusmae_jax.errors import InputError, raise_all
+from fusmae_jax.parallel.agreement import gather
 from fusmae_jax.parallel.rules import path_name
 
 FOLDER = 'checkpoints'
+WEIGHTS = ('params', 'ema')
 MAX_LINES = 20  # of a difference that is printed
 
 
 class Checkpoints:
     """The checkpoints of a working directory."""
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 0):
-        """Opens them for a run, which keeps the newest `keep` and the best, or for reading alone (0).
+    def __init__(self, workdir: epath.PathLike, keep: int = 0, keep_every_steps: int = 0):
+        """Opens them for a run, or for reading alone (keep=0).
 
-        A reader deletes nothing: the run may be writing at this moment.
+        A run keeps the newest `keep`, the best, and those at multiples of `keep_every_steps` (0: none). It
+        first moves aside what is damaged at the end. A reader moves and deletes nothing: the run may be
+        writing at this moment.
         """
         policies = ocp.training.preservation_policies
         best = policies.BestN(
@@ -36,13 +46,23 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        preserve = policies.AnyPreservationPolicy([policies.LatestN(keep), best]) if keep else None
+        kept = [policies.LatestN(keep), best]
+        kept += [policies.EveryNSteps(keep_every_steps)] if keep_every_steps else []
         self.directory = epath.Path(workdir).resolve() / FOLDER
+        self._reader = not keep
+        if keep:
+            if jax.process_index() == 0:
+                manifest.set_damaged_aside(self.directory)
+            gather(None)  # the others look when that is done
+            logging.get_absl_logger().addFilter(_has_no_orbax_trace)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            preservation_policy=preserve,
+            preservation_policy=policies.AnyPreservationPolicy(kept) if keep else None,
             cleanup_tmp_directories=keep > 0,
         )
+        self._background = ThreadPoolExecutor(1, 'checkpoint')
+        self._saving: tuple[int, Future] | None = None
+        self._failed = False
 
     def latest(self) -> int | None:
         """The newest complete step, or None."""
@@ -60,44 +80,81 @@ class Checkpoints:
         val_loss: float | None = None,
         seen: bytes = b'',
     ) -> None:
-        """Starts a save of the current step; a failure of the one before surfaces here.
+        """Starts a save of the current step.
 
         Args:
             state: the train state.
             meta: what JSON can hold.
             val_loss: held-out loss, by which the best checkpoint is kept.
             seen: the list of the records that the model learns from (`leak.Seen`), packed.
+
+        Raises:
+            SaveError: this save could not be started, or the one before failed.
         """
+        self.wait()
         step = int(state['step'])
         if self.latest() == step:
             return
-        rest = {name: value for name, value in state.items() if name != 'params'}
-        parts = {'params': state['params'], 'opt_state': _without_empty(rest), 'meta': meta | {'step': step}}
+        weights, rest = _split(state)
+        # As text: orbax sorts the keys of a tree, and the order of the modalities is a part of a model.
+        packed = {'json': json.dumps(meta | {'step': step})}
+        parts = weights | {'opt_state': _without_empty(rest), 'meta': packed}
         if seen:
             parts['seen'] = {'packed': np.frombuffer(seen, np.uint8)}
-        self._checkpointer.save_checkpointables_async(
-            step,
-            parts,
-            force=True,
-            metrics=None if val_loss is None else {'val_loss': val_loss},
+        metrics = None if val_loss is None else {'val_loss': val_loss}
+        try:
+            response = self._checkpointer.save_checkpointables_async(step, parts, force=True, metrics=metrics)
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._saving = step, self._background.submit(self._complete, step, response)
+
+    def _complete(self, step: int, response: Any) -> None:
+        """Waits for a save, then writes its manifest; runs in the background."""
+        response.result()
+        if jax.process_index() == 0:
+            manifest.write(self.directory / str(step))
+
+    def _failure(self, step: int, error: Exception) -> SaveError:
+        self._failed = True
+        done = [other for other in manifest.saved_steps(self.directory) if other != step]
+        first = (str(error) or repr(error)).splitlines()[0][:200]
+        reason = 'the disk is full' if is_disk_full(error) else first
+        onward = f'goes on from checkpoint {done[-1]}' if done else 'starts from the beginning'
+        return SaveError(
+            f'{self.directory}: checkpoint {step} could not be saved, {reason}; '
+            f'once that is mended, the same command {onward}'
         )
 
     def restore(self, abstract: dict[str, Any], step: int) -> dict[str, Any]:
         """The state of a step, laid out as `abstract` says."""
-        rest = {name: value for name, value in abstract.items() if name != 'params'}
-        wanted = {'params': abstract['params'], 'opt_state': _without_empty(rest)}
+        weights, rest = _split(abstract)
+        wanted = weights | {'opt_state': _without_empty(rest)}
         self._check(step, wanted)
         loaded = self._checkpointer.load_checkpointables(step, wanted)
-        return {'params': loaded['params'], **_with_empty(rest, loaded['opt_state'])}
+        return {name: loaded[name] for name in weights} | _with_empty(rest, loaded['opt_state'])
 
-    def params(self, abstract: Any, step: int) -> Any:
-        """The weights alone."""
-        self._check(step, {'params': abstract})
-        return self._checkpointer.load_checkpointables(step, {'params': abstract})['params']
+    def params(self, abstract: Any, step: int, part: str = 'params') -> Any:
+        """The weights alone, or their average (`part='ema'`), verified against the manifest.
+
+        Raises:
+            InputError: they are damaged, of another model, or there is no average.
+        """
+        if part != 'params' and not (self.directory / str(step) / part).exists():
+            raise InputError(
+                f'{self.directory / str(step)} holds no averaged weights: it was trained with train.ema=0'
+            )
+        if self._reader and (what := manifest.damage(self.directory / str(step), part)):
+            others = [other for other in self.steps() if other != step]
+            raise InputError(
+                f'{self.directory / str(step)} is damaged: {what}; '
+                f'other checkpoints there: {", ".join(map(str, others)) or "none"}'
+            )
+        self._check(step, {part: abstract})
+        return self._checkpointer.load_checkpointables(step, {part: abstract})[part]
 
     def meta(self, step: int) -> dict[str, Any]:
         """The configuration, the input contract and the step a checkpoint was written with."""
-        return self._checkpointer.load_checkpointables(step, {'meta': None})['meta']
+        return json.loads(self._checkpointer.load_checkpointables(step, {'meta': None})['meta']['json'])
 
     def seen(self, step: int) -> bytes | None:
         """The packed list of the records that the model has seen; None if the checkpoint has none."""
@@ -121,13 +178,34 @@ class Checkpoints:
             problems = [*problems[:MAX_LINES], f'... and {len(problems) - MAX_LINES} more']
         raise_all(f'{self.directory}: checkpoint {step} belongs to another model', problems)
 
+    def check(self) -> None:
+        """Raises SaveError if a save in the background has failed; costs a microsecond, so ask each step."""
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
-        self._checkpointer.wait()
+        """Returns when the last save is on disk; raises SaveError if it failed."""
+        if self._saving is None:
+            return
+        (step, future), self._saving = self._saving, None
+        try:
+            future.result()
+        except Exception as error:
+            raise self._failure(step, error) from error
 
     def close(self) -> None:
-        """Waits, then releases the checkpointer."""
-        self._checkpointer.close()
+        """Waits, then releases the checkpointer; a failure that was raised before is not raised again."""
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            with contextlib.suppress(Exception) if self._failed else contextlib.nullcontext():
+                self._checkpointer.close()
+
+
+def _has_no_orbax_trace(record: Any) -> bool:
+    # orbax logs the stack of each thread in which a save fails; SaveError says the same in a sentence.
+    return not (record.exc_info and '/orbax/' in record.pathname)
 
 
 @contextlib.contextmanager
@@ -158,6 +236,12 @@ def _leaves(tree: Any) -> Any:
 
 def _describe(leaf: Any) -> str:
     return f'{leaf.dtype}{list(leaf.shape)}'
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is a checkpointable of its own, and what goes into `opt_state`."""
+    weights = {name: state[name] for name in WEIGHTS if name in state}
+    return weights, {name: value for name, value in state.items() if name not in WEIGHTS}
 
 
 def _without_empty(rest: dict[str, Any]) -> dict[str, Any]:

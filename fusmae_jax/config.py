@@ -236,6 +236,19 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """kNN on a labelled set while the model trains; the test split is never opened."""
+
+    every_steps: int = 0  # 0 is off
+    path: str = ''
+    labels: str = 'labels_19'  # the label field
+    kind: Literal['multi_label', 'single_label'] = 'multi_label'
+    train_split: str = 'train[:5000]'
+    val_split: str = 'val[:2000]'
+    k: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
 class Log:
     """Metrics, pictures and validation."""
 
@@ -244,6 +257,7 @@ class Log:
     num_images: int = 6
     eval_every_steps: int = 2000  # held-out masked loss
     eval_batches: int = 0  # 0: the whole validation split
+    knn: Neighbours = dataclasses.field(default_factory=Neighbours)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,8 @@ AT_LEAST = {
     'log.images_every_steps': 0,
     'log.eval_every_steps': 1,
     'log.eval_batches': 0,
+    'log.knn.every_steps': 0,
+    'log.knn.k': 1,
     'optimizer.learning_rate': 0,
     'optimizer.weight_decay': 0,
     'optimizer.warmup_epochs': 0,
@@ -249,6 +251,8 @@ def _check_run(config: Config) -> list[str]:
     for path, value in (('augment.hflip', config.augment.hflip), ('augment.vflip', config.augment.vflip)):
         if not 0 <= value <= 1:
             problems.append(f'{path}={value} must be a probability')
+    if config.log.knn.every_steps and not config.log.knn.path:
+        problems.append('log.knn.path is empty: name a labelled set, or set log.knn.every_steps=0')
     if not config.train.ema < 1:
         problems.append(f'train.ema={config.train.ema} must be below 1')
     if not config.train.steps and not config.train.epochs:

@@ -149,15 +149,16 @@ def _prepare(config: Config, name: str, contract: Contract, arrays: Mapping[str,
     return make_prepare(config, contract, None)(arrays, None)
 
 
-def load(path: epath.PathLike, step: int | None = None) -> Pretrained:
+def load(path: epath.PathLike, step: int | None = None, *, average: bool = False) -> Pretrained:
     """The pretrained model of a working directory, its checkpoints folder, or one checkpoint in it.
 
     Args:
         path: what `pretrain --workdir` wrote.
         step: which checkpoint; the newest by default, or the one that `path` names.
+        average: the average of the weights in place of the last ones, of a run with `train.ema`.
 
     Raises:
-        InputError: nothing there, or weights that do not fit the stored configuration.
+        InputError: nothing there, no average, or weights that do not fit the stored configuration.
     """
     checkpoints, step = open_step(path, step)
     try:
@@ -169,7 +170,7 @@ def load(path: epath.PathLike, step: int | None = None) -> Pretrained:
         shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        params = checkpoints.params(abstract, step)
+        params = checkpoints.params(abstract, step, 'ema' if average else 'params')
     finally:
         checkpoints.close()
     on_cpu = jax.default_backend() == 'cpu' and meta['dtype'] == 'bfloat16'

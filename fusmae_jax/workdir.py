@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import jax
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, leak
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.dino_config import DinoConfig, build_any
@@ -15,6 +17,8 @@ from fusmae_jax.errors import InputError, raise_all
 
 CONFIG = 'config.json'
 SKIPPED = 'skipped_steps.jsonl'
+CARD_FILE = 'MODEL_CARD.md'
+COMPLETE = 'COMPLETE'
 # What may change between two sittings of one run without making it another run.
 FREE = (
     'name',
@@ -25,6 +29,8 @@ FREE = (
     'data.threads',
     'data.prefetch',
     'train.max_skips',
+    'train.accumulation',
+    'train.compilation_cache',
 )
 
 
@@ -59,6 +65,40 @@ def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> Non
         f'{where} belongs to a run with another configuration; use another --workdir, or these settings',
         problems,
     )
+
+
+def checkpoint_meta(
+    setup: Any, seen: leak.Seen, best_val: float | None, loss: float | None
+) -> dict[str, Any]:
+    """What a checkpoint says of its run; `setup` is a `train.setup.Setup`."""
+    meta = {
+        'config': to_dict(setup.config),
+        'contract': to_dict(setup.contract),
+        'dtype': str(setup.dtype),
+        'best_val': best_val,
+        'loss': loss,
+        'versions': versions(),
+        'seen': {'digest': leak.digest(seen), 'from': seen.sources},
+    }
+    # Through JSON, so that tuples come back from every checkpoint as the same lists.
+    return json.loads(json.dumps(meta))
+
+
+def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, Any]:
+    """What a checkpoint says of its run; raises InputError if that is another one than `setup`."""
+    meta, config = checkpoints.meta(step), setup.config
+    where = f'{checkpoints.directory / str(step)}'
+    check_same_run(config, meta['config'], where)
+    for name, stored, here in (
+        ('data fingerprint', meta['contract']['fingerprint'], setup.contract.fingerprint),
+        ('compute type', meta['dtype'], str(setup.dtype)),
+    ):
+        if stored != here:
+            raise InputError(
+                f'{where} belongs to a run with {name} {stored}, this one has {here} '
+                f'(data.path={config.data.path}); use another --workdir, or what it was made with'
+            )
+    return meta
 
 
 def read_config(workdir: epath.Path) -> Config:
@@ -116,16 +156,16 @@ failures, who to ask.*
 """
 
 
-def model_card(
-    setup: Any, examples: int, parameters: int, losses: Mapping[str, str], versions: Mapping[str, str]
-) -> str:
-    """The text of MODEL_CARD.md for a run."""
+def write_card(
+    workdir: epath.Path, setup: Any, examples: int, loss: float | None, best_val: float | None
+) -> None:
+    """Writes MODEL_CARD.md of a run over `examples` records; `loss` is None while it goes on."""
     config, contract = setup.config, setup.contract
-    model = config.model
-    return CARD.format(
+    model, known = config.model, versions()
+    text = CARD.format(
         title=f'Fus-MAE, {config.name}',
         model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
-        parameters=parameters,
+        parameters=sum(x.size for x in jax.tree.leaves(setup.abstract_state()['params'])),
         objective=_objective(config),
         modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
         rows=model.image_size[0],
@@ -144,9 +184,12 @@ def model_card(
         seed=config.seed,
         learning_rate=config.optimizer.learning_rate,
         batch_size=config.train.batch_size,
-        **losses,
-        **versions,
+        loss='still training' if loss is None else f'{loss:.4f}',
+        val_loss='not measured' if best_val is None else f'{best_val:.4f}',
+        code=known['fusmae_jax'],
+        jax=known['jax'],
     )
+    (workdir / CARD_FILE).write_text(text)
 
 
 def _objective(config: Config) -> str:

@@ -1,10 +1,19 @@
+import errno
+import os
+import shutil
+import subprocess
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fusmae_jax import manifest
 from fusmae_jax.checkpoint import Checkpoints, difference, find, open_step
+from fusmae_jax.disk import SaveError, explain_full_disk
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
 from tests.conftest import cfg
@@ -104,3 +113,151 @@ def test_a_reader_deletes_nothing_and_names_what_is_there(tmp_path):
         open_step(tmp_path, 9)
     assert unfinished.exists()
     writer.close()
+
+
+def three_steps(folder):
+    """Three complete checkpoints, and where the newest lies."""
+    checkpoints = Checkpoints(folder, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(state_on(2, step, scale=step), {'config': {}}, val_loss=1.0)
+    checkpoints.close()
+    return folder / 'checkpoints' / '3'
+
+
+def largest(folder):
+    return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    'flipped bit': lambda step: flip(largest(step / 'params')),
+    'cut short': lambda step: os.truncate(largest(step / 'opt_state'), 20),
+    'file deleted': lambda step: largest(step / 'params').unlink(),
+    'part deleted': lambda step: shutil.rmtree(step / 'opt_state'),
+    'metadata emptied': lambda step: (step / '_CHECKPOINT_METADATA').write_text(''),
+    'metrics flipped': lambda step: flip(step / 'metrics' / 'metrics'),
+    'manifest cut short': lambda step: os.truncate(step / manifest.NAME, 30),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(name, tmp_path, capsys):
+    newest = three_steps(tmp_path)
+    DAMAGES[name](newest)
+    again = Checkpoints(tmp_path, keep=3)
+    printed = capsys.readouterr().out
+    assert 'checkpoint 3 is damaged: ' in printed and 'falling back to checkpoint 2' in printed
+    assert again.latest() == 2 and not newest.exists()
+    assert (tmp_path / manifest.ASIDE / '3').is_dir()  # moved, not deleted
+    restored = again.restore(abstract(state_on(1)), 2)
+    np.testing.assert_array_equal(restored['params']['kernel'], 2 * np.arange(32.0).reshape(8, 4))
+    again.save(state_on(2, 3), {'config': {}})  # the step is free again
+    again.close()
+    assert manifest.damage(epath.Path(newest)) is None
+
+
+def test_several_damaged_ones_and_a_second_one_of_the_same_step(tmp_path, capsys):
+    for _ in range(2):
+        newest = three_steps(tmp_path)
+        for step in (2, 3):
+            flip(largest(newest.parent / str(step) / 'params'))
+        checkpoints = Checkpoints(tmp_path, keep=3)
+        assert checkpoints.steps() == [1]
+        checkpoints.close()
+    assert {path.name for path in (tmp_path / manifest.ASIDE).iterdir()} == {'2', '3', '2.2', '3.2'}
+    flip(largest(newest.parent / '1' / 'params'))
+    Checkpoints(tmp_path, keep=3).close()
+    assert 'falling back to the beginning' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['part deleted', 'cut short', 'file deleted'])
+def test_a_checkpoint_killed_before_its_manifest_is_read_through(name, tmp_path, capsys):
+    newest = three_steps(tmp_path)
+    (newest / manifest.NAME).unlink()
+    Checkpoints(tmp_path, keep=3).close()
+    assert newest.exists() and not capsys.readouterr().out  # whole, as far as can be seen
+    if name == 'file deleted':
+        next((newest / 'params' / 'd').iterdir()).unlink()
+    else:
+        DAMAGES[name](newest)
+    Checkpoints(tmp_path, keep=3).close()
+    assert not newest.exists() and 'checkpoint 3 is damaged' in capsys.readouterr().out
+
+
+def test_a_reader_of_damaged_weights_is_told_of_the_others(tmp_path):
+    newest = three_steps(tmp_path)
+    wanted = abstract(state_on(1)['params'])
+    reader, step = open_step(tmp_path)
+    flip(largest(newest / 'opt_state'))
+    reader.params(wanted, step)  # not the part that is read
+    flip(largest(newest / 'params'))
+    with pytest.raises(InputError, match=r'has changed since it was written; other checkpoints there: 1, 2'):
+        reader.params(wanted, step)
+    assert newest.exists()
+    reader.close()
+
+
+def test_checkpoints_at_multiples_are_kept_for_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_every_steps=3)
+    for step in range(1, 9):
+        checkpoints.save(state_on(1, step), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 6, 8]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    place = tmp_path / 'disk'
+    place.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=2m', 'tmpfs', place]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('mounting a tmpfs needs root')
+    yield place
+    subprocess.run(['umount', '-l', place], check=True)
+
+
+def noise_state(step):
+    noise = jax.random.normal(jax.random.key(step), (300, 400))  # half a megabyte that no codec shrinks
+    return {'step': jnp.int32(step), 'params': {'kernel': noise}, 'opt_state': {}, 'extra': {}}
+
+
+def fill(checkpoints):
+    """Saves as a loop does, which asks after each step."""
+    for step in range(1, 10):
+        checkpoints.save(noise_state(step), {})
+        until = time.monotonic() + 60
+        while checkpoints._saving and time.monotonic() < until:
+            checkpoints.check()
+            time.sleep(0.01)
+
+
+def test_a_full_disk_stops_the_run_and_hurts_nothing(small_disk, caplog):
+    checkpoints = Checkpoints(small_disk, keep=10)
+    with pytest.raises(SaveError) as caught:
+        fill(checkpoints)
+    last = manifest.saved_steps(epath.Path(checkpoints.directory))[-1]
+    failed = last + 1
+    assert not [record for record in caplog.records if record.exc_info]  # no stack of orbax's threads
+    assert last >= 1 and 'disk is full' in str(caught.value) and '\n' not in str(caught.value)
+    assert str(caught.value).endswith(f'goes on from checkpoint {last}')
+    checkpoints.close()  # says nothing a second time
+    for path in small_disk.glob('checkpoints/1'):
+        shutil.rmtree(path)  # makes room
+    again = Checkpoints(small_disk, keep=10)
+    assert again.latest() == last
+    again.save(noise_state(failed), {})
+    again.close()
+    assert manifest.damage(epath.Path(small_disk / 'checkpoints' / str(failed))) is None
+
+
+def test_only_a_full_disk_is_explained(tmp_path):
+    with pytest.raises(SaveError, match='the disk is full'), explain_full_disk(tmp_path):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+    with pytest.raises(PermissionError), explain_full_disk(tmp_path):
+        raise PermissionError(errno.EACCES, 'denied')

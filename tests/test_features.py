@@ -10,16 +10,25 @@ import pytest
 from flax import nnx
 
 from fusmae_jax import inference
+from fusmae_jax.config import Train
 from fusmae_jax.errors import InputError
+from fusmae_jax.eval import views
+from fusmae_jax.eval.during import Neighbours
 from fusmae_jax.eval.evaluation_config import POOLED, Encoder, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
+from fusmae_jax.eval.knn import knn_scores
+from fusmae_jax.eval.measure import values
+from fusmae_jax.eval.metrics import multi_label
 from fusmae_jax.eval.systems import fingerprint, fit, open_system
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.input.source import Source
 from fusmae_jax.models.fusmae import graph
+from fusmae_jax.parallel.mesh import replicated
+from fusmae_jax.train.setup import make_setup
 from tests.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint
+from tests.test_views import quarter
 
 opened = functools.cache(open_system)
 
@@ -211,3 +220,57 @@ def test_what_does_not_fit_is_refused(data, settings):
         extractor(data, settings, ('s3',))
     with pytest.raises(InputError, match="'s3' is not in"):
         extractor(data, settings, ('s3',), (), 'bands')
+
+
+# ------------------------------------------------------------ during pretraining
+
+
+def test_neighbours_during_training_are_those_of_the_features(data, run, both):
+    model = inference.load(run)
+    config = dataclasses.replace(model.config, train=Train(batch_size=16, steps=10))
+    setup = make_setup(config, contracts.read(data), SIZES['train'])
+    settings = Task(path=str(data), labels='labels')
+    watch = Neighbours(setup, settings, k=5)
+    params = jax.device_put(model.params, replicated(setup.mesh))
+    found = watch(params)
+    labels = {split: read_index(data, split, ['labels'])['labels'] for split in ('train', 'val')}
+    bank, queries = (both(split)['mean_patch'].values for split in ('train', 'val'))
+    scores = knn_scores(queries, bank, labels['train'], 5)
+    expected = values(multi_label(scores, labels['val'], ('dark', 'bright', 'rough'), threshold=0.5))
+    assert found.keys() == {f'knn/{name}' for name in expected if '/' not in name}
+    for name, x in found.items():
+        assert x == pytest.approx(expected[name.removeprefix('knn/')], abs=1e-6)
+    zeros = jax.tree.map(np.zeros_like, model.params)  # every record looks alike
+    assert watch(zeros)['knn/ap_micro'] < found['knn/ap_micro']
+    for changes, message in (
+        ({'val_split': 'train[:10]'}, '10 records are in'),
+        ({'labels': 'label'}, "no label field 'label'"),
+        ({'train_split': 'train[:4]'}, '4 records, fewer than k=5'),
+    ):
+        with pytest.raises(InputError, match=message):
+            Neighbours(setup, dataclasses.replace(settings, **changes), k=5)
+
+
+# ------------------------------------------------------------ four quarters of a record
+
+
+def test_features_of_crops_are_means_over_the_quarters(data, settings):
+    ready = Extractor(
+        opened(settings.checkpoint, Encoder(checkpoint=settings.checkpoint)),
+        Task(path=str(data), labels='labels'),
+        ('s1', 's2'),
+        ('mean_patch',),
+        dataclasses.replace(settings, batch=8, accept=('resolution',)),
+        'crops',
+    )
+    found = ready('val[:8]')['mean_patch'].values
+    source = Source(str(data), 'val[:8]', tuple(contracts.read(data).groups))
+    batch = {name: np.stack([source[i][name] for i in range(8)]) for name in source.fields}
+    prepare = make_prepare(ready.fitted.config, views.view_contract(source.contract, 'crops'), None)
+    model = inference.load(settings.checkpoint)
+    graphdef = graph(model.config.model)
+    encode = jax.jit(lambda params, part: nnx.merge(graphdef, params).encode(prepare(part, None)).pooled)
+    each = [encode(model.params, quarter(batch, top, left)) for top in (0, 1) for left in (0, 1)]
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+    assert ready.row_fields()['image'] == 'crops 4 x 12, resize 32 x 32'
+    assert ready.row_fields()['accepted'] == ('resolution',)

@@ -11,8 +11,9 @@ from fusmae_jax.config_build import resolve
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.slots import sample_slots
 from fusmae_jax.train import flops
+from fusmae_jax.train.setup import make_setup
 from tests.conftest import cfg, tiny_config
-from tests.helpers import random_order, random_patches
+from tests.helpers import CONTRACT, random_order, random_patches
 
 
 @pytest.mark.parametrize('fusion', [('xae', 'none'), ('none', 'xad')])
@@ -73,6 +74,34 @@ def test_the_baselines_match_the_compiler(fusion, joint):
     analytic = sum(flops.forward(model, visible, joint=joint).values())
     assert analytic == pytest.approx(counted, rel=0.06)
     assert analytic < counted
+
+
+@pytest.mark.parametrize('fusion', [('xae', 'none'), ('none', 'xad'), ('xae', 'multimae')])
+def test_the_whole_training_step_matches_the_compiler(fusion):
+    """Within 2 %: so wide, all but matrix products (softmax, norms, AdamW, preparation) is little."""
+    width, batch = 2048, 64
+    model = cfg.Model(
+        image_size=(64, 64),
+        patch_size=8,
+        width=width,
+        depth=2,
+        heads=16,
+        fusion=cfg.Fusion(*fusion),
+        decoder=cfg.Decoder(width, 1, 16),
+        scan=False,
+    )
+    config = tiny_config(model=model, train=cfg.Train(batch_size=batch, steps=10))
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[:1])
+    counted = setup.lower().cost_analysis()['flops'] / batch  # no loop in it, so the count is complete
+    assert flops.train_flops_per_image(config) == pytest.approx(counted, rel=0.02)
+
+
+def test_recomputation_runs_the_stacked_blocks_once_more():
+    config = tiny_config()
+    parts = flops.forward(config.model, 4)
+    again = parts['blocks'] + parts['decoders']
+    assert flops.full_remat_share(config) == again / flops.train_flops_per_image(config)
+    assert 0 < flops.full_remat_share(config) < 1 / 3
 
 
 def test_joint_masks_show_as_many_patches():

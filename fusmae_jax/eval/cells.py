@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from fusmae_jax import __version__
-from fusmae_jax.eval import intervals
+from fusmae_jax.eval import intervals, replicates
 from fusmae_jax.eval.evaluation_config import Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
 from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate
@@ -98,6 +98,7 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
     lines = [row.to_json() for cell in cells for row in rows(cell)]
     _replace(workdir / ROWS.format(command), lines)
     _replace(workdir / DIFFERENCES.format(command), [json.dumps(one) for one in differences(cells)])
+    replicates.write([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:

@@ -71,6 +71,7 @@ class LinearProbe:
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
     labels: Labels = dataclasses.field(default_factory=Labels)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
+    image: Literal['resize', 'crops'] = 'resize'  # crops: the mean over the four quarters of an image
     features: tuple[str, ...] = ('mean_patch',)
     batch_norm: tuple[bool, ...] = (False,)  # True: affine-free, with the statistics of the labelled records
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -92,6 +93,7 @@ class Knn:
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
     labels: Labels = dataclasses.field(default_factory=Labels)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
+    image: Literal['resize', 'crops'] = 'resize'  # crops: the mean over the four quarters of an image
     features: tuple[str, ...] = ('mean_patch',)
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
     k: int = 20

@@ -8,37 +8,32 @@ import functools
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fusmae_jax.config import Config, Parallel
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval import presets, views
 from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.pooling import BAND_STATISTICS, Batch, Function, band_statistics, check_pooled, pool
 from fusmae_jax.eval.systems import Fitted, System, fit
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.contract import Contract, fingerprint
-from fusmae_jax.input.patchify import Patches
-from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
-from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from fusmae_jax.train.step import abstract_batch
 
-BAND_STATISTICS = 'band_stats'
 FORMAT = 1  # of what a feature means
-Batch = Mapping[str, Array]
-# From weights and a batch to features by name (b, width) and which records have a valid pixel (b,).
-Function = Callable[[Any, Batch], tuple[dict[str, Array], Array]]
 
 
 class Features(NamedTuple):
@@ -48,90 +43,29 @@ class Features(NamedTuple):
     valid: np.ndarray  # (records,) bool: a given modality has a valid pixel; otherwise the values are 0
 
 
-def pool(
-    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str]
-) -> tuple[dict[str, Float[Array, 'b _']], Array]:
-    """Pooled features of a batch, by name, and which records have any valid patch; traceable.
-
-    `mean_patch`         mean over the valid patch tokens of the modalities given
-    `mean_all`           the same with the CLS token among them
-    `concat_per_sensor`  a mean for each of these modalities, side by side in the order of the model
-    `cls`                the CLS token
-    `last4_cls`          the CLS tokens after each of the last four blocks and the final norm, side by side
-    """
-    deep = 'last4_cls' in names
-    encoded = model.encode(patches, capture=deep)
-    tokens = dict(encoded.tokens)
-    valid = {name: jnp.any(patches[name].valid, axis=2) for name in tokens}
-    if model.model.fusion.encoder == 'stack':  # every modality has the same tokens: one stream
-        tokens = {'all': next(iter(tokens.values()))}
-        valid = {'all': jnp.any(jnp.stack(list(valid.values())), axis=0)}
-    weights = {name: v[..., None] for name, v in valid.items()}
-    sums = {n: jnp.sum(jnp.where(weights[n], z.astype(jnp.float32), 0), axis=1) for n, z in tokens.items()}
-    counts = {name: jnp.sum(w, axis=1, dtype=jnp.float32) for name, w in weights.items()}
-    total, count = (jnp.sum(jnp.stack(list(x.values())), axis=0) for x in (sums, counts))
-    cls = encoded.cls.astype(jnp.float32)
-    found = {
-        'mean_patch': total / jnp.maximum(count, 1),
-        'mean_all': (total + cls) / (count + 1),
-        'concat_per_sensor': jnp.concatenate([sums[n] / jnp.maximum(counts[n], 1) for n in sums], axis=-1),
-        'cls': cls,
-    }
-    if deep:
-        found['last4_cls'] = _last4(model, encoded.stages)
-    seen = count[:, 0] > 0
-    return {name: jnp.where(seen[:, None], found[name], 0) for name in names}, seen
-
-
-def _last4(model: FusMAE, stages: Mapping[str, Array]) -> Float[Array, 'b _']:
-    """CLS stands last among the tokens of every block."""
-    first = stages['block1'][:, -1][:, None]
-    ends = jnp.concatenate([first, jnp.moveaxis(stages['blocks/x'][:, :, -1], 0, 1)], axis=1)[:, -4:]
-    ends = model.encoder.norm(ends) if model.model.final_norm else ends
-    return ends.astype(jnp.float32).reshape(ends.shape[0], -1)
-
-
-def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tuple[str, ...], Function]:
-    """Mean and standard deviation of each band's valid pixels, as stored and on the native grid: no encoder.
-
-    Returns:
-        The record fields that are read, and a traceable function of nothing ({}) and a batch of them that
-        gives the feature (b, 2 x bands) and which records have a valid pixel. A band without one has 0 and 0.
-    """
-    groups = {field: g for name in modalities for field, g in contract.groups.items() if g.modality == name}
-
-    def run(_: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
-        means, deviations, some = [], [], []
-        for field, group in groups.items():
-            stored = batch[field].astype(jnp.float32)
-            valid = jnp.isfinite(stored)
-            for value in group.nodata:
-                valid &= stored != jnp.float32(value)
-            count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
-            mean = jnp.sum(jnp.where(valid, stored, 0), axis=(1, 2)) / jnp.maximum(count, 1)
-            error = jnp.where(valid, stored - mean[:, None, None], 0)
-            variance = jnp.sum(error**2, axis=(1, 2)) / jnp.maximum(count, 1)
-            means.append(mean)
-            deviations.append(jnp.sqrt(variance))
-            some.append(jnp.any(count > 0, axis=1))
-        values = jnp.concatenate([*means, *deviations], axis=-1)
-        return {BAND_STATISTICS: values}, jnp.any(jnp.stack(some), axis=0)
-
-    return tuple(groups), run
-
-
 class Extractor:
     """Features of any split of a data set, for one system and some modalities: compiled once at most."""
 
     def __init__(
-        self, system: System, data: Task, modalities: Sequence[str], names: Sequence[str], settings: Encoder
+        self,
+        system: System,
+        data: Task,
+        modalities: Sequence[str],
+        names: Sequence[str],
+        settings: Encoder,
+        image: str = 'resize',
     ):
         """`names` of pooled features are replaced with `band_stats` for a system without a model.
+
+        With image='crops' a feature is the mean over the four quarters of a record; band statistics are
+        always of the whole.
 
         Raises:
             InputError: modalities, data and model do not fit together.
         """
         self._data, self._contract = data, contracts.read(data.path)
+        self._image, self._view = image, views.view_contract(self._contract, image)
+        self._modalities = tuple(modalities)
         self._mesh = make_mesh(Parallel(), jax.local_devices())
         self.batch = -(-settings.batch // self._mesh.size) * self._mesh.size
         self.fitted: Fitted | None = None  # how the model reads the data
@@ -141,11 +75,11 @@ class Extractor:
             self.names: tuple[str, ...] = (BAND_STATISTICS,)
             self._fields, self._function = band_statistics(self._contract, modalities)
         else:
-            self.fitted = fit(system.model, self._contract, modalities, settings, data.path)
+            self.fitted = fit(system.model, self._view, modalities, settings, data.path)
             self.names, self._params = tuple(names), system.model.params
             self._fields = tuple(fields(self.fitted.config, self._contract))
-            self._function = _encoded(system, self.fitted.config, self._contract, self.names)
-        self._about = _about(system, self._contract, modalities, self.fitted)
+            self._function = _encoded(system, self.fitted.config, self._contract, self.names, image)
+        self._about = _about(system, self._contract, modalities, self.fitted, image)
 
     @functools.cached_property
     def _run(self) -> Callable[[Batch], Any]:
@@ -170,6 +104,25 @@ class Extractor:
             for name, features in fresh.items():
                 self._write(split, name, features, epath.Path(folder))
         return fresh
+
+    def row_fields(self) -> dict[str, Any]:
+        """The fields of a result row that tell what the encoder saw."""
+        if self.fitted is None:
+            return {
+                'modalities': self._modalities,
+                'absent': None,
+                'image': 'native grids',
+                'statistics': 'those of the labelled records',
+                'accepted': (),
+            }
+        config = self.fitted.config
+        return {
+            'modalities': tuple(config.model.modalities),
+            'absent': config.model.fusion.absent,
+            'image': presets.describe_image(config, self._view, self._image == 'crops'),
+            'statistics': presets.describe_statistics(config),
+            'accepted': self.fitted.shifts,
+        }
 
     def _extract(self, split: str) -> dict[str, Features]:
         source = Source(self._data.path, split, self._fields)
@@ -225,7 +178,7 @@ class Extractor:
 
 
 def _about(
-    system: System, contract: Contract, modalities: Sequence[str], fitted: Fitted | None
+    system: System, contract: Contract, modalities: Sequence[str], fitted: Fitted | None, image: str
 ) -> dict[str, Any]:
     """Everything that decides the features of a record."""
     about: dict[str, Any] = {
@@ -237,25 +190,35 @@ def _about(
     if fitted is None:
         return about
     config = fitted.config
+    preset = {'preset': to_dict(config.preset)} if isinstance(config, presets.PresetConfig) else {}
+    view = {'image': image} if image != 'resize' else {}
     return about | {
         'modalities': list(config.model.modalities),
         'absent': config.model.fusion.absent,
         'input': to_dict(config.model.modalities),
         'normalisation': config.data.normalisation,
         'clip': config.data.clip,
+        **preset,
+        **view,
     }
 
 
-def _encoded(system: System, config: Config, contract: Contract, names: Sequence[str]) -> Function:
+def _encoded(
+    system: System, config: Config, contract: Contract, names: Sequence[str], image: str
+) -> Function:
     assert system.model is not None
     whole = system.model.config.model
-    if 'last4_cls' in names and whole.depth < 4:
-        raise InputError(f"features: 'last4_cls' needs four blocks, {system.name} has {whole.depth}")
-    prepare = make_prepare(config, contract, None)
+    check_pooled(names, whole, system.name)
+    inputs = presets.make_inputs(config, views.view_contract(contract, image))
     graphdef = fusmae.graph(whole, system.model.dtype)
 
     def run(params: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
-        return pool(nnx.merge(graphdef, params), prepare(batch, None), names)
+        model = nnx.merge(graphdef, params)
+        if image == 'resize':
+            return pool(model, inputs(batch, None), names)
+        found, seen = pool(model, inputs(views.all_crops(batch, contract), None), names)
+        means = {name: views.crop_mean(x, seen) for name, x in found.items()}
+        return {name: mean for name, (mean, _) in means.items()}, views.crop_any(seen)
 
     return run
 

@@ -23,7 +23,6 @@ from fusmae_jax.eval.metrics import train_prior
 from fusmae_jax.eval.readout import Method, Outcome, Variant
 from fusmae_jax.eval.systems import open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
-from fusmae_jax.input.contract import Contract
 
 FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
 HEADLINE = {'multi_label': ('ap_micro', 'ap_macro'), 'single_label': ('top1', 'top3', 'f1_weighted')}
@@ -92,8 +91,12 @@ def _cells(config: LinearProbe | Knn, workdir: epath.Path, task: Labelled, metho
             'preset': config.preset,
         }
         for modalities in config.encoder.modalities:
-            extractor = Extractor(system, config.data, modalities, config.features, config.encoder)
-            seen = about | _input_fields(extractor, task.contract, modalities)
+            extractor = Extractor(
+                system, config.data, modalities, config.features, config.encoder, config.image
+            )
+            for line in extractor.fitted.notes if extractor.fitted else ():
+                logging.info('%s', line)
+            seen = about | extractor.row_fields()
             # Band statistics have units, so they are always scaled.
             for variant in _variants(config, extractor, workdir, norms if system.model else (True,)):
                 for fraction, positions in drawn.items():
@@ -121,31 +124,6 @@ def _variants(
         for norm in norms:
             train, test = splits[data.train_split][pooled], splits[data.test_split][pooled]
             yield Variant(pooled, norm, train, val[pooled] if val else None, test)
-
-
-def _input_fields(extractor: Extractor, contract: Contract, modalities: Sequence[str]) -> dict[str, Any]:
-    """The fields of a row that tell what the encoder saw."""
-    if extractor.fitted is None:
-        return {
-            'modalities': tuple(modalities),
-            'absent': None,
-            'image': 'native grids',
-            'statistics': 'those of the labelled records',
-            'accepted': (),
-        }
-    config = extractor.fitted.config
-    rows, columns = config.model.image_size
-    sizes = {g.size for g in contract.groups.values() if g.modality in config.model.modalities}
-    sources = (f'{n}: {m.statistics_from or "sensor table"}' for n, m in config.model.modalities.items())
-    for line in extractor.fitted.notes:
-        logging.info('%s', line)
-    return {
-        'modalities': tuple(config.model.modalities),
-        'absent': config.model.fusion.absent,
-        'image': f'native {rows} x {columns}' if sizes == {(rows, columns)} else f'resize {rows} x {columns}',
-        'statistics': f'{config.data.normalisation}; {"; ".join(sources)}',
-        'accepted': extractor.fitted.shifts,
-    }
 
 
 def _cell(

@@ -13,6 +13,7 @@ from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.patchify import unpatchify
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.losses import NORM_PIX_EPS
+from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.mesh import replicated
 from fusmae_jax.train.objective import Masked, reconstructions
 from fusmae_jax.visualize import Panel, in_place, in_raster_order
@@ -40,7 +41,7 @@ class Reconstructor:
         with jax.set_mesh(self._mesh):
             batch = jax.device_put(batch, replicated(self._mesh))
             masked, predictions = self._run(params, batch, jax.random.key(MASK_SEED))
-        masked, predictions = jax.device_get((masked, predictions))
+        masked, predictions = read('pictures', (masked, predictions))
         if self._config.loss.norm_pix:
             predictions = _undo_norm_pix(self._config, masked, predictions)
         panels = {}

@@ -1,4 +1,7 @@
-"""What turns images into features: a checkpoint, the same architecture untrained, or band statistics."""
+"""What turns images into features: a checkpoint, the same architecture untrained, or band statistics.
+
+A checkpoint is that of a run, of a DINO-MM run (the teacher's encoder), or the folder of an import.
+"""
 
 import dataclasses
 import functools
@@ -11,11 +14,13 @@ import jax
 import numpy as np
 
 from fusmae_jax import inference, leak
-from fusmae_jax.checkpoint import open_step
+from fusmae_jax.checkpoint import Checkpoints, open_step
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval import dino_run, published
 from fusmae_jax.eval.evaluation_config import BANDS, RANDOM, Encoder
+from fusmae_jax.eval.presets import preset_of
 from fusmae_jax.input import compatibility, normalise
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.models import fusmae
@@ -47,15 +52,21 @@ def open_system(kind: str, settings: Encoder) -> System:
     if kind == BANDS:
         return System('band statistics', '', None, _nothing())
     path = (settings.like or settings.checkpoint) if kind == RANDOM else kind
-    model = inference.load(path)
-    config = _with_absent(model.config, settings.absent)
+    model, seen = _load(path)
+    stacked = model.config.model.fusion.encoder == 'stack'
+    if stacked and settings.absent not in ('', 'zero_image'):
+        raise InputError(
+            f'encoder.absent={settings.absent!r}: {path} stacks its sensors, where an absent one is an image '
+            "of zeros; leave it '' for this system"
+        )
+    config = _with_absent(model.config, 'zero_image' if stacked else settings.absent)
     if kind == RANDOM:
         make = functools.partial(fusmae.init_params, config.model)
         params = jax.jit(make)(jax.random.key(settings.seed))
         name = f'random init of {model.config.name}, seed {settings.seed}'
-        seen: leak.Seen | None = _nothing()
+        seen = _nothing()
     else:
-        params, name, seen = model.params, settings.name or model.config.name, _seen(path)
+        params, name = model.params, settings.name or model.config.name
     model = inference.Pretrained(config, model.contract, params, model.dtype)
     return System(name, fingerprint(model), model, seen)
 
@@ -72,12 +83,24 @@ def _with_absent(config: Config, rule: Any) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, fusion=fusion))
 
 
-def _seen(path: str) -> leak.Seen | None:
+def _load(path: str) -> tuple[inference.Pretrained, leak.Seen | None]:
+    """A model, and what it has learned from; None for the latter where nobody wrote it down."""
+    if published.is_published(path):
+        found = published.read(path)
+        return found.model, _nothing() if found.untouched else None
     checkpoints, step = open_step(path)
     try:
-        packed = checkpoints.seen(step)
+        meta = checkpoints.meta(step)
+        seen = _seen(checkpoints, step, path)
+        if 'dino' in meta['config']:
+            return dino_run.load(checkpoints, step, meta, seen, path), seen
     finally:
         checkpoints.close()
+    return inference.load(path), seen
+
+
+def _seen(checkpoints: Checkpoints, step: int, path: str) -> leak.Seen | None:
+    packed = checkpoints.seen(step)
     return None if packed is None else leak.from_bytes(packed, f'{path}: checkpoint {step}')
 
 
@@ -87,6 +110,8 @@ def fingerprint(model: inference.Pretrained) -> str:
     The rule for absent modalities is left out: it belongs to the use of a checkpoint, and a result says it.
     """
     about = to_dict(_with_absent(model.config, 'self').model)
+    if not preset_of(model.config).cls:
+        about['cls'] = False
     total = hashlib.sha256(json.dumps(about, sort_keys=True).encode() + str(model.dtype).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         array = np.asarray(leaf)

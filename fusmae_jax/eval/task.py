@@ -51,14 +51,15 @@ def read_task(data: Task, cluster: str = '') -> Labelled:
             f'{data.path}: no label field {data.labels!r} (data.labels); '
             f'{nearest(data.labels, contract.classes) if contract.classes else "it has no labels"}'
         )
-    train, val = (_read(data, contract, split, '') for split in (data.train_split, data.val_split))
-    test = _read(data, contract, data.test_split, cluster)
+    train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
+    test = read_split(data, contract, data.test_split, cluster)
     found = Labelled(contract, contract.classes[data.labels], train, val, test)
     _check_apart(found, data.path)
     return found
 
 
-def _read(data: Task, contract: Contract, split: str, cluster: str) -> Split:
+def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Split:
+    """Keys, labels and (unless `cluster` is empty) clusters of a split, from its index."""
     fields = list(dict.fromkeys([contract.key, data.labels, *([cluster] if cluster else [])]))
     index = _index(data.path, split, fields)
     labels = index[data.labels]

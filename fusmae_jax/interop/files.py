@@ -23,7 +23,12 @@ from fusmae_jax.interop.layouts import reference_rules
 from fusmae_jax.interop.rules import to_theirs
 
 FORMAT = 'fusmae_jax/1'
-_WRAPPERS = ('model', 'state_dict', 'model_state_dict')  # keys under which training scripts save weights
+_WRAPPERS = (
+    'model',
+    'state_dict',
+    'model_state_dict',
+    'mae_model',
+)  # keys under which training scripts save weights
 
 
 def read_state(path: epath.PathLike) -> dict[str, np.ndarray]:

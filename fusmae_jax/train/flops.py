@@ -96,12 +96,26 @@ def multimae_decoder(model: Model, patch_dim: int, visible: int, masked: int, se
 
 def train_flops_per_image(config: Config) -> float:
     """Operations of forward and backward for one image, recomputation not counted."""
+    parts = _parts(config)
+    # No gradient flows into the pixels, so the patch projection has half a backward pass.
+    return 3 * sum(parts.values()) - parts['patch']
+
+
+def full_remat_share(config: Config) -> float:
+    """What running every stacked block twice would add to the operations of a step, as a share of them.
+
+    The blocks of the decoders are taken as all of the decoders, which they nearly are.
+    """
+    parts = _parts(config)
+    return (parts['blocks'] + parts['decoders']) / train_flops_per_image(config)
+
+
+def _parts(config: Config) -> dict[str, float]:
+    """Operations of one image's forward pass under the configured masks."""
     model, joint = config.model, config.masking.strategy in JOINT
     visible = num_visible(model.num_patches, config.masking)
     slots = num_slots(model.num_patches, len(model.modalities), config.masking)
-    parts = forward(model, slots if joint else visible, joint=joint)
-    # No gradient flows into the pixels, so the patch projection has half a backward pass.
-    return 3 * sum(parts.values()) - parts['patch']
+    return forward(model, slots if joint else visible, joint=joint)
 
 
 def peak_flops(device: jax.Device) -> float | None:

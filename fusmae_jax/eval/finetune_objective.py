@@ -1,0 +1,140 @@
+"""What fine-tuning minimises, and the scores of what it has learned: traceable functions of raw batches."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fusmae_jax.config import Config
+from fusmae_jax.eval import linear_probe, views
+from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.pooling import check_pooled, pool
+from fusmae_jax.eval.presets import make_inputs
+from fusmae_jax.eval.systems import Fitted, System
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.prepare import fields
+from fusmae_jax.models import fusmae, heads
+from fusmae_jax.train.objective import Batch, Objective, sample_keys
+
+TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
+
+
+class Network(NamedTuple):
+    """An encoder with a linear head on one pooled feature, reading one kind of records.
+
+    Its parameters are `encoder` and `head`; decoders are left behind.
+    """
+
+    config: Config  # fitted to the data: what the encoder reads
+    whole: Config  # the model's own
+    dtype: Any
+    contract: Contract  # of the records
+    image: str  # 'resize' or 'crops'
+    feature: str
+    classes: int
+    graphdef: nnx.GraphDef  # of the whole model
+    shapes: Any  # of its parameters
+
+    def init(self, key: Array) -> Any:
+        """Random parameters."""
+        encoder = fusmae.init_params(self.whole.model, key, self.dtype)['encoder']
+        return {'encoder': encoder, 'head': heads.init_head(key, self.width, self.classes)}
+
+    @property
+    def width(self) -> int:
+        """Of the feature."""
+        model, nothing = self.config.model, {}
+        for name in model.modalities:
+            shape = (1, model.num_patches, model.patch_dim(name))
+            nothing[name] = Patches(jnp.zeros(shape), jnp.ones(shape, bool))
+
+        def feature(encoder: Any) -> Array:
+            return pool(self.merge(encoder), nothing, (self.feature,))[0][self.feature]
+
+        return jax.eval_shape(feature, self.shapes['encoder']).shape[1]
+
+    def merge(self, encoder: Any) -> fusmae.FusMAE:
+        """The model around the parameters of an encoder; inside traced functions only."""
+        # Nothing reads the decoders, so that the compiler drops these zeros.
+        rest = {name: part for name, part in self.shapes.items() if name != 'encoder'}
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), rest)
+        return nnx.merge(self.graphdef, {**zeros, 'encoder': encoder})
+
+    @property
+    def view(self) -> Contract:
+        """The contract of one image."""
+        return views.view_contract(self.contract, self.image)
+
+
+def network(
+    system: System, fitted: Fitted, contract: Contract, config: Finetune, feature: str, classes: int
+) -> Network:
+    """A system as what is fine-tuned.
+
+    Raises:
+        InputError: the feature is not one of this encoder, or the records cannot be cut into four.
+    """
+    assert system.model is not None
+    whole = system.model.config
+    check_pooled((feature,), whole.model, system.name)
+    views.view_contract(contract, config.image)
+    dtype = system.model.dtype
+    graphdef = fusmae.graph(whole.model, dtype)
+    shapes = jax.eval_shape(
+        functools.partial(fusmae.init_params, whole.model, dtype=dtype), jax.random.key(0)
+    )
+    return Network(fitted.config, whole, dtype, contract, config.image, feature, classes, graphdef, shapes)
+
+
+def classification(net: Network, config: Finetune) -> Objective:
+    """The loss of a batch that carries TARGETS; `extra['seed']` sets its random numbers apart.
+
+    Multi-label soft margin: binary cross-entropy, mean over records and classes. Single label: cross-entropy
+    with smoothed one-hot targets, mean over records.
+    """
+    prepare = make_inputs(net.config, net.view, config.augment)
+    smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
+    recipe = linear_probe.Recipe(config.data.kind, label_smoothing=smoothing)
+
+    def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[dict[str, Array], Any]]:
+        geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
+        which, path = jnp.moveaxis(jax.vmap(jax.random.split)(rest), 1, 0)
+        if net.image == 'crops':
+            batch = views.one_crop(batch, net.contract, views.crop_index(which))
+        model = heads.with_drop_path(net.merge(params['encoder']), path, config.drop_path)
+        found, _ = pool(model, prepare(batch, geometry), (net.feature,))
+        scores = heads.logits(params['head'], found[net.feature])
+        targets = batch[TARGETS].astype(jnp.float32)
+        total = linear_probe.loss(scores[:, None], targets, recipe)[0]
+        return total, ({'loss': total}, extra)
+
+    def init(key: Array) -> tuple[Any, Any]:
+        return net.init(key), {'seed': jnp.zeros((), jnp.uint32)}
+
+    return Objective(init, loss, tuple(fields(net.config, net.contract)))
+
+
+def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b c']]:
+    """The traceable function (params, batch) -> logits: nothing is augmented or dropped.
+
+    Of `crops` the mean logit of those of the four that hold a valid pixel.
+    """
+    prepare = make_inputs(net.config, net.view, None)
+
+    def scores(params: Any, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
+        crops = net.image == 'crops'
+        images = views.all_crops(batch, net.contract) if crops else batch
+        found, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
+        each = heads.logits(params['head'], found[net.feature])
+        if not crops:
+            return each
+        mean, some = views.crop_mean(each, seen)
+        return jnp.where(some[:, None], mean, params['head']['bias'][None])
+
+    return scores

@@ -1,0 +1,169 @@
+"""One fine-tuning from start to end, saved after every epoch, and what is left of it in its folder.
+
+`result.json` says that it is finished and what the validation split said; `checkpoints/` holds the weights. A
+point that was killed goes on from its last epoch, bit by bit as if nothing had happened, and a finished one
+is not run again.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from fusmae_jax.checkpoint import FOLDER, Checkpoints
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.finetune_train import Point, Trainer
+from fusmae_jax.input.source import Source
+from fusmae_jax.train.state import State
+
+RESULT, SCORES = 'result.json', 'scores-test.npz'
+Judge = Callable[[np.ndarray], float]  # from the logits of the validation split to its metric
+
+
+class Trained(NamedTuple):
+    """What came out of a point."""
+
+    losses: list[float]  # training loss, mean over each epoch
+    steps: list[int]  # after which the validation split was scored
+    values: list[float]  # its metric there
+    step: int  # whose weights are tested; 0 for a point that diverged
+    epoch: int  # that ends there, from 1
+
+    @property
+    def value(self) -> float:
+        """The metric of the weights that are tested."""
+        return self.values[self.steps.index(self.step)] if self.step else -np.inf
+
+
+def train(
+    trainer: Trainer, train: Source, val: Source, point: Point, judge: Judge, folder: epath.Path
+) -> Trained:
+    """Trains a point, or goes on training it, or reads what it came to.
+
+    Raises:
+        InputError: the folder holds a point with other settings; the metric is not defined.
+    """
+    if (stored := _finished(folder, point)) is not None:
+        return stored
+    ends = trainer.plan(point).ends
+    with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
+        state, found, start = _begin(trainer, point, checkpoints)
+        for epoch, end in enumerate(ends, start=1):
+            if end <= start:
+                continue
+            state, loss = trainer.advance(state, train, point, start, end)
+            start, value = end, None
+            if loss is not None and (trainer.config.epoch == 'best' or end == ends[-1]):
+                value = _judged(trainer.scores(state['params'], val), judge, val)
+            if loss is None or value == -np.inf:
+                logging.warning('%s: diverged in epoch %d', folder, epoch)
+                found = found._replace(step=0, epoch=epoch)
+                break
+            found = _record(found, loss, value, end, epoch)
+            logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, _told(value))
+            _save(checkpoints, state, found, point)
+        checkpoints.wait()
+    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': found._asdict()}, indent=2))
+    return found
+
+
+def _begin(trainer: Trainer, point: Point, checkpoints: Checkpoints) -> tuple[State, Trained, int]:
+    """State, history and step to go on from."""
+    step = checkpoints.latest() or 0
+    if not step:
+        return trainer.start(point), Trained([], [], [], 0, 0), 0
+    meta = checkpoints.meta(step)
+    _check_same(meta['about'], point, checkpoints.directory)
+    logging.info('%s: going on from step %d', checkpoints.directory, step)
+    return checkpoints.restore(trainer.abstract, step), Trained(**meta['trained']), step
+
+
+def _record(found: Trained, loss: float, value: float | None, end: int, epoch: int) -> Trained:
+    found = found._replace(losses=[*found.losses, loss])
+    if value is None:
+        return found
+    better = not found.values or value > max(found.values)
+    found = found._replace(steps=[*found.steps, end], values=[*found.values, value])
+    return found._replace(step=end, epoch=epoch) if better else found
+
+
+def _save(checkpoints: Checkpoints, state: State, found: Trained, point: Point) -> None:
+    # Only an epoch that is better than all before has a value in the eyes of the checkpoints, which keep the
+    # best beside the newest: so there are never two that are equally good.
+    best = found.step == int(state['step'])
+    meta = {'about': point.about, 'trained': found._asdict()}
+    checkpoints.save(state, json.loads(json.dumps(meta)), -found.value if best else None)
+
+
+def _judged(scores: np.ndarray, judge: Judge, val: Source) -> float:
+    """The metric; -inf for scores that are not finite."""
+    if not np.isfinite(scores).all():
+        return -np.inf
+    value = judge(scores)
+    if not np.isfinite(value):
+        raise InputError(
+            f'{val.path}, {val.split}: the metric that settles the sweep is {value}; '
+            'has the split no positive labels?'
+        )
+    return value
+
+
+def _told(value: float | None) -> str:
+    return '' if value is None else f', validation {value:.4f}'
+
+
+def _finished(folder: epath.Path, point: Point) -> Trained | None:
+    """What a finished point came to; None where none is finished."""
+    if not (folder / RESULT).exists():
+        return None
+    stored = json.loads((folder / RESULT).read_text())
+    _check_same(stored['about'], point, folder / RESULT)
+    return Trained(**stored['trained'])
+
+
+def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None:
+    differ = [name for name, value in point.about.items() if stored.get(name) != value]
+    if differ:
+        lines = (f'{name}: {stored.get(name)!r} there, {point.about[name]!r} here' for name in differ)
+        raise InputError(
+            f'{where} belongs to another run ({"; ".join(lines)}); use another --workdir, or remove it'
+        )
+
+
+def test_scores(trainer: Trainer, test: Source, trained: Trained, folder: epath.Path) -> np.ndarray | None:
+    """The logits of the test split, read or computed and stored; None if the weights are gone."""
+    file = folder / SCORES
+    name = f'{test.path} {test.split} {test.contract.fingerprint} {trained.step}'
+    if file.exists():
+        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as stored:
+            if str(stored['about']) == name:
+                return stored['scores']
+    if not (folder / FOLDER / str(trained.step)).exists():
+        return None
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        params = checkpoints.params(trainer.abstract['params'], trained.step)
+    scores = trainer.scores(params, test)
+    part = folder / f'{SCORES}.part'
+    with part.open('wb') as stream:
+        np.savez(stream, scores=scores, about=np.array(name))
+    part.replace(file)
+    return scores
+
+
+def forget(folder: epath.Path, weights_only: bool) -> None:
+    """Removes the weights of a point that was not settled on; or all that is known of it."""
+    if (folder / FOLDER).exists():
+        (folder / FOLDER).rmtree()
+    if not weights_only:
+        (folder / RESULT).unlink(missing_ok=True)
+
+
+def _write(file: epath.Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.parent / f'{file.name}.part'
+    part.write_text(text)
+    part.replace(file)

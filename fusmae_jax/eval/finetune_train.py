@@ -1,0 +1,174 @@
+"""Fine-tuning of one network on one data set: the compiled functions, and what runs them."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import finetune_optimizer as optimizers
+from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune_objective import TARGETS, Network, classification, scorer
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.source import Source
+from fusmae_jax.models import heads
+from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from fusmae_jax.parallel.rules import shardings
+from fusmae_jax.train.state import State, abstract_state
+from fusmae_jax.train.step import abstract_batch, lower_step, make_step
+
+
+class Point(NamedTuple):
+    """One fine-tuning: how fast, and what from."""
+
+    learning_rate: float
+    seed: int
+    positions: np.ndarray  # (n,) of the labelled records in the training split
+    labels: np.ndarray  # (n, classes) uint8
+    about: dict[str, Any]  # all that decides the outcome, as JSON has it
+
+
+class Plan(NamedTuple):
+    """Steps of a fine-tuning."""
+
+    batch: int
+    warmup: int
+    ends: tuple[int, ...]  # the step after which each epoch is over
+
+
+class Examples:
+    """Labelled records, by index: image fields and TARGETS."""
+
+    def __init__(self, source: Source, point: Point):
+        self._source, self._point = source, point
+
+    def __len__(self) -> int:
+        return len(self._point.positions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self._source[int(self._point.positions[index])]
+        return {name: record[name] for name in self._source.fields} | {TARGETS: self._point.labels[index]}
+
+
+def make_plan(config: Finetune, records: int, devices: int) -> Plan:
+    """How many steps of which size; raises InputError if the batch cannot be split over the devices."""
+    if config.batch_size % devices:
+        nearest = max(devices, round(config.batch_size / devices) * devices)
+        raise InputError(
+            f'batch_size={config.batch_size} cannot be split over {devices} devices; '
+            f'the nearest that can: {nearest}'
+        )
+    batch = min(config.batch_size, max(devices, records // devices * devices))
+    total = max(1, round(config.epochs * records / batch))
+    whole = (round(epoch * records / batch) for epoch in range(1, int(config.epochs) + 1))
+    ends = sorted({min(max(end, 1), total) for end in whole} | {total})
+    return Plan(batch, min(round(config.warmup_epochs * records / batch), total - 1), tuple(ends))
+
+
+class Trainer:
+    """Fine-tunes one network with one list of settings; every function is traced and compiled once."""
+
+    def __init__(self, config: Finetune, net: Network, encoder: Any, devices: list[jax.Device] | None = None):
+        """`encoder` are the weights that every point starts from; `devices` are all of them by default."""
+        self.config, self.net, self._encoder = config, net, encoder
+        self.mesh = make_mesh(config.parallel, devices)
+        self._sharding = batch_sharding(self.mesh)
+        self._objective = classification(net, config)
+        self._optimizer = optimizers.make_optimizer(config, net.whole.model.depth)
+        self.fields = self._objective.fields
+        self.abstract = abstract_state(self._objective, self._optimizer, self.mesh)
+        self._eval_batch = -(-config.encoder.batch // self.mesh.size) * self.mesh.size
+        self._steps: dict[int, Callable] = {}  # by size of the batch
+
+    def plan(self, point: Point) -> Plan:
+        """The steps of a point."""
+        return make_plan(self.config, len(point.positions), self.mesh.size)
+
+    def start(self, point: Point) -> State:
+        """The state before the first step, laid out as `abstract` says."""
+        plan = self.plan(point)
+        encoder = jax.device_put(self._encoder, shardings({'encoder': self._encoder}, self.mesh)['encoder'])
+        pace = optimizers.pace(point.learning_rate, plan.warmup, plan.ends[-1])
+        given = jax.random.key(point.seed), {'seed': jnp.uint32(point.seed)}, pace
+        return self._start(encoder, *jax.device_put(given, replicated(self.mesh)))
+
+    @functools.cached_property
+    def _start(self) -> Callable:
+        width, classes = self.abstract['params']['head']['kernel'].shape
+
+        def make(encoder: Any, key: jax.Array, extra: Any, pace: optimizers.Pace) -> State:
+            # Copies: the state is donated, and the next point starts from the same weights.
+            encoder = jax.tree.map(jnp.copy, encoder)
+            params = {'encoder': encoder, 'head': heads.init_head(key, width, classes)}
+            zero = jnp.zeros((), jnp.int32)
+            return {
+                'step': zero,
+                'params': params,
+                'opt_state': self._optimizer.init(params)._replace(pace=pace),
+                'extra': extra,
+                'skips': {'total': zero, 'in_row': zero},
+            }
+
+        return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
+
+    def advance(
+        self, state: State, source: Source, point: Point, start: int, stop: int
+    ) -> tuple[State, float | None]:
+        """Trains from step `start` to `stop`; the state (the given one is gone) and the mean loss.
+
+        None instead of the loss if `max_skips` updates in a row were not finite.
+        """
+        size = self.plan(point).batch
+        rows = pipeline.local_rows(self._sharding, size)
+        batches = pipeline.train_batches(Examples(source, point), point.seed, size, rows)
+        step, losses, skips = self._step(size), [], []
+        data = self.config.data
+        stream = pipeline.iterate(batches, start, stop, threads=data.threads, prefetch=data.prefetch)
+        for batch in stream:
+            names = (*self.fields, TARGETS)
+            ready = pipeline.to_devices(batch, self._sharding, {'': size}, names)
+            state, metrics = step(state, ready)
+            losses.append(metrics['loss'])
+            skips.append(metrics['skips_in_row'])
+            # That of the step before, while this one runs.
+            if len(skips) > 1 and int(skips[-2]) >= self.config.max_skips:
+                stream.close()
+                return state, None
+        if int(skips[-1]) >= self.config.max_skips:
+            return state, None
+        values = np.array(jax.device_get(losses))
+        return state, float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('inf')
+
+    def scores(self, params: Any, source: Source) -> np.ndarray:
+        """The logits (records, classes) of a split, float32, in its order."""
+        size, found = self._eval_batch, []
+        rows = pipeline.local_rows(self._sharding, size)
+        batches, steps = pipeline.eval_batches(source, size, rows)
+        data = self.config.data
+        for batch in pipeline.iterate(batches, 0, steps, threads=data.threads, prefetch=data.prefetch):
+            ready = pipeline.to_devices(batch, self._sharding, {'': size}, self.fields)
+            found.append(np.asarray(self._scorer(params, ready)))
+        return np.concatenate(found)[: len(source)]
+
+    def _step(self, size: int) -> Callable:
+        if size not in self._steps:
+            # The rate that make_step reports is not read: the optimizer's own state has it.
+            step = make_step(self._objective, self._optimizer, jnp.zeros_like, 0)
+            batch = self._batch(size)
+            batch[TARGETS] = jax.ShapeDtypeStruct(
+                (size, self.net.classes), jnp.uint8, sharding=self._sharding
+            )
+            self._steps[size] = lower_step(step, self.abstract, batch, self.mesh).compile()
+        return self._steps[size]
+
+    @functools.cached_property
+    def _scorer(self) -> Callable:
+        with jax.set_mesh(self.mesh):
+            jitted = jax.jit(scorer(self.net), out_shardings=replicated(self.mesh))
+            return jitted.lower(self.abstract['params'], self._batch(self._eval_batch)).compile()
+
+    def _batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        return abstract_batch(self.net.contract, self.fields, {'': size}, self.mesh)

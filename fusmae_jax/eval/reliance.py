@@ -1,0 +1,160 @@
+"""The command `reliance`: how much a model relies on each sensor, class by class and block by block.
+
+A linear head is trained on clean images of all sensors and then, unchanged, shown test images of which one
+sensor is missing, comes from another scene, or lies under a synthetic cloud.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from fusmae_jax import __version__
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import linear_probe, readout, reliance_report
+from fusmae_jax.eval.evaluation_config import metric_of
+from fusmae_jax.eval.features import Extractor
+from fusmae_jax.eval.intervals import Replicates, average, resample
+from fusmae_jax.eval.measure import values
+from fusmae_jax.eval.metrics import MultiLabel, multi_label
+from fusmae_jax.eval.readout import Outcome, Variant
+from fusmae_jax.eval.reliance_attention import Shares
+from fusmae_jax.eval.reliance_config import Reliance, check, encoder, probe
+from fusmae_jax.eval.reliance_features import Disturbed
+from fusmae_jax.eval.reliance_inputs import other_cluster
+from fusmae_jax.eval.systems import open_system
+from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
+
+SETTINGS, FEATURES = 'settings-reliance.json', 'features'
+
+
+class Found(NamedTuple):
+    """What was measured of one checkpoint."""
+
+    name: str
+    precision: dict[str, Replicates]  # condition -> average precisions, mean over the head seeds
+    attention: list[dict[str, Shares]]  # of each block; empty where it was not asked for
+
+
+def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
+    """Measures every checkpoint; returns the exit code 0.
+
+    Into the workdir: `reliance.csv`, the average precision of each class under each condition;
+    `attention.csv`, the shares of attention between sensors; `reliance.png`, both as a figure;
+    `settings-reliance.json`, the protocol; `features/`, what the encoders gave for train and validation.
+
+    Raises:
+        InputError: settings, checkpoints and data do not fit together.
+    """
+    check(config)
+    workdir = epath.Path(workdir)
+    task = read_task(config.data, config.intervals.cluster)
+    other = other_cluster(task.test.clusters, config.shuffle_seed)
+    found: list[Found] = []
+    about: list[dict[str, Any]] = []
+    for index in range(len(config.checkpoints)):
+        one, told = _checkpoint(config, index, task, other, workdir)
+        if one.name in [done.name for done in found]:
+            raise InputError(f'names: two checkpoints are called {one.name!r}; set config.names')
+        found.append(one)
+        about.append(told)
+    workdir.mkdir(parents=True, exist_ok=True)
+    protocol = _protocol(config, task) | {'systems': about}
+    reliance_report.replace(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
+    precision = {one.name: one.precision for one in found}
+    attention = {one.name: one.attention for one in found if one.attention}
+    reliance_report.write(workdir, precision, attention, task, config.intervals)
+    return 0
+
+
+def _checkpoint(
+    config: Reliance, index: int, task: Labelled, other: np.ndarray, workdir: epath.Path
+) -> tuple[Found, dict[str, Any]]:
+    settings = encoder(config, index)
+    system = open_system(settings.checkpoint, settings)
+    assert system.model is not None
+    modalities = tuple(system.model.config.model.modalities)
+    if len(modalities) < 2:
+        raise InputError(f'{settings.checkpoint}: a model of {modalities[0]} alone; give one of two sensors')
+    extractor = Extractor(system, config.data, modalities, (config.head.feature,), settings)
+    assert extractor.fitted is not None
+    disturbed = Disturbed(config, system, extractor.fitted)
+    logging.info('%s: features of %d conditions', system.name, len(disturbed.conditions))
+    outcome = _head(config, task, extractor, workdir)
+    features = disturbed.features(other)
+    precision = {
+        condition: _precision(config, task, outcome, features[condition])
+        for condition in disturbed.conditions
+    }
+    shares = disturbed.attention() if config.attention_records else []
+    fitted = extractor.fitted.config
+    return Found(system.name, precision, shares), {
+        'system': system.name,
+        'checkpoint': system.fingerprint,
+        'absent': fitted.model.fusion.absent,
+        'modalities': modalities,
+        'image': fitted.model.image_size,
+        'chosen': outcome.chosen,
+        'leaks': leaks(config.data, system.seen),
+        'accepted': extractor.fitted.shifts,
+    }
+
+
+def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath.Path) -> Outcome:
+    """Heads on clean images of all sensors, one a seed; the test split is not looked at."""
+    settings, name = probe(config), config.head.feature
+    train, val = (
+        extractor(split, workdir / FEATURES)[name]
+        for split in (config.data.train_split, config.data.val_split)
+    )
+    # What a head is tested on comes later, condition by condition.
+    nothing = val._replace(values=val.values[:0], valid=val.valid[:0])
+    variant = Variant(name, config.head.batch_norm, train, val, nothing)
+    drawn = subsets(config.data, task, config.head.fraction, config.head.draw, (config.head.draw_seed,))
+    (positions,) = drawn.values()
+
+    def metric(logits: np.ndarray) -> float:
+        return values(measure(task, task.val, logits, config.data.kind, 0.0))[metric_of(settings)]
+
+    return readout.probe(settings, variant, positions, task.train.labels[positions], metric)
+
+
+def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: np.ndarray) -> Replicates:
+    """Average precisions of the heads on some features of the test split, resample by resample."""
+    heads = linear_probe.Heads(*(jnp.asarray(outcome.heads[name]) for name in ('kernel', 'bias')))
+    if 'mean' in outcome.heads:
+        features = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std'])(features)
+    runs = [
+        resample(
+            _ranked(task, linear_probe.scores(heads, features, point), config.data.kind),
+            task.test.clusters,
+            config.intervals.replicates,
+            config.intervals.seed,
+        )
+        for point in range(len(outcome.heads['seed']))
+    ]
+    return average(runs)
+
+
+def _ranked(task: Labelled, logits: np.ndarray, kind: str) -> MultiLabel:
+    """Scores that rank records class by class: logits, or probabilities where classes exclude each other."""
+    if kind == 'single_label':
+        logits = np.exp(logits - logits.max(axis=1, keepdims=True))
+        logits = logits / logits.sum(axis=1, keepdims=True)
+    return multi_label(logits, task.test.labels, task.classes, threshold=0.0, names=task.test.keys)
+
+
+def _protocol(config: Reliance, task: Labelled) -> dict[str, Any]:
+    """What the numbers stand on."""
+    return {
+        'code_version': __version__,
+        'dataset': task.contract.dataset,
+        'dataset_version': task.contract.version,
+        'dataset_fingerprint': task.contract.fingerprint,
+        'records': {split.name: len(split.keys) for split in (task.train, task.val, task.test)},
+        'settings': to_dict(config),
+    }

@@ -1,0 +1,145 @@
+"""How much attention tokens of one sensor pay to those of another, block by block.
+
+Formed from the queries and keys that every block names among its intermediates: the weights themselves exist
+only inside the attention.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from fusmae_jax.config import Config
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.models import fusmae
+from fusmae_jax.models.fusion import context_of
+from fusmae_jax.models.fusmae import FusMAE
+
+CLS = 'cls'
+
+
+class Shares(NamedTuple):
+    """Attention of the tokens of one group in one block, of each record."""
+
+    # Group that is attended to -> (b,), mean over heads and the valid tokens of the attending group; these
+    # sum to 1 over all groups, or to 0 where no such token is valid.
+    mass: dict[str, Array]
+    tokens: dict[str, Array]  # the same for equal weights: the share of the valid keys that each group has
+    there: Array  # (b,) bool: the attending group has a valid token
+
+
+def mass(
+    query: Float[Array, 'b n h e'],
+    key: Float[Array, 'b m h e'],
+    query_valid: Bool[Array, 'b n'],
+    key_groups: Mapping[str, Bool[Array, 'b m']],
+) -> Shares:
+    """The shares of softmax(Q K^T / sqrt(e)), eq. (5), that go to each group of keys.
+
+    Args:
+        query: of the attending tokens.
+        key: of the tokens that they can attend to.
+        query_valid: which of the attending tokens hold anything.
+        key_groups: group -> which keys are valid tokens of it; no key is in two.
+    """
+    key_valid = jnp.any(jnp.stack(list(key_groups.values())), axis=0)
+    scores = jnp.einsum('bnhe,bmhe->bhnm', query, key, preferred_element_type=jnp.float32)
+    scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+    scores = jnp.where(key_valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1)  # (b, n, m)
+    each = query_valid[..., None] & jnp.any(key_valid, axis=1)[:, None, None]
+    there = jnp.any(each, axis=(1, 2))
+    count = jnp.maximum(jnp.sum(each, axis=(1, 2), dtype=jnp.float32), 1)
+    received = jnp.sum(jnp.where(each, weights, 0), axis=1) / count[:, None]  # (b, m)
+    keys = jnp.maximum(jnp.sum(key_valid, axis=1, dtype=jnp.float32), 1)
+    return Shares(
+        {name: jnp.sum(jnp.where(own, received, 0), axis=1) for name, own in key_groups.items()},
+        {name: jnp.sum(own, axis=1, dtype=jnp.float32) / keys for name, own in key_groups.items()},
+        there,
+    )
+
+
+def blocks(model: FusMAE, patches: Mapping[str, Patches]) -> list[dict[str, Shares]]:
+    """For each encoder block, the shares of each group of tokens: the sensors, and CLS where it takes part.
+
+    Nothing is masked. Block 1 of XAE is cross-attention before CLS is there: each sensor's tokens attend to
+    those of the others alone (or to its own, by the rule for absent sensors). Traceable.
+    """
+    stages = model.encode(patches, capture=True).stages
+    names = [name for name in model.model.modalities if name in patches]
+    valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
+    if model.model.fusion.absent == 'zero_image':  # the mean image of a sensor that is not there is valid
+        valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
+    one = jnp.ones((next(iter(valid.values())).shape[0], 1), bool)
+    groups = valid | {CLS: one}
+    found = []
+    if model.model.fusion.encoder == 'xae':
+        found.append(_cross(model, stages, valid))
+    else:
+        found.append(_joint(stages['block1/query'], stages['block1/key'], groups))
+    for query, key in zip(stages.get('blocks/query', ()), stages.get('blocks/key', ())):
+        found.append(_joint(query, key, groups))
+    return found
+
+
+def _joint(query: Array, key: Array, groups: Mapping[str, Array]) -> dict[str, Shares]:
+    """The tokens of all groups stand in one sequence, group after group."""
+    lengths = {name: v.shape[1] for name, v in groups.items()}
+    spread = {
+        name: jnp.concatenate([v if other == name else jnp.zeros_like(w) for other, w in groups.items()], 1)
+        for name, v in groups.items()
+    }
+    found, start = {}, 0
+    for name, valid in groups.items():
+        found[name] = mass(query[:, start : (start := start + lengths[name])], key, valid, spread)
+    return found
+
+
+def _cross(model: FusMAE, stages: Mapping[str, Array], valid: Mapping[str, Array]) -> dict[str, Shares]:
+    """Which sensor a key is of follows from the context that the block itself would choose."""
+    found = {}
+    for name, own in valid.items():
+        tagged = {
+            other: jnp.full((*v.shape, 1), i, jnp.float32) for i, (other, v) in enumerate(valid.items())
+        }
+        tags, there = context_of(name, tagged, valid, model.model.fusion.absent)
+        groups = {other: there & (tags[..., 0] == i) for i, other in enumerate(valid)}
+        found[name] = mass(stages[f'block1/query/{name}'], stages[f'block1/key/{name}'], own, groups)
+    return found
+
+
+def attention(config: Config, whole: Config, contract: Contract, dtype: Any) -> Callable[..., Any]:
+    """The traceable function (params, batch) -> what `blocks` gives.
+
+    Raises:
+        InputError: a model whose tokens hold all sensors at once.
+    """
+    if whole.model.fusion.encoder == 'stack':
+        raise InputError(
+            "attention: with model.fusion.encoder='stack' a token holds all sensors, so none attends to "
+            'another; set attention_records=0'
+        )
+    prepare, graphdef = make_prepare(config, contract, None), fusmae.graph(whole.model, dtype)
+
+    def run(params: Any, batch: Mapping[str, Array]) -> list[dict[str, Shares]]:
+        return blocks(nnx.merge(graphdef, params), prepare(batch, None))
+
+    return run
+
+
+def joined(parts: Sequence[Sequence[Mapping[str, Shares]]], count: int) -> list[dict[str, Shares]]:
+    """The shares of several batches, record after record, without what fills up the last batch."""
+    return [
+        {
+            name: jax.tree.map(lambda *x: np.concatenate(x)[:count], *(part[block][name] for part in parts))
+            for name in parts[0][block]
+        }
+        for block in range(len(parts[0]))
+    ]

@@ -1,0 +1,130 @@
+"""Features of a test split with one sensor missing, exchanged or under cloud: one pass over the records."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int
+
+from fusmae_jax.config import Parallel
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.pooling import check_pooled, pool
+from fusmae_jax.eval.presets import PresetConfig
+from fusmae_jax.eval.reliance_attention import Shares, attention, joined
+from fusmae_jax.eval.reliance_config import Reliance
+from fusmae_jax.eval.reliance_inputs import OTHER, WithOther, clouded, opacity
+from fusmae_jax.eval.systems import Fitted, System
+from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.source import Source
+from fusmae_jax.models import fusmae
+from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+
+Batch = Mapping[str, Array]
+ALL = 'all sensors'
+
+
+def conditions(modalities: tuple[str, ...], clouded_one: str) -> tuple[str, ...]:
+    """The names of what is compared, the complete input first."""
+    alone = (f'{name} only' for name in modalities)
+    return (ALL, *alone, *(f'{name} shuffled' for name in modalities), f'{clouded_one} clouded')
+
+
+class Disturbed:
+    """Reads a test split for one model, in batches of one shape."""
+
+    def __init__(self, config: Reliance, system: System, fitted: Fitted):
+        assert system.model is not None
+        self._config, self._model, self._fitted = config, system.model, fitted
+        self._contract = contracts.read(config.data.path)
+        self._mesh = make_mesh(Parallel(), jax.local_devices())
+        self._size = -(-config.batch // self._mesh.size) * self._mesh.size
+        self._fields = fields(fitted.config, self._contract)
+        self._names = tuple(fitted.config.model.modalities)
+        if isinstance(fitted.config, PresetConfig):
+            raise InputError(f'{system.name}: has inputs of its own; give a checkpoint that `pretrain` wrote')
+        check_pooled((config.head.feature,), system.model.config.model, system.name)
+        if config.cloud.modality not in self._names:
+            raise InputError(f'cloud.modality={config.cloud.modality!r} is not one of {self._names}')
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Their names."""
+        return conditions(self._names, self._config.cloud.modality)
+
+    def features(self, other: Int[np.ndarray, ' n']) -> dict[str, np.ndarray]:
+        """The pooled feature (n, width) under each condition.
+
+        `other` is the position of the record whose image of a sensor each record gets where that sensor is
+        shuffled.
+
+        Raises:
+            InputError: a feature that is not finite.
+        """
+        source = WithOther(Source(self._config.data.path, self._config.data.test_split, self._fields), other)
+        names = [*self._fields, *(f'{OTHER}{name}' for name in self._fields)]
+        parts = list(self._stream(source, names, self._encode, len(source)))
+        found = {key: np.concatenate([part[key] for part in parts])[: len(source)] for key in parts[0]}
+        for key, values in found.items():
+            if not np.isfinite(values).all():
+                where = int(np.argmin(np.isfinite(values).all(axis=1)))
+                raise InputError(
+                    f'{self._config.data.path}, {self._config.data.test_split}: the feature of record '
+                    f'{where} is not finite ({key}); has the model diverged?'
+                )
+        return found
+
+    def attention(self) -> list[dict[str, Shares]]:
+        """The shares of attention in each block, of the first records of the split."""
+        config, model = self._config, self._model
+        source = Source(config.data.path, config.data.test_split, self._fields)
+        count = min(config.attention_records, len(source))
+        run = attention(self._fitted.config, model.config, self._contract, model.dtype)
+        return joined(list(self._stream(source, self._fields, run, count)), count)
+
+    def _stream(
+        self, source: Any, names: list[str], function: Callable[[Any, Batch], Any], count: int
+    ) -> Iterator[Any]:
+        """What a traceable function of the weights and a batch gives, for the first `count` records."""
+        where, threads = batch_sharding(self._mesh), self._config.data.threads
+        batches, steps = pipeline.eval_batches(source, self._size, range(self._size))
+        stream = pipeline.iterate(
+            batches,
+            0,
+            min(steps, -(-count // self._size)),
+            threads=threads,
+            prefetch=self._config.data.prefetch,
+        )
+        with jax.set_mesh(self._mesh):
+            params = jax.device_put(self._model.params, replicated(self._mesh))
+            run = jax.jit(function, out_shardings=where)
+            for batch in stream:
+                yield jax.device_get(run(params, pipeline.to_devices(batch, where, {'': self._size}, names)))
+
+    def _encode(self, params: Any, batch: Batch) -> dict[str, Array]:
+        """Traced: every condition from one batch, prepared once."""
+        config, cloud = self._fitted.config, self._config.cloud
+        prepare = make_prepare(config, self._contract, None)
+        own = prepare(batch, None)
+        other = prepare({name: batch[f'{OTHER}{name}'] for name in self._fields}, None)
+        alpha = opacity(cloud, batch[POSITION], config.model.image_size)
+        patch = config.model.patch_size
+        under = clouded(own[cloud.modality], alpha, cloud, patch)
+        swapped = [own | {name: other[name]} for name in self._names]
+        whole = [own, *swapped, own | {cloud.modality: under}]
+        feature = self._config.head.feature
+        graphdef = fusmae.graph(self._model.config.model, self._model.dtype)
+
+        def encode(patches: Mapping[str, Patches]) -> Array:
+            return pool(nnx.merge(graphdef, params), patches, (feature,))[0][feature]
+
+        # One after the other, so that the encoder is compiled once for all complete inputs.
+        first, *rest = jax.lax.map(encode, jax.tree.map(lambda *x: jnp.stack(x), *whole))
+        alone = [encode({name: own[name]}) for name in self._names]
+        return dict(zip(self.conditions, (first, *alone, *rest)))

@@ -1,0 +1,216 @@
+"""Modality reliance as two tables and a figure."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from fusmae_jax.eval.evaluation_config import Intervals
+from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
+from fusmae_jax.eval.measure import means
+from fusmae_jax.eval.reliance_attention import Shares
+from fusmae_jax.eval.task import Labelled
+
+PRECISION, ATTENTION, FIGURE = 'reliance.csv', 'attention.csv', 'reliance.png'
+MACRO, MICRO = 'all classes, macro', 'all classes, micro'
+Precision = Mapping[str, Mapping[str, Replicates]]  # system -> condition -> average precisions
+
+
+class Share(NamedTuple):
+    """One line of `attention.csv`."""
+
+    system: str
+    block: int  # from 1
+    attending: str  # group of tokens
+    attended: str
+    share: Interval  # of the attention, over records
+    tokens: float  # what it would be if every valid token that can be seen weighed the same
+    records: int  # with a valid token of the attending group
+
+
+def write(
+    workdir: epath.Path,
+    precision: Precision,
+    attention: Mapping[str, Sequence[Mapping[str, Shares]]],
+    task: Labelled,
+    settings: Intervals,
+) -> None:
+    """Writes `reliance.csv`, `attention.csv` and `reliance.png`; each whole or not at all."""
+    lines = precision_lines(precision, task)
+    replace(workdir / PRECISION, table(lines))
+    shares = [
+        share for name, blocks in attention.items() for share in summarise(name, blocks, task, settings)
+    ]
+    replace(workdir / ATTENTION, table([_flat(share) for share in shares]))
+    part = workdir / f'{FIGURE}.part'
+    part.write_bytes(figure(lines, shares))
+    part.replace(workdir / FIGURE)
+    for line in lines:
+        if line['class'] == MACRO:
+            print(
+                f'{line["system"]:24}{line["condition"]:16}{line["ap"]:.4f} [{line["low"]}, {line["high"]}]'
+            )
+    for name in (PRECISION, ATTENTION, FIGURE):
+        print(workdir / name)
+
+
+def precision_lines(precision: Precision, task: Labelled) -> list[dict[str, Any]]:
+    """A line for each system, condition and class: average precision, interval, and the change.
+
+    `change` is that from the complete input, the first condition, paired on the same resamples; its interval
+    is empty without replicates, as are classes without positives.
+    """
+    positives = {name: int(n) for name, n in zip(task.classes, task.test.labels.sum(axis=0))}
+    metrics = {'ap_macro': MACRO, 'ap_micro': MICRO} | {f'ap/{name}': name for name in task.classes}
+    lines = []
+    for system, conditions in precision.items():
+        whole = next(iter(conditions.values()))
+        for condition, one in conditions.items():
+            own, change = intervals(one), intervals(difference(one, whole))
+            for metric, name in metrics.items():
+                lines.append(
+                    {'system': system, 'condition': condition, 'class': name}
+                    | _numbers('ap', 'low', 'high', own[metric])
+                    | _numbers('change', 'change_low', 'change_high', change[metric])
+                    | {'positives': positives.get(name, ''), 'records': len(task.test.keys)}
+                    | {'clusters': own[metric].clusters, 'replicates': own[metric].replicates}
+                )
+    return lines
+
+
+def _numbers(estimate: str, low: str, high: str, one: Interval) -> dict[str, Any]:
+    return {estimate: _round(one.estimate), low: _round(one.low), high: _round(one.high)}
+
+
+def _round(value: float) -> float | str:
+    return '' if np.isnan(value) else round(value, 5)
+
+
+def summarise(
+    system: str, blocks: Sequence[Mapping[str, Shares]], task: Labelled, settings: Intervals
+) -> list[Share]:
+    """Means over the records that have a valid token of the attending group, with cluster intervals."""
+    lines = []
+    for number, groups in enumerate(blocks, start=1):
+        for attending, shares in groups.items():
+            there = np.asarray(shares.there)
+            if not there.any():
+                continue
+            clusters = np.asarray(task.test.clusters)[: len(there)][there]
+            own = {name: np.asarray(mass, np.float64)[there] for name, mass in shares.mass.items()}
+            replicates = settings.replicates if len(set(clusters.tolist())) > 1 else 0
+            if replicates:
+                each = intervals(
+                    resample(means(own, np.ones(there.sum())), clusters, replicates, settings.seed)
+                )
+            else:
+                each = {n: Interval(float(x.mean()), np.nan, np.nan, 0.95, 0, 0, 0) for n, x in own.items()}
+            lines += [
+                Share(
+                    *(system, number, attending, name, each[name]),
+                    float(np.asarray(shares.tokens[name])[there].mean()),
+                    int(there.sum()),
+                )
+                for name in own
+            ]
+    return lines
+
+
+def _flat(one: Share) -> dict[str, Any]:
+    return (
+        {'system': one.system, 'block': one.block, 'from': one.attending, 'to': one.attended}
+        | _numbers('share', 'low', 'high', one.share)
+        | {'share_of_tokens': _round(one.tokens), 'records': one.records}
+    )
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines as CSV; nothing for none."""
+    if not lines:
+        return ''
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(lines[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
+    return stream.getvalue()
+
+
+def replace(file: epath.Path, text: str) -> None:
+    """Writes a text; whole or not at all."""
+    part = file.parent / f'{file.name}.part'
+    part.write_text(text)
+    part.replace(file)
+
+
+def figure(lines: Sequence[Mapping[str, Any]], shares: Sequence[Share]) -> bytes:
+    """A PNG with a row for each system: average precision by class, and attention by block."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    systems = list(dict.fromkeys(line['system'] for line in lines))
+    classes = [name for name in dict.fromkeys(line['class'] for line in lines) if name != MICRO]
+    width = max(6.0, 0.75 * len(classes) + 2)
+    fig, axes = plt.subplots(
+        len(systems),
+        2,
+        figsize=(width + 5, 3.6 * len(systems) + 0.4),
+        squeeze=False,
+        layout='constrained',
+        width_ratios=(width, 5),
+    )
+    for (left, right), system in zip(axes, systems):
+        _precision_panel(left, [line for line in lines if line['system'] == system], classes)
+        _attention_panel(right, [share for share in shares if share.system == system])
+        left.set_title(f'{system}: average precision', fontsize=9)
+        right.set_title(f'{system}: attention between sensors', fontsize=9)
+    out = io.BytesIO()
+    fig.savefig(out, format='png', dpi=110)
+    plt.close(fig)
+    return out.getvalue()
+
+
+def _precision_panel(axis: Any, lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Points with intervals, the conditions side by side within each class."""
+    conditions = list(dict.fromkeys(line['condition'] for line in lines))
+    found = {(line['condition'], line['class']): line for line in lines}
+    for i, condition in enumerate(conditions):
+        some = [(k, found[condition, name]) for k, name in enumerate(classes)]
+        some = [(k, line) for k, line in some if line['ap'] != '']
+        x = [k + 0.8 * ((i + 0.5) / len(conditions) - 0.5) for k, _ in some]
+        y = [line['ap'] for _, line in some]
+        ends = [[abs(line['ap'] - (line[e] or line['ap'])) for _, line in some] for e in ('low', 'high')]
+        axis.errorbar(x, y, yerr=ends, fmt='o', ms=4, lw=1, label=condition)
+    for k in range(1, len(classes)):
+        axis.axvline(k - 0.5, color='0.9', lw=0.8, zorder=0)
+    axis.set_xticks(range(len(classes)), classes, rotation=30, ha='right', fontsize=7)
+    axis.set_ylim(0, 1.02)
+    axis.legend(fontsize=7, ncols=3, loc='lower left')
+
+
+def _attention_panel(axis: Any, shares: Sequence[Share]) -> None:
+    """A line for each pair of different groups over the blocks; dotted, what equal weights would give."""
+    pairs = dict.fromkeys(
+        (one.attending, one.attended)
+        for one in shares
+        if one.attending != one.attended and one.attended != 'cls'
+    )
+    for i, (attending, attended) in enumerate(pairs):
+        own = [one for one in shares if (one.attending, one.attended) == (attending, attended)]
+        blocks, colour = [one.block for one in own], f'C{i}'
+        label = f'{attending} to {attended}'
+        axis.plot(blocks, [one.share.estimate for one in own], 'o-', ms=3, lw=1, color=colour, label=label)
+        axis.plot(blocks, [one.tokens for one in own], ':', lw=1, color=colour)
+    if not pairs:
+        axis.text(0.5, 0.5, 'not measured', ha='center', transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    axis.set_xticks(sorted({one.block for one in shares}))
+    axis.set_xlabel('block', fontsize=8)
+    axis.set_ylabel('share of attention (dotted: of tokens)', fontsize=8)
+    axis.set_ylim(0, 1.02)
+    axis.legend(fontsize=7)

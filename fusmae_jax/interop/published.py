@@ -1,0 +1,229 @@
+"""Published encoders as systems of an evaluation: ImageNet ViT and MAE, SatViT v1, DINO-MM.
+
+`run_import` (`python main.py import --config=configs/published.py:KIND`) reads a weight file once and writes
+two folders, `own` and `common`: the same encoder with the input that it was published with, and with ours. An
+evaluation takes either as `encoder.checkpoint`.
+
+All bands are stacked before one projection, as SatViT and DINO-MM have them. Kernels are mapped to bands by
+name. An ImageNet projection is inflated: every band gets the mean over red, green and blue times 3 / bands,
+and an input of fewer bands is scaled by bands / bands given, so that S1 alone is what a projection inflated
+to two bands would see.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fusmae_jax.config import Config, Data, Fusion, Modality, Model, Numerics
+from fusmae_jax.config_build import check_model
+from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.errors import raise_all
+from fusmae_jax.eval.dino_run import NO_DECODER
+from fusmae_jax.eval.presets import FAR, Preset, PresetConfig, settled
+from fusmae_jax.eval.published import write
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.interop.files import read_state
+from fusmae_jax.interop.foreign import DINO_MM_CHANNELS
+from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.layouts import reference_rules
+from fusmae_jax.interop.plans import Options
+from fusmae_jax.interop.published_kinds import (
+    COMMON_SIDE,
+    DINO_MM_SIDES,
+    KINDS,
+    SATVIT_STATISTICS,
+    Kind,
+    Weights,
+    check,
+)
+from fusmae_jax.interop.rules import State, ours_shapes, unflatten
+from fusmae_jax.models.dino import resize_positions
+from fusmae_jax.models.streams import STACK
+from fusmae_jax.sensors import SENSORS, Product
+
+
+def run_import(config: Weights, workdir: epath.PathLike) -> int:
+    """Writes `WORKDIR/own` and `WORKDIR/common`; returns the exit code 0.
+
+    Raises:
+        InputError: the settings are impossible, or the file holds no such encoder; nothing is written then.
+    """
+    check(config)
+    state = read_state(config.file)
+    source = hashlib.sha256(epath.Path(config.file).read_bytes()).hexdigest()
+    made = [(preset, *build(config, state, preset)) for preset in ('own', 'common')]
+    for preset, settings, params, notes in made:
+        about = {
+            'kind': config.kind,
+            'file': epath.Path(config.file).name,
+            'sha256': source,
+            'channels': list(config.channels),
+            'notes': notes,
+            'untouched': config.kind.startswith('imagenet'),
+        }
+        write(epath.Path(workdir) / preset, settings, _contract(config.kind), params, about)
+        print(f'{epath.Path(workdir) / preset}: {settings.name}')
+    print('\n'.join(made[0][3]))
+    return 0
+
+
+def build(config: Weights, state: State, preset: str) -> tuple[PresetConfig, dict[str, Any], list[str]]:
+    """An encoder under one preset: its settings, its parameters (nested), and what the import noted.
+
+    Raises:
+        InputError: with every difference between the file and the encoder.
+    """
+    source, settings = describe(config, preset)
+    kind, satvit = KINDS[config.kind], config.kind == 'satvit'
+    shapes = ours_shapes(reference_rules(source))
+    base = {path: np.zeros(s, np.float32) for path, s in shapes.items() if path.startswith('decoders')}
+    base |= {'encoder/cls': np.zeros(source.width, np.float32)} if satvit else {}
+    options = Options(channels=_channels(config))
+    found, report = import_weights(kind.layout, state, source, unflatten(base), options)
+    params = _stacked(found, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
+    if preset == 'own' and kind.pixel_std:
+        _fold_pixels(params['encoder']['patch'][STACK], config, kind)
+    lines = report.text().split('\n')
+    return settings, params, [x for x in lines if 'decoders' not in x and 'SatViT has no CLS' not in x]
+
+
+def _channels(config: Weights) -> tuple[str, ...]:
+    return config.channels or (DINO_MM_CHANNELS if config.kind == 'dino_mm' else ())
+
+
+def describe(config: Weights, preset: str) -> tuple[Model, PresetConfig]:
+    """The model that the file is read into, all bands as one modality, and the settings of the encoder.
+
+    Raises:
+        InputError: there is no such encoder.
+    """
+    kind, common = KINDS[config.kind], preset == 'common'
+    modalities = _modalities(config.kind, _channels(config), common)
+    shared = {
+        'patch_size': config.patch_size or kind.patch_size,
+        'size': 'custom',
+        'width': config.width or kind.width,
+        'depth': config.depth or 12,
+        'heads': config.heads or kind.heads,
+        'positions': kind.positions,
+        'decoder': NO_DECODER,
+        'numerics': Numerics(norm_eps=kind.norm_eps, qkv_bias=config.kind != 'satvit'),
+    }
+    there = config.image_size or kind.image_size
+    bands = tuple(band for modality in modalities.values() for band in modality.bands)
+    source = Model(
+        modalities={STACK: Modality(bands)},
+        image_size=(there, there),
+        fusion=Fusion('none', 'none'),
+        **shared,  # type: ignore[arg-type]
+    )
+    side = _side(config, kind, preset)
+    model = dataclasses.replace(
+        source, modalities=modalities, image_size=(side, side), fusion=Fusion('stack', 'none', 'zero_image')
+    )
+    whole = dataclasses.replace(model, image_size=source.image_size)
+    raise_all('config: no such encoder', check_model(whole) or check_model(model))
+    settings = PresetConfig(
+        name=f'{config.name or kind.title}, {preset} preset',
+        data=_data(config.kind, common),
+        model=model,
+        preset=_preset(config, kind, preset, len(bands), side),
+    )
+    return source, settled(settings)
+
+
+def _side(config: Weights, kind: Kind, preset: str) -> int:
+    """Pixels of the model grid."""
+    there = config.image_size or kind.image_size
+    side = COMMON_SIDE if preset == 'common' else DINO_MM_SIDES[1]
+    return side * there // kind.image_size if preset == 'common' or config.kind == 'dino_mm' else there
+
+
+def _modalities(kind: str, channels: tuple[str, ...], common: bool) -> dict[str, Modality]:
+    """The modalities of the encoder, Sentinel-2 first, with the statistics of the preset."""
+    paper = Config().model.modalities
+    published = DinoConfig().model.modalities if kind == 'dino_mm' and not common else {}
+    made = {}
+    for name in ('s2', 's1'):
+        bands = tuple(b for b in paper[name].bands if not channels or b in channels)
+        if not bands:
+            continue
+        modality = dataclasses.replace(paper[name], bands=bands)
+        if kind == 'satvit' and not common:
+            mean, std = zip(*(SATVIT_STATISTICS[band] for band in bands))
+            modality = dataclasses.replace(
+                modality, mean=mean, std=std, statistics_from='the tutorial of SatViT'
+            )
+        elif name in published and published[name].mean:
+            given = published[name]
+            index = [given.bands.index(band) for band in bands]
+            mean, std = (tuple(x[i] for i in index) for x in (given.mean, given.std))
+            modality = dataclasses.replace(
+                modality, mean=mean, std=std, statistics_from=given.statistics_from
+            )
+        made[name] = dataclasses.replace(modality, resample=modality.resample if common else 'bicubic')
+    return made
+
+
+def _data(kind: str, common: bool) -> Data:
+    if common:
+        return Data()
+    return Data(clip=FAR) if kind == 'satvit' else Data(normalisation='mean_2sigma')
+
+
+def _preset(config: Weights, kind: Kind, preset: str, bands: int, side: int) -> Preset:
+    shared = bands if config.kind.startswith('imagenet') else 0
+    cls = config.kind != 'satvit'
+    if preset == 'common':
+        return Preset('common', bands=shared, cls=cls)
+    if config.kind == 'satvit':
+        return Preset('own', cls=False)
+    if config.kind == 'dino_mm':
+        return Preset(
+            'own',
+            resize=side * DINO_MM_SIDES[0] // DINO_MM_SIDES[1],
+            quantile_clip=(0.01, 0.99),
+            quantile_modality='s1',
+            scale='unit',
+            levels=255,
+        )
+    return Preset('own', scale='symmetric', levels=255, bands=shared)
+
+
+def _stacked(params: Mapping[str, Any], source: Model, model: Model, offset: float) -> dict[str, Any]:
+    """Parameters of a model of one modality with all bands as those of the model that stacks several.
+
+    The numbers of a stacked patch lie modality by modality; learned positions are brought onto the grid.
+    """
+    encoder, p = dict(params['encoder']), source.patch_size
+    kernel = encoder['patch'][STACK]['kernel'].reshape(p, p, -1, source.width)
+    parts, start = [], 0
+    for modality in model.modalities.values():
+        part = kernel[:, :, start : (start := start + len(modality.bands))]
+        parts.append(part.reshape(-1, source.width))
+    encoder['patch'] = {STACK: {**encoder['patch'][STACK], 'kernel': np.concatenate(parts)}}
+    if 'position_table' in encoder:
+        table = encoder['position_table']
+        encoder['position_table'] = np.asarray(resize_positions(table, source.grid, model.grid, offset))
+    return {'encoder': encoder, 'decoders': params['decoders']}
+
+
+def _fold_pixels(projection: dict[str, Any], config: Weights, kind: Kind) -> None:
+    """Makes a projection of pixels at (x - mean) / std, x on [0, 1], one of inputs on [-1, 1]."""
+    given = config.pixel_mean != -1
+    mean, std = (config.pixel_mean, config.pixel_std) if given else (kind.pixel_mean, kind.pixel_std)
+    kernel = projection['kernel'].astype(np.float64)
+    bias = projection['bias'] + kernel.sum(axis=0) * (0.5 - mean) / std
+    projection['kernel'] = (kernel / (2 * std)).astype(np.float32)
+    projection['bias'] = bias.astype(np.float32)
+
+
+def _contract(kind: str) -> Contract:
+    """What is known of the images that the weights learned from."""
+    if kind == 'dino_mm':  # BigEarthNet-MM, which the sensor table describes
+        return Contract(products={name: sensor.product for name, sensor in SENSORS.items()})
+    return Contract(products={'s2': Product(level='L2A')} if kind == 'satvit' else {})

@@ -1,0 +1,171 @@
+"""`python main.py plan`: the train step of a configuration, compiled for a machine that need not be there."""
+
+import dataclasses
+import json
+
+from fusmae_jax.config import Config
+from fusmae_jax.errors import InputError
+from fusmae_jax.parallel.mesh import make_mesh
+from fusmae_jax.plan import fit
+from fusmae_jax.plan.compiled import Step, compile_step, state_bytes
+from fusmae_jax.plan.estimate import estimate
+from fusmae_jax.plan.records import layout
+from fusmae_jax.plan.remedies import remedies
+from fusmae_jax.plan.report import Plan, data, lines
+from fusmae_jax.plan.topology import Machine, machine
+from fusmae_jax.train.setup import Setup, make_setup
+
+MOST_TRIES = 5  # sizes to compile beside the configured one
+FAR = 2  # a line is not followed further than so many times the larger of its sizes
+
+
+def run_plan(
+    config: Config,
+    topology: str,
+    *,
+    verify: bool = False,
+    as_json: bool = False,
+    mfu: str = '0.4',
+    examples: int = 0,
+) -> int:
+    """Prints what a run needs on a machine; returns 1 if the configured batch does not fit it.
+
+    Args:
+        config: of a masked pretraining run.
+        topology: a TPU topology such as `v5e:16x16`, or `local`.
+        verify: also compile the largest batch, as a run would.
+        as_json: numbers instead of lines.
+        mfu: assumed model FLOPs utilisation, in (0, 1].
+        examples: records of the training split; 0 takes the data's, or the published number.
+
+    Raises:
+        InputError: there is no such machine, or the settings do not fit together.
+    """
+    share = _share(mfu)
+    plan = make_plan(config, machine(topology), verify=verify, mfu=share, examples=examples)
+    print(json.dumps(data(plan), indent=2) if as_json else '\n'.join(lines(plan)))
+    return 0 if plan.fits else 1
+
+
+def _share(mfu: str) -> float:
+    try:
+        value = float(mfu)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise InputError(f'--mfu={mfu} must be a number in (0, 1], such as 0.4')
+    return value
+
+
+def make_plan(
+    config: Config, target: Machine, *, verify: bool = False, mfu: float = 0.4, examples: int = 0
+) -> Plan:
+    """The plan of a run on a machine; see `run_plan`."""
+    config, notes = _settled(config, target)
+    contract, examples, assumed = layout(config, examples)
+    if assumed and config.data.stats == 'dataset':
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, stats='config'))
+
+    def build(changed: Config) -> Setup:
+        return make_setup(changed, contract, examples, target.devices)
+
+    setup = build(config)
+    batch_size, limit = config.train.batch_size, target.memory
+    step = compile_step(setup, batch_size, quick=True, read_program=True)
+    sizes = _sizes(setup, step, limit)
+    line, quantum = _line(setup, sizes), setup.mesh.size * config.train.accumulation
+    rows = fit.largest(line, limit) if line else None
+    best = None if rows is None else rows * quantum
+    if line is None:
+        best = sizes[0].batch_size if sizes else 0
+    elif step.memory is None:
+        step = step._replace(total=max(step.total, int(line.at(batch_size / quantum))))
+    found = []
+    if step.total > limit:
+        found = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
+    return Plan(
+        machine=target,
+        setup=setup,
+        step=step,
+        state=state_bytes(setup),
+        points=[(s.batch_size, s.total) for s in sizes],
+        largest=best,
+        verified=compile_step(setup, best, quick=False) if verify and best else None,
+        remedies=found,
+        estimate=estimate(setup, target, mfu),
+        examples=examples,
+        notes=(*notes, *assumed, *setup.notes),
+    )
+
+
+def _settled(config: Config, target: Machine) -> tuple[Config, tuple[str, ...]]:
+    """The configuration as it would be on the machine, and what had to be chosen for that."""
+    notes = []
+    train = config.train
+    if train.compute_dtype == 'auto' and target.platform != 'cpu':
+        # 'auto' looks at the backend of this process, which is not the machine that the plan is for.
+        train = dataclasses.replace(train, compute_dtype='bfloat16')
+        notes.append(f"train.compute_dtype='auto' is bfloat16 on {target.kind}")
+    config = dataclasses.replace(config, train=train)
+    quantum = make_mesh(config.parallel, target.devices).size * config.train.accumulation
+    if train.batch_size % quantum and not config.data.mixture:
+        size = max(quantum, round(train.batch_size / quantum) * quantum)
+        notes.append(
+            f'train.batch_size={train.batch_size} cannot be split over {quantum} parts, and a run would '
+            f'refuse it; planned for --config.train.batch_size={size}'
+        )
+        config = dataclasses.replace(config, train=dataclasses.replace(train, batch_size=size))
+    return config, tuple(notes)
+
+
+def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
+    """The steps that the line goes through: that of the configured batch, if it was compiled, and another.
+
+    A compiler that refuses a program states less than it would need, so such a size only tells where to go
+    next; a refusal is quick. Fewer than two steps if not even one row fits, or hardly more.
+    """
+    quantum = setup.mesh.size * setup.config.train.accumulation
+    state, made, last = state_bytes(setup), [step] if step.memory else [], step
+    for _ in range(MOST_TRIES):
+        rows = last.batch_size // quantum
+        if last.memory is None and rows == 1:
+            break
+        near = fit.second_point(rows, last.total, state, limit)
+        if last.memory is None:
+            near = max(1, min(near, rows) * 2 // 3)
+        if near * quantum in {s.batch_size for s in made}:
+            break
+        last = compile_step(setup, near * quantum, quick=True)
+        made += [last] if last.memory else []
+        if len(made) == 2:
+            break
+    made = sorted(made, key=lambda s: s.batch_size)
+    line = _line(setup, made)
+    rows = (fit.largest(line, limit) or 0) if line else 0
+    if made and rows > FAR * made[-1].batch_size // quantum:
+        # What a few rows need says little of many: memory grows faster once nothing stays on the chip.
+        return _further(setup, made, rows * 2 // 3)
+    return made
+
+
+def _further(setup: Setup, made: list[Step], rows: int) -> list[Step]:
+    """The larger of two sizes, and one of about so many rows: half as far away after each refusal."""
+    quantum = setup.mesh.size * setup.config.train.accumulation
+    known = made[-1].batch_size // quantum
+    for _ in range(MOST_TRIES):
+        if rows <= known:
+            break
+        step = compile_step(setup, rows * quantum, quick=True)
+        if step.memory:
+            return [made[-1], step]
+        rows = (known + rows) // 2
+    return made
+
+
+def _line(setup: Setup, sizes: list[Step]) -> fit.Line | None:
+    """Bytes of one device over its rows of a micro-batch."""
+    if len(sizes) < 2:
+        return None
+    quantum = setup.mesh.size * setup.config.train.accumulation
+    first, second = ((s.batch_size // quantum, s.total) for s in sizes)
+    return fit.through(first, second)

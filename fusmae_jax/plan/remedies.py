@@ -1,0 +1,138 @@
+"""What makes a step fit that does not: the cheapest remedies first, and what each of them saves."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fusmae_jax.config import Config
+from fusmae_jax.plan.compiled import Step, bytes_on_device, state_bytes
+from fusmae_jax.plan.fit import MARGIN, Line, largest
+from fusmae_jax.plan.topology import GIB
+from fusmae_jax.train.flops import full_remat_share
+from fusmae_jax.train.setup import Setup
+
+SHOWN = 3
+MOST_SHARDS = 16  # more save little of a model of this kind, and cost more to gather
+
+
+class Remedy(NamedTuple):
+    """One change of the configuration."""
+
+    setting: str  # as it is written on the command line
+    saves: int  # bytes of one device
+    source: str  # 'computed' | 'estimated' | 'compiled'
+    price: str  # what it costs
+    enough: bool  # whether it makes the step fit by itself
+
+
+def remedies(
+    setup: Setup,
+    step: Step,
+    line: Line | None,
+    limit: int,
+    rebuild: Callable[[Config], Setup],
+    compile_one: Callable[[Setup], Step],
+) -> list[Remedy]:
+    """Up to three remedies for a step over the limit, in the order of what they cost in time.
+
+    Args:
+        setup: the run as configured.
+        step: its compiled step, which is too large.
+        line: bytes of one device over its rows of a micro-batch; None where too few sizes fit.
+        limit: bytes that one device has.
+        rebuild: the same run with another configuration.
+        compile_one: the compiled step of a run.
+    """
+    room = limit * (1 - MARGIN)
+    found = [_accumulate(setup, step, line, room) if line else None, _shard(setup, step, room, rebuild)]
+    if setup.config.model.remat != 'full':
+        found.append(_recompute(setup, step, room, rebuild, compile_one))
+    found.append(_shrink(setup, step, line, limit) if line else None)
+    return [remedy for remedy in found if remedy and remedy.saves > 0][:SHOWN]
+
+
+def _accumulate(setup: Setup, step: Step, line: Line, room: float) -> Remedy | None:
+    """The fewest micro-batches that fit; or, where none do, one row at a time."""
+    devices, now = setup.mesh.size, setup.config.train.accumulation
+    rows = step.batch_size // devices
+    # The sum of gradients is held beside the state; it is as large as the parameters.
+    sums = 0 if now > 1 else bytes_on_device(setup.abstract_state()['params'])
+    choices = [k for k in range(now + 1, rows + 1) if rows % k == 0]
+    if not choices:
+        return None
+    fitting = (k for k in choices if line.at(rows / k) + sums <= room)
+    best = next(fitting, choices[-1])
+    after = line.at(rows / best) + sums
+    return Remedy(
+        f'train.accumulation={best}',
+        int(step.total - after),
+        'estimated',
+        'no more operations, smaller ones',
+        after <= room,
+    )
+
+
+def _shard(setup: Setup, step: Step, room: float, rebuild: Callable[[Config], Setup]) -> Remedy | None:
+    """Parameters and optimizer over as many devices of a slice as can share them."""
+    slices = len({getattr(device, 'slice_index', 0) for device in setup.mesh.devices.flat})
+    now, wanted = setup.mesh.shape['fsdp'], math.gcd(setup.mesh.size // slices, MOST_SHARDS)
+    if wanted <= now:
+        return None
+    parallel = dataclasses.replace(setup.config.parallel, data=-1, fsdp=wanted)
+    saves = state_bytes(setup) - state_bytes(rebuild(dataclasses.replace(setup.config, parallel=parallel)))
+    return Remedy(
+        f'parallel.fsdp={wanted}',
+        saves,
+        'computed',
+        'parameters sent in each step',
+        step.total - saves <= room,
+    )
+
+
+def _recompute(
+    setup: Setup,
+    step: Step,
+    room: float,
+    rebuild: Callable[[Config], Setup],
+    compile_one: Callable[[Setup], Step],
+) -> Remedy:
+    """All blocks computed again in the backward pass."""
+    model = dataclasses.replace(setup.config.model, remat='full')
+    after = compile_one(rebuild(dataclasses.replace(setup.config, model=model))).total
+    return Remedy(
+        'model.remat=full',
+        step.total - after,
+        'compiled',
+        f'{full_remat_share(setup.config):.0%} more operations',
+        after <= room,
+    )
+
+
+def _shrink(setup: Setup, step: Step, line: Line, limit: int) -> Remedy | None:
+    """The largest batch that fits, which is another training."""
+    quantum = setup.mesh.size * setup.config.train.accumulation
+    rows = largest(line, limit)
+    if not rows:
+        return None
+    return Remedy(
+        f'train.batch_size={rows * quantum}',
+        int(step.total - line.at(rows)),
+        'estimated',
+        'another batch, so another training',
+        True,
+    )
+
+
+def sentence(step: Step, devices: int, limit: int, found: list[Remedy]) -> str:
+    """The whole of it in one sentence."""
+    said = ', '.join(
+        f'{r.setting} saves {r.saves / GIB:.2f} GiB ({r.source}; {r.price}; '
+        f'{"enough" if r.enough else "not enough alone"})'
+        for r in found
+    )
+    about = '' if step.memory else 'about '  # of a program that was refused
+    needs = f'{about}{step.total / GIB:.2f} of {limit / GIB:.2f} GiB'
+    return f'Out of memory: {step.batch_size // devices:,} images on each device need {needs}; ' + (
+        f'cheapest first, {said}.' if found else 'use more or larger devices.'
+    )

@@ -1,0 +1,171 @@
+"""A plan as lines for a person and as plain data for a program."""
+
+from typing import Any, NamedTuple
+
+from fusmae_jax.config import Config
+from fusmae_jax.plan.compiled import Step
+from fusmae_jax.plan.estimate import Estimate
+from fusmae_jax.plan.fit import MARGIN
+from fusmae_jax.plan.remedies import Remedy, sentence
+from fusmae_jax.plan.topology import GIB, Machine
+from fusmae_jax.train.setup import Setup
+
+
+class Plan(NamedTuple):
+    """Everything that was found out."""
+
+    machine: Machine
+    setup: Setup
+    step: Step  # of the configured batch
+    state: int  # bytes of the train state on one device
+    points: list[tuple[int, int]]  # (global batch, bytes of one device) that the line goes through
+    largest: int | None  # global batch; 0 if not even one row fits, None where memory does not grow
+    verified: Step | None  # the largest batch, compiled as a run would
+    remedies: list[Remedy]  # empty if the configured batch fits
+    estimate: Estimate
+    examples: int
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the configured batch does."""
+        return self.step.total <= self.machine.memory
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan in words, the most important first."""
+    out = [f'note        {note}' for note in plan.notes]
+    out += [_title(plan), _memory(plan), _largest(plan), _operations(plan), _collectives(plan)]
+    return [*out, *_estimate(plan), _compiled(plan)]
+
+
+def _title(plan: Plan) -> str:
+    machine, setup, devices = plan.machine, plan.setup, len(plan.machine.devices)
+    slices = f' in {machine.slices} slices' if machine.slices > 1 else ''
+    mesh = ' x '.join(f'{name}={size}' for name, size in setup.mesh.shape.items())
+    batch, parts = setup.config.train.batch_size, setup.config.train.accumulation
+    micro = f', in {parts} micro-batches' if parts > 1 else ''
+    return (
+        f'{machine.name}: {devices} x {machine.kind} on {_hosts(machine)}{slices}; mesh {mesh}; batch '
+        f'{batch:,} ({batch // devices:,} on each device{micro}); {setup.dtype}'
+    )
+
+
+def _hosts(machine: Machine) -> str:
+    return '1 host' if machine.hosts == 1 else f'{machine.hosts} hosts'
+
+
+def _memory(plan: Plan) -> str:
+    if not plan.fits:
+        return sentence(plan.step, len(plan.machine.devices), plan.machine.memory, plan.remedies)
+    memory, total, limit = plan.step.memory, plan.step.total, plan.machine.memory
+    assert memory is not None  # of a step that fits
+    return (
+        f'memory      {total / GIB:.2f} of {limit / GIB:.2f} GiB on each device ({total / limit:.0%}; '
+        f'{plan.machine.memory_source}): {memory.arguments / GIB:.2f} state and input, '
+        f'{(memory.outputs + memory.temporaries) / GIB:.2f} temporaries, {memory.program / GIB:.2f} program'
+    )
+
+
+def _largest(plan: Plan) -> str:
+    sizes = ' and '.join(f'{batch:,}' for batch, _ in plan.points)
+    if len(plan.points) < 2:
+        least = f'batch {plan.largest:,} is the only size found to fit' if plan.largest else 'none fits'
+        return f'largest     {least}, one image on each device included'
+    how = f'from a line through {sizes}, with {MARGIN:.0%} of the memory left free'
+    if plan.largest is None:
+        return f'largest     no limit seen: memory does not grow between batches of {sizes}'
+    if not plan.largest:
+        return f'largest     not even one image on each device fits ({how})'
+    text = f'largest     batch {plan.largest:,} fits ({how}'
+    if plan.verified:
+        share = plan.verified.total / plan.machine.memory
+        found = 'fits' if share <= 1 else 'does NOT fit'
+        return f'{text}); compiled in full: {found}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
+    return f'{text}; --verify compiles it)'
+
+
+def _operations(plan: Plan) -> str:
+    flops = plan.estimate.flops_per_image
+    return f'operations  {flops / 1e9:,.1f} GFLOP an image, forward and backward, recomputation not counted'
+
+
+def _collectives(plan: Plan) -> str:
+    sent = plan.step.collectives
+    if plan.step.memory is None:
+        return 'collectives unknown: the compiler refused the program for its size'
+    if sent is None:
+        return 'collectives unknown: the compiler does not print this program'
+    kinds = [f'{k}: {t.calls} with {t.bytes / 2**20:,.1f} MiB' for k, t in sent.kinds.items()]
+    floor = '' if sent.exact else ' at least (a loop of unknown length counts once)'
+    return f'collectives {"; ".join(kinds) or "none"}{" a step on each device" if kinds else ""}{floor}'
+
+
+def _estimate(plan: Plan) -> list[str]:
+    e, steps = plan.estimate, plan.setup.total_steps
+    if e.images_per_second is None or e.hours is None or e.host_bytes_per_second is None:
+        return ['estimate    unknown: the peak of this device is not listed in fusmae_jax/train/flops.py']
+    return [
+        f'estimate    {e.images_per_second:,.0f} images/s if the MFU is {e.mfu:.0%} (an assumption); '
+        f'{_time(e.hours)} for {steps:,} steps, {_length(plan.setup.config)} {plan.examples:,} records, '
+        'without evaluation, checkpoints and compilation',
+        f'input       {e.host_bytes_per_second / 1e6:,.0f} MB/s and '
+        f'{e.images_per_second / plan.machine.hosts:,.0f} records/s into each host '
+        f'({e.bytes_per_image / 1e3:,.0f} kB a record)',
+    ]
+
+
+def _time(hours: float) -> str:
+    return f'{hours:,.1f} h' if hours >= 1 else f'{hours * 60:,.1f} min'
+
+
+def _length(config: Config) -> str:
+    return 'over' if config.train.steps else f'{config.train.epochs:g} epochs of'
+
+
+def _compiled(plan: Plan) -> str:
+    return f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
+
+
+def data(plan: Plan) -> dict[str, Any]:
+    """The plan as numbers: bytes, seconds, operations."""
+    setup, step, machine = plan.setup, plan.step, plan.machine
+    sent = step.collectives
+    return {
+        'topology': machine.name,
+        'device_kind': machine.kind,
+        'devices': len(machine.devices),
+        'hosts': machine.hosts,
+        'slices': machine.slices,
+        'mesh': dict(setup.mesh.shape),
+        'compute_dtype': str(setup.dtype),
+        'batch_size': step.batch_size,
+        'accumulation': setup.config.train.accumulation,
+        'fits': plan.fits,
+        'memory_per_device': {
+            'total': step.total,
+            'limit': machine.memory,
+            'limit_source': machine.memory_source,
+            'state': plan.state,
+            **(step.memory._asdict() if step.memory else {}),
+        },
+        'largest_batch': plan.largest,
+        'largest_batch_from': [{'batch_size': b, 'memory_per_device': m} for b, m in plan.points],
+        'verified': plan.verified
+        and {
+            'batch_size': plan.verified.batch_size,
+            'memory_per_device': plan.verified.total,
+            'fits': plan.verified.total <= machine.memory,
+        },
+        'remedies': [remedy._asdict() for remedy in plan.remedies],
+        'collectives': sent
+        and {
+            'exact': sent.exact,
+            **{kind: traffic._asdict() for kind, traffic in sent.kinds.items()},
+        },
+        'estimate': plan.estimate._asdict(),
+        'steps': setup.total_steps,
+        'examples': plan.examples,
+        'compile_seconds': round(step.seconds, 1),
+        'notes': list(plan.notes),
+    }

@@ -1,0 +1,173 @@
+"""The settings of `tables`: data sets, systems, tasks, and how their results stand side by side."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.eval.evaluation_config import METRICS, PRIOR, RANDOM
+from fusmae_jax.input.contract import fingerprint
+
+PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'
+FOLDERS = ('data', 'pretrain', 'features')  # of a study, beside those of its tasks
+STAGES = ('data', 'pretrain', 'evaluate')
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A data set: a folder that `convert` wrote, or made-up pairs."""
+
+    path: str = ''  # of the converted data set; '' makes one up
+    layout: str = 'bigearthnet_mm'  # of the made-up archive
+    pairs: int = 0
+    seed: int = 0
+    workers: int = 1  # processes that draw the pairs; they change no pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A row: what turns images into features: one of `pretrain`, `checkpoint` and `baseline`."""
+
+    label: str = ''
+    pretrain: str = ''  # configs/FILE.py:VARIANT, pretrained here for each seed
+    settings: tuple[str, ...] = ()  # of the pretraining, 'key=value' as on the command line
+    data: str = ''  # archive that it is pretrained on
+    checkpoint: str = ''  # what `encoder.checkpoint` of an evaluation takes
+    baseline: Literal['', 'random', 'bands', 'prior'] = ''
+    like: str = ''  # random: the system whose architecture it has
+    sensors: tuple[str, ...] = ('s1', 's2')  # that it can read
+    together: bool = False  # True: it reads all of its sensors or none
+    evaluate: tuple[str, ...] = ()  # settings of its evaluations, such as another pooled feature
+    published: str = ''  # its name in published.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An evaluation: one file of settings, and the sensors that are given to the encoder."""
+
+    label: str = ''
+    command: Literal['linear_probe', 'knn', 'finetune'] = 'linear_probe'
+    config: str = 'configs/linear_probe.py:paper'
+    settings: tuple[str, ...] = ()  # 'key=value' as on the command line
+    data: str = ''  # archive
+    columns: tuple[tuple[str, ...], ...] = (('s1',), ('s2',), ('s1', 's2'))
+    systems: tuple[str, ...] = ()  # evaluated on it; empty: all
+    published: str = ''  # its name in published.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Systems downwards; tasks, their sensors and metrics sideways."""
+
+    title: str = ''
+    systems: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    below: bool = False  # True: a line for each system and task, instead of tasks side by side
+    metrics: tuple[str, ...] = ('ap_micro',)  # with `ap_classes`, the mean over `classes`
+    classes: tuple[str, ...] = ()
+    against: str = ''  # system; its paired differences from the others are listed too
+    fusion: bool = False  # the paired gain of all sensors over each one is listed too
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """A study."""
+
+    archives: Mapping[str, Archive] = dataclasses.field(default_factory=dict)
+    systems: Mapping[str, System] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)  # one pretraining each; untrained weights are drawn by the same
+    run: tuple[str, ...] = STAGES  # kinds of stages that may be run; () prints what there is
+
+
+def digest(config: Tables) -> str:
+    """16 hexadecimal digits that change with any setting that can change a number."""
+    values = to_dict(config)
+    del values['run']
+    for archive in values['archives'].values():
+        del archive['workers']
+    return fingerprint(values)
+
+
+def seeds_of(config: Tables, system: str) -> tuple[int, ...]:
+    """The seeds that a system comes in: all of the study, or one where nothing is drawn."""
+    kind = config.systems[system]
+    return config.seeds if kind.pretrain or kind.baseline == RANDOM else config.seeds[:1]
+
+
+def columns_of(task: Task, system: System) -> tuple[tuple[str, ...], ...]:
+    """The sensors of a task that a system can be given."""
+    if system.baseline == PRIOR:
+        return task.columns
+    known = (names for names in task.columns if set(names) <= set(system.sensors))
+    return tuple(names for names in known if not system.together or set(names) == set(system.sensors))
+
+
+def check(config: Tables) -> None:
+    """Raises InputError with every setting that is impossible whatever the data hold."""
+    problems = []
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
+        problems.append(f'seeds={config.seeds} must be different whole numbers, 0 or more')
+    for kind in config.run:
+        if kind not in STAGES:
+            problems.append(f'run: {kind!r}; {nearest(kind, STAGES)}')
+    for name, archive in config.archives.items():
+        if not archive.path and archive.pairs < 1:
+            problems.append(f'archives.{name}: give its path, or the number of pairs to make up')
+    for name, system in config.systems.items():
+        problems += _system(config, f'systems.{name}', system)
+    for name, task in config.tasks.items():
+        problems += _known(f'tasks.{name}.data', [task.data], config.archives)
+        problems += _known(f'tasks.{name}.systems', task.systems, config.systems)
+        if not task.columns or not all(task.columns):
+            problems.append(f'tasks.{name}.columns={task.columns} must be lists of one modality or more')
+        if name in FOLDERS:
+            problems.append(f'tasks.{name}: the folder of that name is taken; call it otherwise')
+    for name, table in config.tables.items():
+        problems += _table(config, f'tables.{name}', table)
+    for group in (config.archives, config.systems, config.tasks, config.tables):
+        problems += [f'{name!r}: a name is made of letters, digits, _ and -' for name in group if _odd(name)]
+    raise_all('config: these settings cannot be used', problems)
+
+
+def _system(config: Tables, path: str, system: System) -> list[str]:
+    problems = []
+    given = [x for x in ('pretrain', 'checkpoint', 'baseline') if getattr(system, x)]
+    if len(given) > 1:
+        problems.append(f'{path}: {" and ".join(given)} exclude each other')
+    if system.pretrain:
+        problems += _known(f'{path}.data', [system.data], config.archives)
+    if system.baseline == RANDOM:
+        problems += _known(f'{path}.like', [system.like], config.systems)
+        like = config.systems.get(system.like)
+        if like and not (like.pretrain or like.checkpoint):
+            problems.append(f'{path}.like={system.like!r} has no architecture')
+    elif system.like:
+        problems.append(f'{path}.like={system.like!r} means nothing without baseline={RANDOM!r}')
+    return problems
+
+
+def _table(config: Tables, path: str, table: Table) -> list[str]:
+    problems = _known(f'{path}.systems', table.systems, config.systems)
+    problems += _known(f'{path}.tasks', table.tasks, config.tasks)
+    if table.against:
+        problems += _known(f'{path}.against', [table.against], config.systems)
+    metrics = [*METRICS['multi_label'], *METRICS['single_label'], OF_CLASSES]
+    for name in table.metrics:
+        if name not in metrics and not name.startswith(PER_CLASS):
+            problems.append(f'{path}.metrics: {name!r}; {nearest(name, metrics)}')
+    if (OF_CLASSES in table.metrics) != bool(table.classes):
+        problems.append(f'{path}: classes and the metric {OF_CLASSES!r} go together')
+    if not (table.systems and table.tasks and table.metrics):
+        problems.append(f'{path}: name systems, tasks and metrics')
+    return problems
+
+
+def _known(path: str, names: Sequence[str], there: Mapping[str, Any]) -> list[str]:
+    return [f'{path}: {name!r}; {nearest(name, there)}' for name in names if name not in there]
+
+
+def _odd(name: str) -> bool:
+    return not name or not all(c.isalnum() or c in '_-' for c in name)

@@ -1,0 +1,125 @@
+"""The command `tables`: runs or resumes what is missing, then shows every table with what there is."""
+
+import json
+from collections.abc import Mapping
+
+from absl import logging
+from etils import epath
+
+from fusmae_jax.config_build import to_dict
+from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.tables import render
+from fusmae_jax.tables.collect import collect
+from fusmae_jax.tables.config import Tables, check, digest
+from fusmae_jax.tables.plan import Make, Plan
+from fusmae_jax.tables.protocol import protocol
+from fusmae_jax.tables.stages import Stage, changes, state
+from fusmae_jax.tables.stages import run as run_stage
+
+SETTINGS, FILE = 'settings-tables.json', 'tables.{}'  # .md, .csv, .tex
+
+
+def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
+    """Runs the stages that are missing, writes and prints the tables; returns the exit code.
+
+    Into the workdir: `data/`, `pretrain/`, a folder for each task, `tables.md`, `tables.csv`, `tables.tex`.
+    A stage that cannot be run is told and leaves its cells empty, the others go on.
+
+    Args:
+        config: the study.
+        workdir: where its stages are kept.
+        make: (layout, pairs, seed, folder, workers) -> folder of a data set; makes up an archive and
+            converts it.
+
+    Returns:
+        0, or 1 if a stage failed.
+
+    Raises:
+        InputError: settings that cannot be used.
+    """
+    check(config)
+    plan, workdir = Plan(config, workdir, make), epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    print(f'study {digest(config)} in {workdir}')
+    (workdir / SETTINGS).write_text(json.dumps({'digest': digest(config)} | to_dict(config), indent=2))
+    failed: dict[str, str] = {}
+    stages = list(plan.stages())
+    for number, stage in enumerate(stages, start=1):
+        if stage.kind not in config.run or not _ready(stage):
+            continue
+        print(f'\n--- stage {number} of {len(stages)}: {stage.name}', flush=True)
+        try:
+            done = run_stage(stage)
+        except (InputError, DivergedError) as error:
+            failed[stage.name] = str(error)
+            print(f'failed: {error}', flush=True)
+            continue
+        if not done:
+            print(f'{stage.name}: stopped on request; the same command goes on from there')
+            return 0
+        _write(plan, failed, workdir)  # what there is survives an interruption
+    text = _write(plan, failed, workdir)
+    print(f'\n{text}\n')
+    for kind in ('md', 'csv', 'tex'):
+        print(f'{kind:<4} {workdir / FILE.format(kind)}')
+    return 1 if failed else 0
+
+
+def _ready(stage: Stage) -> bool:
+    """Whether a stage is to be run now."""
+    if state(stage) in ('complete', 'changed') or stage.blocked:
+        return False
+    return all(state(needed) == 'complete' for needed in stage.needs)
+
+
+def _write(plan: Plan, failed: Mapping[str, str], workdir: epath.Path) -> str:
+    """Writes the three files, each whole or not at all; returns the Markdown."""
+    config, found = plan.config, collect(plan, failed)
+    grids, texts, tex = [], [], []
+    for name, table in config.tables.items():
+        kinds = [('numbers', render.grid(config, table, found))]
+        kinds += [('difference', render.minus(config, table, found))] if table.against else []
+        kinds += [('fusion', render.fusion(config, table, found))] if table.fusion else []
+        for kind, one in kinds:
+            signed = kind != 'numbers'
+            grids.append((name, kind, one))
+            texts.append(f'## {one.title}\n\n{render.markdown(config, one, signed)}')
+            tex.append(f'% {one.title}\n{render.latex(config, one, signed)}')
+    texts.append('## Protocol\n\n' + protocol(config, found))
+    if missing := _missing(plan, failed):
+        texts.append('## What is missing\n\n' + '\n'.join(f'- {line}' for line in missing))
+    title = f'# Study {digest(config)}\n\n{ABOUT}'
+    text = '\n\n'.join([title, *texts])
+    for kind, content in (
+        ('md', f'{text}\n'),
+        ('csv', render.to_csv(config, grids)),
+        ('tex', '\n\n'.join(tex) + '\n'),
+    ):
+        part = workdir / f'{FILE.format(kind)}.part'
+        part.write_text(content)
+        part.replace(workdir / FILE.format(kind))
+    return text
+
+
+ABOUT = (
+    'Percent: estimate [95 % interval by cluster bootstrap over the test split] (lowest to highest of the '
+    'single runs: pretraining seeds x label subsets x head seeds). docs/evaluation.md says how to read them.'
+)
+
+
+def _missing(plan: Plan, failed: Mapping[str, str]) -> list[str]:
+    """Why cells are empty, a line for each stage at fault."""
+    lines = []
+    for stage in plan.stages():
+        found = state(stage)
+        if found == 'changed':
+            about = '; '.join(changes(stage))
+            lines.append(f'{stage.name}: settings changed ({about}); remove {stage.folder} to make it anew')
+        elif stage.name in failed:
+            lines.append(f'{stage.name}: failed: {failed[stage.name]}')
+        elif found != 'complete' and stage.blocked:
+            lines.append(f'{stage.name}: not run: {stage.blocked}')
+        elif found != 'complete':
+            lines.append(f'{stage.name}: {"begun, not complete" if found == "begun" else "not run"}')
+    logging.info('%d of %d stages are missing', len(lines), len(list(plan.stages())))
+    return lines

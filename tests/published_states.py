@@ -1,0 +1,123 @@
+"""Weight files of other projects with random numbers, and their forward passes in NumPy, float64."""
+
+import numpy as np
+from scipy.special import erf
+
+from fusmae_jax.interop import positions
+
+WIDTH, DEPTH, HEADS = 32, 4, 2
+S2 = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
+# Any order will do; what matters is that it is not ours.
+SATVIT = ('VH', 'B12', 'unused', *S2[:5], 'VV', *S2[5:-1])
+
+
+def _draw(seed):
+    rng = np.random.default_rng(seed)
+    return lambda *shape, middle=0.0: rng.normal(middle, 0.3, shape).astype(np.float32)
+
+
+def _block(draw, names, prefix, bias):
+    norm1, qkv, out, norm2, up, down = (f'{prefix}.{name}' for name in names)
+    state = {f'{n}.weight': draw(WIDTH, middle=1.0) for n in (norm1, norm2)}
+    state |= {f'{n}.bias': draw(WIDTH) for n in (norm1, norm2, out, down)}
+    state |= {f'{up}.bias': draw(4 * WIDTH)} | ({f'{qkv}.bias': draw(3 * WIDTH)} if bias else {})
+    sizes = {qkv: (3 * WIDTH, WIDTH), out: (WIDTH, WIDTH), up: (4 * WIDTH, WIDTH), down: (WIDTH, 4 * WIDTH)}
+    return state | {f'{n}.weight': draw(*size) for n, size in sizes.items()}
+
+
+TIMM = ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp.fc1', 'mlp.fc2')
+LUCID = ('0.input_norm', '0.to_qkv', '0.to_out', '1.input_norm', '1.net.0', '1.net.3')
+
+
+def timm(channels, patch, grid, seed=0, sincos=False):
+    """timm, MAE and DINO: `cls_token`, `pos_embed` with a row for it, `blocks.N`, `norm`."""
+    draw = _draw(seed)
+    table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
+    rows = np.concatenate([np.zeros((1, WIDTH)), table]) if sincos else draw(1 + grid**2, WIDTH)
+    state = {
+        'cls_token': draw(1, 1, WIDTH),
+        'pos_embed': rows.astype(np.float32)[None],
+        'patch_embed.proj.weight': draw(WIDTH, channels, patch, patch),
+        'patch_embed.proj.bias': draw(WIDTH),
+        'norm.weight': draw(WIDTH, middle=1.0),
+        'norm.bias': draw(WIDTH),
+    }
+    for layer in range(DEPTH):
+        state |= _block(draw, TIMM, f'blocks.{layer}', True)
+    return state
+
+
+def satvit(patch, grid, seed=0):
+    """SatViT v1: no CLS, qkv without bias, patches flattened channel first, MAE's positions."""
+    draw = _draw(seed)
+    table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
+    state = {
+        'pos_embed': table.astype(np.float32)[None],
+        'linear_input.weight': draw(WIDTH, len(SATVIT) * patch**2),
+        'linear_input.bias': draw(WIDTH),
+        'encoder.norm_out.weight': draw(WIDTH, middle=1.0),
+        'encoder.norm_out.bias': draw(WIDTH),
+        'enc_to_dec.weight': draw(16, WIDTH),
+    }
+    for layer in range(DEPTH):
+        state |= _block(draw, LUCID, f'encoder.layers.{layer}', False)
+    return state
+
+
+def layer_norm(x, state, name, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * state[f'{name}.weight'] + state[f'{name}.bias']
+
+
+def _linear(x, state, name):
+    return x @ state[f'{name}.weight'].T.astype(np.float64) + state.get(f'{name}.bias', 0)
+
+
+def blocks(x, state, names, prefix, eps):
+    """The tokens (b, n, d) after each block of a pre-norm transformer."""
+    after = []
+    for layer in range(DEPTH):
+        norm1, qkv, out, norm2, up, down = (f'{prefix}.{layer}.{name}' for name in names)
+        b, n, d = x.shape
+        parts = _linear(layer_norm(x, state, norm1, eps), state, qkv).reshape(b, n, 3, HEADS, d // HEADS)
+        q, k, v = np.moveaxis(parts, 2, 0)
+        scores = np.einsum('bnhe,bmhe->bhnm', q, k) / np.sqrt(d // HEADS)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        x = x + _linear(np.einsum('bhnm,bmhe->bnhe', weights, v).reshape(b, n, d), state, out)
+        hidden = _linear(layer_norm(x, state, norm2, eps), state, up)
+        x = x + _linear(0.5 * hidden * (1 + erf(hidden / np.sqrt(2))), state, down)
+        after.append(x)
+    return after
+
+
+def windows(images, patch):
+    """Patches (b, n, c, p, p) of images (b, h, w, c) in float64, row by row."""
+    b, h, w, c = images.shape
+    x = images.astype(np.float64).reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, -1, c, patch, patch)
+
+
+def timm_tokens(images, state, table, eps=1e-6):
+    """CLS and patches after each block, each normed: a list of (b, 1 + n, d).
+
+    Args:
+        images: (b, h, w, c) with the channels of the file.
+        state: of `timm`.
+        table: positions of CLS and of the patches of these images, (1 + n, d).
+        eps: of the norms.
+    """
+    kernel = state['patch_embed.proj.weight'].astype(np.float64)
+    x = np.einsum('bncpq,dcpq->bnd', windows(images, kernel.shape[-1]), kernel)
+    x = x + state['patch_embed.proj.bias']
+    cls = np.broadcast_to(state['cls_token'].astype(np.float64), (len(x), 1, WIDTH))
+    x = np.concatenate([cls, x], axis=1) + table
+    return [layer_norm(z, state, 'norm', eps) for z in blocks(x, state, TIMM, 'blocks', eps)]
+
+
+def satvit_tokens(images, state, patch):
+    """The encoded patches (b, n, d) of images whose channels are those of the file."""
+    flat = windows(images, patch).reshape(len(images), -1, len(SATVIT) * patch**2)
+    x = _linear(flat, state, 'linear_input') + state['pos_embed'][0]
+    last = blocks(x, state, LUCID, 'encoder.layers', 1e-5)[-1]
+    return layer_norm(last, state, 'encoder.norm_out', 1e-5)

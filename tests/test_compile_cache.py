@@ -1,0 +1,93 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusmae_jax import compile_cache
+
+
+def program():
+    """A new function each time, so that only the folder remembers it."""
+    return jax.jit(lambda x: jnp.sin(x) * 1.2345 + x[::-1])
+
+
+@pytest.fixture
+def hits():
+    """Counts the programs that came from the folder."""
+    counted = []
+
+    def listen(event, **_):
+        counted.extend([event] * event.endswith('/compilation_cache/cache_hits'))
+
+    jax.monitoring.register_event_listener(listen)
+    yield counted
+    jax.monitoring.unregister_event_listener(listen)
+
+
+def run(workdir):
+    """Compiles and runs the program as a run does; its result."""
+    with compile_cache.enabled(workdir) as cache:
+        result = np.asarray(program()(jnp.arange(64.0)))
+        cache.seal()
+    return result
+
+
+def entries(workdir):
+    return sorted((workdir / compile_cache.FOLDER).glob('*-cache'))
+
+
+def test_the_second_run_compiles_nothing(tmp_path, hits):
+    first = run(tmp_path)
+    assert entries(tmp_path) and not hits
+    again = run(tmp_path)
+    assert len(hits) == len(entries(tmp_path))
+    np.testing.assert_array_equal(first, again)
+    assert not jax.config.jax_compilation_cache_dir  # what follows is not cached
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    'damage', [flipped, lambda file: os.truncate(file, 40), lambda file: os.truncate(file, 0)]
+)
+def test_a_damaged_entry_is_deleted_and_written_anew(damage, tmp_path, hits):
+    first = run(tmp_path)
+    whole = {file.name for file in entries(tmp_path)}
+    for file in entries(tmp_path):
+        damage(file)
+    np.testing.assert_array_equal(run(tmp_path), first)  # a warning of jax would be an error here
+    assert not hits and {file.name for file in entries(tmp_path)} == whole
+    run(tmp_path)
+    assert len(hits) == len(whole)
+
+
+def test_an_entry_without_digest_is_not_trusted(tmp_path, hits):
+    run(tmp_path)
+    (tmp_path / compile_cache.FOLDER / compile_cache.DIGESTS).write_text('{"half')
+    run(tmp_path)
+    assert not hits
+    run(tmp_path)
+    assert hits
+
+
+def test_what_was_never_whole_is_not_sealed(tmp_path):
+    with compile_cache.enabled(tmp_path) as cache:
+        np.asarray(program()(jnp.arange(64.0)))
+        for file in entries(tmp_path):
+            os.truncate(file, 50)  # as a full disk leaves it
+        cache.seal()
+        assert not entries(tmp_path)
+        assert cache.seal() == 0
+
+
+def test_a_cache_chosen_by_the_user_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'mine'))
+    with compile_cache.enabled(tmp_path) as cache:
+        assert cache is None
+    assert not (tmp_path / compile_cache.FOLDER).exists()

@@ -1,0 +1,352 @@
+"""Imported encoders against NumPy in float64, their input presets likewise, and what is refused."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import published
+from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.features import Extractor
+from fusmae_jax.eval.pooling import check_pooled, pool
+from fusmae_jax.eval.presets import make_inputs, preset_of
+from fusmae_jax.eval.systems import open_system
+from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.input.normalise import statistics
+from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.interop import published as importing
+from fusmae_jax.interop.foreign import DINO_MM_CHANNELS
+from fusmae_jax.interop.published_kinds import Weights, check
+from fusmae_jax.models import fusmae
+from fusmae_jax.models.dino import cubic_matrix
+from tests import published_states as theirs
+from tests.probe_fixtures import archive
+from tests.published_states import DEPTH, HEADS, S2, SATVIT, WIDTH
+
+SIZES = {'width': WIDTH, 'depth': DEPTH, 'heads': HEADS}
+CLOSE = {'rtol': 2e-4, 'atol': 2e-4}
+
+
+def contract(side):
+    """Every band on one grid, so that nothing need be resampled."""
+    groups = {
+        's1': Group('s1', ('VV', 'VH'), (side, side), 'float32', 'dB'),
+        's2': Group('s2', S2, (side, side), 'float32', 'DN'),
+    }
+    return Contract(dataset='test', groups=groups)
+
+
+def records(side, count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        's1': rng.normal([-12, -19], 3, (count, side, side, 2)).astype(np.float32),
+        's2': rng.gamma(2, 700, (count, side, side, 12)).astype(np.float32),
+    }
+
+
+def given(settings, *names):
+    """The settings with some modalities alone, as `systems.fit` gives them."""
+    kept = {name: m for name, m in settings.model.modalities.items() if name in names}
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, modalities=kept))
+
+
+def seen(settings, side, batch, *names):
+    """What goes into the patches of some modalities: name -> (b, h, w, bands)."""
+    config = given(settings, *(names or ('s1', 's2')))
+    patches = make_inputs(config, contract(side))(batch, None)
+    model = config.model
+    return {
+        name: unpatchify(np.asarray(p.values), model.grid, model.patch_size) for name, p in patches.items()
+    }
+
+
+def features(settings, params, side, batch, names, *modalities):
+    config = given(settings, *(modalities or ('s1', 's2')))
+    inputs, graph = make_inputs(config, contract(side)), fusmae.graph(settings.model)
+
+    @jax.jit
+    def run(params, batch):
+        return pool(nnx.merge(graph, params), inputs(batch, None), names)
+
+    found, there = run(jax.tree.map(jnp.asarray, params), batch)
+    return {name: np.asarray(x) for name, x in found.items()}, np.asarray(there)
+
+
+def zscores(batch, modalities):
+    found = {}
+    for name, modality in modalities.items():
+        mean, std = (x.astype(np.float64) for x in statistics(modality))
+        order = [(('VV', 'VH') if name == 's1' else S2).index(band) for band in modality.bands]
+        found[name] = (batch[name][..., order].astype(np.float64) - mean) / std
+    return found
+
+
+# ------------------------------------------------------------ DINO-MM
+
+
+DINO = Weights('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
+
+
+@functools.cache
+def dino():
+    state = theirs.timm(14, 3, 14)
+    return state, importing.build(DINO, state, 'own')
+
+
+def dino_images(batch, settings):
+    """The published preset in float64: (b, 21, 21, 14), 12 bands of Sentinel-2, VH, VV, on [0, 1]."""
+    z = zscores(batch, settings.model.modalities)
+    s1 = z['s1']
+    low, high = (np.quantile(s1, q, axis=(1, 2), keepdims=True) for q in (0.01, 0.99))
+    z['s1'] = np.clip(s1, low, high)
+    bands = dict(
+        zip(
+            (*S2, *settings.model.modalities['s1'].bands),
+            np.moveaxis(np.concatenate([z['s2'], z['s1']], axis=-1), -1, 0),
+        )
+    )
+    stacked = np.stack([bands[name] for name in DINO_MM_CHANNELS], axis=-1)
+    levels = np.clip((stacked + 2) / 4 * 255, 0, 255).astype(np.uint8)
+    return levels[:, 1:22, 1:22] / 255
+
+
+def test_the_preset_of_dino_mm_is_that_of_its_code():
+    _, (settings, _, _) = dino()
+    assert (preset_of(settings).resize, settings.model.image_size) == (24, (21, 21))
+    batch = records(24)
+    found, expected = seen(settings, 24, batch), dino_images(batch, settings)
+    names = (*settings.model.modalities['s2'].bands, *settings.model.modalities['s1'].bands)
+    ours = dict(zip(names, np.moveaxis(np.concatenate([found['s2'], found['s1']], axis=-1), -1, 0)))
+    for index, name in enumerate(DINO_MM_CHANNELS):
+        # Where float32 falls on the other side of a step, it is one of 255.
+        off = np.abs(ours[name] - expected[..., index]) * 255
+        assert off.max() < 1.001 and (off > 0.01).mean() < 1e-3, name
+    # The radar is clipped: its largest value is shared by one pixel of a hundred.
+    vv = settings.model.modalities['s1'].bands.index('VV')
+    assert (found['s1'][0, ..., vv] == found['s1'][0, ..., vv].max()).sum() > 1
+
+
+def test_full_size_is_128_and_112_pixels():
+    _, settings = importing.describe(Weights('dino_mm', 'x'), 'own')
+    assert (settings.preset.resize, settings.model.image_size, settings.model.patch_size) == (
+        128,
+        (112, 112),
+        8,
+    )
+    assert (settings.model.width, settings.model.depth, settings.model.heads) == (384, 12, 6)
+    modality = settings.model.modalities['s1']
+    assert dict(zip(modality.bands, modality.mean)) == {'VV': -12.59, 'VH': -19.22}
+    for kind, side, common in (('imagenet_mae', 224, 224), ('satvit', 256, 224), ('dino_mm', 112, 224)):
+        config = Weights(kind, 'x', channels=SATVIT if kind == 'satvit' else ())
+        sides = [importing.describe(config, preset)[1].model.image_size for preset in ('own', 'common')]
+        assert sides == [(side, side), (common, common)]
+
+
+def test_the_encoder_of_dino_mm_is_that_of_numpy():
+    """The last four CLS, on positions that are interpolated as DINO's code does it."""
+    state, (settings, params, _) = dino()
+    batch = records(24)
+    found, there = features(settings, params, 24, batch, ('last4_cls', 'cls'))
+    matrix = cubic_matrix(14, 7, 0.1)
+    table = state['pos_embed'][0, 1:].reshape(14, 14, WIDTH)
+    table = np.einsum('ir,jc,rcd->ijd', matrix, matrix, table).reshape(49, WIDTH)
+    table = np.concatenate([state['pos_embed'][0, :1], table])
+    own = seen(settings, 24, batch)
+    bands = (*S2, *settings.model.modalities['s1'].bands)
+    joined = np.concatenate([own['s2'], own['s1']], axis=-1)
+    images = joined[..., [bands.index(name) for name in DINO_MM_CHANNELS]]
+    after = theirs.timm_tokens(images, state, table)
+    np.testing.assert_allclose(found['last4_cls'], np.hstack([z[:, 0] for z in after[-4:]]), **CLOSE)
+    np.testing.assert_allclose(found['cls'], after[-1][:, 0], **CLOSE)
+    assert there.all()
+
+
+def test_a_sensor_that_is_not_there_is_zero_on_the_scale_of_bytes():
+    state, (settings, params, _) = dino()
+    batch = records(24)
+    alone, _ = features(settings, params, 24, batch, ('cls',), 's2')
+    gone = batch | {'s1': np.full_like(batch['s1'], np.nan)}
+    with_nothing, there = features(settings, params, 24, gone, ('cls',))
+    np.testing.assert_allclose(alone['cls'], with_nothing['cls'], atol=1e-5)
+    assert there.all()
+    own = seen(settings, 24, batch, 's2')['s2']
+    images = np.concatenate([own, np.zeros((*own.shape[:3], 2))], axis=-1)
+    matrix = cubic_matrix(14, 7, 0.1)
+    table = np.einsum('ir,jc,rcd->ijd', matrix, matrix, state['pos_embed'][0, 1:].reshape(14, 14, WIDTH))
+    table = np.concatenate([state['pos_embed'][0, :1], table.reshape(49, WIDTH)])
+    expected = theirs.timm_tokens(images, state, table)[-1][:, 0]
+    np.testing.assert_allclose(alone['cls'], expected, **CLOSE)
+
+
+def test_kernels_follow_the_names_of_the_channels():
+    """Another order of the list and of the kernel is the same encoder; of the list alone it is not."""
+    state, (_, params, _) = dino()
+    order = np.random.default_rng(0).permutation(14)
+    channels = tuple(DINO_MM_CHANNELS[i] for i in order)
+    moved = {**state, 'patch_embed.proj.weight': state['patch_embed.proj.weight'][:, order]}
+    config = dataclasses.replace(DINO, channels=channels)
+    _, again, _ = importing.build(config, moved, 'own')
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    _, other, _ = importing.build(config, state, 'own')
+    kernels = [p['encoder']['patch']['stack']['kernel'] for p in (params, other)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1
+
+
+# ------------------------------------------------------------ SatViT
+
+
+SAT = Weights('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
+
+
+def test_satvit_is_that_of_numpy_and_has_no_cls():
+    state, batch = theirs.satvit(4, 8), records(32)
+    settings, params, notes = importing.build(SAT, state, 'own')
+    found, _ = features(settings, params, 32, batch, ('mean_patch', 'concat_per_sensor'))
+    z = zscores(batch, settings.model.modalities)
+    bands = dict(zip((*S2, 'VV', 'VH'), np.moveaxis(np.concatenate([z['s2'], z['s1']], axis=-1), -1, 0)))
+    bands['unused'] = np.zeros_like(bands['VV'])
+    images = np.stack([bands[name] for name in SATVIT], axis=-1)
+    expected = theirs.satvit_tokens(images, state, 4).mean(axis=1)
+    # Their features are ours turned by half the width: MAE's positions have the column first.
+    np.testing.assert_allclose(np.roll(found['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
+    np.testing.assert_array_equal(found['mean_patch'], found['concat_per_sensor'])
+    assert settings.model.numerics.norm_eps == 1e-5 and not settings.model.numerics.qkv_bias
+    assert any('unused' in line for line in notes)
+    for name in ('cls', 'mean_all', 'last4_cls'):
+        with pytest.raises(InputError, match='needs a CLS token, it has none'):
+            check_pooled((name,), settings.model, 'it')
+
+
+def test_satvit_is_fed_the_bands_that_are_listed():
+    channels = ('B04', 'VV', 'B03', 'B02')
+    state = theirs.satvit(4, 8)
+    state['linear_input.weight'] = state['linear_input.weight'][:, : 4 * 16]
+    settings, _, _ = importing.build(dataclasses.replace(SAT, channels=channels), state, 'common')
+    assert {n: m.bands for n, m in settings.model.modalities.items()} == {
+        's2': ('B02', 'B03', 'B04'),
+        's1': ('VV',),
+    }
+    assert not settings.model.modalities['s2'].mean and settings.model.image_size == (28, 28)
+
+
+# ------------------------------------------------------------ ImageNet
+
+
+@pytest.mark.parametrize('kind', ['imagenet_vit', 'imagenet_mae'])
+@pytest.mark.parametrize('modalities', [('s1',), ('s1', 's2')])
+def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
+    """As a ViT whose kernel has the mean over RGB times 3 / bands for each band that is given."""
+    config = Weights(kind, 'x', **SIZES, patch_size=4, image_size=32)
+    state = theirs.timm(3, 4, 8, sincos=kind == 'imagenet_mae')
+    settings, params, _ = importing.build(config, state, 'own')
+    batch = records(32)
+    found, _ = features(settings, params, 32, batch, ('cls',), *modalities)
+    z = zscores(batch, settings.model.modalities)
+    joined = np.concatenate([z[name] for name in modalities], axis=-1)
+    mean, std = (0.449, 0.226) if kind == 'imagenet_mae' else (0.5, 0.5)
+    pixels = np.floor(np.clip((joined + 2) / 4, 0, 1) * 255) / 255
+    rgb, bands = state['patch_embed.proj.weight'], joined.shape[-1]
+    kernel = np.repeat(rgb.mean(1, keepdims=True) * 3 / bands, bands, axis=1)
+    inflated = state | {'patch_embed.proj.weight': kernel}
+    expected = theirs.timm_tokens((pixels - mean) / std, inflated, state['pos_embed'][0])[-1][:, 0]
+    turned = np.roll(found['cls'], -WIDTH // 2, axis=1) if kind == 'imagenet_mae' else found['cls']
+    np.testing.assert_allclose(turned, expected, rtol=5e-3, atol=5e-3)
+
+
+def test_the_common_preset_is_our_zscores():
+    config = Weights('imagenet_vit', 'x', **SIZES, patch_size=4, image_size=32)
+    settings, params, _ = importing.build(config, theirs.timm(3, 4, 8), 'common')
+    batch = records(32)
+    found, z = seen(settings, 32, batch), zscores(batch, settings.model.modalities)
+    for name in ('s1', 's2'):
+        np.testing.assert_allclose(found[name], np.clip(z[name], -5, 5), rtol=1e-4, atol=1e-5)
+        alone = seen(settings, 32, batch, name)[name]
+        np.testing.assert_allclose(alone, found[name] * 14 / z[name].shape[-1], rtol=1e-5)
+    kernel = params['encoder']['patch']['stack']['kernel']
+    assert len(np.unique(kernel[:, 0])) <= 16 + 1  # one number a pixel: the same for all bands
+
+
+# ------------------------------------------------------------ files and refusals
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    settings, params, _ = importing.build(SAT, theirs.satvit(4, 8), 'own')
+    about = {'kind': 'satvit', 'untouched': False}
+    published.write(tmp_path / 'own', settings, importing._contract('satvit'), params, about)
+    assert published.is_published(tmp_path / 'own') and not published.is_published(tmp_path)
+    found = published.read(tmp_path / 'own')
+    assert found.model.config == settings and type(found.model.config.model) is type(settings.model)
+    jax.tree.map(np.testing.assert_array_equal, found.model.params, params)
+    assert found.model.contract.products['s2'].level == 'L2A' and not found.untouched
+    weights = tmp_path / 'own' / published.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(InputError, match='cannot be read'):
+        published.read(tmp_path / 'own')
+    (tmp_path / 'own' / published.ABOUT).write_text('{"format": 1}')
+    with pytest.raises(InputError, match='import the weights again'):
+        published.read(tmp_path / 'own')
+
+
+def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
+    data = archive(tmp_path / 'data', {'train': 4, 'val': 12, 'test': 4})
+    file = tmp_path / 'weights.safetensors'
+    safetensors.numpy.save_file(theirs.timm(14, 3, 14), file)
+    importing.run_import(dataclasses.replace(DINO, file=str(file)), tmp_path / 'dino')
+    assert 'the stacked projection is split' not in capsys.readouterr().out
+    own, common = (str(tmp_path / 'dino' / name) for name in ('own', 'common'))
+    system = open_system(own, Encoder(checkpoint=own))
+    assert system.name == 'DINO-MM, own preset' and system.seen is None
+    other, fresh = (open_system(kind, Encoder(checkpoint=common)) for kind in (common, 'random'))
+    assert len({one.fingerprint for one in (system, other, fresh)}) == 3
+    task = Task(path=str(data), labels='labels')
+    ready = Extractor(system, task, ('s1',), ('last4_cls', 'mean_patch'), Encoder(batch=16))
+    found = ready('val', tmp_path / 'features')
+    assert found['last4_cls'].values.shape == (12, 4 * WIDTH)
+    assert found['last4_cls'].valid.sum() == 11  # one record has no radar
+    assert ready.row_fields() == {
+        'modalities': ('s1',),
+        'absent': 'zero_image',
+        'image': 'resize 24 x 24, centre 21 x 21',
+        'statistics': 'mean +- 2 std to [0, 1] in 256 levels; s1 clipped to 1% .. 99% of each resized image; '
+        's1: the code of DINO-MM',
+        'accepted': (),
+    }
+    second = Extractor(other, task, ('s1',), ('mean_patch',), Encoder(batch=16)).row_fields()
+    assert second['image'] == 'resize 42 x 42' and second['statistics'] == 'zscore; s1: the sensor table'
+    with pytest.raises(InputError, match='stacks its sensors'):
+        open_system(own, Encoder(checkpoint=own, absent='bypass'))
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (Weights('satvit', 'x'), 'channels is empty: the order of the 15 input channels of SatViT'),
+        (Weights('satvit', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),
+        (Weights('satvit', 'x', channels=('a', 'VV')), r'no band of s2 \(B01'),
+        (Weights('imagenet_vit', 'x', channels=('B04',)), 'leave the list empty'),
+        (Weights('imagenet_vit', 'x', pixel_mean=0.4), 'pixel_std must be positive'),
+        (Weights('', 'x'), 'choose one of imagenet_vit'),
+        (Weights('dino_mm'), 'give the weight file'),
+    ],
+)
+def test_impossible_settings_are_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        check(config)
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r'not \(width, 14 \* 4 \* 4\)'):
+        importing.build(dataclasses.replace(SAT, channels=SATVIT[1:]), theirs.satvit(4, 8), 'own')
+    with pytest.raises(InputError, match='expected 14 input channels'):
+        importing.build(DINO, theirs.timm(13, 3, 14), 'own')
+    with pytest.raises(InputError, match='missing: blocks'):
+        importing.build(dataclasses.replace(DINO, depth=5), theirs.timm(14, 3, 14), 'own')
+    with pytest.raises(InputError, match='no such weight file'):
+        importing.run_import(dataclasses.replace(SAT, file=str(tmp_path / 'none.pt')), tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()

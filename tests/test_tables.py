@@ -1,0 +1,273 @@
+"""The study: what runs, what is kept, and that the tables say what there is."""
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusmae_jax.config_build import from_dict
+from fusmae_jax.config_file import load_config
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import row
+from fusmae_jax.eval.evaluation_config import LinearProbe
+from fusmae_jax.eval.probe_command import run_linear_probe
+from fusmae_jax.eval.replicates import read
+from fusmae_jax.tables.config import Archive, System, Tables, check, digest
+from fusmae_jax.tables.plan import Plan
+from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
+from fusmae_jax.tables.run import run_tables
+from fusmae_jax.tables.stages import Stage, changes, run, state
+from tests.probe_fixtures import archive, checkpoint
+from tests.tables_fixtures import SHORT, never, study, with_features
+
+BOTH = ('s1', 's2')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return archive(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory, data):
+    return checkpoint(tmp_path_factory.mktemp('run'), data, depth=2)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, data, weights):
+    """A finished study and its folder."""
+    workdir = tmp_path_factory.mktemp('study')
+    config = study(data, weights)
+    assert run_tables(config, workdir, never) == 0
+    return config, workdir
+
+
+def numbers(workdir):
+    """(table, kind, system, source, sensors, metric) -> line of the CSV."""
+    lines = csv.DictReader(io.StringIO((workdir / 'tables.csv').read_text()))
+    keys = ('table', 'kind', 'system', 'source', 'sensors', 'metric')
+    return {tuple(line[key] for key in keys): line for line in lines}
+
+
+def rows_of(folder):
+    lines = (folder / 'rows-linear.jsonl').read_text().splitlines()
+    return [row.from_json(line, str(folder)) for line in lines]
+
+
+def test_the_paper_is_quoted_as_its_versions_differ():
+    xad = {version: published(version, 'XAD') for version in ('v1', 'v2')}
+    gain = [
+        round(xad['v2'][task, names, 'ap_micro'] - xad['v1'][task, names, 'ap_micro'], 1)
+        for task in (FINETUNE, LINEAR)
+        for names in SENSORS
+    ]
+    assert gain == [1.6, -0.9, 0.3, 5.5, 11.4, 9.1]
+    assert published('v1', 'XAE') == {} and published('v2', 'XAE&D') == {}
+    odd = [
+        (version, name)
+        for version in ('v1', 'v2')
+        for name in ('ImageNet', 'DINO-MM', 'SatViT', 'XAD', 'XAE', 'XAE&D')
+        if (known := published(version, name))
+        and known[SEN12MS, None, METRICS[0]] != known[SEN12MS, None, 'recall_weighted']
+    ]
+    assert odd == [('v2', 'XAD')]  # recall is top-1 by definition; the paper has one slip
+
+
+def test_numbers_are_those_of_the_rows_and_the_paper_stands_beside_them(done):
+    _, workdir = done
+    found = numbers(workdir)
+    own = next(
+        r
+        for r in rows_of(workdir / 'linear_1' / 'xae-0')
+        if (r.metric, r.averaging, r.modalities) == ('ap', 'micro', BOTH)
+    )
+    line = found['one', 'numbers', 'xae', 'here', 's1+s2', 'ap_micro']
+    assert float(line['estimate']) == own.estimate and float(line['low']) == own.low
+    assert (float(line['lowest']), float(line['highest'])) == (own.lowest, own.highest)
+    assert line['runs'] == '2' and line['seeds'] == '1'
+    assert float(found['one', 'numbers', 'xae', 'v2', 's1+s2', 'ap_micro']['estimate']) == pytest.approx(0.7)
+    assert ('one', 'numbers', 'xae', 'v1', 's1+s2', 'ap_micro') not in found
+    each = {r.label: r for r in rows_of(workdir / 'linear_1' / 'xae-0') if r.modalities == BOTH}
+    two = found['two', 'numbers', 'xae', 'here', 's1+s2', 'ap_classes']
+    assert float(two['estimate']) == pytest.approx((each['dark'].estimate + each['bright'].estimate) / 2)
+
+
+def test_what_was_not_run_says_so_beside_what_the_paper_says(done):
+    _, workdir = done
+    line = numbers(workdir)['one', 'numbers', 'satvit', 'here', 's1', 'ap_micro']
+    assert line['note'] == 'not run' and line['estimate'] == ''
+    text = (workdir / 'tables.md').read_text()
+    assert 'linear_1/satvit-0: not run: systems.satvit.checkpoint is not given' in text
+    assert '| SatViT | not run | not run |' in text
+    assert '| ... paper, v2 | 52.4 | 58.0 |' in text
+    assert r'... paper, v2 & 52.4 & 58.0 \\' in (workdir / 'tables.tex').read_text()
+
+
+def test_class_shares_have_one_number_for_all_sensors(done):
+    _, workdir = done
+    found = numbers(workdir)
+    values = {found['one', 'numbers', 'prior', 'here', s, 'ap_micro']['estimate'] for s in ('s1', 's1+s2')}
+    assert len(values) == 1
+
+
+def test_differences_are_paired_and_agree_with_those_of_one_run(done, data, weights, tmp_path):
+
+    _, workdir = done
+    values = load_config('configs/linear_probe.py:paper', SHORT)
+    config = from_dict(LinearProbe, values)
+    encoder = dataclasses.replace(
+        config.encoder, checkpoint=weights, baselines=('random',), modalities=(BOTH,), seed=0
+    )
+    task = dataclasses.replace(config.data, path=str(data))
+    for name in ('xae-0', 'random-0'):
+        shutil.copytree(workdir / 'features' / name, tmp_path / 'features', dirs_exist_ok=True)
+    run_linear_probe(dataclasses.replace(config, data=task, encoder=encoder), tmp_path)
+    (line,) = (tmp_path / 'differences-linear.jsonl').read_text().splitlines()
+    wanted = json.loads(line)['metrics']['ap_micro']
+    found = numbers(workdir)['one', 'difference', 'xae', 'here', 's1+s2', 'ap_micro']
+    for name in ('estimate', 'low', 'high'):
+        assert float(found[name]) == pytest.approx(wanted[name], abs=1e-12)
+
+
+def test_a_rerun_runs_nothing_and_changed_settings_are_told(done, data, capsys):
+    config, workdir = done
+    before = {kind: (workdir / f'tables.{kind}').read_bytes() for kind in ('md', 'csv', 'tex')}
+    times = {f: f.stat().st_mtime_ns for f in workdir.rglob('rows-*.jsonl')}
+    assert run_tables(config, workdir, never) == 0
+    assert {kind: (workdir / f'tables.{kind}').read_bytes() for kind in before} == before
+    assert {f: f.stat().st_mtime_ns for f in workdir.rglob('rows-*.jsonl')} == times
+    capsys.readouterr()
+    task = config.tasks['linear_1']
+    other = dataclasses.replace(task, settings=(*task.settings, 'epochs=5.0'))
+    run_tables(dataclasses.replace(config, tasks={'linear_1': other}, run=()), workdir, never)
+    text = capsys.readouterr().out
+    assert '| XAE | settings changed | settings changed |' in text
+    assert 'epochs: made with 4.0, asked for 5.0' in text
+    assert {f: f.stat().st_mtime_ns for f in workdir.rglob('rows-*.jsonl')} == times
+    run_tables(config, workdir, never)
+    assert {kind: (workdir / f'tables.{kind}').read_bytes() for kind in before} == before
+
+
+def test_a_data_set_that_is_not_there_leaves_cells_empty(tmp_path, weights, capsys):
+    config = study(tmp_path / 'nowhere', weights)
+    assert run_tables(config, tmp_path / 'out', never) == 0
+    text = capsys.readouterr().out
+    assert '| XAE | not run | not run |' in text and 'nowhere' in text
+
+
+def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, weights, capsys):
+    config = study(data, weights)
+    systems = {'xae': config.systems['xae'], 'lost': System('lost', checkpoint=str(tmp_path / 'none'))}
+    table = dataclasses.replace(config.tables['one'], systems=('lost', 'xae'), against='', fusion=False)
+    columns = dataclasses.replace(config.tasks['linear_1'], columns=(('s1',),))
+    config = dataclasses.replace(config, systems=systems, tables={'one': table}, tasks={'linear_1': columns})
+    out = with_features(done[1], tmp_path / 'out')
+    assert run_tables(config, out, never) == 1
+    found = numbers(out)
+    assert found['one', 'numbers', 'lost', 'here', 's1', 'ap_micro']['note'] == 'failed'
+    assert found['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
+    assert 'no checkpoints/ folder here' in capsys.readouterr().out
+
+
+def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_path):
+    ran = []
+
+    def stage(seed=0, pairs=3, finishes=True):
+        def action():
+            ran.append(seed)
+            return finishes
+
+        below = Stage('data', tmp_path / 'data', 'data/a', {'pairs': pairs}, (), lambda: True)
+        return Stage('pretrain', tmp_path / 'p', 'pretrain/b', {'seed': seed}, (below,), action)
+
+    assert state(stage()) == 'missing'
+    assert not run(stage(finishes=False)) and state(stage()) == 'begun'
+    assert run(stage()) and state(stage()) == 'complete' and ran == [0, 0]
+    assert state(stage(seed=1)) == 'changed' and changes(stage(seed=1)) == ['seed: made with 0, asked for 1']
+    assert changes(stage(pairs=4)) == ['what it needs, data/a, has changed']
+    with pytest.raises(InputError, match='made with other settings'):
+        run(stage(seed=1))
+    assert ran == [0, 0] and state(stage()) == 'complete'
+
+
+def test_every_impossible_setting_is_told_at_once(data):
+    config = study(data, 'somewhere', seeds=(1, 1), run=('pretrian',))
+    systems = config.systems | {'random': dataclasses.replace(config.systems['random'], like='xea')}
+    config = dataclasses.replace(config, systems=systems, archives={'probe': Archive()})
+    with pytest.raises(InputError) as error:
+        check(config)
+    for words in ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe'):
+        assert words in str(error.value)
+
+
+def test_the_digest_is_of_what_changes_numbers(data):
+    config = study(data, 'x')
+    assert digest(config) == digest(dataclasses.replace(config, run=()))
+    assert digest(config) != digest(dataclasses.replace(config, seeds=(3,)))
+
+
+@pytest.mark.parametrize('variant', ['', ':demo', ':synthetic'])
+def test_the_configurations_name_what_exists(variant, tmp_path):
+    config = from_dict(Tables, load_config(f'configs/tables.py{variant}'))
+    check(config)
+    plan = Plan(config, tmp_path, never)
+    stages = list(plan.stages())
+    assert len({stage.name for stage in stages}) == len(stages)
+    seen = set()
+    for stage in stages:
+        assert {needed.name for needed in stage.needs} <= seen
+        seen.add(stage.name)
+
+
+def test_the_synthetic_study_tests_enough():
+    config = from_dict(Tables, load_config('configs/tables.py:synthetic'))
+    (generated,) = config.archives.values()
+    assert len(config.seeds) == 3 and generated.pairs // 2 * 0.1 >= 200
+    assert config.systems['random'].like == 'xae'
+    assert len(config.tables['need_both'].classes) == 4
+    assert np.isin(['linear_10', 'linear_1'], list(config.tasks)).all()
+
+
+def test_a_finished_cell_does_not_need_what_it_was_made_from(done, tmp_path):
+    config, workdir = done
+    copy = Path(shutil.copytree(workdir, tmp_path / 'copy', symlinks=True))
+    shutil.rmtree(copy / 'features')
+    (copy / 'linear_1' / 'random-0' / 'stage.json').unlink()
+    run_tables(dataclasses.replace(config, run=()), copy, never)
+    found = numbers(copy)
+    assert found['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
+    assert found['one', 'numbers', 'random', 'here', 's1', 'ap_micro']['note'] == 'not run'
+
+
+def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
+    config, workdir = done
+    two = dataclasses.replace(config, seeds=(0, 4), run=('evaluate',))
+    systems = {name: config.systems[name] for name in ('xae', 'random')}
+    table = dataclasses.replace(config.tables['one'], systems=('xae', 'random'), fusion=False)
+    two = dataclasses.replace(two, systems=systems, tables={'one': table})
+    copy = Path(shutil.copytree(workdir, tmp_path / 'copy', symlinks=True))
+    assert run_tables(two, copy, never) == 0
+    found = numbers(copy)['one', 'numbers', 'random', 'here', 's1', 'ap_micro']
+    each = [
+        next(r for r in rows_of(copy / 'linear_1' / f'random-{seed}') if r.modalities == ('s1',))
+        for seed in (0, 4)
+    ]
+    assert each[0].checkpoints != each[1].checkpoints
+    values = [
+        next(
+            x
+            for x in read(copy / 'linear_1' / f'random-{seed}', 'linear')
+            if x.about['modalities'] == ('s1',)
+        )
+        for seed in (0, 4)
+    ]
+    mean = np.mean([x.replicates.values['ap_micro'] for x in values], axis=0)
+    assert found['seeds'] == '2' and found['runs'] == '4'
+    assert float(found['low']) == pytest.approx(np.quantile(mean, 0.025), abs=1e-12)
+    estimates = [x.replicates.estimate['ap_micro'] for x in values]
+    assert float(found['estimate']) == pytest.approx(np.mean(estimates), abs=1e-12)
