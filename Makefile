@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow parity lint types bench clean
+.PHONY: help demo test slow storm tpu parity lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | parity | lint | types | bench | clean'
+	@echo 'make demo | test | slow | storm | tpu | parity | lint | types | bench | clean'
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -37,6 +37,15 @@ test: $(VENV)/.ready
 # The archives at full test size, memory, kills; half an hour.
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m 'slow and not parity'
+
+# Thirty kills at random moments over one run, which must end as if nothing had happened.
+storm: $(VENV)/.ready
+	$(BIN)/python -m tests.storm
+
+# Plans for TPU pods, compiled without hardware.
+tpu: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev,tpu]'
+	$(BIN)/python -m pytest -m tpu
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
 parity: $(VENV)/.ready

@@ -187,6 +187,21 @@ def _reliance(arguments: Arguments) -> int:
     return run_reliance(config, arguments.text('workdir', 'DIR'))
 
 
+def _plan(arguments: Arguments) -> int:
+    from fusmae_jax.config_build import build
+    from fusmae_jax.plan.command import run_plan
+
+    arguments.only('config', 'config.*', 'topology', 'verify', 'mfu', 'examples', 'json')
+    return run_plan(
+        build(arguments.config()),
+        arguments.text('topology', 'v5e:16x16'),
+        verify=arguments.switch('verify'),
+        as_json=arguments.switch('json'),
+        mfu=arguments.optional('mfu') or '0.4',
+        examples=arguments.number('examples', 0),
+    )
+
+
 def _import(arguments: Arguments) -> int:
     from fusmae_jax.config_build import from_dict
     from fusmae_jax.interop.published import run_import
@@ -223,6 +238,7 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
     'finetune': _finetune,
     'reliance': _reliance,
     'import': _import,
+    'plan': _plan,
     'tables': _tables,
 }
 

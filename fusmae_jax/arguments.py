@@ -9,7 +9,7 @@ from fusmae_jax.errors import InputError, nearest
 OPTIONS = (
     *('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype', 'data', 'split'),
     *('batch', 'threads', 'layout', 'out', 'pairs', 'seed', 'processes', 'html', 'checkpoint', 's1', 's2'),
-    *('profile', 'topology', 'mfu'),
+    *('profile', 'topology', 'mfu', 'examples'),
 )
 SWITCHES = ('json', 'dispatch', 'verify')
 
@@ -86,17 +86,6 @@ class Arguments:
     def switch(self, name: str) -> bool:
         """Whether --json, for one, was given."""
         return getattr(self._given, name)
-
-    def share(self, name: str, default: float) -> float:
-        """A number between 0 and 1, or the default if it was not given."""
-        value = getattr(self._given, name)
-        try:
-            share = float(value) if value else default
-        except ValueError:
-            share = 0.0
-        if not 0 < share <= 1:
-            raise InputError(f'--{name}={value} must be a number above 0, at most 1')
-        return share
 
     def optional(self, name: str) -> str:
         """An option, or '' if it was not given."""

@@ -14,7 +14,8 @@ import pytest
 from tests.tables_fixtures import study
 
 ROOT = Path(__file__).parents[1]
-STAGES = ('data/probe', 'pretrain/xae-0', 'pretrain/xae-1', 'linear_1/xae-0', 'linear_1/random-1')
+# In the order in which they come.
+STAGES = ('data/probe', 'pretrain/xae-0', 'linear_1/xae-0', 'pretrain/xae-1', 'linear_1/random-1')
 KINDS = ('md', 'csv', 'tex')
 
 
@@ -45,8 +46,8 @@ def worker(workdir):
 
 def start(workdir):
     code = f'import sys; from tests.test_tables_kill import worker; sys.exit(worker({str(workdir)!r}))'
-    log = open(workdir / 'log.txt', 'a')  # noqa: SIM115 (the process writes on)
-    return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=log, stderr=log)
+    with open(workdir / 'log.txt', 'a') as log:
+        return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=log, stderr=log)
 
 
 def kill_in(stage, workdir):
@@ -54,7 +55,7 @@ def kill_in(stage, workdir):
     process, mark = start(workdir), workdir / stage / 'stage.json'
     while process.poll() is None and not mark.exists():
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(0.1)
     assert process.poll() is None, (workdir / 'log.txt').read_text()[-2000:]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

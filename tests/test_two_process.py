@@ -103,7 +103,7 @@ def test_two_processes_are_one_run_and_stop_together(dataset, tmp_path):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right)):
         if path_name(path).endswith('qkv/bias'):
-            # A softmax does not feel the keys' bias: its gradient is rounding, which AdamW makes full steps of.
+            # A softmax does not feel the keys' bias: its gradient is rounding; AdamW makes full steps of it.
             a, b = (np.delete(x, np.arange(x.shape[-1] // 3, x.shape[-1] * 2 // 3), axis=-1) for x in (a, b))
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=path_name(path))
     assert told['seen'] == knows['seen'] and told['contract'] == knows['contract']
