@@ -231,6 +231,7 @@ class Checkpoint:
 
     every_steps: int = 1000
     keep: int = 2  # newest ones; the best by validation loss is kept beside them
+    keep_every_steps: int = 0  # multiples of it are kept for good; 0: none
     preempt_exit_code: int = 0  # of a run that SIGTERM has stopped; some schedulers restart on others only
     checksum_every_steps: int = 1000  # compares the parameters of all replicas; 0 is off
 

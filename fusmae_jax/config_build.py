@@ -36,6 +36,7 @@ AT_LEAST = {
     'parallel.process_id': -1,
     'parallel.heartbeat_seconds': 1,
     'checkpoint.preempt_exit_code': 0,
+    'checkpoint.keep_every_steps': 0,
     'checkpoint.checksum_every_steps': 0,
     'log.num_images': 1,
     'log.images_every_steps': 0,

@@ -83,7 +83,9 @@ class Run:
         self.lead = jax.process_index() == 0
         self.sharding = batch_sharding(setup.mesh)
         startup.check_shared(workdir)
-        self.checkpoints = Checkpoints(workdir, self.config.checkpoint.keep)
+        self.checkpoints = Checkpoints(
+            workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps
+        )
         self.stack.callback(self.checkpoints.close)
         self.saved = self.checkpoints.latest()
         self.start = self.saved or 0
@@ -114,7 +116,7 @@ class Run:
         if self.start >= self.setup.total_steps:
             self._say(f'{self.workdir}: finished at step {self.start}; nothing left to train')
             return self._complete(self.start)
-        with self.goodput.phase('restore'):
+        with self.goodput.phase('restore' if self.start else 'compile'):
             state = self._state()
         startup.announce(self.setup, self.source)
         if self.lead:

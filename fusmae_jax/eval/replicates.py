@@ -55,7 +55,8 @@ def write(
     file = workdir / FILE.format(command)
     part = file.parent / f'{file.name}.part'
     with part.open('wb') as stream:
-        np.savez(stream, heads=np.array(json.dumps({'format': FORMAT, 'cells': heads})), **arrays)
+        arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
     part.replace(file)
 
 

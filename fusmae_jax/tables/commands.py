@@ -55,4 +55,5 @@ def _command(name: str) -> Callable[[Any, epath.Path], int]:
         from fusmae_jax.eval.finetune import run_finetune
 
         return run_finetune
-    return {'linear_probe': run_linear_probe, 'knn': run_knn}[name]
+    commands: dict[str, Callable[[Any, epath.Path], int]] = {'linear_probe': run_linear_probe, 'knn': run_knn}
+    return commands[name]

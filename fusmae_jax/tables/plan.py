@@ -176,7 +176,8 @@ class Plan:
                 raise InputError(f'{where}: {name}={getattr(config, name)}; a cell shows one, name it')
         if len(config.labels.fractions) != 1:
             raise InputError(f'{where}: labels.fractions={config.labels.fractions}; a task has one')
-        sensors, baselines = self.sensors(task, system), ()
+        baselines: tuple[str, ...] = ()
+        sensors = self.sensors(task, system)
         if kind.baseline == PRIOR:  # the same for all sensors
             sensors, baselines = sensors[:1], (PRIOR,)
         encoder = dataclasses.replace(config.encoder, baselines=baselines, modalities=sensors)
