@@ -22,6 +22,7 @@ from fusmae_jax import manifest
 from fusmae_jax.disk import SaveError, is_disk_full
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.parallel.agreement import gather
+from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.rules import path_name
 
 FOLDER = 'checkpoints'
@@ -92,7 +93,7 @@ class Checkpoints:
             SaveError: this save could not be started, or the one before failed.
         """
         self.wait()
-        step = int(state['step'])
+        step = int(read('step', state['step']))
         if self.latest() == step:
             return
         weights, rest = _split(state)

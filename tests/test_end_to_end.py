@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,7 +18,10 @@ from fusmae_jax.config_build import build, to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.inference import load
 from fusmae_jax.models.fusmae import FusMAE
+from fusmae_jax.parallel import host
 from fusmae_jax.reconstruct import reconstruct
+from fusmae_jax.step_log import StepLog
+from fusmae_jax.writers import Writers, progress_bar
 from tests.conftest import cfg, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +124,11 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
         train=cfg.Train(batch_size=8, steps=50, max_skips=3),
         log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25),
     )
+    before = host.reads.copy()
     assert experiment.pretrain(config, tmp_path) == 0
+    read = host.reads - before
+    assert read['metrics'] == 50 and read['validation'] == read['pictures'] == 2
+    assert read.total() < 65  # and a few of the step, for checkpoints
     assert len(traces) == 3  # train step, evaluation and pictures: once each in 50 steps
     assert {p.name for p in tmp_path.iterdir()} >= {
         'checkpoints',
@@ -164,6 +172,21 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     assert (tmp_path / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
 
 
+def test_metrics_are_read_one_step_late(tmp_path):
+    """So that the device has the next step to work on while the host waits."""
+    config = tiny_config(log=cfg.Log(every_steps=1))
+    writers, before = Writers(tmp_path, 0, True), host.reads['metrics']
+    log = StepLog(config, 60, writers, lambda *_: None, dict)
+    with progress_bar(False) as bar:
+        log.show(bar, 0)
+        for step in (1, 2, 3):
+            log.add(step, {'loss': jnp.float32(step), 'skipped': jnp.int32(0)}, {})
+            assert host.reads['metrics'] - before == step - 1
+        log.flush()
+    writers.close()
+    assert [row['loss'] for row in lines(tmp_path)] == [1, 2, 3]
+
+
 def test_a_failed_start_leaves_the_workdir_free(dataset, tmp_path):
     config = config_on(dataset, data=cfg.Data(path=str(dataset), val_split='vall'))
     with pytest.raises(InputError, match="no split 'vall'"):
@@ -171,6 +194,7 @@ def test_a_failed_start_leaves_the_workdir_free(dataset, tmp_path):
     assert not (tmp_path / 'config.json').exists()
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_path_are_refused(dataset, tmp_path):
     config = config_on(dataset, train=cfg.Train(batch_size=8, steps=1))
     assert experiment.pretrain(config, tmp_path) == 0

@@ -85,7 +85,7 @@ def losses(name, mesh, steps=4):
     return np.array(found).T
 
 
-@pytest.mark.parametrize('mesh', [ONE, GRID])
+@pytest.mark.parametrize('mesh', [pytest.param(ONE, marks=pytest.mark.slow), GRID])
 def test_no_scatter_in_the_compiled_step(mesh):
     _, lowered, compiled = program(FULL, mesh)
     assert scatters(lowered, compiled) == []
@@ -96,6 +96,7 @@ def test_no_scatter_in_the_lowered_step(name):
     assert re.findall(STABLE, lower(name, ONE)[1].as_text()) == []
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree():
     one, eight = (losses(FULL, mesh) for mesh in (ONE, GRID))
     np.testing.assert_allclose(eight, one, rtol=1e-5)

@@ -24,14 +24,13 @@ def test_phases_add_up_to_the_wall_time_and_inner_ones_count_once(tmp_path):
     age = measured.sittings()[0].seconds['start']
     with measured.phase('step'):
         with measured.phase('input'):
-            time.sleep(0.05)
-        time.sleep(0.02)
+            time.sleep(0.2)
+        time.sleep(0.1)
     measured.write()
     wall = time.perf_counter() - begin
     seconds = measured.sittings()[-1].seconds
-    assert seconds['input'] == pytest.approx(0.05, abs=0.03)
-    assert seconds['step'] == pytest.approx(0.02, abs=0.015)
-    assert sum(seconds.values()) - age == pytest.approx(wall, abs=5e-3)
+    assert seconds['input'] >= 0.2 and seconds['step'] >= 0.1
+    assert sum(seconds.values()) - age == pytest.approx(wall, abs=5e-2)
     with pytest.raises(KeyError), measured.phase('step'), measured.phase('lunch'):
         pass
 

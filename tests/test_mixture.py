@@ -134,6 +134,7 @@ def sets(tmp_path_factory):
     return [write(tmp_path_factory.mktemp(name), 16, seed=i) for i, name in enumerate('ab')]
 
 
+@pytest.mark.slow
 def test_a_run_over_two_sets(sets, tmp_path):
     def config(steps):
         two = {

@@ -164,6 +164,7 @@ def test_what_an_invalid_slot_holds_changes_no_bit(name, absent):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_scan_unroll_and_remat_are_the_same_model():
     model, module = make('xaed')
     params = nnx.to_pure_dict(nnx.state(module))

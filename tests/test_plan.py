@@ -44,6 +44,7 @@ def parameter_bytes(plan):
     return sum(x.size * 4 for x in jax.tree.leaves(plan.setup.abstract_state()['params']))
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_devices_at_hand(plan):
     assert plan.fits and plan.step.batch_size == 8 and plan.setup.mesh.size == 2
     # Adam keeps two moments beside each parameter, and the batch comes on top.
@@ -56,12 +57,14 @@ def test_a_plan_of_the_devices_at_hand(plan):
         assert part in text
 
 
+@pytest.mark.slow
 def test_gradients_are_what_the_step_sends(plan):
     sent = plan.step.collectives
     assert sent.exact
     assert parameter_bytes(plan) <= sent.kinds['all-reduce'].bytes < 1.1 * parameter_bytes(plan) + 10_000
 
 
+@pytest.mark.slow
 def test_the_numbers_for_programs(over):
     values = json.loads(json.dumps(report.data(over)))
     assert values['memory_per_device']['total'] == over.step.total
@@ -71,6 +74,7 @@ def test_the_numbers_for_programs(over):
     assert len(values['largest_batch_from']) == 2
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_one_sentence_with_what_helps(over):
     assert not over.fits and over.largest < 8
     settings = [remedy.setting.split('=')[0] for remedy in over.remedies]
