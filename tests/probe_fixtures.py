@@ -16,7 +16,7 @@ from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.models.fusmae import init_params
-from tests.conftest import tiny_config, tiny_model
+from tests.conftest import cfg, tiny_config, tiny_model
 
 SIZES = {'train': 60, 'val': 30, 'test': 30}
 NO_RADAR = 'val_0003'  # its Sentinel-1 image holds no measurement
@@ -85,9 +85,12 @@ def weights(model, seed):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5):
+def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5, modalities=('s1', 's2')):
     """An untrained model stored as a pretraining run stores one; returns its working directory."""
-    config = tiny_config(model=tiny_model(depth=depth))
+    known = cfg.Model().modalities
+    encoder = 'xae' if len(modalities) > 1 else 'none'
+    model = tiny_model(encoder, depth=depth, modalities={name: known[name] for name in modalities})
+    config = tiny_config(model=model)
     params = weights(config.model, seed)
     state = {
         'step': jnp.zeros((), jnp.int32),

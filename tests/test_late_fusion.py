@@ -3,11 +3,14 @@ import numpy as np
 import pytest
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.late_fusion import LateFusion, side_by_side
+from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.late_fusion import LateFusion, make_extractor, side_by_side
+from fusmae_jax.eval.systems import open_system
 from fusmae_jax.inference import Pretrained
 from fusmae_jax.models.fusmae import init_params
 from tests.conftest import cfg, tiny_config, tiny_model
 from tests.helpers import CONTRACT
+from tests.probe_fixtures import archive, checkpoint
 
 UNITS = {'s1': 'dB', 's2': 'DN'}
 
@@ -50,3 +53,32 @@ def test_what_does_not_fit_is_refused(models):
         LateFusion({})
     with pytest.raises(InputError, match=r'\[2, 3\] records'):
         side_by_side([np.zeros((2, 4)), np.zeros((3, 4))])
+
+
+def test_an_evaluation_of_several_checkpoints(tmp_path):
+    """What the probe is given: columns, validity, name, history, and what a row says."""
+    data = archive(tmp_path / 'data')
+    one = {m: checkpoint(tmp_path / m, data, modalities=(m,)) for m in ('s1', 's2')}
+    settings = Encoder(checkpoint=f'{one["s1"]} + {one["s2"]}', batch=16)
+    task = Task(path=str(data), labels='labels')
+    system = open_system(settings.checkpoint, settings)
+
+    def features(system, modalities):
+        return make_extractor(system, task, modalities, ('mean_patch',), settings)
+
+    both = features(system, ('s1', 's2'))
+    found = both('val')['mean_patch']
+    apart = [features(open_system(one[m], settings), (m,))('val')['mean_patch'] for m in ('s1', 's2')]
+    np.testing.assert_array_equal(found.values, np.concatenate([x.values for x in apart], axis=1))
+    np.testing.assert_array_equal(found.valid, apart[0].valid | apart[1].valid)
+    alone = features(system, ('s2',))
+    np.testing.assert_array_equal(alone('val')['mean_patch'].values, apart[1].values)
+    assert both.row_fields()['modalities'] == ('s1', 's2') and both.row_fields()['absent'] is None
+    assert alone.row_fields()['modalities'] == ('s2',)
+    assert system.name.startswith('late fusion of') and len(system.fingerprint) == 33
+    random = open_system('random', settings)
+    assert len(random.parts) == 2 and random.fingerprint != system.fingerprint
+    with pytest.raises(InputError, match='both read s1'):
+        open_system(f'{one["s1"]} + {one["s1"]}', settings)
+    with pytest.raises(InputError, match="'s3' is not in late fusion"):
+        features(system, ('s3',))

@@ -105,6 +105,11 @@ class Extractor:
                 self._write(split, name, features, epath.Path(folder))
         return fresh
 
+    @property
+    def notes(self) -> list[str]:
+        """How the data differ from what the model knows, in words."""
+        return self.fitted.notes if self.fitted else []
+
     def row_fields(self) -> dict[str, Any]:
         """The fields of a result row that tell what the encoder saw."""
         if self.fitted is None:

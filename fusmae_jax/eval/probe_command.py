@@ -18,6 +18,7 @@ from fusmae_jax.eval import cells, readout
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM, Knn, LinearProbe, check, metric_of
 from fusmae_jax.eval.features import Extractor
+from fusmae_jax.eval.late_fusion import Extractors, make_extractor
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import train_prior
 from fusmae_jax.eval.readout import Method, Outcome, Variant
@@ -91,10 +92,10 @@ def _cells(config: LinearProbe | Knn, workdir: epath.Path, task: Labelled, metho
             'preset': config.preset,
         }
         for modalities in config.encoder.modalities:
-            extractor = Extractor(
+            extractor = make_extractor(
                 system, config.data, modalities, config.features, config.encoder, config.image
             )
-            for line in extractor.fitted.notes if extractor.fitted else ():
+            for line in extractor.notes:
                 logging.info('%s', line)
             seen = about | extractor.row_fields()
             # Band statistics have units, so they are always scaled.
@@ -114,7 +115,7 @@ def _slug(kind: str, config: LinearProbe | Knn) -> str:
 
 
 def _variants(
-    config: LinearProbe | Knn, extractor: Extractor, workdir: epath.Path, norms: Sequence[bool]
+    config: LinearProbe | Knn, extractor: Extractor | Extractors, workdir: epath.Path, norms: Sequence[bool]
 ) -> Iterator[Variant]:
     data = config.data
     splits = {split: extractor(split, workdir / FEATURES) for split in (data.train_split, data.test_split)}

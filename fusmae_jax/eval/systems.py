@@ -1,6 +1,7 @@
-"""What turns images into features: a checkpoint, the same architecture untrained, or band statistics.
+"""What turns images into features: checkpoints, the same architectures untrained, or band statistics.
 
-A checkpoint is that of a run, of a DINO-MM run (the teacher's encoder), or the folder of an import.
+A checkpoint is that of a run, of a DINO-MM run (the teacher's encoder), or the folder of an import. Several,
+as in 'runs/mae_s1 + runs/mae_s2', are late fusion: each reads its own sensor, their features side by side.
 """
 
 import dataclasses
@@ -26,14 +27,17 @@ from fusmae_jax.input.contract import Contract
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.rules import path_name
 
+AND = ' + '  # between checkpoints whose features stand side by side
+
 
 class System(NamedTuple):
     """An encoder with its history, or none at all."""
 
     name: str
     fingerprint: str  # of architecture and weights; '' for band statistics
-    model: inference.Pretrained | None  # None: band statistics
+    model: inference.Pretrained | None  # None: band statistics; the first one of several
     seen: leak.Seen | None  # what it has learned from; None where the checkpoint does not say
+    parts: tuple['System', ...] = ()  # of late fusion
 
 
 class Fitted(NamedTuple):
@@ -52,6 +56,8 @@ def open_system(kind: str, settings: Encoder) -> System:
     if kind == BANDS:
         return System('band statistics', '', None, _nothing())
     path = (settings.like or settings.checkpoint) if kind == RANDOM else kind
+    if AND in path:
+        return _side_by_side(path.split(AND), kind == RANDOM, settings)
     model, seen = _load(path)
     stacked = model.config.model.fusion.encoder == 'stack'
     if stacked and settings.absent not in ('', 'zero_image'):
@@ -69,6 +75,30 @@ def open_system(kind: str, settings: Encoder) -> System:
         params, name = model.params, settings.name or model.config.name
     model = inference.Pretrained(config, model.contract, params, model.dtype)
     return System(name, fingerprint(model), model, seen)
+
+
+def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> System:
+    """Late fusion; raises InputError unless each encoder has modalities of its own."""
+    own = dataclasses.replace(settings, name='')
+    parts = tuple(
+        open_system(RANDOM, dataclasses.replace(own, like=path)) if random else open_system(path, own)
+        for path in map(str.strip, paths)
+    )
+    owner: dict[str, str] = {}
+    for path, part in zip(paths, parts):
+        for name in part.model.config.model.modalities if part.model else ():
+            if name in owner:
+                raise InputError(f'encoder.checkpoint: {owner[name]} and {path} both read {name}; take one')
+            owner[name] = path
+    seen = [part.seen for part in parts if part.seen is not None]
+    names = ' + '.join(part.name for part in parts)
+    return System(
+        names if random else settings.name or f'late fusion of {names}',
+        '+'.join(part.fingerprint for part in parts),
+        parts[0].model,
+        leak.union(*seen) if len(seen) == len(parts) else None,
+        parts,
+    )
 
 
 def _nothing() -> leak.Seen:
