@@ -98,7 +98,8 @@ class Checkpoints:
             return
         weights, rest = _split(state)
         # As text: orbax sorts the keys of a tree, and the order of the modalities is a part of a model.
-        packed = {'json': json.dumps(meta | {'step': step})}
+        # The number beside it is what orbax looks for; it warns about a tree of text alone.
+        packed = {'json': json.dumps(meta | {'step': step}), 'step': step}
         parts = weights | {'opt_state': _without_empty(rest), 'meta': packed}
         if seen:
             parts['seen'] = {'packed': np.frombuffer(seen, np.uint8)}

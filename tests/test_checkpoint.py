@@ -261,3 +261,29 @@ def test_only_a_full_disk_is_explained(tmp_path):
         raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
     with pytest.raises(PermissionError), explain_full_disk(tmp_path):
         raise PermissionError(errno.EACCES, 'denied')
+
+
+def test_the_order_of_settings_and_the_average_of_the_weights_come_back(tmp_path):
+    """The order of the modalities is a part of a model: orbax would sort the keys of a tree."""
+    state = {
+        'step': jnp.int32(3),
+        'params': {'a': jnp.ones((4, 4))},
+        'ema': {'a': jnp.full((4, 4), 0.5)},
+        'opt_state': {'m': jnp.ones(3)},
+    }
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state, {'config': {'s2': 1, 's1': 2}})
+    checkpoints.wait()
+    assert list(checkpoints.meta(3)['config']) == ['s2', 's1']
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {'a': jax.ShapeDtypeStruct((4, 4), jnp.float32, sharding=device)}
+    np.testing.assert_array_equal(checkpoints.params(abstract, 3, 'ema')['a'], 0.5)
+    np.testing.assert_array_equal(checkpoints.params(abstract, 3)['a'], 1)
+    rest = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(rest, 3), state)
+    plain = {name: value for name, value in state.items() if name != 'ema'} | {'step': jnp.int32(4)}
+    checkpoints.save(plain, {})
+    checkpoints.wait()
+    with pytest.raises(InputError, match='holds no averaged weights'):
+        checkpoints.params(abstract, 4, 'ema')
+    checkpoints.close()

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from configs.convert_ssl4eo_s12 import VARIANTS, get_config
 from data import convert, sharded
-from data.generate import ssl4eo_s12
+from data.generate import ssl4eo_s12_places
 from data.generate.scene import resampled, scene
 from data.ssl4eo_s12 import cubes, locations, zarr_files
 from data.ssl4eo_s12.names import pair, parse_name
@@ -69,7 +69,7 @@ def test_values_are_those_of_the_generated_scenes(cubes_made):
     group = contract.read(folder).groups['s2']
     records = {record['sample_id'].decode(): record for record in all_records(folder)}
     for index in range(3):
-        place = ssl4eo_s12.location(index, archives.CONFIG.seed)
+        place = ssl4eo_s12_places.location(index, archives.CONFIG.seed)
         for time in range(4):
             record = records[f'{place.name}_{time}']
             made = scene(archives.CONFIG, index, time)
@@ -212,9 +212,9 @@ def test_corners_of_version_1_0_are_those_of_the_ground(tmp_path):
     archive = archives.write(tmp_path, '1.0', pairs=5)
     item = locations.source(archive).splits['train'][0]
     record = locations.source(archive).read(item)
-    names = [ssl4eo_s12.location(index, archives.CONFIG.seed).name for index in range(2)]
-    place = ssl4eo_s12.location(names.index(record['scene']), archives.CONFIG.seed).place
-    corner = ssl4eo_s12.degrees(*place)
+    names = [ssl4eo_s12_places.location(index, archives.CONFIG.seed).name for index in range(2)]
+    place = ssl4eo_s12_places.location(names.index(record['scene']), archives.CONFIG.seed).place
+    corner = ssl4eo_s12_places.degrees(*place)
     np.testing.assert_allclose(record['upper_left'], corner, atol=1e-9)
     off = (record['s1_upper_left'] - record['upper_left']) / record['pixel_size']
     np.testing.assert_allclose(off, [1.5, -1.5], atol=1e-5)

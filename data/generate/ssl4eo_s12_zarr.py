@@ -12,17 +12,15 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from data.generate.classes import CLASSES
 from data.generate.parallel import each
 from data.generate.scene import Scene, SceneConfig, resampled, scene
+from data.generate.ssl4eo_s12_places import EXTENT, Location, degrees
 from data.ssl4eo_s12.schema import MASK, OFFSET, S1_BANDS, S2_BANDS, SIZE, TIMES
-
-if TYPE_CHECKING:
-    from data.generate.ssl4eo_s12 import Location
 
 _WATER = [index for index, cover in enumerate(CLASSES) if cover.igbp == 17]
 _MASK = {name: number for number, name in enumerate(MASK)}
@@ -182,8 +180,6 @@ def _write_table(file: Path, parts: dict[str, Sequence[Location]]) -> None:
 
 def _polygon(one: Location) -> bytes:
     """The footprint as well-known binary, longitude and latitude."""
-    from data.generate.ssl4eo_s12 import EXTENT, degrees
-
     corners = [(1, 1), (1, 0), (0, 0), (0, 1), (1, 1)]
     points = [
         degrees(one.place.epsg, one.place.left + x * EXTENT, one.place.top - y * EXTENT) for x, y in corners
