@@ -4,11 +4,15 @@ The one entry, kept short, so that everything it calls can be imported and teste
 message and exit code 2, without a traceback.
 """
 
+import functools
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from fusmae_jax.arguments import Arguments
 from fusmae_jax.errors import DivergedError, InputError, nearest
+
+T = TypeVar('T')
 
 
 # Heavy imports stay inside the commands, so that a misspelt word is answered at once.
@@ -147,44 +151,40 @@ def _encode(arguments: Arguments) -> int:
     )
 
 
-def _linear_probe(arguments: Arguments) -> int:
+def _in_workdir(arguments: Arguments, kind: type[T], run: Callable[[T, str], int], default: str = '') -> int:
+    """A command that has a configuration and a working directory, and nothing else."""
     from fusmae_jax.config_build import from_dict
+
+    arguments.only('config', 'config.*', 'workdir')
+    return run(from_dict(kind, arguments.config(default)), arguments.text('workdir', 'DIR'))
+
+
+def _linear_probe(arguments: Arguments) -> int:
     from fusmae_jax.eval.evaluation_config import LinearProbe
     from fusmae_jax.eval.probe_command import run_linear_probe
 
-    arguments.only('config', 'config.*', 'workdir')
-    config = from_dict(LinearProbe, arguments.config(default='configs/linear_probe.py'))
-    return run_linear_probe(config, arguments.text('workdir', 'DIR'))
+    return _in_workdir(arguments, LinearProbe, run_linear_probe, 'configs/linear_probe.py')
 
 
 def _knn(arguments: Arguments) -> int:
-    from fusmae_jax.config_build import from_dict
     from fusmae_jax.eval.evaluation_config import Knn
     from fusmae_jax.eval.probe_command import run_knn
 
-    arguments.only('config', 'config.*', 'workdir')
-    config = from_dict(Knn, arguments.config(default='configs/knn.py'))
-    return run_knn(config, arguments.text('workdir', 'DIR'))
+    return _in_workdir(arguments, Knn, run_knn, 'configs/knn.py')
 
 
 def _finetune(arguments: Arguments) -> int:
-    from fusmae_jax.config_build import from_dict
     from fusmae_jax.eval.finetune import run_finetune
     from fusmae_jax.eval.finetune_config import Finetune
 
-    arguments.only('config', 'config.*', 'workdir')
-    config = from_dict(Finetune, arguments.config(default='configs/finetune.py'))
-    return run_finetune(config, arguments.text('workdir', 'DIR'))
+    return _in_workdir(arguments, Finetune, run_finetune, 'configs/finetune.py')
 
 
 def _reliance(arguments: Arguments) -> int:
-    from fusmae_jax.config_build import from_dict
     from fusmae_jax.eval.reliance import run_reliance
     from fusmae_jax.eval.reliance_config import Reliance
 
-    arguments.only('config', 'config.*', 'workdir')
-    config = from_dict(Reliance, arguments.config(default='configs/reliance.py'))
-    return run_reliance(config, arguments.text('workdir', 'DIR'))
+    return _in_workdir(arguments, Reliance, run_reliance, 'configs/reliance.py')
 
 
 def _plan(arguments: Arguments) -> int:
@@ -203,23 +203,18 @@ def _plan(arguments: Arguments) -> int:
 
 
 def _import(arguments: Arguments) -> int:
-    from fusmae_jax.config_build import from_dict
     from fusmae_jax.interop.published import run_import
     from fusmae_jax.interop.published_kinds import Weights
 
-    arguments.only('config', 'config.*', 'workdir')
-    return run_import(from_dict(Weights, arguments.config()), arguments.text('workdir', 'DIR'))
+    return _in_workdir(arguments, Weights, run_import)
 
 
 def _tables(arguments: Arguments) -> int:
     from data.generate.converted import make
-    from fusmae_jax.config_build import from_dict
     from fusmae_jax.tables.config import Tables
     from fusmae_jax.tables.run import run_tables
 
-    arguments.only('config', 'config.*', 'workdir')
-    config = from_dict(Tables, arguments.config(default='configs/tables.py'))
-    return run_tables(config, arguments.text('workdir', 'DIR'), make)
+    return _in_workdir(arguments, Tables, functools.partial(run_tables, make=make), 'configs/tables.py')
 
 
 COMMANDS: dict[str, Callable[[Arguments], int]] = {

@@ -1,9 +1,12 @@
 import dataclasses
 
+import jax
 import pytest
 
-from fusmae_jax import bench, bench_input
+from fusmae_jax import bench, bench_dispatch, bench_input
+from fusmae_jax.train.setup import make_setup
 from tests.conftest import cfg, tiny_config
+from tests.helpers import CONTRACT
 
 
 def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
@@ -24,6 +27,14 @@ def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
         assert part in out
 
 
+def test_dispatch_is_timed_on_the_parameters_of_the_model(example_dataset):
+    """The arrays of the configured model, a few numbers wide, on as many devices as asked for."""
+    config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))
+    milliseconds, leaves = bench_dispatch.dispatch(config, jax.devices()[:2])
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[:2])
+    assert leaves == len(jax.tree.leaves(setup.abstract_state())) and 0 < milliseconds < 1000
+
+
 def test_the_loader_rate_is_positive(example_dataset, monkeypatch):
     monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
     config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))
@@ -32,8 +43,6 @@ def test_the_loader_rate_is_positive(example_dataset, monkeypatch):
 
 
 def test_errors_other_than_memory_are_not_swallowed(example_dataset, monkeypatch):
-    import jax
-
     def broken(*_):
         raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 

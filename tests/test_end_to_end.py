@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.synthetic import write
 from fusmae_jax import experiment, workdir
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config_build import build, to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.inference import load
@@ -23,6 +24,7 @@ from fusmae_jax.reconstruct import reconstruct
 from fusmae_jax.step_log import StepLog
 from fusmae_jax.writers import Writers, progress_bar
 from tests.conftest import cfg, tiny_config
+from tests.probe_fixtures import archive
 
 ROOT = Path(__file__).parents[1]
 # Runs main.py, and raises a signal in this very process right after the metrics of one step were written.
@@ -115,61 +117,74 @@ def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
 
 
 def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monkeypatch):
+    labelled, run = archive(tmp_path / 'labelled', {'train': 12, 'val': 6}), tmp_path / 'run'
+    knn = cfg.Neighbours(25, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
     traces = []
     call = FusMAE.__call__
     monkeypatch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
     config = config_on(
         dataset,
         data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
-        train=cfg.Train(batch_size=8, steps=50, max_skips=3),
-        log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25),
+        train=cfg.Train(batch_size=8, steps=50, max_skips=3, ema=0.9),
+        log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25, knn=knn),
+        checkpoint=cfg.Checkpoint(every_steps=20, keep=1, keep_every_steps=40),
     )
     before = host.reads.copy()
-    assert experiment.pretrain(config, tmp_path) == 0
+    assert experiment.pretrain(config, run, profile='11:12') == 0
     read = host.reads - before
     assert read['metrics'] == 50 and read['validation'] == read['pictures'] == 2
-    assert read.total() < 65  # and a few of the step, for checkpoints
+    assert read.total() < 75  # and a few of the step, for checkpoints, and of the features
     assert len(traces) == 3  # train step, evaluation and pictures: once each in 50 steps
-    assert {p.name for p in tmp_path.iterdir()} >= {
+    assert {p.name for p in run.iterdir()} >= {
         'checkpoints',
         'config.json',
         'metrics.jsonl',
         'MODEL_CARD.md',
+        'goodput.json',
+        'compilation_cache',
+        'profile',
     }
-    (events,) = tmp_path.glob('events.out.tfevents*')
+    kept = Checkpoints(run)
+    assert {40, 50} <= set(kept.steps()) <= {25, 40, 50}  # the best is kept as well
+    kept.close()
+    last, average = (load(run, average=which).params for which in (False, True))
+    assert not np.array_equal(last['encoder']['cls'], average['encoder']['cls'])
+    (events,) = run.glob('events.out.tfevents*')
     board = EventAccumulator(str(events))
     board.Reload()
     assert [event.step for event in board.Images('reconstruction')] == [25, 50]
     assert [event.step for event in board.Scalars('loss')] == list(range(5, 51, 5))
-    rows = lines(tmp_path)
+    rows = lines(run)
     train = [row for row in rows if 'loss' in row]
     assert [row['step'] for row in train] == list(range(5, 51, 5))
     assert {'loss/s1', 'loss/s2', 'learning_rate', 'images_per_second', 'grad_norm'} <= train[0].keys()
+    neighbours = [row for row in rows if 'knn/ap_micro' in row]
+    assert [row['step'] for row in neighbours] == [25] and 0 <= neighbours[0]['knn/ap_micro'] <= 1
     held_out = [row for row in rows if 'val/loss' in row]
     assert [row['step'] for row in held_out] == [25, 50]
     assert held_out[1]['val/loss'] < held_out[0]['val/loss']
-    card = (tmp_path / 'MODEL_CARD.md').read_text()
+    card = (run / 'MODEL_CARD.md').read_text()
     assert '16 pairs' in card and 'still training' not in card
 
-    (tmp_path / 'COMPLETE').unlink()  # as if killed right after the last save
-    assert experiment.pretrain(config, tmp_path) == 0  # a finished run stays finished
-    assert lines(tmp_path) == rows
-    assert (tmp_path / 'MODEL_CARD.md').read_text() == card
-    assert (tmp_path / 'COMPLETE').exists()
-    (tmp_path / 'config.json').unlink()  # the checkpoint knows what it belongs to
+    (run / 'COMPLETE').unlink()  # as if killed right after the last save
+    assert experiment.pretrain(config, run) == 0  # a finished run stays finished
+    assert lines(run) == rows
+    assert (run / 'MODEL_CARD.md').read_text() == card
+    assert (run / 'COMPLETE').exists()
+    (run / 'config.json').unlink()  # the checkpoint knows what it belongs to
     other = build(to_dict(config) | {'seed': 3, 'masking': {'strategy': 'consistent', 'ratio': 0.75}})
     with pytest.raises(InputError) as error:
-        experiment.pretrain(other, tmp_path)
+        experiment.pretrain(other, run)
     assert 'seed: the run has 0, this command 3' in str(error.value)
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
     monkeypatch.undo()
-    assert experiment.pretrain(config, tmp_path) == 0
-    assert reconstruct(tmp_path) == 0
-    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert experiment.pretrain(config, run) == 0
+    assert reconstruct(run) == 0
+    summary = json.loads((run / 'summary.json').read_text())
     assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']
     assert 0 < summary['s2_vs_mean'] < 2 and 0 < summary['s2_block8_vs_mean'] < 1
-    assert (tmp_path / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
+    assert (run / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
 
 
 def test_metrics_are_read_one_step_late(tmp_path):

@@ -64,8 +64,8 @@ class Intervals:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe:
-    """A linear head on frozen features; the paper's 20 epochs of 128, the rest of which it does not say."""
+class Frozen:
+    """What every evaluation of frozen features has."""
 
     data: Task = dataclasses.field(default_factory=Task)
     encoder: Encoder = dataclasses.field(default_factory=Encoder)
@@ -73,6 +73,12 @@ class LinearProbe:
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
     image: Literal['resize', 'crops'] = 'resize'  # crops: the mean over the four quarters of an image
     features: tuple[str, ...] = ('mean_patch',)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(Frozen):
+    """A linear head on frozen features; the paper's 20 epochs of 128, the rest of which it does not say."""
+
     batch_norm: tuple[bool, ...] = (False,)  # True: affine-free, with the statistics of the labelled records
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     weight_decays: tuple[float, ...] = (0.0,)
@@ -86,15 +92,9 @@ class LinearProbe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Knn:
+class Knn(Frozen):
     """Scores from the labels of the nearest training records; nothing is trained or settled."""
 
-    data: Task = dataclasses.field(default_factory=Task)
-    encoder: Encoder = dataclasses.field(default_factory=Encoder)
-    labels: Labels = dataclasses.field(default_factory=Labels)
-    intervals: Intervals = dataclasses.field(default_factory=Intervals)
-    image: Literal['resize', 'crops'] = 'resize'  # crops: the mean over the four quarters of an image
-    features: tuple[str, ...] = ('mean_patch',)
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
     k: int = 20
     temperature: float = 0.07  # a neighbour of cosine s counts exp(s / temperature)

@@ -1,0 +1,50 @@
+"""Every command that has a configuration and a working directory gets as far as what it is asked to read."""
+
+import subprocess
+import sys
+
+import pytest
+
+import main
+
+MISSING = '--config.data.path=nothing/here'
+BANDS = ('--config.encoder.checkpoint=bands', '--config.encoder.baselines=()')
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (('linear_probe', MISSING, '--config.encoder.checkpoint=no/run'), 'nothing/here'),
+        (('knn', MISSING, *BANDS), 'nothing/here'),
+        (('finetune', MISSING), 'encoder.checkpoint'),
+        (('reliance', MISSING, "--config.checkpoints=('no/run',)"), 'nothing/here'),
+        (('import', '--config=configs/published.py:dino_mm', '--config.file=no.pth'), 'no.pth'),
+        (('tables', "--config.run=('lunch',)"), 'lunch'),
+        (('knn', '--profile=3'), '--profile means nothing here'),
+    ],
+)
+def test_what_cannot_be_used_is_named(argv, message, tmp_path, capsys):
+    assert main.main(['main.py', *argv, f'--workdir={tmp_path / "run"}']) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [('--topology=v9:1x1', 'v9'), ('--topology=local --mfu=2', '--mfu=2'), ('--examples=x', '--examples=x')],
+)
+def test_a_plan_that_cannot_be_made(option, message, capsys):
+    argv = ['main.py', 'plan', '--config=configs/demo.py', '--topology=local', *option.split()]
+    assert main.main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_window_of_a_profile_must_be_one(tmp_path, capsys):
+    argv = ['main.py', 'pretrain', '--config=configs/demo.py', f'--workdir={tmp_path}', '--profile=9:3']
+    assert main.main(argv) == 2
+    assert '--profile=9:3' in capsys.readouterr().err
+
+
+def test_the_heavy_packages_are_not_loaded_to_say_no():
+    code = "import sys, main; main.main(['main.py', 'tables', '--lunch']); print('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert '--lunch' in found.stderr and found.stdout.strip() == 'False'
