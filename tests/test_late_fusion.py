@@ -1,9 +1,13 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Task
+from fusmae_jax.eval.finetune import run_finetune
+from fusmae_jax.eval.finetune_config import Finetune
 from fusmae_jax.eval.late_fusion import LateFusion, make_extractor, side_by_side
 from fusmae_jax.eval.systems import open_system
 from fusmae_jax.inference import Pretrained
@@ -78,6 +82,13 @@ def test_an_evaluation_of_several_checkpoints(tmp_path):
     assert system.name.startswith('late fusion of') and len(system.fingerprint) == 33
     random = open_system('random', settings)
     assert len(random.parts) == 2 and random.fingerprint != system.fingerprint
+    tuned = Finetune(
+        data=task,
+        intervals=Intervals('scene'),
+        encoder=dataclasses.replace(settings, modalities=(('s1',),), baselines=()),
+    )
+    with pytest.raises(InputError, match='several encoders; fine-tuning takes one'):
+        run_finetune(tuned, tmp_path / 'tuned')
     with pytest.raises(InputError, match='both read s1'):
         open_system(f'{one["s1"]} + {one["s1"]}', settings)
     with pytest.raises(InputError, match="'s3' is not in late fusion"):

@@ -17,13 +17,13 @@ from fusmae_jax.eval import row
 from fusmae_jax.eval.evaluation_config import LinearProbe
 from fusmae_jax.eval.probe_command import run_linear_probe
 from fusmae_jax.eval.replicates import read
-from fusmae_jax.tables.config import Archive, System, Tables, check, digest
+from fusmae_jax.tables.config import Archive, System, Table, Tables, check, digest
 from fusmae_jax.tables.plan import Plan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
 from fusmae_jax.tables.run import run_tables
 from fusmae_jax.tables.stages import Stage, changes, run, state
 from tests.probe_fixtures import archive, checkpoint
-from tests.tables_fixtures import SHORT, never, study, with_features
+from tests.tables_fixtures import SHORT, TINY, never, study, with_features
 
 BOTH = ('s1', 's2')
 
@@ -174,6 +174,48 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, w
     assert 'no checkpoints/ folder here' in capsys.readouterr().out
 
 
+def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
+    alone = {
+        f'mae_{s}': System(
+            s, checkpoint=checkpoint(tmp_path / s, data, depth=1, modalities=(s,)), sensors=(s,)
+        )
+        for s in ('s1', 's2')
+    }
+    systems = alone | {'late': System('late', beside=tuple(alone))}
+    table = Table('One', tuple(systems), ('linear_1', 'tuned'))
+    task = study(data).tasks['linear_1']
+    tuned = dataclasses.replace(task, command='finetune', config='configs/finetune.py:paper', settings=())
+    config = study(
+        data, systems=systems, tables={'one': table}, tasks={'linear_1': task, 'tuned': tuned}, seeds=(0, 1)
+    )
+    plan = Plan(config, tmp_path / 'plan', never)
+    assert not plan.sensors('tuned', 'late') and plan.sensors('tuned', 'mae_s1') == (('s1',),)
+    assert (
+        run_tables(
+            dataclasses.replace(
+                config,
+                tasks={'linear_1': task},
+                tables={'one': dataclasses.replace(table, tasks=('linear_1',))},
+            ),
+            tmp_path / 'out',
+            never,
+        )
+        == 0
+    )
+    found = numbers(tmp_path / 'out')
+    radar, late = (found['one', 'numbers', name, 'here', 's1', 'ap_micro'] for name in ('mae_s1', 'late'))
+    assert late['estimate'] == radar['estimate']  # the other encoder takes no part
+    both = found['one', 'numbers', 'late', 'here', 's1+s2', 'ap_micro']
+    assert float(both['estimate']) != float(late['estimate']) and both['seeds'] == '1'
+    trained = {
+        name: System(name, f'configs/pretrain.py:{name}', TINY, 'probe', sensors=one.sensors)
+        for name, one in alone.items()
+    }
+    own = dataclasses.replace(config, systems=systems | trained, tasks={'linear_1': task})
+    stage = Plan(own, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
+    assert [needed.name for needed in stage.needs] == ['pretrain/mae_s1-1', 'pretrain/mae_s2-1']
+
+
 def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_path):
     ran = []
 
@@ -197,11 +239,13 @@ def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_
 
 def test_every_impossible_setting_is_told_at_once(data):
     config = study(data, 'somewhere', seeds=(1, 1), run=('pretrian',))
-    systems = config.systems | {'random': dataclasses.replace(config.systems['random'], like='xea')}
+    odd = {'random': dataclasses.replace(config.systems['random'], like='xea')}
+    systems = config.systems | odd | {'late': System('late', beside=('xae', 'random'), sensors=('s1',))}
     config = dataclasses.replace(config, systems=systems, archives={'probe': Archive()})
     with pytest.raises(InputError) as error:
         check(config)
-    for words in ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe'):
+    known = ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe')
+    for words in (*known, "late.beside: 'random'", 'late.sensors'):
         assert words in str(error.value)
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax.config_build import to_dict
-from fusmae_jax.errors import DivergedError
+from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import cells, finetune_rows, views
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import PRIOR, RANDOM, metric_of
@@ -97,6 +97,8 @@ def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[Arm]
     kinds = [encoder.checkpoint, *encoder.baselines]
     for kind in dict.fromkeys(kind for kind in kinds if kind != PRIOR):
         system = open_system(kind, encoder)
+        if system.parts:
+            raise InputError(f'encoder.checkpoint: {system.name} has several encoders; fine-tuning takes one')
         assert system.model is not None
         for modalities in encoder.modalities:
             view = views.view_contract(contract, config.image)

@@ -27,13 +27,14 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A row: what turns images into features: one of `pretrain`, `checkpoint` and `baseline`."""
+    """A row: what turns images into features: one of `pretrain`, `checkpoint`, `beside` and `baseline`."""
 
     label: str = ''
     pretrain: str = ''  # configs/FILE.py:VARIANT, pretrained here for each seed
     settings: tuple[str, ...] = ()  # of the pretraining, 'key=value' as on the command line
     data: str = ''  # archive that it is pretrained on
     checkpoint: str = ''  # what `encoder.checkpoint` of an evaluation takes
+    beside: tuple[str, ...] = ()  # late fusion: systems of different sensors, their features side by side
     baseline: Literal['', 'random', 'bands', 'prior'] = ''
     like: str = ''  # random: the system whose architecture it has
     sensors: tuple[str, ...] = ('s1', 's2')  # that it can read
@@ -94,13 +95,17 @@ def digest(config: Tables) -> str:
 def seeds_of(config: Tables, system: str) -> tuple[int, ...]:
     """The seeds that a system comes in: all of the study, or one where nothing is drawn."""
     kind = config.systems[system]
-    return config.seeds if kind.pretrain or kind.baseline == RANDOM else config.seeds[:1]
+    drawn = kind.pretrain or kind.baseline == RANDOM
+    drawn = drawn or any(config.systems[name].pretrain for name in kind.beside)
+    return config.seeds if drawn else config.seeds[:1]
 
 
 def columns_of(task: Task, system: System) -> tuple[tuple[str, ...], ...]:
-    """The sensors of a task that a system can be given."""
+    """The sensors of a task that a system can be given; several encoders are not fine-tuned as one."""
     if system.baseline == PRIOR:
         return task.columns
+    if system.beside and task.command == 'finetune':
+        return ()
     known = (names for names in task.columns if set(names) <= set(system.sensors))
     return tuple(names for names in known if not system.together or set(names) == set(system.sensors))
 
@@ -134,11 +139,13 @@ def check(config: Tables) -> None:
 
 def _system(config: Tables, path: str, system: System) -> list[str]:
     problems = []
-    given = [x for x in ('pretrain', 'checkpoint', 'baseline') if getattr(system, x)]
+    given = [x for x in ('pretrain', 'checkpoint', 'beside', 'baseline') if getattr(system, x)]
     if len(given) > 1:
         problems.append(f'{path}: {" and ".join(given)} exclude each other')
     if system.pretrain:
         problems += _known(f'{path}.data', [system.data], config.archives)
+    if system.beside:
+        problems += _beside(config, path, system)
     if system.baseline == RANDOM:
         problems += _known(f'{path}.like', [system.like], config.systems)
         like = config.systems.get(system.like)
@@ -146,6 +153,18 @@ def _system(config: Tables, path: str, system: System) -> list[str]:
             problems.append(f'{path}.like={system.like!r} has no architecture')
     elif system.like:
         problems.append(f'{path}.like={system.like!r} means nothing without baseline={RANDOM!r}')
+    return problems
+
+
+def _beside(config: Tables, path: str, system: System) -> list[str]:
+    problems = _known(f'{path}.beside', system.beside, config.systems)
+    parts = {name: config.systems[name] for name in system.beside if name in config.systems}
+    for name, part in parts.items():
+        if part.beside or part.baseline:
+            problems.append(f'{path}.beside: {name!r} is no encoder of its own')
+    sensors = [sensor for part in parts.values() for sensor in part.sensors]
+    if len(sensors) > len(set(sensors)) or set(sensors) != set(system.sensors):
+        problems.append(f'{path}.sensors={system.sensors}: must be those of {system.beside}, each in one')
     return problems
 
 

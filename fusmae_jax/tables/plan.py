@@ -12,6 +12,7 @@ from fusmae_jax.config_file import load_config
 from fusmae_jax.dino_config import build_any
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM, Encoder, LinearProbe
+from fusmae_jax.eval.systems import AND
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.tables import commands
 from fusmae_jax.tables.commands import KINDS, Evaluation
@@ -108,7 +109,8 @@ class Plan:
             ready = dataclasses.replace(config, data=there, encoder=encoder)
             return commands.evaluate(command, ready, folder, features)
 
-        about = {'command': command, 'seed': seed, 'weights': kind.baseline or kind.checkpoint}
+        weighed = kind.baseline or kind.checkpoint or AND.join(kind.beside)
+        about = {'command': command, 'seed': seed, 'weights': weighed}
         return Stage(
             kind='evaluate',
             folder=folder,
@@ -123,6 +125,11 @@ class Plan:
         kind = self.config.systems[system]
         if kind.baseline in (BANDS, PRIOR):
             return Weights(BANDS, (), '')
+        if kind.beside:
+            parts = [self._weights(name, seed) for name in kind.beside]
+            needs = tuple(stage for part in parts for stage in part.needs)
+            blocked = next((part.blocked for part in parts if part.blocked), '')
+            return Weights(AND.join(part.checkpoint for part in parts), needs, blocked)
         source = kind.like if kind.baseline == RANDOM else system
         if self.config.systems[source].pretrain:
             stage = self._pretrain(source, self.config.seeds[0] if kind.baseline else seed)
