@@ -10,6 +10,8 @@ from data.paired_folder.pairs import Archive
 
 S2 = ('B02', 'B03', 'B04', 'B08')
 LEFT, TOP = 500_000.0, 5_000_040.0
+# Of the message about files that do not tell whether the offset of recent products is in their values.
+NO_TAGS = 'the metadata do not say whether the 1000'
 
 
 def put(

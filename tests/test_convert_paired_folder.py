@@ -1,6 +1,5 @@
 """A user's own GeoTIFFs: every value, tile, place, label and split as in the files and the table."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -182,44 +181,6 @@ def test_named_channels_and_left_out_ones(tmp_path):
     record = source.read(source.splits['train'][0])
     np.testing.assert_array_equal(record['s1'], radar()[::-1, :24, :24].transpose(1, 2, 0))
     np.testing.assert_array_equal(record['s2'], optical()[:, :24, :24].transpose(1, 2, 0))
-
-
-def rows_to(file: Path, rows):
-    with file.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def test_a_table_gives_pairs_labels_splits_and_facts(tmp_path):
-    for name in ('r1', 'r2', 'r3'):
-        put(tmp_path / 's1' / f'{name}.tif', radar(24), ('VV', 'VH'))
-        put(tmp_path / 's2' / 'north' / f'opt_{name}.tif', optical(24), S2)
-    times = {'s1_time': '2024-06-30T05:10:31Z', 's2_time': '2024-06-30T12:00:00+02:00'}
-    rows = [
-        {'s1': f'{n}.tif', 's2': f'north/opt_{n}.tif', 'labels': labels, 'split': split, **times}
-        | {'id': key, 'country': 'Austria', 'snow': '1', 'scene': 'alps'}
-        for n, labels, split, key in (
-            ('r1', 'wood; lake', 'train', 'one'),
-            ('r2', '', 'train', ''),
-            ('r3', 'lake', 'test', ''),
-        )
-    ]
-    rows[1]['s1_time'] = ''
-    rows_to(tmp_path / 'pairs.csv', rows)
-    settings = archive(tmp_path, table=str(tmp_path / 'pairs.csv'))
-    folder, report = sharded.convert(pairs.source(settings), tmp_path / 'out')
-    train, test = ({r['name'].decode(): r for r in read(folder, s)} for s in ('train', 'test'))
-    assert {*train} == {'one_0_0', 'north/opt_r2_0_0'} and {*test} == {'north/opt_r3_0_0'}
-    assert contract.read(folder).classes == {'labels': ('lake', 'wood')}
-    one, two = train['one_0_0'], train['north/opt_r2_0_0']
-    assert one['labels'].tolist() == [1, 1] and two['labels'].tolist() == [0, 0]
-    assert (one['s1_time'], one['s2_time'], two['s1_time']) == (1719724231, 1719741600, -1)
-    assert (one['country'], one['snow'], one['scene']) == (b'Austria', 1, b'alps')
-    assert (one['s1_name'], one['s2_name']) == (b'r1_0_0', b'north/opt_r1_0_0')
-    assert report['splits']['train']['labels']['labels'] == {'lake': 1, 'wood': 1}
-    order = archive(tmp_path, table=settings.table, classes=('wood', 'sea', 'lake'))
-    assert pairs.source(order).schema.classes['labels'] == ('wood', 'sea', 'lake')
 
 
 def test_val_share_keeps_every_image_together(tmp_path):

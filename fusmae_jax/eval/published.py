@@ -17,11 +17,22 @@ from etils import epath
 from fusmae_jax.config_build import from_dict, to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.presets import PresetConfig, settled
-from fusmae_jax.inference import Pretrained
+from fusmae_jax.inference import Embedding, Pretrained
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import Contract
 
 ABOUT, WEIGHTS, FORMAT = 'published.json', 'params.safetensors', 1
+
+
+class Imported(Pretrained):
+    """An encoder whose inputs are made by its preset, which `encode` does not know."""
+
+    def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str]) -> Embedding:
+        """Raises InputError: `Pretrained.encode` would make other inputs than the weights learned from."""
+        raise InputError(
+            f'{self.config.name}: imported weights have inputs of their own, which this does not make; '
+            'linear_probe, knn and finetune do'
+        )
 
 
 class Published(NamedTuple):
@@ -100,7 +111,7 @@ def read(folder: epath.PathLike) -> Published:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = jnp.asarray(value)
-    return Published(Pretrained(settled(config), contract, params, 'float32'), about, untouched)
+    return Published(Imported(settled(config), contract, params, 'float32'), about, untouched)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, np.ndarray]:

@@ -73,7 +73,7 @@ def open_system(kind: str, settings: Encoder) -> System:
         seen = _nothing()
     else:
         params, name = model.params, settings.name or model.config.name
-    model = inference.Pretrained(config, model.contract, params, model.dtype)
+    model = type(model)(config, model.contract, params, model.dtype)
     return System(name, fingerprint(model), model, seen)
 
 
