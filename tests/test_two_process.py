@@ -74,32 +74,35 @@ def assert_equal(left, right):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run_and_stop_together(dataset, tmp_path):
-    """Same curve and checkpoints as one process with as many devices; SIGTERM to one stops both."""
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_are_one_run_and_stop_together(dataset, tmp_path, count):
+    """Same curve and checkpoints as one process with as many devices; SIGTERM to one stops them all."""
     config = settings(dataset, train=cfg.Train(batch_size=8, steps=8, compilation_cache=False))
     code = ['--config.checkpoint.preempt_exit_code=3']
     ended = run_processes(
         as_file(config, tmp_path),
-        tmp_path / 'two',
-        count=2,
-        devices=4,
-        moments={1: ('3', 'SIGTERM')},
+        tmp_path / 'several',
+        count=count,
+        devices=8 // count,
+        moments={count - 1: ('3', 'SIGTERM')},
         settings=code,
     )
-    assert [e.code for e in ended] == [3, 3], ended
-    assert 'process 1 of 2: 4 of 8 devices' in ended[1].output and '4 of 8 rows a step' in ended[1].output
+    assert [e.code for e in ended] == [3] * count, ended
+    share = 8 // count  # of devices and of rows
+    assert f'process 1 of {count}: {share} of 8 devices' in ended[1].output
+    assert f'{share} of 8 rows a step' in ended[1].output
     assert 'stopped on request' in ended[0].output and 'Total:' not in ended[1].output
-    two = curve(tmp_path / 'two')
-    stopped = max(two)
-    assert list(two) == list(range(1, stopped + 1)) and 3 <= stopped < 8
-    assert Checkpoints(tmp_path / 'two').steps() == [stopped]
-    assert not (tmp_path / 'two' / 'COMPLETE').exists()
+    several = curve(tmp_path / 'several')
+    stopped = max(several)
+    assert list(several) == list(range(1, stopped + 1)) and 3 <= stopped < 8
+    assert Checkpoints(tmp_path / 'several').steps() == [stopped]
+    assert not (tmp_path / 'several' / 'COMPLETE').exists()
 
     each = dataclasses.replace(config, checkpoint=cfg.Checkpoint(every_steps=1, keep=8))
     assert experiment.pretrain(each, tmp_path / 'one') == 0
     one = curve(tmp_path / 'one')
-    np.testing.assert_allclose([two[step] for step in two], [one[step] for step in two], rtol=1e-5)
-    (left, told), (right, knows) = (weights(config, tmp_path / name, stopped) for name in ('one', 'two'))
+    np.testing.assert_allclose(list(several.values()), [one[step] for step in several], rtol=1e-5)
+    (left, told), (right, knows) = (weights(config, tmp_path / name, stopped) for name in ('one', 'several'))
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right)):
         if path_name(path).endswith('qkv/bias'):
@@ -107,7 +110,7 @@ def test_two_processes_are_one_run_and_stop_together(dataset, tmp_path):
             a, b = (np.delete(x, np.arange(x.shape[-1] // 3, x.shape[-1] * 2 // 3), axis=-1) for x in (a, b))
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=path_name(path))
     assert told['seen'] == knows['seen'] and told['contract'] == knows['contract']
-    assert len(list((tmp_path / 'two').glob('events.out.tfevents*'))) == 1
+    assert len(list((tmp_path / 'several').glob('events.out.tfevents*'))) == 1
 
 
 @pytest.mark.slow
@@ -135,19 +138,20 @@ def test_another_number_of_processes_changes_no_bit(dataset, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
-def test_the_others_end_soon_after_one_is_killed(dataset, tmp_path, victim):
+@pytest.mark.parametrize(('count', 'victim'), [(2, 0), (2, 1), (4, 0), (4, 2)])
+def test_the_others_end_soon_after_one_is_killed(dataset, tmp_path, count, victim):
     """Within the heartbeat and a little, with a message; the same command then goes on."""
     file, heartbeat = as_file(with_all(dataset), tmp_path), 10
-    ended = run_processes(
-        file, tmp_path / 'run', count=2, devices=4, moments={victim: ('9', 'SIGKILL')}, heartbeat=heartbeat
-    )
-    other = ended[1 - victim]
-    assert ended[victim].code == -9 and other.code not in (0, -9)
-    assert other.seconds - ended[victim].seconds < heartbeat + 20
-    assert any(words in other.output for words in ('another process of this run', 'another task died'))
-    again = run_processes(file, tmp_path / 'run', count=2, devices=4)
-    assert [e.code for e in again] == [0, 0], again
+    run = {'count': count, 'devices': 8 // count}
+    struck = {victim: ('9', 'SIGKILL')}
+    ended = run_processes(file, tmp_path / 'run', **run, moments=struck, heartbeat=heartbeat)
+    assert ended[victim].code == -9
+    for other in ended[:victim] + ended[victim + 1 :]:
+        assert other.code not in (0, -9)
+        assert other.seconds - ended[victim].seconds < heartbeat + 20
+        assert any(words in other.output for words in ('another process of this run', 'another task died'))
+    again = run_processes(file, tmp_path / 'run', **run)
+    assert [e.code for e in again] == [0] * count, again
     # The save of step 8 ran in the background when the signal came.
     assert any(f'resuming from step {step} of' in again[0].output for step in (4, 8))
     assert list(curve(tmp_path / 'run')) == list(range(1, STEPS + 1))
