@@ -64,8 +64,17 @@ def to_dict(config: Any) -> Any:
 
 
 def config_dict(config: Any) -> ml_collections.ConfigDict:
-    """A ConfigDict with every field of a configuration, for the files in configs/ to change."""
-    return ml_collections.ConfigDict(to_dict(config))
+    """A ConfigDict with every field of a configuration, for the files in configs/ to change.
+
+    Everything keeps its order, which ml_collections sorts by default: modalities are channels, in a stack, and
+    the tables of a study are shown one after the other.
+    """
+    return _ordered(to_dict(config))
+
+
+def _ordered(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    groups = {key: _ordered(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return ml_collections.ConfigDict(groups, sort_keys=False)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], title: str = 'config') -> T:

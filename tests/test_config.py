@@ -1,12 +1,13 @@
 """Configuration files, settings on the command line, and what is refused."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
 import main
-from fusmae_jax.config import Config
+from fusmae_jax.config import Config, Model
 from fusmae_jax.config_build import build, config_dict, to_dict
 from fusmae_jax.config_file import load_config
 from fusmae_jax.errors import InputError
@@ -22,6 +23,15 @@ def test_every_variant_builds(model, masks):
     assert (config.model.fusion.encoder == 'xae') == (model in ('xae', 'xaed'))
     assert (config.model.fusion.decoder == 'xad') == (model in ('xad', 'xaed'))
     assert list(config.model.modalities) == ([model[-2:]] if 'mae' in model else ['s1', 's2'])
+
+
+def test_what_is_configured_keeps_its_order():
+    """Modalities are channels, in a stack; ml_collections would sort them."""
+    own = Config().model.modalities
+    config = config_dict(Config(model=Model(modalities={'s2': own['s2'], 's1': own['s1']})))
+    config.model.modalities.s2.loss_weight = 2.0
+    assert list(build(config.to_dict()).model.modalities) == ['s2', 's1']
+    assert list(config.to_dict()) == [field.name for field in dataclasses.fields(Config)]
 
 
 def test_the_paper_recipe():
