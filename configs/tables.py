@@ -7,9 +7,10 @@ as `crops`), fusion x masking, and XAE on one sensor under the three rules for t
 
 writes tables.md, tables.csv and tables.tex into the workdir, with the numbers of both versions of the paper
 beside ours. A rerun goes on where the last one stopped; a cell that was not run says so. With
-`--config.run=()` nothing is run. Published weights are given as settings, such as
-`--config.systems.imagenet.checkpoint=FILE`; rows without them stay empty. One pretraining of the paper took
-60 hours on two RTX 3090 Ti; this study has twelve.
+`--config.run=()` nothing is run. Published weights are imported first (configs/published.py) and given as
+`--config.systems.imagenet.checkpoint=runs/imagenet/own` and, with the input of all other rows,
+`--config.systems.imagenet_common.checkpoint=runs/imagenet/common`; rows without them stay empty. One
+pretraining of the paper took 60 hours on two RTX 3090 Ti; this study has twelve.
 
 Variants:
     (none)       the archives under data_dir/, ViT-B/16
@@ -39,6 +40,7 @@ OTHERS = {
 }
 PUBLISHED = {'imagenet': 'ImageNet', 'dino_mm': 'DINO-MM', 'satvit_published': 'SatViT'}
 ALONE = {'mae_s1': ('s1',), 'mae_s2': ('s2',)}
+COMMON = '_common'  # our z-scores, in place of the input that weights were published with
 LAST4 = ("features=('last4_cls',)",)  # what DINO-MM is read off by
 ABSENT = ('self', 'bypass', 'zero_image')
 REPORT = ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted')
@@ -57,7 +59,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def paper(small: bool = False) -> Tables:
     """The tables of the paper; small: of generated pairs, with models that say nothing about the method."""
     systems = _systems(small)
-    own = tuple(name for name, system in systems.items() if system.published or system.baseline)
+    own = tuple(n for n, s in systems.items() if s.published or s.baseline or n.endswith(COMMON))
     family = tuple(f'{name}{masks}' for name in FAMILY for masks in MASKS)
     tasks = ('linear_1',) if small else ('finetune_100', 'linear_1')
     table_1 = Table('Table 1: BigEarthNet-MM, mAP micro', own, ('finetune_100', 'linear_1'))
@@ -108,7 +110,13 @@ def _systems(small: bool) -> dict[str, System]:
     def own(variant: str, label: str, **more: Any) -> System:
         return System(label, f'{PRETRAIN}:{variant}', SMALL if small else (), 'bigearthnet', **more)
 
-    published = {name: System(label, published=label) for name, label in PUBLISHED.items()}
+    published = {
+        f'{name}{common}': System(
+            f'{label}, {"common" if common else "own"} input', published='' if common else label
+        )
+        for name, label in PUBLISHED.items()
+        for common in ('', COMMON)
+    }
     family = {
         f'{name}{suffix}': own(
             f'{name}{suffix}', f'{label}, {masks} masks', published='' if suffix else label
@@ -120,8 +128,9 @@ def _systems(small: bool) -> dict[str, System]:
     alone = {name: own(name, f'MAE, {s.upper()}', sensors=(s,)) for name, (s,) in ALONE.items()}
     alone['late'] = System('late fusion of the two MAEs', beside=tuple(ALONE))
     dino = System('DINO-MM, pretrained here', DINO, SMALL_DINO if small else (), 'bigearthnet')
-    for name, system in (('dino_mm', published['dino_mm']), ('dino_mm_here', dino)):
-        published[name] = dataclasses.replace(system, evaluate=LAST4)
+    published['dino_mm_here'] = dino
+    for name in ('dino_mm', f'dino_mm{COMMON}', 'dino_mm_here'):
+        published[name] = dataclasses.replace(published[name], evaluate=LAST4)
     baselines = {
         'random': System('XAE, untrained', baseline='random', like='xae'),
         'bands': System('band statistics', baseline='bands'),

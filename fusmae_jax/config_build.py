@@ -66,7 +66,7 @@ def to_dict(config: Any) -> Any:
 def config_dict(config: Any) -> ml_collections.ConfigDict:
     """A ConfigDict with every field of a configuration, for the files in configs/ to change.
 
-    Everything keeps its order, which ml_collections sorts by default: modalities are channels, in a stack, and
+    Everything keeps its order, which ml_collections sorts by default: in a stack modalities are channels, and
     the tables of a study are shown one after the other.
     """
     return _ordered(to_dict(config))

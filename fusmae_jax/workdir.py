@@ -14,6 +14,8 @@ from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.dino_config import DinoConfig, build_any
 from fusmae_jax.errors import InputError, raise_all
+from fusmae_jax.input import contract as contracts
+from fusmae_jax.input.contract import Contract
 
 CONFIG = 'config.json'
 SKIPPED = 'skipped_steps.jsonl'
@@ -68,15 +70,24 @@ def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> Non
 
 
 def checkpoint_meta(
-    setup: Any, seen: leak.Seen, best_val: float | None, loss: float | None
+    setup: Any, seen: leak.Seen, best_val: float | None, loss: float | None, good: int | None
 ) -> dict[str, Any]:
-    """What a checkpoint says of its run; `setup` is a `train.setup.Setup`."""
+    """What a checkpoint says of its run.
+
+    Args:
+        setup: a `train.setup.Setup`.
+        seen: the records that the model learns from.
+        best_val: lowest held-out loss so far.
+        loss: of the last step.
+        good: the newest checkpoint that no skipped update precedes; None if there is none.
+    """
     meta = {
         'config': to_dict(setup.config),
         'contract': to_dict(setup.contract),
         'dtype': str(setup.dtype),
         'best_val': best_val,
         'loss': loss,
+        'good': good,
         'versions': versions(),
         'seen': {'digest': leak.digest(seen), 'from': seen.sources},
     }
@@ -90,7 +101,7 @@ def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, A
     where = f'{checkpoints.directory / str(step)}'
     check_same_run(config, meta['config'], where)
     for name, stored, here in (
-        ('data fingerprint', meta['contract']['fingerprint'], setup.contract.fingerprint),
+        ('data fingerprint', _contract(meta, where).digest, setup.contract.digest),
         ('compute type', meta['dtype'], str(setup.dtype)),
     ):
         if stored != here:
@@ -99,6 +110,10 @@ def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, A
                 f'(data.path={config.data.path}); use another --workdir, or what it was made with'
             )
     return meta
+
+
+def _contract(meta: Mapping[str, Any], where: str) -> Contract:
+    return contracts.from_values(meta['contract'], f'{where}: contract')
 
 
 def read_config(workdir: epath.Path) -> Config:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import operator
 
 import jax
@@ -213,6 +214,23 @@ def test_band_statistics_are_those_of_numpy(data, settings):
     assert alone.values.shape == (SIZES['val'], 4)
     names = read_index(data, 'val', ['name'])['name']
     assert names[~alone.valid].tolist() == [NO_RADAR.encode()]
+
+
+def test_stored_features_do_not_outlive_a_corrected_offset(tmp_path, settings):
+    """The shards stay as they are; what their numbers mean does not."""
+    data = archive(tmp_path / 'data', {'train': 4, 'val': 4, 'test': 4})
+
+    def found():
+        one = extractor(data, settings, ('s2',), ('mean_patch',))
+        return one('val', tmp_path / 'features')['mean_patch'].values
+
+    before = found()
+    np.testing.assert_array_equal(found(), before)
+    file = data / contracts.FILE
+    values = json.loads(file.read_text())
+    values['groups']['s2_10m']['offset'] = -1000.0
+    file.write_text(json.dumps(values))
+    assert np.abs(found() - before).max() > 0.01
 
 
 def test_what_does_not_fit_is_refused(data, settings):

@@ -12,13 +12,14 @@ from etils import epath
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Augment
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import finetune_rows, row
+from fusmae_jax.eval import finetune_rows, finetune_settle, row
 from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.finetune import Job, run_finetune, settle
+from fusmae_jax.eval.finetune import run_finetune
 from fusmae_jax.eval.finetune_config import Finetune
 from fusmae_jax.eval.finetune_objective import network
-from fusmae_jax.eval.finetune_point import RESULT, Trained, train
+from fusmae_jax.eval.finetune_point import RESULT, train
+from fusmae_jax.eval.finetune_settle import settle
 from fusmae_jax.eval.finetune_train import Point, Trainer
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.systems import fit, open_system
@@ -69,7 +70,7 @@ class Bench:
     def point(self, rate=1e-3, seed=0, records=SIZES['train']):
         positions = np.arange(records, dtype=np.int32)
         labels = self.task.train.labels[positions]
-        about = finetune_rows.point_identity({}, positions, labels, rate, seed)
+        about = finetune_rows.point_identity({}, positions, labels, rate, seed, (0, 0))
         return Point(rate, seed, positions, labels, about)
 
     def __call__(self, folder, point, kill_in=0):
@@ -163,26 +164,26 @@ def test_a_rate_that_diverges_is_out(bench, tmp_path):
     assert lost.step == 0 and lost.value == -np.inf and bench(tmp_path, bench.point(rate=1e38)) == lost
 
 
-def test_what_settles_a_sweep():
-    config = Finetune(learning_rates=(1.0, 2.0, 3.0))
+def test_what_settles_a_sweep(tmp_path):
+    rates, lost = (1.0, 2.0, 3.0), -np.inf
 
-    def arms(*rows):
-        of = [[Trained([], [1], [value], int(value > 0), 1) for value in values] for values in rows]
-        jobs = [
-            [
-                Job(Point(rate, 0, np.array([0]), np.array([[0]]), {}), epath.Path('x'), (0, 0))
-                for rate in (1, 2, 3)
-            ]
-        ] * len(rows)
-        return config, jobs, of
+    def settled(*rows, together=True):
+        return list(settle(rates, {f'arm {i}': row for i, row in enumerate(rows)}, together).values())
 
-    assert settle(*arms([0.1, 0.3, 0.2])) == [2]
-    assert settle(*arms([0.25, 0.75, 0.5], [0.75, 0.125, 0.5])) == [1, 1]  # equal to 3: the first
-    assert settle(*arms([0.25, 0.875, 0.25], [0.5, 0.0, 0.25])) == [1, 1]  # 2 diverged in one of them
-    each = Finetune(learning_rates=(1.0, 2.0, 3.0), settle='each')
-    assert settle(each, *arms([0.1, 0.9, 0.2], [0.5, 0.0, 0.4])[1:]) == [2, 1]
+    assert settled([0.1, 0.3, 0.2]) == [2]
+    assert settled([0.25, 0.75, 0.5], [0.75, 0.125, 0.5]) == [1, 1]  # equal to 3: the first
+    assert settled([0.25, 0.875, 0.25], [0.5, lost, 0.25]) == [1, 1]  # 2 diverged in one of them
+    assert settled([0.1, 0.9, 0.2], [0.5, lost, 0.4], together=False) == [2, 1]
     with pytest.raises(DivergedError, match='every learning rate'):
-        settle(*arms([0.0, 0.0, 0.0]))
+        settled([lost, lost, lost])
+    folders = [epath.Path(tmp_path / name) for name in 'ab']
+    for folder, arms in zip(folders, ({'x': [0.25, 0.875, 0.25]}, {'x': [0.5, lost, 0.25], 'y': [0, 1, 0]})):
+        folder.mkdir()
+        finetune_settle.write(folder, rates, arms)
+    assert finetune_settle.settled(folders[:1]) == 2 and finetune_settle.settled(folders) == 1
+    (folders[1] / finetune_settle.FILE).write_text('{')
+    with pytest.raises(InputError, match='not a sweep that can be read'):
+        finetune_settle.settled(folders)
 
 
 @pytest.fixture(scope='module')
@@ -209,10 +210,14 @@ def test_rows_say_everything(first):
     rows = {r.system: r for r in rows_of(first) if (r.metric, r.averaging) == ('ap', 'micro')}
     assert list(rows) == ['pretrain', 'train prior']
     one, prior = rows.values()
-    assert (one.method, one.preset, one.pooled, one.head_seeds) == ('finetune', 'paper', 'mean_patch', (0,))
+    assert (one.method, one.preset, one.pooled, one.head_seeds) == ('finetune', 'custom', 'mean_patch', (0,))
     assert (one.train_records, one.records, one.classes) == (SIZES['train'], SIZES['test'], CLASSES)
     assert one.sweep['learning_rate'] == (1e-3, 3e-3) and one.sweep['epochs'] == (2.0,)
-    assert one.chosen.keys() == {'learning_rate'} and one.settled_on == 'val' and one.absent == 'self'
+    assert (
+        one.chosen.keys() == {'learning_rate'}
+        and one.settled_on == 'val, ap_micro; last epoch'
+        and one.absent == 'self'
+    )
     assert one.image == 'resize 32 x 32' and one.leaks['id'] == 0 and one.low < one.high
     assert prior.chosen == {} and prior.modalities == () and 0 < prior.estimate < 1
     (found,) = [json.loads(x) for x in (first / 'differences-finetune.jsonl').read_text().splitlines()]

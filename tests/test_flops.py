@@ -119,13 +119,34 @@ def test_a_training_step_costs_three_forwards_but_no_gradient_of_pixels():
     assert flops.forward(deeper, 4)['blocks'] == 2 * parts['blocks']
 
 
-def test_chips_by_their_jax_name():
+@pytest.mark.parametrize(
+    ('kind', 'peak'),
+    [
+        ('TPU v4', 275e12),
+        ('TPU v5 lite', 197e12),
+        ('TPU v5', 459e12),
+        ('TPU v5p', 459e12),
+        ('TPU v6 lite', 918e12),
+        ('NVIDIA A100-SXM4-40GB', 312e12),
+        ('NVIDIA A100-SXM4-80GB', 312e12),
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA H200', 989e12),
+        ('NVIDIA L4', 121e12),
+        # Slower cards of the same chip, parts of one, other chips, and one that has no bfloat16.
+        ('NVIDIA A100 80GB PCIe', None),
+        ('NVIDIA A100-PCIE-40GB', None),
+        ('NVIDIA H100 PCIe', None),
+        ('NVIDIA H100 NVL', None),
+        ('NVIDIA H200 NVL', None),
+        ('NVIDIA A100-SXM4-40GB MIG 3g.20gb', None),
+        ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', None),
+        ('NVIDIA L40S', None),
+        ('Tesla V100-SXM2-16GB', None),
+        ('cpu', None),
+    ],
+)
+def test_chips_by_their_jax_name(kind, peak):
     class Device:
-        def __init__(self, kind):
-            self.device_kind = kind
+        device_kind = kind
 
-    assert flops.peak_flops(Device('NVIDIA H200')) == 989e12
-    assert flops.peak_flops(Device('TPU v5 lite')) == 197e12
-    assert flops.peak_flops(Device('NVIDIA H100 80GB HBM3')) == 989e12
-    assert flops.peak_flops(Device('NVIDIA L40S')) is None
-    assert flops.peak_flops(Device('cpu')) is None
+    assert flops.peak_flops(Device()) == peak

@@ -14,10 +14,12 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance_attention import blocks, mass
 from fusmae_jax.eval.reliance_config import Cloud
 from fusmae_jax.eval.reliance_inputs import clouded, opacity, other_cluster
+from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.models import fusmae
-from tests.conftest import tiny_model
-from tests.helpers import random_patches
+from tests.conftest import tiny_config, tiny_model
+from tests.helpers import CONTRACT, random_patches, raw_batch
 from tests.probe_fixtures import weights
 
 
@@ -52,13 +54,60 @@ def test_an_opaque_pixel_is_bright_and_a_clear_one_stays(strict):
     values = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 12)).astype(np.float32))
     patches = Patches(values, jnp.ones((1, 4, 12), bool).at[0, 3, 5].set(False))
     alpha = jnp.zeros((1, 4, 4), jnp.float32).at[0, :2, :2].set(1).at[0, 2:, 2:].set(0.5)
-    under = clouded(patches, alpha, cloud, 2)
+    under = clouded(patches, alpha, cloud, 2, cfg.Data())
     np.testing.assert_array_equal(under.values[0, 0], np.full(12, 2.5))
     np.testing.assert_array_equal(under.values[0, 1:3], values[0, 1:3])
     expected = np.array(0.5 * values[0, 3] + 1.25)
     expected[5] = values[0, 3, 5]  # nothing was measured there, and nothing is now
     np.testing.assert_allclose(under.values[0, 3], expected, rtol=1e-6)
     np.testing.assert_array_equal(under.valid, patches.valid)
+
+
+SETTINGS = {
+    'zscore': cfg.Data(path='-'),
+    'mean_2sigma': cfg.Data(path='-', normalisation='mean_2sigma'),
+    'clip': cfg.Data(path='-', clip=2.5),
+}
+
+
+@pytest.fixture(scope='module')
+def clear():
+    """A raw Sentinel-2 image, and what it is prepared to under each of the settings."""
+    optical = {'s2': cfg.Model().modalities['s2']}
+    configs = {
+        name: tiny_config(model=tiny_model('none', modalities=optical), data=data)
+        for name, data in SETTINGS.items()
+    }
+    prepare = {name: jax.jit(make_prepare(config, CONTRACT, None)) for name, config in configs.items()}
+    return configs, prepare, raw_batch(1)
+
+
+@pytest.mark.parametrize('name', list(SETTINGS))
+@pytest.mark.parametrize('bright', [1.5, 3.0, -4.0])
+def test_an_opaque_cloud_is_what_such_an_image_becomes(clear, name, bright):
+    """Each band `bright` standard deviations above its mean, normalised and clipped as any image."""
+    configs, prepare, raw = clear
+    config = configs[name]
+    mean, std = statistics(config.model.modalities['s2'])
+    white = dict(raw)
+    for field, group in CONTRACT.groups.items():
+        if group.modality == 's2':
+            rows = [config.model.modalities['s2'].bands.index(band) for band in group.bands]
+            white[field] = np.broadcast_to((mean + bright * std)[rows], raw[field].shape).astype(np.float32)
+    own, wanted = (prepare[name](images)['s2'] for images in (raw, white))
+    assert own.valid.all() and wanted.valid.all()
+
+    def under(opacity):
+        alpha = jnp.full((1, *config.model.image_size), opacity, jnp.float32)
+        return np.asarray(clouded(own, alpha, Cloud(bright=bright), 8, config.data).values)
+
+    np.testing.assert_allclose(under(1), wanted.values, atol=1e-5)
+    np.testing.assert_allclose(under(0), own.values, atol=1e-6)
+    # Where neither meets the limit a thin cloud lies between the two; nowhere does it pass it.
+    limit = 1.0 if name == 'mean_2sigma' else config.data.clip
+    assert np.abs(under(0.7)).max() <= limit
+    if bright == 1.5:
+        np.testing.assert_allclose(under(0.7), 0.3 * own.values + 0.7 * wanted.values, atol=1e-5)
 
 
 def heads(seed, tokens):

@@ -100,18 +100,22 @@ def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(found):
 
 @pytest.mark.slow
 def test_conditions_change_their_own_sensor_alone(data, run):
-    """Features of the complete input and of one sensor are those of the linear probe."""
-    config, encoder = settings(data, run), Encoder(checkpoint=run, batch=32)
+    """Features of the complete input and of one sensor are those of the linear probe, and as valid."""
+    task = Task(path=str(data), labels='labels', test_split='val', val_split='test')
+    config, encoder = settings(data, run, data=task), Encoder(checkpoint=run, batch=32)
     system = open_system(run, encoder)
     fitted = fit(system.model, contracts.read(data), ('s1', 's2'), encoder, str(data))
-    count = SIZES['test']
+    count = SIZES['val']
     nobody = Disturbed(config, system, fitted).features(np.arange(count))
     for name in ('s1 shuffled', 's2 shuffled'):  # each with its own image
-        np.testing.assert_allclose(nobody[name], nobody['all sensors'], rtol=1e-4, atol=1e-5)
-    for sensors, name in ((('s1', 's2'), 'all sensors'), (('s2',), 's2 only')):
-        probe = Extractor(system, config.data, sensors, ('mean_patch',), encoder)('test')['mean_patch']
-        np.testing.assert_allclose(nobody[name], probe.values, rtol=1e-4, atol=1e-5)
-    assert np.abs(nobody['s2 clouded'] - nobody['all sensors']).mean() > 0.01
+        np.testing.assert_allclose(nobody[name].values, nobody['all sensors'].values, rtol=1e-4, atol=1e-5)
+    for sensors, name in ((('s1', 's2'), 'all sensors'), (('s1',), 's1 only'), (('s2',), 's2 only')):
+        probe = Extractor(system, config.data, sensors, ('mean_patch',), encoder)('val')['mean_patch']
+        np.testing.assert_allclose(nobody[name].values, probe.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(nobody[name].valid, probe.valid)
+    lost = {name: int((~found.valid).sum()) for name, found in nobody.items()}
+    assert {name: count for name, count in lost.items() if count} == {'s1 only': 1}  # one has no radar
+    assert np.abs(nobody['s2 clouded'].values - nobody['all sensors'].values).mean() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fusmae_jax.eval import row
 from fusmae_jax.eval.evaluation_config import LinearProbe
 from fusmae_jax.eval.probe_command import run_linear_probe
 from fusmae_jax.eval.replicates import read
-from fusmae_jax.tables.config import Archive, System, Table, Tables, check, digest
+from fusmae_jax.tables.config import Archive, System, Table, Tables, Task, check, digest
 from fusmae_jax.tables.plan import Plan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
 from fusmae_jax.tables.run import run_tables
@@ -214,6 +214,77 @@ def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
     own = dataclasses.replace(config, systems=systems | trained, tasks={'linear_1': task})
     stage = Plan(own, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
     assert [needed.name for needed in stage.needs] == ['pretrain/mae_s1-1', 'pretrain/mae_s2-1']
+
+
+def test_other_weights_behind_a_path_are_another_cell(data, tmp_path):
+    """Alone, as the architecture of an untrained model, and as a part of late fusion; wherever they lie."""
+    runs = {s: checkpoint(tmp_path / s, data, depth=1, modalities=(s,)) for s in ('s1', 's2')}
+    systems = {s: System(s, checkpoint=run, sensors=(s,)) for s, run in runs.items()}
+    systems |= {'late': System('late', beside=('s1', 's2'))}
+    systems |= {'random': System('random', baseline='random', like='s1', sensors=('s1',))}
+    table = Table('One', tuple(systems), ('linear_1',))
+    config = study(data, systems=systems, tables={'one': table})
+
+    def digests(config):
+        plan = Plan(config, tmp_path / 'study', never)
+        return {name: plan.cell('linear_1', name, 0).digest for name in ('s1', 'late', 'random')}, plan.digest
+
+    before, whole = digests(config)
+    moved = shutil.copytree(runs['s1'], tmp_path / 'moved')
+    there = dataclasses.replace(systems['s1'], checkpoint=str(moved))
+    assert digests(dataclasses.replace(config, systems=systems | {'s1': there}))[0] == before
+    shutil.rmtree(runs['s1'])
+    checkpoint(tmp_path / 's1', data, seed=9, depth=1, modalities=('s1',))
+    after, other = digests(config)
+    assert whole != other
+    assert not set(before.items()) & set(after.items())
+
+
+def test_the_digest_follows_the_files_that_a_study_names(data, tmp_path):
+    text, line = Path('configs/pretrain.py').read_text(), '    return config\n'
+    digests = []
+    for change in ('', '    config.masking.ratio = 0.5\n'):
+        file = tmp_path / 'own.py'
+        file.write_text(text.replace(line, change + line, 1))
+        config = study(data)
+        own = dataclasses.replace(config.systems['xae'], pretrain=f'{file}:xae')
+        config = dataclasses.replace(config, systems=config.systems | {'xae': own})
+        digests.append((digest(config), Plan(config, tmp_path / 'out', never).digest))
+    (same, first), (still, second) = digests
+    assert same == still and first != second
+
+
+@pytest.mark.slow
+def test_one_learning_rate_is_settled_over_all_rows(data, weights, tmp_path):
+    """Each system is trained at every rate; what all do best with is what is tested."""
+    config = study(data, weights)
+    settings = ('data.labels=labels', 'intervals.cluster=scene', 'intervals.replicates=30', 'epochs=2.0')
+    settings += ('learning_rates=(1e-4, 3e-3, 3e-2)', 'batch_size=16', 'warmup_epochs=0.5')
+    task = Task('all', 'finetune', 'configs/finetune.py:paper', settings, 'probe', (('s1',), BOTH))
+    table = Table('One', ('xae', 'random', 'satvit'), ('tuned',))
+    systems = {name: config.systems[name] for name in table.systems}
+    config = study(data, systems=systems, tasks={'tuned': task}, tables={'one': table})
+    assert run_tables(config, tmp_path, never) == 0
+    folders = [tmp_path / 'sweeps' / 'tuned' / f'{name}-0' for name in ('xae', 'random')]
+    means = np.concatenate(
+        [
+            list(json.loads((folder / 'sweep-finetune.json').read_text())['means'].values())
+            for folder in folders
+        ]
+    )
+    assert means.shape == (4, 3)
+    best = (1e-4, 3e-3, 3e-2)[int(np.argmax(means.mean(axis=0)))]
+    for name in ('xae', 'random'):
+        text = (tmp_path / 'tuned' / f'{name}-0' / 'rows-finetune.jsonl').read_text()
+        rows = [row.from_json(line, name) for line in text.splitlines()]
+        assert {one.chosen['learning_rate'] for one in rows} == {(best,)}
+        assert rows[0].sweep['learning_rate'] == (1e-4, 3e-3, 3e-2)
+    stages = {one.name: one for one in Plan(config, tmp_path, never).stages()}
+    assert 'sweeps/tuned/satvit-0' not in stages  # a row that cannot be had holds nobody up
+    shutil.rmtree(tmp_path / 'tuned')
+    times = {f: f.stat().st_mtime_ns for f in tmp_path.rglob('result.json')}
+    assert run_tables(config, tmp_path, never) == 0
+    assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob('result.json')} == times
 
 
 def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_path):

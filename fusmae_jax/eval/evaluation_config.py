@@ -79,7 +79,8 @@ class Frozen:
 class LinearProbe(Frozen):
     """A linear head on frozen features; the paper's 20 epochs of 128, the rest of which it does not say."""
 
-    batch_norm: tuple[bool, ...] = (False,)  # True: affine-free, with the statistics of the labelled records
+    # True: affine-free, with the statistics of the labelled records that have a valid pixel.
+    batch_norm: tuple[bool, ...] = (False,)
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     weight_decays: tuple[float, ...] = (0.0,)
     decay: Literal['decoupled', 'l2'] = 'decoupled'  # l2: half the squared kernel, in the loss
@@ -98,12 +99,24 @@ class Knn(Frozen):
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
     k: int = 20
     temperature: float = 0.07  # a neighbour of cosine s counts exp(s / temperature)
-    preset: str = 'paper'
+    preset: str = 'none'  # the paper has no nearest neighbours
 
 
 def metric_of(config: LinearProbe) -> str:
     """The metric that settles a sweep."""
     return config.metric or METRICS[config.data.kind][0]
+
+
+def recipe_of(config: LinearProbe) -> str:
+    """The preset, or 'custom' where what the paper says of its head, or plain AdamW, was changed.
+
+    20 epochs of 128 (BigEarthNet-MM), or 10 of 256 (SEN12MS; version 1).
+    """
+    if config.preset != 'paper':
+        return config.preset
+    lengths = [(20.0, 128), *([(10.0, 256)] if config.data.kind == 'single_label' else [])]
+    plain = (config.batch_norm, config.weight_decays) == ((False,), (0.0,))
+    return 'paper' if plain and (config.epochs, config.batch_size) in lengths else 'custom'
 
 
 def check(config: LinearProbe | Knn) -> None:

@@ -189,7 +189,7 @@ def _about(
     about: dict[str, Any] = {
         'format': FORMAT,
         'weights': system.fingerprint,
-        'data': contract.fingerprint,
+        'data': contract.digest,
         'modalities': list(modalities),
     }
     if fitted is None:

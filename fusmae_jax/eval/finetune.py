@@ -6,7 +6,7 @@ scored by the points that were settled on.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax.config_build import to_dict
-from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.errors import InputError
 from fusmae_jax.eval import cells, finetune_rows, views
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import PRIOR, RANDOM, metric_of
@@ -22,7 +22,8 @@ from fusmae_jax.eval.finetune_config import Finetune, as_probe, check
 from fusmae_jax.eval.finetune_objective import network
 from fusmae_jax.eval.finetune_point import Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune_rows import NAME
-from fusmae_jax.eval.finetune_train import Point, Trainer
+from fusmae_jax.eval.finetune_settle import settle, write
+from fusmae_jax.eval.finetune_train import Point, Trainer, make_plan
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.eval.task import Labelled, measure, read_task, subsets
@@ -51,37 +52,48 @@ class Job(NamedTuple):
     run: Run
 
 
-def run_finetune(config: Finetune, workdir: epath.PathLike) -> int:
+class _Prepared(NamedTuple):
+    """What a run is about: its records, its label subsets by fraction, and its arms."""
+
+    task: Labelled
+    drawn: dict[float, dict[int, np.ndarray]]
+    arms: list[Arm]
+
+
+def run_finetune(
+    config: Finetune, workdir: epath.PathLike, *, points: epath.PathLike = '', rate: float = 0.0
+) -> int:
     """Fine-tunes, and writes a row for each metric; returns the exit code 0. Run again, it goes on.
 
     Into the workdir: `rows-finetune.jsonl`; `differences-finetune.jsonl`, the paired differences from the
     baselines; `points/`, with the weights that were settled on and their scores of the test split.
 
+    Args:
+        config: the run.
+        workdir: see above.
+        points: where the points are instead.
+        rate: one of the learning rates, where something else has settled the sweep.
+
     Raises:
         InputError: settings, checkpoint and data do not fit together, or the workdir holds another run.
         DivergedError: no learning rate of a sweep came to an end.
     """
-    check(config)
     workdir = epath.Path(workdir)
-    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
-    for split in (task.train, task.val, task.test):
-        logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
-    drawn = {
-        fraction: subsets(config.data, task, fraction, config.labels.draw, config.labels.seeds)
-        for fraction in config.labels.fractions
-    }
-    arms = list(_arms(config, task, workdir / POINTS))
+    task, drawn, arms = _prepare(config, epath.Path(points) if points else workdir / POINTS)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2))
     found: list[Cell] = []
     for fraction, positions in drawn.items():
-        jobs = [_jobs(config, task, arm, fraction, positions) for arm in arms]
-        trained = [_train(config, task, arm, of) for arm, of in zip(arms, jobs)]
-        rates = settle(config, jobs, trained)
+        jobs, trained, means = _swept(config, task, arms, fraction, positions)
+        rates = (
+            dict.fromkeys(means, rate)
+            if rate
+            else settle(config.learning_rates, means, config.settle == 'all')
+        )
         shared = cells.task_fields(config.data, task, config.intervals)
         shared |= cells.label_fields(fraction, config.labels.draw, positions)
-        for arm, of, came, rate in zip(arms, jobs, trained, rates):
-            found.append(_cell(config, task, arm, of, came, rate, shared))
+        for arm, of, came in zip(arms, jobs, trained):
+            found.append(_cell(config, task, arm, of, came, rates[arm.folder.name], shared))
             cells.write(found, workdir, NAME)
         if PRIOR in config.encoder.baselines:
             found.append(finetune_rows.prior(config, task, positions, shared))
@@ -90,6 +102,51 @@ def run_finetune(config: Finetune, workdir: epath.PathLike) -> int:
     print(f'rows         {workdir / cells.ROWS.format(NAME)}')
     print(f'differences  {workdir / cells.DIFFERENCES.format(NAME)}')
     return 0
+
+
+def sweep(config: Finetune, workdir: epath.PathLike) -> None:
+    """Trains every point, and writes what validation says of each learning rate; no test record is read.
+
+    For runs of one label fraction whose rate is settled together with that of others
+    (`finetune_settle.settled`); `run_finetune` then takes `workdir / 'points'` and the rate.
+    """
+    workdir = epath.Path(workdir)
+    task, drawn, arms = _prepare(config, workdir / POINTS)
+    ((fraction, positions),) = drawn.items()
+    _, _, means = _swept(config, task, arms, fraction, positions)
+    write(workdir, config.learning_rates, means)
+
+
+def _prepare(config: Finetune, points: epath.Path) -> _Prepared:
+    check(config)
+    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
+    for split in (task.train, task.val, task.test):
+        logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
+    drawn = {
+        fraction: subsets(config.data, task, fraction, config.labels.draw, config.labels.seeds)
+        for fraction in config.labels.fractions
+    }
+    return _Prepared(task, drawn, list(_arms(config, task, points)))
+
+
+def _swept(
+    config: Finetune,
+    task: Labelled,
+    arms: Sequence[Arm],
+    fraction: float,
+    positions: Mapping[int, np.ndarray],
+) -> tuple[list[list[Job]], list[list[Trained]], dict[str, list[float]]]:
+    """The points of each arm at one label fraction, what came of them, and their means at each rate."""
+    jobs = [_jobs(config, task, arm, fraction, positions) for arm in arms]
+    trained = [_train(config, task, arm, of) for arm, of in zip(arms, jobs)]
+    means = {
+        arm.folder.name: [
+            float(np.mean([c.value for job, c in zip(of, came) if job.point.learning_rate == rate]))
+            for rate in config.learning_rates
+        ]
+        for arm, of, came in zip(arms, jobs, trained)
+    }
+    return jobs, trained, means
 
 
 def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[Arm]:
@@ -125,9 +182,11 @@ def _jobs(
     jobs = []
     for draw, part in positions.items():
         labels = task.train.labels[part]
+        plan = make_plan(config, len(part), arm.trainer.mesh.size)
+        steps = [plan.batch, plan.ends[-1]]  # fewer records than a batch: it depends on the devices
         for seed in config.head_seeds:
             for rate in config.learning_rates:
-                about = finetune_rows.point_identity(arm.identity, part, labels, rate, seed)
+                about = finetune_rows.point_identity(arm.identity, part, labels, rate, seed, steps)
                 folder = arm.folder / f'{fraction:g}-draw{draw}-seed{seed}-lr{rate:g}'
                 jobs.append(Job(Point(rate, seed, part, labels, about), folder, (draw, seed)))
     return jobs
@@ -143,34 +202,6 @@ def _train(config: Finetune, task: Labelled, arm: Arm, jobs: list[Job]) -> list[
         return values(measure(task, task.val, scores, data.kind, 0.0))[metric]
 
     return [train(arm.trainer, train_split, val_split, job.point, judge, job.folder) for job in jobs]
-
-
-def settle(config: Finetune, jobs: list[list[Job]], trained: list[list[Trained]]) -> list[float]:
-    """The learning rate of each arm: the one of the best mean over its runs, or over those of all arms.
-
-    A rate at which a run diverged is out; of equal rates the first is taken.
-
-    Raises:
-        DivergedError: every rate is out.
-    """
-    found = [
-        [
-            np.mean([came.value for job, came in zip(of, arm) if job.point.learning_rate == rate])
-            for rate in config.learning_rates
-        ]
-        for of, arm in zip(jobs, trained)
-    ]
-    if config.settle == 'all':
-        found = [list(np.mean(found, axis=0))] * len(found)
-    for means, of in zip(found, jobs):
-        if max(means) == -np.inf:
-            raise DivergedError(
-                f'{of[0].folder.parent}: updates were not finite at every learning rate of '
-                f'{config.learning_rates}; try lower ones'
-            )
-        if len(means) > 1 and int(np.argmax(means)) in (0, len(means) - 1):
-            logging.info('%s: settled on the first or last learning rate of the sweep', of[0].folder.parent)
-    return [config.learning_rates[int(np.argmax(means))] for means in found]
 
 
 def _cell(

@@ -65,6 +65,20 @@ class Finetune:
     preset: str = 'paper'
 
 
+# What makes a preset, beside the learning rates and the records.
+RECIPE = (
+    *('augment', 'epochs', 'warmup_epochs', 'batch_size', 'weight_decay', 'b1', 'b2', 'layer_decay'),
+    *('drop_path', 'label_smoothing', 'epoch', 'max_skips', 'image'),
+)
+
+
+def recipe_of(config: Finetune) -> str:
+    """The preset, or 'custom' where the recipe of `paper` was changed."""
+    paper = Finetune()
+    same = all(getattr(config, name) == getattr(paper, name) for name in RECIPE if name != 'image')
+    return 'custom' if config.preset == 'paper' and not same else config.preset
+
+
 def check(config: Finetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
     raise_all('config: these settings cannot be used', _problems(config))

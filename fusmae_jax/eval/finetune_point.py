@@ -1,8 +1,8 @@
 """One fine-tuning from start to end, saved after every epoch, and what is left of it in its folder.
 
 `result.json` says that it is finished and what the validation split said; `checkpoints/` holds the weights. A
-point that was killed goes on from its last epoch, bit by bit as if nothing had happened, and a finished one
-is not run again.
+point that was killed goes on from its last epoch, on CPU bit by bit as if nothing had happened, and a
+finished one is not run again.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None
 def test_scores(trainer: Trainer, test: Source, trained: Trained, folder: epath.Path) -> np.ndarray | None:
     """The logits of the test split, read or computed and stored; None if the weights are gone."""
     file = folder / SCORES
-    name = f'{test.path} {test.split} {test.contract.fingerprint} {trained.step}'
+    name = f'{test.path} {test.split} {test.contract.digest} {trained.step}'
     if file.exists():
         with file.open('rb') as stream, np.load(stream, allow_pickle=False) as stored:
             if str(stored['about']) == name:

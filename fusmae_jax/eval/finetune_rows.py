@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,13 @@ from fusmae_jax.config_build import to_dict
 from fusmae_jax.eval import cells, presets
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import BANDS, metric_of
-from fusmae_jax.eval.finetune_config import Finetune, as_probe
+from fusmae_jax.eval.finetune_config import RECIPE, Finetune, as_probe, recipe_of
 from fusmae_jax.eval.metrics import train_prior
 from fusmae_jax.eval.systems import Fitted, System, open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure
 from fusmae_jax.input.contract import Contract
 
 NAME = 'finetune'
-RECIPE = (
-    *('augment', 'epochs', 'warmup_epochs', 'batch_size', 'weight_decay', 'b1', 'b2', 'layer_decay'),
-    *('drop_path', 'label_smoothing', 'epoch', 'max_skips', 'image'),
-)
 
 
 def identity(
@@ -33,7 +29,7 @@ def identity(
     preset = presets.preset_of(fitted.config)
     return {
         'weights': system.fingerprint,
-        'data': task.contract.fingerprint,
+        'data': task.contract.digest,
         'splits': [data.train_split, data.val_split],
         'labels': [data.labels, data.kind],
         'validation': [metric_of(as_probe(config)), digest(task.val.labels)],
@@ -49,10 +45,16 @@ def identity(
 
 
 def point_identity(
-    shared: Mapping[str, Any], positions: np.ndarray, labels: np.ndarray, rate: float, seed: int
+    shared: Mapping[str, Any],
+    positions: np.ndarray,
+    labels: np.ndarray,
+    rate: float,
+    seed: int,
+    steps: Sequence[int],
 ) -> dict[str, Any]:
     """`identity` of one point, as it comes back from a JSON file."""
     about = {**shared, 'examples': digest(positions, labels), 'learning_rate': rate, 'seed': seed}
+    about['steps'] = list(steps)
     return json.loads(json.dumps(about))
 
 
@@ -91,12 +93,12 @@ def method_fields(config: Finetune, task: Labelled, feature: str) -> dict[str, A
     """The fields of a row that tell how it was trained."""
     return {
         'method': NAME,
-        'preset': config.preset,
+        'preset': recipe_of(config),
         'pooled': feature,
         'batch_norm': None,
         'head_seeds': config.head_seeds,
         'sweep': sweep(config),
-        'settled_on': task.val.name,
+        'settled_on': f'{task.val.name}, {metric_of(as_probe(config))}; {config.epoch} epoch',
     }
 
 
@@ -109,7 +111,9 @@ def sweep(config: Finetune) -> dict[str, tuple[float, ...]]:
     fixed |= {'hflip': (augment.hflip,), 'vflip': (augment.vflip,)}
     if augment.crop:
         smallest, largest = augment.crop_scale
+        narrow, wide = augment.crop_ratio
         fixed |= {'crop_scale_min': (smallest,), 'crop_scale_max': (largest,)}
+        fixed |= {'crop_ratio_min': (narrow,), 'crop_ratio_max': (wide,)}
     if config.data.kind == 'single_label':
         fixed['label_smoothing'] = (config.label_smoothing,)
     return {'learning_rate': config.learning_rates} | fixed
@@ -130,7 +134,7 @@ def prior(
     fields: dict[str, Any] = {
         'system': 'train prior',
         'method': 'prior',
-        'preset': config.preset,
+        'preset': 'none',
         'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
         'image': 'none',
         'statistics': 'none',

@@ -16,7 +16,16 @@ from etils import epath
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.eval import cells, readout
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM, Knn, LinearProbe, check, metric_of
+from fusmae_jax.eval.evaluation_config import (
+    BANDS,
+    PRIOR,
+    RANDOM,
+    Knn,
+    LinearProbe,
+    check,
+    metric_of,
+    recipe_of,
+)
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.late_fusion import Extractors, make_extractor
 from fusmae_jax.eval.measure import values
@@ -89,7 +98,7 @@ def _cells(config: LinearProbe | Knn, workdir: epath.Path, task: Labelled, metho
             'checkpoints': (system.fingerprint,) if system.fingerprint else (),
             'leaks': leaks(config.data, system.seen),
             'method': _name(config),
-            'preset': config.preset,
+            'preset': _preset(config),
         }
         for modalities in config.encoder.modalities:
             extractor = make_extractor(
@@ -108,6 +117,10 @@ def _cells(config: LinearProbe | Knn, workdir: epath.Path, task: Labelled, metho
         for fraction, positions in drawn.items():
             labelled = cells.label_fields(fraction, config.labels.draw, positions)
             yield _prior(config, task, positions, shared | labelled)
+
+
+def _preset(config: LinearProbe | Knn) -> str:
+    return recipe_of(config) if isinstance(config, LinearProbe) else config.preset
 
 
 def _slug(kind: str, config: LinearProbe | Knn) -> str:
@@ -161,7 +174,7 @@ def _cell(
         'head_seeds': config.head_seeds if isinstance(config, LinearProbe) else (),
         'sweep': _sweep(config),
         'chosen': {n: tuple(o.chosen[n] for o in outcomes.values()) for n in _first(outcomes).chosen},
-        'settled_on': task.val.name if probing else None,
+        'settled_on': f'{task.val.name}, {metric_of(config)}' if isinstance(config, LinearProbe) else None,
     }
     return Cell(about, cells.summarise(measures, task.test.clusters, config.intervals), baseline)
 
@@ -178,8 +191,11 @@ def _first(outcomes: Mapping[int, Outcome]) -> Outcome:
 def _sweep(config: LinearProbe | Knn) -> dict[str, tuple[float, ...]]:
     if isinstance(config, Knn):
         return {'k': (float(config.k),), 'temperature': (config.temperature,)}
+    decay = 'weight_decay' if config.decay == 'decoupled' else f'weight_decay ({config.decay})'
     fixed = {'epochs': (config.epochs,), 'batch_size': (float(config.batch_size),)}
-    return {'learning_rate': config.learning_rates, 'weight_decay': config.weight_decays} | fixed
+    if config.data.kind == 'single_label':
+        fixed['label_smoothing'] = (config.label_smoothing,)
+    return {'learning_rate': config.learning_rates, decay: config.weight_decays} | fixed
 
 
 def _prior(
@@ -197,7 +213,7 @@ def _prior(
         'checkpoints': (),
         'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
         'method': 'prior',
-        'preset': config.preset,
+        'preset': 'none',
         'modalities': (),
         'absent': None,
         'image': 'none',

@@ -4,6 +4,7 @@
 it takes the working directory of a run.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -46,6 +47,14 @@ class Published(NamedTuple):
 def is_published(path: epath.PathLike) -> bool:
     """Whether a path is such a folder."""
     return (epath.Path(path) / ABOUT).is_file()
+
+
+def digest(folder: epath.PathLike) -> str:
+    """16 hexadecimal digits of the settings and weights of such a folder."""
+    total = hashlib.sha256()
+    for name in (ABOUT, WEIGHTS):
+        total.update((epath.Path(folder) / name).read_bytes())
+    return total.hexdigest()[:16]
 
 
 def write(

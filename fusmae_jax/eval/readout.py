@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from fusmae_jax.errors import InputError
 from fusmae_jax.eval import knn, linear_probe
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.features import Features
+from fusmae_jax.eval.linear_probe import Scale
 
 
 class Variant(NamedTuple):
@@ -39,6 +41,35 @@ class Outcome(NamedTuple):
 Method = Callable[[Variant, np.ndarray, np.ndarray, Callable[[np.ndarray], float] | None], Outcome]
 
 
+def fit_scale(train: Features) -> Scale:
+    """The statistics of labelled training features, over the records with a valid pixel alone.
+
+    Raises:
+        InputError: there is no such record.
+    """
+    if not train.valid.any():
+        raise InputError(
+            f'batch_norm or standardise: none of {len(train.valid)} labelled training records has a valid '
+            'pixel, so there are no statistics to scale with; take more labels or give other sensors'
+        )
+    return linear_probe.batch_norm(train.values[train.valid])
+
+
+def scaled(features: Features, scale: Scale | None) -> np.ndarray:
+    """The values (records, width) as a head is given them; those of a record without a valid pixel are 0.
+
+    A head gives such a record its bias, which is the most that can be said of it. Scaled like the others it
+    would lie at -mean / std, further out than any.
+    """
+    if scale is None:
+        return features.values
+    return np.where(features.valid[:, None], scale(features.values), np.float32(0))
+
+
+def _labelled(features: Features, positions: np.ndarray) -> Features:
+    return Features(features.values[positions], features.valid[positions])
+
+
 def probe(
     config: LinearProbe,
     variant: Variant,
@@ -49,18 +80,14 @@ def probe(
     """Trains a sweep of linear heads, settles it on the validation split, scores the test split."""
     assert variant.val is not None and val is not None
     swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
-    train = variant.train.values[positions]
-    scale = linear_probe.batch_norm(train) if variant.norm else None
-
-    def scaled(features: np.ndarray) -> np.ndarray:
-        return features if scale is None else scale(features)
-
+    train = _labelled(variant.train, positions)
+    scale = fit_scale(train) if variant.norm else None
     smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
     recipe = linear_probe.Recipe(config.data.kind, config.decay, smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
-    heads = linear_probe.train(scaled(train), labels, order, swept, recipe)
-    settled = linear_probe.settle(heads, swept, scaled(variant.val.values), val)
-    test, own = scaled(variant.test.values), list(settled.heads.values())
+    heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
+    settled = linear_probe.settle(heads, swept, scaled(variant.val, scale), val)
+    test, own = scaled(variant.test, scale), list(settled.heads.values())
     stored = {'kernel': np.asarray(heads.kernel)[:, own], 'bias': np.asarray(heads.bias)[own]}
     stored['seed'] = np.array(list(settled.heads))
     stored |= {} if scale is None else scale._asdict()
@@ -80,11 +107,10 @@ def neighbours(
     val: Callable[[np.ndarray], float] | None = None,
 ) -> Outcome:
     """Scores the test split by the labels of the nearest training records; nothing is settled."""
-    train, test = variant.train.values[positions], variant.test.values
-    if variant.norm:
-        scale = linear_probe.batch_norm(train)
-        train, test = scale(train), scale(test)
-    found = knn.knn_scores(test, train, labels, config.k, config.temperature)
+    train = _labelled(variant.train, positions)
+    scale = fit_scale(train) if variant.norm else None
+    bank, queries = scaled(train, scale), scaled(variant.test, scale)
+    found = knn.knn_scores(queries, bank, labels, config.k, config.temperature)
     return Outcome({0: found}, {}, {})
 
 

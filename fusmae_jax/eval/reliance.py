@@ -17,7 +17,7 @@ from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import linear_probe, readout, reliance_report
 from fusmae_jax.eval.evaluation_config import metric_of
-from fusmae_jax.eval.features import Extractor
+from fusmae_jax.eval.features import Extractor, Features
 from fusmae_jax.eval.intervals import Replicates, average, resample
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import MultiLabel, multi_label
@@ -123,14 +123,15 @@ def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath
     return readout.probe(settings, variant, positions, task.train.labels[positions], metric)
 
 
-def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: np.ndarray) -> Replicates:
+def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: Features) -> Replicates:
     """Average precisions of the heads on some features of the test split, resample by resample."""
     heads = linear_probe.Heads(*(jnp.asarray(outcome.heads[name]) for name in ('kernel', 'bias')))
-    if 'mean' in outcome.heads:
-        features = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std'])(features)
+    normed = 'mean' in outcome.heads
+    scale = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std']) if normed else None
+    given = readout.scaled(features, scale)
     runs = [
         resample(
-            _ranked(task, linear_probe.scores(heads, features, point), config.data.kind),
+            _ranked(task, linear_probe.scores(heads, given, point), config.data.kind),
             task.test.clusters,
             config.intervals.replicates,
             config.intervals.seed,

@@ -16,7 +16,9 @@ class Cloud:
 
     modality: str = 's2'
     cover: float = 0.7  # share of the image in which the opacity is above one half
-    bright: float = 3.0  # what opaque cloud looks like, in standard deviations above the mean of each band
+    # What opaque cloud looks like, in standard deviations above the mean of each band. It is normalised and
+    # clipped as the images are: under `mean_2sigma` anything above 2 is as bright as an input can be.
+    bright: float = 3.0
     seed: int = 0
 
 

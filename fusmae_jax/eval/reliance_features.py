@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from fusmae_jax.config import Parallel
 from fusmae_jax.errors import InputError
+from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.eval.presets import PresetConfig
 from fusmae_jax.eval.reliance_attention import Shares, attention, joined
@@ -58,8 +59,8 @@ class Disturbed:
         """Their names."""
         return conditions(self._names, self._config.cloud.modality)
 
-    def features(self, other: Int[np.ndarray, ' n']) -> dict[str, np.ndarray]:
-        """The pooled feature (n, width) under each condition.
+    def features(self, other: Int[np.ndarray, ' n']) -> dict[str, Features]:
+        """The pooled feature of every record under each condition.
 
         `other` is the position of the record whose image of a sensor each record gets where that sensor is
         shuffled.
@@ -70,8 +71,11 @@ class Disturbed:
         source = WithOther(Source(self._config.data.path, self._config.data.test_split, self._fields), other)
         names = [*self._fields, *(f'{OTHER}{name}' for name in self._fields)]
         parts = list(self._stream(source, names, self._encode, len(source)))
-        found = {key: np.concatenate([part[key] for part in parts])[: len(source)] for key in parts[0]}
-        for key, values in found.items():
+        found = {
+            key: Features(*(np.concatenate(x)[: len(source)] for x in zip(*(part[key] for part in parts))))
+            for key in parts[0]
+        }
+        for key, (values, _) in found.items():
             if not np.isfinite(values).all():
                 where = int(np.argmin(np.isfinite(values).all(axis=1)))
                 raise InputError(
@@ -107,24 +111,25 @@ class Disturbed:
             for batch in stream:
                 yield jax.device_get(run(params, pipeline.to_devices(batch, where, {'': self._size}, names)))
 
-    def _encode(self, params: Any, batch: Batch) -> dict[str, Array]:
-        """Traced: every condition from one batch, prepared once."""
+    def _encode(self, params: Any, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        """Traced: feature and validity under every condition, from one batch, prepared once."""
         config, cloud = self._fitted.config, self._config.cloud
         prepare = make_prepare(config, self._contract, None)
         own = prepare(batch, None)
         other = prepare({name: batch[f'{OTHER}{name}'] for name in self._fields}, None)
         alpha = opacity(cloud, batch[POSITION], config.model.image_size)
         patch = config.model.patch_size
-        under = clouded(own[cloud.modality], alpha, cloud, patch)
+        under = clouded(own[cloud.modality], alpha, cloud, patch, config.data)
         swapped = [own | {name: other[name]} for name in self._names]
         whole = [own, *swapped, own | {cloud.modality: under}]
         feature = self._config.head.feature
         graphdef = fusmae.graph(self._model.config.model, self._model.dtype)
 
-        def encode(patches: Mapping[str, Patches]) -> Array:
-            return pool(nnx.merge(graphdef, params), patches, (feature,))[0][feature]
+        def encode(patches: Mapping[str, Patches]) -> tuple[Array, Array]:
+            found, seen = pool(nnx.merge(graphdef, params), patches, (feature,))
+            return found[feature], seen
 
         # One after the other, so that the encoder is compiled once for all complete inputs.
-        first, *rest = jax.lax.map(encode, jax.tree.map(lambda *x: jnp.stack(x), *whole))
+        first, *rest = zip(*jax.lax.map(encode, jax.tree.map(lambda *x: jnp.stack(x), *whole)))
         alone = [encode({name: own[name]}) for name in self._names]
         return dict(zip(self.conditions, (first, *alone, *rest)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fusmae_jax.config import Data
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance_config import Cloud
 from fusmae_jax.input.patchify import Patches, patchify
@@ -84,17 +85,33 @@ def _interpolate(pixels: int, cells: int) -> Float[np.ndarray, 'p c']:
     return np.maximum(1 - distance, 0).astype(np.float32)
 
 
-def clouded(patches: Patches, alpha: Float[Array, 'b h w'], cloud: Cloud, patch_size: int) -> Patches:
-    """Normalised optical patches under a cloud: `(1 - a) * clear + a * bright` for the opacity `a`.
+def clouded(
+    patches: Patches, alpha: Float[Array, 'b h w'], cloud: Cloud, patch_size: int, data: Data
+) -> Patches:
+    """Normalised optical patches under a cloud: `(1 - a) * clear + a * bright` for the opacity `a`, clipped.
 
     All bands alike, because thick cloud is white from the visible to the short infrared. No radiative
     transfer: haze, shadows and the absorption of water vapour are left out. What was invalid stays so.
+
+    Args:
+        patches: as `prepare` makes them with the settings `data`.
+        alpha: the opacity of each pixel.
+        cloud: `bright` is in standard deviations, whatever the unit of the patches.
+        patch_size: pixels a side.
+        data: how the patches are normalised and clipped; no cloud leaves the range that a model has seen.
     """
+    unit, limit = _normalised(data)
     bands = patches.values.shape[2] // patch_size**2
     image = jnp.broadcast_to(alpha[..., None], (*alpha.shape, bands))
     share = patchify(image, patch_size)
-    values = patches.values * (1 - share) + jnp.float32(cloud.bright) * share
+    values = patches.values * (1 - share) + jnp.float32(cloud.bright * unit) * share
+    values = jnp.clip(values, -limit, limit)
     return Patches(jnp.where(patches.valid, values, patches.values), patches.valid)
+
+
+def _normalised(data: Data) -> tuple[float, float]:
+    """What a standard deviation is in the inputs that `prepare` makes, and where these are clipped."""
+    return (0.5, 1.0) if data.normalisation == 'mean_2sigma' else (1.0, data.clip)
 
 
 class WithOther:

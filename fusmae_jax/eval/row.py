@@ -45,13 +45,13 @@ class Row:
     draw_seeds: tuple[int, ...]  # one a subset; none for 'all'
     # How.
     method: str  # 'finetune', 'linear', 'knn', 'prior', ...
-    preset: str  # of the method: 'paper', 'recommended'
+    preset: str  # of the method: 'paper', 'recommended', 'custom' where its recipe was changed, 'none'
     head_seeds: tuple[int, ...]
     pooled: str | None  # pooled feature: 'mean_patch', 'last4_cls', ...
     batch_norm: bool | None  # before the linear head
     sweep: Mapping[str, tuple[float, ...]]  # setting -> values tried; a single one was not swept
     chosen: Mapping[str, tuple[float, ...]]  # setting -> values settled on, one a run or one for all
-    settled_on: str | None  # the split that decided
+    settled_on: str | None  # the split and its metric that decided: 'val, ap_micro'
     # What the encoder saw.
     modalities: tuple[str, ...]
     absent: str | None  # rule for an absent modality: 'self', 'bypass', 'zero_image'

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fusmae_jax import inference, leak
+from fusmae_jax import inference, leak, manifest
 from fusmae_jax.checkpoint import Checkpoints, open_step
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
@@ -75,6 +75,19 @@ def open_system(kind: str, settings: Encoder) -> System:
         params, name = model.params, settings.name or model.config.name
     model = type(model)(config, model.contract, params, model.dtype)
     return System(name, fingerprint(model), model, seen)
+
+
+def content(path: str) -> str:
+    """What changes when the weights of a checkpoint do; the path itself where there is none."""
+    try:
+        if published.is_published(path):
+            return published.digest(path)
+        checkpoints, step = open_step(path)
+        checkpoints.close()
+        file = checkpoints.directory / str(step) / manifest.NAME
+        return f'{step}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}'
+    except (InputError, OSError):
+        return path
 
 
 def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> System:

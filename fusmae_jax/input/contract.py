@@ -88,6 +88,16 @@ class Contract:
         """This contract, or the first one of a mixture."""
         return next(iter(self.each.values()))
 
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with the records, or with what their numbers mean.
+
+        `fingerprint` is of the shards alone: a corrected offset leaves it as it is.
+        """
+        parts = {name: part.digest for name, part in self.parts.items()}
+        about = {'records': self.fingerprint, 'groups': self.groups, 'statistics': self.statistics}
+        return fingerprint({'parts': parts} | {name: to_dict(value) for name, value in about.items()})
+
     def to_json(self) -> str:
         """The text of `contract.json`."""
         return json.dumps(to_dict(self), indent=2)

@@ -7,6 +7,7 @@ from fusmae_jax.config import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.plan import fit
+from fusmae_jax.plan.batches import Batches, batches_of
 from fusmae_jax.plan.compiled import Step, compile_step, state_bytes
 from fusmae_jax.plan.estimate import estimate
 from fusmae_jax.plan.records import layout
@@ -73,13 +74,13 @@ def make_plan(
     batch_size, limit = config.train.batch_size, target.memory
     step = compile_step(setup, batch_size, quick=True, read_program=True)
     sizes = _sizes(setup, step, limit)
-    line, quantum = _line(setup, sizes), setup.mesh.size * config.train.accumulation
+    line, batches = _line(setup, sizes), batches_of(setup)
     rows = fit.largest(line, limit) if line else None
-    best = None if rows is None else rows * quantum
+    best = None if rows is None else batches.below(rows)
     if line is None:
         best = sizes[0].batch_size if sizes else 0
     elif step.memory is None:
-        step = step._replace(total=max(step.total, int(line.at(batch_size / quantum))))
+        step = step._replace(total=max(step.total, int(line.at(batches.rows(batch_size)))))
     found = []
     if step.total > limit:
         found = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
@@ -107,11 +108,12 @@ def _settled(config: Config, target: Machine) -> tuple[Config, tuple[str, ...]]:
         train = dataclasses.replace(train, compute_dtype='bfloat16')
         notes.append(f"train.compute_dtype='auto' is bfloat16 on {target.kind}")
     config = dataclasses.replace(config, train=train)
-    quantum = make_mesh(config.parallel, target.devices).size * config.train.accumulation
-    if train.batch_size % quantum and not config.data.mixture:
-        size = max(quantum, round(train.batch_size / quantum) * quantum)
+    parts = make_mesh(config.parallel, target.devices).size * train.accumulation
+    # Where there is none, make_setup refuses the configured one and says what to change.
+    size = Batches(config.data, parts).near(max(1, round(train.batch_size / parts))) or train.batch_size
+    if size != train.batch_size:
         notes.append(
-            f'train.batch_size={train.batch_size} cannot be split over {quantum} parts, and a run would '
+            f'train.batch_size={train.batch_size} cannot be split over {parts} parts, and a run would '
             f'refuse it; planned for --config.train.batch_size={size}'
         )
         config = dataclasses.replace(config, train=dataclasses.replace(train, batch_size=size))
@@ -122,27 +124,26 @@ def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
     """The steps that the line goes through: that of the configured batch, if it was compiled, and another.
 
     A compiler that refuses a program states less than it would need, so such a size only tells where to go
-    next; a refusal is quick. Fewer than two steps if not even one row fits, or hardly more.
+    next; a refusal is quick. Fewer than two steps if not even the least batch fits, or hardly more.
     """
-    quantum = setup.mesh.size * setup.config.train.accumulation
+    batches, most = batches_of(setup), None
     state, made, last = state_bytes(setup), [step] if step.memory else [], step
     for _ in range(MOST_TRIES):
-        rows = last.batch_size // quantum
-        if last.memory is None and rows == 1:
-            break
+        rows = batches.rows(last.batch_size)
         near = fit.second_point(rows, last.total, state, limit)
         if last.memory is None:
-            near = max(1, min(near, rows) * 2 // 3)
-        if near * quantum in {s.batch_size for s in made}:
+            most, near = rows - 1, max(1, min(near, rows) * 2 // 3)
+        size = batches.near(near, most, {s.batch_size for s in made})
+        if not size:
             break
-        last = compile_step(setup, near * quantum, quick=True)
+        last = compile_step(setup, size, quick=True)
         made += [last] if last.memory else []
         if len(made) == 2:
             break
     made = sorted(made, key=lambda s: s.batch_size)
     line = _line(setup, made)
     rows = (fit.largest(line, limit) or 0) if line else 0
-    if made and rows > FAR * made[-1].batch_size // quantum:
+    if made and rows > FAR * batches.rows(made[-1].batch_size):
         # What a few rows need says little of many: memory grows faster once nothing stays on the chip.
         return _further(setup, made, rows * 2 // 3)
     return made
@@ -150,15 +151,16 @@ def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
 
 def _further(setup: Setup, made: list[Step], rows: int) -> list[Step]:
     """The larger of two sizes, and one of about so many rows: half as far away after each refusal."""
-    quantum = setup.mesh.size * setup.config.train.accumulation
-    known = made[-1].batch_size // quantum
+    batches = batches_of(setup)
+    known = batches.rows(made[-1].batch_size)
     for _ in range(MOST_TRIES):
-        if rows <= known:
+        size = batches.below(rows)
+        if batches.rows(size) <= known:
             break
-        step = compile_step(setup, rows * quantum, quick=True)
+        step = compile_step(setup, size, quick=True)
         if step.memory:
             return [made[-1], step]
-        rows = (known + rows) // 2
+        rows = (known + batches.rows(size)) // 2
     return made
 
 
@@ -166,6 +168,6 @@ def _line(setup: Setup, sizes: list[Step]) -> fit.Line | None:
     """Bytes of one device over its rows of a micro-batch."""
     if len(sizes) < 2:
         return None
-    quantum = setup.mesh.size * setup.config.train.accumulation
-    first, second = ((s.batch_size // quantum, s.total) for s in sizes)
+    batches = batches_of(setup)
+    first, second = ((batches.rows(s.batch_size), s.total) for s in sizes)
     return fit.through(first, second)

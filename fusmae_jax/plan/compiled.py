@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fusmae_jax.input.mixture import row_counts
 from fusmae_jax.plan.collectives import Collectives, of_program
 from fusmae_jax.plan.topology import out_of_memory
 from fusmae_jax.train.setup import Setup
+from fusmae_jax.train.step import abstract_batch
 
 # A program for a TPU costs its compiler a fifth of the time so, and holds a few per cent more memory.
 QUICK = {'exec_time_optimization_effort': -1.0}
@@ -84,3 +86,9 @@ def bytes_on_device(tree: Any) -> int:
 def state_bytes(setup: Setup) -> int:
     """Bytes of parameters, optimizer and counters on one device."""
     return bytes_on_device(setup.abstract_state())
+
+
+def batch_bytes(setup: Setup, batch_size: int) -> int:
+    """Bytes of a global batch, as the host sends it, on one device."""
+    rows = row_counts(setup.config.data, batch_size)
+    return bytes_on_device(abstract_batch(setup.contract, setup.objective.fields, rows, setup.mesh))

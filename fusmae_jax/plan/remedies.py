@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fusmae_jax.config import Config
-from fusmae_jax.plan.compiled import Step, bytes_on_device, state_bytes
+from fusmae_jax.plan.batches import Batches, batches_of
+from fusmae_jax.plan.compiled import Step, batch_bytes, bytes_on_device, state_bytes
 from fusmae_jax.plan.fit import MARGIN, Line, largest
 from fusmae_jax.plan.topology import GIB
 from fusmae_jax.train.flops import full_remat_share
@@ -53,23 +54,27 @@ def remedies(
 
 
 def _accumulate(setup: Setup, step: Step, line: Line, room: float) -> Remedy | None:
-    """The fewest micro-batches that fit; or, where none do, one row at a time."""
-    devices, now = setup.mesh.size, setup.config.train.accumulation
+    """The fewest micro-batches that fit; or, where none do, as many as there can be."""
+    devices, now, data = setup.mesh.size, setup.config.train.accumulation, setup.config.data
     rows = step.batch_size // devices
-    # The sum of gradients is held beside the state; it is as large as the parameters.
-    sums = 0 if now > 1 else bytes_on_device(setup.abstract_state()['params'])
-    choices = [k for k in range(now + 1, rows + 1) if rows % k == 0]
+    choices = [k for k in range(now + 1, rows + 1) if Batches(data, devices * k).splits(step.batch_size)]
     if not choices:
         return None
-    fitting = (k for k in choices if line.at(rows / k) + sums <= room)
-    best = next(fitting, choices[-1])
-    after = line.at(rows / best) + sums
+    # The sum of gradients is held beside the state; it is as large as the parameters.
+    sums = 0 if now > 1 else bytes_on_device(setup.abstract_state()['params'])
+    whole = batch_bytes(setup, step.batch_size)
+
+    def after(k: int) -> float:
+        # The batch is on the device as a whole from the beginning, whatever the line makes of its rows.
+        return line.at(rows / k) + whole * (1 - now / k) + sums
+
+    best = next((k for k in choices if after(k) <= room), choices[-1])
     return Remedy(
         f'train.accumulation={best}',
-        int(step.total - after),
+        int(step.total - after(best)),
         'estimated',
         'no more operations, smaller ones',
-        after <= room,
+        after(best) <= room,
     )
 
 
@@ -111,13 +116,13 @@ def _recompute(
 
 def _shrink(setup: Setup, step: Step, line: Line, limit: int) -> Remedy | None:
     """The largest batch that fits, which is another training."""
-    quantum = setup.mesh.size * setup.config.train.accumulation
-    rows = largest(line, limit)
-    if not rows:
+    batches = batches_of(setup)
+    batch_size = batches.below(largest(line, limit) or 0)
+    if not batch_size:
         return None
     return Remedy(
-        f'train.batch_size={rows * quantum}',
-        int(step.total - line.at(rows)),
+        f'train.batch_size={batch_size}',
+        int(step.total - line.at(batches.rows(batch_size))),
         'estimated',
         'another batch, so another training',
         True,

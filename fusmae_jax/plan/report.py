@@ -69,14 +69,17 @@ def _memory(plan: Plan) -> str:
 
 def _largest(plan: Plan) -> str:
     sizes = ' and '.join(f'{batch:,}' for batch, _ in plan.points)
+    one = 'one image on each device'
+    if plan.setup.config.data.mixture:
+        one = 'the least that all the sets can share over the devices'
     if len(plan.points) < 2:
         least = f'batch {plan.largest:,} is the only size found to fit' if plan.largest else 'none fits'
-        return f'largest     {least}, one image on each device included'
+        return f'largest     {least}, {one} included'
     how = f'from a line through {sizes}, with {MARGIN:.0%} of the memory left free'
     if plan.largest is None:
         return f'largest     no limit seen: memory does not grow between batches of {sizes}'
     if not plan.largest:
-        return f'largest     not even one image on each device fits ({how})'
+        return f'largest     not even {one} fits ({how})'
     text = f'largest     batch {plan.largest:,} fits ({how}'
     if plan.verified:
         share = plan.verified.total / plan.machine.memory

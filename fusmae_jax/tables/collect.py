@@ -10,13 +10,19 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval import cells, intervals, replicates, row
 from fusmae_jax.eval.evaluation_config import PRIOR
 from fusmae_jax.eval.intervals import Replicates
-from fusmae_jax.eval.row import Row
+from fusmae_jax.eval.row import Row, require_same_protocol
+from fusmae_jax.tables import recipes
 from fusmae_jax.tables.commands import FILES
 from fusmae_jax.tables.config import OF_CLASSES, PER_CLASS, Table, seeds_of
 from fusmae_jax.tables.plan import Plan
 from fusmae_jax.tables.stages import Stage, state
 
 Sensors = tuple[str, ...]
+# How a system is read, in which it may differ from what it is compared with.
+OWN = (
+    *('method', 'preset', 'head_seeds', 'pooled', 'batch_norm', 'sweep', 'settled_on', 'modalities'),
+    *('absent', 'image', 'statistics', 'accepted'),
+)
 
 
 class Number(NamedTuple):
@@ -56,7 +62,7 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[tuple[str, str], Cell
             )
             note = '' if sensors else 'not part of it'
             note = note or next(filter(None, (_note(stage, failed) for stage in stages)), '')
-            command = FILES[plan.command(task, system)] if sensors else ''
+            command = FILES[recipes.command(plan.config, task, system)] if sensors else ''
             prior = plan.config.systems[system].baseline == PRIOR
             by_sensors = (
                 {} if note else {names: _measured(stages, command, names, prior) for names in sensors}
@@ -163,9 +169,15 @@ def mean_of(found: Replicates, names: Sequence[str]) -> Replicates:
 
 
 def difference(first: Measured, second: Measured, metric: str, table: Table) -> Number | None:
-    """First minus second, paired; None if either was evaluated without intervals."""
+    """First minus second, paired; None if either was evaluated without intervals.
+
+    Raises:
+        InputError: they were not evaluated on the same records, classes and labelled subsets.
+    """
     if first.mean is None or second.mean is None:
         return None
+    for name in names_of(metric, table):
+        require_same_protocol([rows[name] for one in (first, second) for rows in one.rows], OWN)
     one, other = (mean_of(m.mean, names_of(metric, table)) for m in (first, second) if m.mean is not None)
     found = intervals.intervals(intervals.difference(one, other))['']
     seeds = max(len(first.rows), len(second.rows))

@@ -1,22 +1,28 @@
 """The commands behind the stages, each in a folder of its own."""
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
 
 from fusmae_jax.config import Config
+from fusmae_jax.eval import finetune
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune_settle import settled
 from fusmae_jax.eval.probe_command import FEATURES, run_knn, run_linear_probe
 from fusmae_jax.experiment import pretrain as run_pretrain
 from fusmae_jax.workdir import COMPLETE
 
 Evaluation = LinearProbe | Knn | Finetune
 KINDS: dict[str, type[Evaluation]] = {'linear_probe': LinearProbe, 'knn': Knn, 'finetune': Finetune}
+COMMANDS: dict[str, Callable[[Any, epath.Path], int]] = {
+    'linear_probe': run_linear_probe,
+    'knn': run_knn,
+    'finetune': finetune.run_finetune,
+}
 FILES = {'linear_probe': 'linear', 'knn': 'knn', 'finetune': 'finetune'}  # in the names of what they write
 
 
@@ -37,7 +43,21 @@ def evaluate(command: str, config: Any, folder: epath.Path, features: epath.Path
     """
     if command != 'finetune':
         _share(folder / FEATURES, features)
-    _command(command)(config, folder)
+    COMMANDS[command](config, folder)
+    return True
+
+
+def sweep(config: Finetune, folder: epath.Path) -> bool:
+    """Fine-tunes one system at every learning rate; True, since nothing stops it but its end."""
+    finetune.sweep(config, folder)
+    return True
+
+
+def evaluate_settled(
+    config: Finetune, folder: epath.Path, own: epath.Path, every: Sequence[epath.Path]
+) -> bool:
+    """Evaluates the points of `own`, a sweep, at the learning rate that is best over `every` sweep."""
+    finetune.run_finetune(config, folder, points=own / finetune.POINTS, rate=settled(every))
     return True
 
 
@@ -47,13 +67,3 @@ def _share(link: epath.Path, features: epath.Path) -> None:
     if not link.exists():
         with contextlib.suppress(OSError):
             os.symlink(os.path.relpath(features, link.parent), link)
-
-
-@functools.cache
-def _command(name: str) -> Callable[[Any, epath.Path], int]:
-    if name == 'finetune':
-        from fusmae_jax.eval.finetune import run_finetune
-
-        return run_finetune
-    commands: dict[str, Callable[[Any, epath.Path], int]] = {'linear_probe': run_linear_probe, 'knn': run_knn}
-    return commands[name]

@@ -10,7 +10,7 @@ from fusmae_jax.eval.evaluation_config import METRICS, PRIOR, RANDOM
 from fusmae_jax.input.contract import fingerprint
 
 PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'
-FOLDERS = ('data', 'pretrain', 'features')  # of a study, beside those of its tasks
+FOLDERS = ('data', 'pretrain', 'features', 'sweeps')  # of a study, beside those of its tasks
 STAGES = ('data', 'pretrain', 'evaluate')
 
 
@@ -84,7 +84,7 @@ class Tables:
 
 
 def digest(config: Tables) -> str:
-    """16 hexadecimal digits that change with any setting that can change a number."""
+    """16 hexadecimal digits that change with any setting of a study; `Plan.digest` follows what it names."""
     values = to_dict(config)
     del values['run']
     for archive in values['archives'].values():

@@ -2,30 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import from_dict, to_dict
-from fusmae_jax.config_file import load_config
-from fusmae_jax.dino_config import build_any
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM, Encoder, LinearProbe
-from fusmae_jax.eval.systems import AND
+from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM
+from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.systems import AND, content
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.tables import commands
-from fusmae_jax.tables.commands import KINDS, Evaluation
-from fusmae_jax.tables.config import System, Tables, columns_of, seeds_of
+from fusmae_jax.input.contract import fingerprint
+from fusmae_jax.tables import commands, recipes
+from fusmae_jax.tables.commands import Evaluation
+from fusmae_jax.tables.config import Tables, columns_of, digest, seeds_of
 from fusmae_jax.tables.stages import Stage, state
-from fusmae_jax.workdir import FREE, flatten
 
-# Settings that change no result: where things lie, and how fast they are read.
-PRETRAIN_FREE = (*FREE, 'data.path')
-EVALUATION_FREE = (
-    *('data.path', 'data.threads', 'data.prefetch', 'parallel'),
-    *('encoder.checkpoint', 'encoder.like', 'encoder.name'),
-)
+SWEEPS = 'sweeps'
 # (layout, pairs, seed, folder, workers) -> the folder of the data set: makes an archive up and converts it.
 Make = Callable[[str, int, int, epath.Path, int], str]
 
@@ -58,18 +50,23 @@ class Plan:
         """
         self.config, self.workdir, self._make = config, epath.Path(workdir).absolute(), make
         self._data = {name: self._data_set(name) for name in config.archives}
+        self._known: dict[str, list[str]] = {}  # checkpoint -> what tells its content
         self._pretrainings = {
-            (name, seed): _pretraining(system, seed)
+            (name, seed): recipes.pretraining(system, seed)
             for name, system in config.systems.items()
             for seed in config.seeds
             if system.pretrain
         }
         self._evaluations = {
-            (task, system): self._evaluation(task, system)
+            (task, system): recipes.evaluation(config, task, system, self.sensors(task, system))
             for task in config.tasks
             for system in config.systems
             if self.sensors(task, system)
         }
+        for task in config.tasks:
+            own = (c for (name, _), c in self._evaluations.items() if name == task)
+            if len({c.learning_rates for c in own if _shares_rate(c)}) > 1:
+                raise InputError(f'tasks.{task}: one sweep settles all systems, give them one learning_rates')
 
     def sensors(self, task: str, system: str) -> tuple[tuple[str, ...], ...]:
         """The sensors that a system is given in a task; none if it has no part in it."""
@@ -90,36 +87,93 @@ class Plan:
                             told.add(stage.name)
                             yield stage
 
-    def command(self, task: str, system: str) -> str:
-        """How a system is evaluated: bands and shares of classes have nothing to fine-tune."""
-        command = self.config.tasks[task].command
-        alone = self.config.systems[system].baseline in (BANDS, PRIOR)
-        return 'linear_probe' if alone and command == 'finetune' else command
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any setting that can change a number, of any stage."""
+        every = {
+            stage.name: dict(stage.settings)
+            for task, system in self._evaluations
+            for seed in seeds_of(self.config, system)
+            for stage in _in_order(self.cell(task, system, seed))
+        }
+        return fingerprint({'study': digest(self.config), 'stages': every})
 
     def cell(self, task: str, system: str, seed: int) -> Stage:
         """The evaluation of a system in a task, all of its sensors."""
-        kind, command = self.config.systems[system], self.command(task, system)
-        data, weights = self._data[self.config.tasks[task].data], self._weights(system, seed)
-        config, name = self._evaluations[task, system], f'{task}/{system}-{seed}'
+        command = recipes.command(self.config, task, system)
+        name = f'{task}/{system}-{seed}'
         folder, features = self.workdir / name, self.workdir / 'features' / f'{system}-{seed}'
-        encoder = _encoder(config.encoder, kind, weights.checkpoint, seed)
+        if not _shares_rate(self._evaluations[task, system]):
+            return self._stage(
+                task, system, seed, name, lambda ready: commands.evaluate(command, ready, folder, features)
+            )
+        own, every = self._sweep(task, system, seed).folder, self._sweeps(task)
+        folders = [stage.folder for stage in every]
+        return self._stage(
+            *(task, system, seed, name),
+            lambda ready: commands.evaluate_settled(ready, folder, own, folders),
+            every,
+        )
 
-        def action() -> bool:
+    def _sweeps(self, task: str) -> tuple[Stage, ...]:
+        """The sweeps that settle the learning rate of a task: of every system that can be had."""
+        every = (
+            self._sweep(task, system, seed)
+            for (name, system), config in self._evaluations.items()
+            if name == task and _shares_rate(config)
+            for seed in seeds_of(self.config, system)
+        )
+        return tuple(stage for stage in every if not stage.blocked)
+
+    def _sweep(self, task: str, system: str, seed: int) -> Stage:
+        name = f'{SWEEPS}/{task}/{system}-{seed}'
+        return self._stage(task, system, seed, name, lambda ready: commands.sweep(ready, self.workdir / name))
+
+    def _stage(
+        self,
+        task: str,
+        system: str,
+        seed: int,
+        name: str,
+        action: Callable[[Any], bool],
+        needs: tuple[Stage, ...] = (),
+    ) -> Stage:
+        """A stage of a cell; its action is given the settings with the data and weights in place."""
+        data, weights = self._data[self.config.tasks[task].data], self._weights(system, seed)
+        config, kind = self._evaluations[task, system], self.config.systems[system]
+        encoder = recipes.encoder(config.encoder, kind, weights.checkpoint, seed)
+
+        def ready() -> bool:
             there = dataclasses.replace(config.data, path=data.path())
-            ready = dataclasses.replace(config, data=there, encoder=encoder)
-            return commands.evaluate(command, ready, folder, features)
+            return action(dataclasses.replace(config, data=there, encoder=encoder))
 
-        weighed = kind.baseline or kind.checkpoint or AND.join(kind.beside)
-        about = {'command': command, 'seed': seed, 'weights': weighed}
+        about = {
+            'command': recipes.command(self.config, task, system),
+            'seed': seed,
+            'weights': self._source(system),
+        }
         return Stage(
             kind='evaluate',
-            folder=folder,
+            folder=self.workdir / name,
             name=name,
-            settings=about | data.settings | _fixed(config, EVALUATION_FREE),
-            needs=(*data.needs, *weights.needs),
-            action=action,
+            settings=about | data.settings | recipes.fixed(config, recipes.EVALUATION_FREE),
+            needs=(*data.needs, *weights.needs, *needs),
+            action=ready,
             blocked=data.blocked or weights.blocked,
         )
+
+    def _source(self, system: str) -> str:
+        """What tells weights that no stage of the study makes: their content, wherever they lie."""
+        kind = self.config.systems[system]
+        names = (system, *kind.beside, *([kind.like] if kind.like else []))
+        paths = [self.config.systems[name].checkpoint for name in names]
+        found = [one for path in paths if path for one in self._contents(path)]
+        return ' '.join([kind.baseline, *found]) if found else kind.baseline
+
+    def _contents(self, path: str) -> list[str]:
+        if path not in self._known:
+            self._known[path] = [content(part.strip()) for part in path.split(AND)]
+        return self._known[path]
 
     def _weights(self, system: str, seed: int) -> Weights:
         kind = self.config.systems[system]
@@ -145,14 +199,14 @@ class Plan:
             ready = dataclasses.replace(config.data, path=data.path())
             return commands.pretrain(dataclasses.replace(config, data=ready), folder)
 
-        settings = data.settings | _fixed(config, PRETRAIN_FREE)
+        settings = data.settings | recipes.fixed(config, recipes.PRETRAIN_FREE)
         return Stage('pretrain', folder, name, settings, data.needs, action, data.blocked)
 
     def _data_set(self, name: str) -> DataSet:
         archive, folder = self.config.archives[name], self.workdir / 'data' / name
         if archive.path:
             try:
-                about = {'contract': contracts.read(archive.path).fingerprint}
+                about = {'contract': contracts.read(archive.path).digest}
             except InputError as error:
                 return DataSet(lambda: archive.path, {}, (), str(error))
             return DataSet(lambda: archive.path, about, (), '')
@@ -169,49 +223,13 @@ class Plan:
         settings = dict(zip(('layout', 'pairs', 'seed'), made))
         return DataSet(path, {}, (Stage('data', folder, f'data/{name}', settings, (), action),), '')
 
-    def _evaluation(self, task: str, system: str) -> Evaluation:
-        """The settings of an evaluation, but for where data and weights lie."""
-        about, kind = self.config.tasks[task], self.config.systems[system]
-        where = f'tasks.{task} with systems.{system}'
-        values = load_config(about.config, (*about.settings, *kind.evaluate))
-        config: Evaluation = from_dict(KINDS[about.command], values, where)
-        if self.command(task, system) != about.command:
-            shared = {name: getattr(config, name) for name in ('data', 'labels', 'intervals', 'preset')}
-            config = LinearProbe(**shared)
-        for name in ('features', 'batch_norm'):
-            if len(getattr(config, name, ('',))) != 1:
-                raise InputError(f'{where}: {name}={getattr(config, name)}; a cell shows one, name it')
-        if len(config.labels.fractions) != 1:
-            raise InputError(f'{where}: labels.fractions={config.labels.fractions}; a task has one')
-        baselines: tuple[str, ...] = ()
-        sensors = self.sensors(task, system)
-        if kind.baseline == PRIOR:  # the same for all sensors
-            sensors, baselines = sensors[:1], (PRIOR,)
-        encoder = dataclasses.replace(config.encoder, baselines=baselines, modalities=sensors)
-        return dataclasses.replace(config, encoder=encoder)
 
-
-def _pretraining(system: System, seed: int) -> Config:
-    return build_any(load_config(system.pretrain, (*system.settings, f'seed={seed}')))
-
-
-def _encoder(encoder: Encoder, kind: System, checkpoint: str, seed: int) -> Encoder:
-    encoder = dataclasses.replace(encoder, name=kind.label, seed=seed)
-    if kind.baseline == RANDOM:
-        return dataclasses.replace(encoder, checkpoint=RANDOM, like=checkpoint)
-    return dataclasses.replace(encoder, checkpoint=checkpoint)
+def _shares_rate(config: Evaluation) -> TypeGuard[Finetune]:
+    """Whether the learning rate is settled over all systems of a task, once all of them are trained."""
+    return isinstance(config, Finetune) and config.settle == 'all' and len(config.learning_rates) > 1
 
 
 def _in_order(stage: Stage) -> Iterator[Stage]:
     for needed in stage.needs:
         yield from _in_order(needed)
     yield stage
-
-
-def _fixed(config: Config | Evaluation, free: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that can change a result, by their dotted names."""
-    return {
-        key: value
-        for key, value in flatten(to_dict(config)).items()
-        if not any(key == name or key.startswith(f'{name}.') for name in free)
-    }

@@ -52,6 +52,7 @@ def _system(rows: Sequence[Row]) -> str:
     words = [
         f'{row.method}, preset {row.preset}',
         f'feature {row.pooled}{" + batch norm" if row.batch_norm else ""}',
+        '; '.join(f'{name} {"/".join(f"{x:g}" for x in tried)}' for name, tried in row.sweep.items()),
         f'image {row.image}',
         f'statistics {row.statistics}',
         f'absent sensor {row.absent}' if row.absent else '',

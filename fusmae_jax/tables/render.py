@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fusmae_jax.tables.collect import Cell, Number, Sensors, difference, number
@@ -10,6 +10,7 @@ from fusmae_jax.tables.config import OF_CLASSES, Table, Tables
 from fusmae_jax.tables.published import SOURCE, VERSIONS, published
 
 HERE, NO_NUMBER = 'here', '-'
+UNSTATED = 'sensor not stated'
 SHORT = {
     'ap_micro': 'mAP micro',
     'ap_macro': 'mAP macro',
@@ -40,6 +41,7 @@ class Line(NamedTuple):
     system: str
     task: str  # '' where the column names it
     numbers: tuple[Number | str, ...]  # one a column; a word where there is no number
+    notes: tuple[str, ...] = ()  # what the CSV says beside each of them; () is nothing
 
 
 class Grid(NamedTuple):
@@ -53,14 +55,15 @@ class Grid(NamedTuple):
 def grid(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -> Grid:
     """The table with the numbers of the paper under those of the same system here."""
     columns = _columns(config, table)
-    lines = []
-    for system in table.systems:
-        for task in table.tasks if table.below else ('',):
-            label = config.systems[system].label or system
-            label += f', {config.tasks[task].label}' if table.below and len(table.tasks) > 1 else ''
-            numbers = tuple(_number(table, found[c.task or task, system], c) for c in columns)
-            lines.append(Line(label, HERE, system, task, numbers))
-            lines += _published(config, system, task, columns)
+    lines: list[Line] = []
+    quoted: set[tuple[str, ...]] = set()
+    for system, task, label in _labelled(config, table, table.systems):
+        numbers = tuple(
+            _number(table, found[c.task or task, system], c) if _has(config, task, c) else NO_NUMBER
+            for c in columns
+        )
+        lines.append(Line(label, HERE, system, task, numbers))
+        lines += _published(config, system, task, columns, quoted)
     return Grid(table.title, columns, tuple(lines))
 
 
@@ -68,16 +71,15 @@ def minus(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -
     """The paired differences of the systems from `table.against`."""
     columns = _columns(config, table)
     lines = []
-    for system in (name for name in table.systems if name != table.against):
-        for task in table.tasks if table.below else ('',):
-            numbers = []
-            for column in columns:
-                pair = [found[column.task or task, name] for name in (system, table.against)]
-                sides = [cell.by_sensors.get(column.sensors) for cell in pair]
-                one, other = sides
-                paired = difference(one, other, column.metric, table) if one and other else None
-                numbers.append(paired or NO_NUMBER)
-            lines.append(Line(config.systems[system].label or system, HERE, system, task, tuple(numbers)))
+    others = [name for name in table.systems if name != table.against]
+    for system, task, label in _labelled(config, table, others):
+        numbers = []
+        for column in columns:
+            pair = [found[column.task or task, name] for name in (system, table.against)]
+            one, other = (cell.by_sensors.get(column.sensors) for cell in pair)
+            paired = difference(one, other, column.metric, table) if one and other else None
+            numbers.append(paired or NO_NUMBER)
+        lines.append(Line(label, HERE, system, task, tuple(numbers)))
     against = config.systems[table.against].label or table.against
     return Grid(f'{table.title}: paired differences from {against}', columns, tuple(lines))
 
@@ -86,28 +88,43 @@ def fusion(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) 
     """The paired gains of all sensors over each one; a column says which one they are over."""
     columns = tuple(c for c in _columns(config, table) if len(c.sensors) == 1)
     lines = []
-    for system in table.systems:
-        for task in table.tasks if table.below else ('',):
-            numbers = []
-            for column in columns:
-                there = found[column.task or task, system].by_sensors
-                whole = next((there[names] for names in there if len(names) > 1), None)
-                alone = there.get(column.sensors)
-                paired = difference(whole, alone, column.metric, table) if whole and alone else None
-                numbers.append(paired or NO_NUMBER)
-            lines.append(Line(config.systems[system].label or system, HERE, system, task, tuple(numbers)))
+    for system, task, label in _labelled(config, table, table.systems):
+        numbers = []
+        for column in columns:
+            there = found[column.task or task, system].by_sensors
+            whole = next((there[names] for names in there if len(names) > 1), None)
+            alone = there.get(column.sensors)
+            paired = difference(whole, alone, column.metric, table) if whole and alone else None
+            numbers.append(paired or NO_NUMBER)
+        lines.append(Line(label, HERE, system, task, tuple(numbers)))
     return Grid(f'{table.title}: paired gains of all sensors over the one named', columns, tuple(lines))
 
 
 def _columns(config: Tables, table: Table) -> tuple[Column, ...]:
-    tasks = ('',) if table.below else table.tasks
-    shown = config.tasks[table.tasks[0]].columns
+    """Task by task; with tasks below one another, all sensors that any of them has, each once."""
+    sideways = {task: config.tasks[task].columns for task in table.tasks}
+    if table.below:
+        sideways = {'': tuple(dict.fromkeys(names for columns in sideways.values() for names in columns))}
     return tuple(
         Column(task, names, metric)
-        for task in tasks
-        for names in (config.tasks[task].columns if task else shown)
+        for task, columns in sideways.items()
+        for names in columns
         for metric in table.metrics
     )
+
+
+def _has(config: Tables, task: str, column: Column) -> bool:
+    """Whether a column stands for sensors of its task, or else of the task of the line."""
+    return column.task != '' or column.sensors in config.tasks[task].columns
+
+
+def _labelled(config: Tables, table: Table, systems: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """System, task ('' where the columns name it) and label of every line that is not the paper's."""
+    for system in systems:
+        label = config.systems[system].label or system
+        for task in table.tasks if table.below else ('',):
+            told = f', {config.tasks[task].label or task}' if table.below and len(table.tasks) > 1 else ''
+            yield system, task, label + told
 
 
 def _number(table: Table, cell: Cell, column: Column) -> Number | str:
@@ -117,19 +134,31 @@ def _number(table: Table, cell: Cell, column: Column) -> Number | str:
     return number(measured, column.metric, table) if measured else NO_NUMBER
 
 
-def _published(config: Tables, system: str, task: str, columns: Sequence[Column]) -> list[Line]:
-    """The lines of the paper for a system, the newest version first; none without numbers."""
+def _published(
+    config: Tables, system: str, task: str, columns: Sequence[Column], quoted: set[tuple[str, ...]]
+) -> list[Line]:
+    """The lines of the paper for a system, the newest version first; none without numbers.
+
+    A number whose sensor the paper does not state is one number: it stands in the first cell that it fits and
+    is added to `quoted`, which the lines of a table share.
+    """
     lines = []
     for version in VERSIONS:
         known = published(version, config.systems[system].published)
         numbers: list[Number | str] = []
+        notes = []
         for column in columns:
-            name = config.tasks[column.task or task].published
-            values = [known.get((name, sensors, column.metric)) for sensors in (column.sensors, None)]
-            value = next((x for x in values if x is not None), None)
+            name = config.tasks[column.task or task].published if _has(config, task, column) else ''
+            value, note = known.get((name, column.sensors, column.metric)), SOURCE
+            unstated, once = known.get((name, None, column.metric)), (system, version, name, column.metric)
+            if value is None and unstated is not None and once not in quoted:
+                quoted.add(once)
+                value, note = unstated, f'{SOURCE}, {UNSTATED}'
             numbers.append(NO_NUMBER if value is None else Number(value / 100, None, None, None, None, 0, 0))
+            notes.append(note)
         if any(isinstance(x, Number) for x in numbers):
-            lines.append(Line(f'... paper, {version}', version, system, task, tuple(numbers)))
+            label = f'... paper, {version}'
+            lines.append(Line(label, version, system, task, tuple(numbers), tuple(notes)))
     return lines
 
 
@@ -199,11 +228,11 @@ def to_csv(config: Tables, grids: Sequence[tuple[str, str, Grid]]) -> str:
     writer.writerow([*CSV, *Number._fields, 'note'])
     for table, kind, one in grids:
         for line in one.lines:
-            for column, value in zip(one.columns, line.numbers):
+            notes = line.notes or ('',) * len(line.numbers)
+            for column, value, note in zip(one.columns, line.numbers, notes):
                 about = [table, kind, line.system, line.label, line.source, column.task or line.task]
                 about += ['+'.join(column.sensors), column.metric]
                 empty = [''] * len(Number._fields)
                 numbers = ['' if x is None else x for x in value] if isinstance(value, Number) else empty
-                source = SOURCE if line.source != HERE else ''
-                writer.writerow([*about, *numbers, value if isinstance(value, str) else source])
+                writer.writerow([*about, *numbers, value if isinstance(value, str) else note])
     return stream.getvalue()

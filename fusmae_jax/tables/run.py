@@ -10,7 +10,7 @@ from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.tables import render
 from fusmae_jax.tables.collect import collect
-from fusmae_jax.tables.config import Tables, check, digest
+from fusmae_jax.tables.config import Tables, check
 from fusmae_jax.tables.plan import Make, Plan
 from fusmae_jax.tables.protocol import protocol
 from fusmae_jax.tables.stages import Stage, changes, state
@@ -40,8 +40,8 @@ def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
     check(config)
     plan, workdir = Plan(config, workdir, make), epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    print(f'study {digest(config)} in {workdir}')
-    (workdir / SETTINGS).write_text(json.dumps({'digest': digest(config)} | to_dict(config), indent=2))
+    print(f'study {plan.digest} in {workdir}')
+    (workdir / SETTINGS).write_text(json.dumps({'digest': plan.digest} | to_dict(config), indent=2))
     failed: dict[str, str] = {}
     stages = list(plan.stages())
     for number, stage in enumerate(stages, start=1):
@@ -88,7 +88,7 @@ def _write(plan: Plan, failed: Mapping[str, str], workdir: epath.Path) -> str:
     texts.append('## Protocol\n\n' + protocol(config, found))
     if missing := _missing(plan, failed):
         texts.append('## What is missing\n\n' + '\n'.join(f'- {line}' for line in missing))
-    title = f'# Study {digest(config)}\n\n{ABOUT}'
+    title = f'# Study {plan.digest}\n\n{ABOUT}'
     text = '\n\n'.join([title, *texts])
     for kind, content in (
         ('md', f'{text}\n'),

@@ -54,6 +54,8 @@ def state(stage: Stage) -> State:
     found = _read(stage)
     if found is None:
         return 'missing'
+    if stage.kind == 'evaluate' and not found.get('complete'):
+        return 'begun'  # under whatever settings: what it keeps is known by its own
     if {name: found.get(name) for name in ('settings', 'needs')} != stage.wanted:
         return 'changed'
     return 'complete' if found.get('complete') else 'begun'

@@ -4,6 +4,8 @@ XLA's own count takes the body of a scan once, so it is off by the depth. Counte
 products, at two operations for a multiply-add; the backward pass costs twice the forward.
 """
 
+import re
+
 import jax
 
 from fusmae_jax.config import Config, Model
@@ -11,7 +13,8 @@ from fusmae_jax.models.masking import num_visible
 from fusmae_jax.models.slots import JOINT, num_slots
 from fusmae_jax.models.streams import streams
 
-# bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets.
+# bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets, by the beginning of
+# its name in jax. Chips without bfloat16 (V100) have none.
 PEAK_BF16 = {
     'TPU v4': 275e12,
     'TPU v5 lite': 197e12,
@@ -20,12 +23,13 @@ PEAK_BF16 = {
     'TPU v5p': 459e12,
     'TPU v6 lite': 918e12,
     'TPU v6e': 918e12,
-    'NVIDIA A100': 312e12,
+    'NVIDIA A100-SXM4': 312e12,
     'NVIDIA H100': 989e12,
     'NVIDIA H200': 989e12,
     'NVIDIA L4': 121e12,
-    'NVIDIA V100': 125e12,
 }
+# Slower cards with the same chip, and a part of one.
+OTHERS = re.compile(r'\b(PCIe|NVL|MIG)\b')
 
 
 def block(tokens: int, width: int, mlp_ratio: float) -> float:
@@ -121,7 +125,7 @@ def _parts(config: Config) -> dict[str, float]:
 def peak_flops(device: jax.Device) -> float | None:
     """The chip's bfloat16 peak, or None where it is not known."""
     kind = device.device_kind
-    # Whole words only: 'NVIDIA L40S' is no 'NVIDIA L4'. PCIe cards of a name run slower, so they are unknown.
-    known = [] if 'PCIe' in kind else [name for name in PEAK_BF16 if f'{kind} '.startswith(f'{name} ')]
+    # Whole words: 'NVIDIA L40S' is no 'NVIDIA L4'.
+    known = [name for name in PEAK_BF16 if re.match(rf'{re.escape(name)}\b', kind)]
     best = max(known, key=len, default=None)
-    return None if best is None else PEAK_BF16[best]
+    return None if best is None or OTHERS.search(kind) else PEAK_BF16[best]
