@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -158,16 +159,20 @@ def figure(lines: Sequence[Mapping[str, Any]], shares: Sequence[Share]) -> bytes
     fig, axes = plt.subplots(
         len(systems),
         2,
-        figsize=(width + 5, 3.6 * len(systems) + 0.4),
+        figsize=(width + 5, 2.8 * len(systems) + 2.0),
         squeeze=False,
         layout='constrained',
         width_ratios=(width, 5),
+        sharex='col',  # the names of the classes stand once, below
     )
     for (left, right), system in zip(axes, systems):
         _precision_panel(left, [line for line in lines if line['system'] == system], classes)
         _attention_panel(right, [share for share in shares if share.system == system])
         left.set_title(f'{system}: average precision', fontsize=9)
         right.set_title(f'{system}: attention between sensors', fontsize=9)
+    axes[-1, 0].set_xticklabels([textwrap.fill(name, 24) for name in classes], rotation=45, ha='right')
+    axes[-1, 1].set_xlabel('block; dotted: the share that equal weights would give', fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper left', fontsize=8, ncols=8)
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=110)
     plt.close(fig)
@@ -187,9 +192,10 @@ def _precision_panel(axis: Any, lines: Sequence[Mapping[str, Any]], classes: Seq
         axis.errorbar(x, y, yerr=ends, fmt='o', ms=4, lw=1, label=condition)
     for k in range(1, len(classes)):
         axis.axvline(k - 0.5, color='0.9', lw=0.8, zorder=0)
-    axis.set_xticks(range(len(classes)), classes, rotation=30, ha='right', fontsize=7)
+    axis.set_xticks(range(len(classes)))
+    axis.tick_params(axis='x', labelsize=7)
+    axis.set_xlim(-0.6, len(classes) - 0.4)
     axis.set_ylim(0, 1.02)
-    axis.legend(fontsize=7, ncols=3, loc='lower left')
 
 
 def _attention_panel(axis: Any, shares: Sequence[Share]) -> None:
@@ -199,7 +205,7 @@ def _attention_panel(axis: Any, shares: Sequence[Share]) -> None:
         for one in shares
         if one.attending != one.attended and one.attended != 'cls'
     )
-    for i, (attending, attended) in enumerate(pairs):
+    for i, (attending, attended) in enumerate(sorted(pairs)):  # in the same colours for every system
         own = [one for one in shares if (one.attending, one.attended) == (attending, attended)]
         blocks, colour = [one.block for one in own], f'C{i}'
         label = f'{attending} to {attended}'
@@ -210,7 +216,6 @@ def _attention_panel(axis: Any, shares: Sequence[Share]) -> None:
         axis.set_axis_off()
         return
     axis.set_xticks(sorted({one.block for one in shares}))
-    axis.set_xlabel('block', fontsize=8)
-    axis.set_ylabel('share of attention (dotted: of tokens)', fontsize=8)
+    axis.set_ylabel('share of attention', fontsize=8)
     axis.set_ylim(0, 1.02)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc='upper right', ncols=2)
