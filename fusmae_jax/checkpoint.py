@@ -19,9 +19,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from fusmae_jax import manifest
-from fusmae_jax.disk import SaveError, is_disk_full
+from fusmae_jax.disk import SaveError, absolute, is_disk_full
 from fusmae_jax.errors import InputError, raise_all
-from fusmae_jax.parallel.agreement import gather
+from fusmae_jax.parallel.agreement import together
 from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.rules import path_name
 
@@ -39,6 +39,9 @@ class Checkpoints:
         A run keeps the newest `keep`, the best, and those at multiples of `keep_every_steps` (0: none). It
         first moves aside what is damaged at the end. A reader moves and deletes nothing: the run may be
         writing at this moment.
+
+        Raises:
+            InputError: what is there cannot be read at this moment, or none of it is whole.
         """
         policies = ocp.training.preservation_policies
         best = policies.BestN(
@@ -49,18 +52,21 @@ class Checkpoints:
         )
         kept = [policies.LatestN(keep), best]
         kept += [policies.EveryNSteps(keep_every_steps)] if keep_every_steps else []
-        self.directory = epath.Path(workdir).resolve() / FOLDER
+        self.directory = absolute(workdir) / FOLDER
         self._reader = not keep
         if keep:
-            if jax.process_index() == 0:
-                manifest.set_damaged_aside(self.directory)
-            gather(None)  # the others look when that is done
+            first = jax.process_index() == 0
+            together(lambda: manifest.set_damaged_aside(self.directory) if first else None)
             logging.get_absl_logger().addFilter(_has_no_orbax_trace)
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=policies.AnyPreservationPolicy(kept) if keep else None,
             cleanup_tmp_directories=keep > 0,
         )
+        if keep:
+            # orbax would report steps where `Preemption` reports calls, and a request to stop in between be
+            # settled on a call that never comes. It saves what it is given at once, and need not ask.
+            self._checkpointer._manager.reached_preemption = lambda step: False
         self._background = ThreadPoolExecutor(1, 'checkpoint')
         self._saving: tuple[int, Future] | None = None
         self._failed = False
@@ -260,7 +266,7 @@ def find(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 
     The path is a working directory, its checkpoints folder (both: no step), or one checkpoint in there.
     """
-    path = epath.Path(path).resolve()
+    path = absolute(path)
     workdir, step = path, None
     if path.name == FOLDER:
         workdir = path.parent

@@ -17,6 +17,7 @@ from absl import logging
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
+from fusmae_jax.disk import absolute
 from fusmae_jax.parallel.agreement import gather
 
 FOLDER = 'compilation_cache'
@@ -69,6 +70,8 @@ class CompileCache:
         return len(new)
 
     def _entries(self) -> dict[str, epath.Path]:
+        if not self._folder.exists():  # an object store has no empty folders
+            return {}
         return {path.name: path for path in self._folder.iterdir() if path.name.endswith(ENTRY)}
 
     def _digests(self) -> dict[str, str]:
@@ -93,7 +96,7 @@ def enabled(workdir: epath.PathLike) -> Iterator[CompileCache | None]:
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         yield None
         return
-    folder = epath.Path(workdir).resolve() / FOLDER
+    folder = absolute(workdir) / FOLDER
     cache = CompileCache(folder)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,7 @@ def enabled(workdir: epath.PathLike) -> Iterator[CompileCache | None]:
     _configure(SETTINGS | {'jax_compilation_cache_dir': str(folder)})
     try:
         yield cache
-        with contextlib.suppress(OSError):  # a full disk; the next start deletes what has no digest
+        with contextlib.suppress(Exception):  # a full disk, a bucket that does not answer: as if never built
             cache.seal()
     finally:
         _configure(before)

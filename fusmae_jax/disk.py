@@ -1,4 +1,4 @@
-"""A disk that is full, or a file that cannot be written, as one sentence."""
+"""The place that a run writes to: its path, and one sentence when it is full or cannot be written."""
 
 import contextlib
 import errno
@@ -11,6 +11,12 @@ from fusmae_jax.errors import InputError
 
 class SaveError(InputError):
     """A checkpoint, or another file of a run, could not be written; what was saved before is whole."""
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """A path that holds wherever the process stands; one with a scheme, such as gs://, already does."""
+    path = epath.Path(path)
+    return path if '://' in str(path) else path.resolve()  # resolve() makes /HERE/gs:/... of gs://...
 
 
 def is_disk_full(error: BaseException | None) -> bool:

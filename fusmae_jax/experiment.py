@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
-from fusmae_jax import compile_cache, leak, startup
+from fusmae_jax import compile_cache, leak, startup, step_log
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
@@ -20,7 +19,7 @@ from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel import distributed
-from fusmae_jax.parallel.agreement import gather, together
+from fusmae_jax.parallel.agreement import together
 from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
@@ -49,13 +48,14 @@ def pretrain(config: Config, workdir: epath.PathLike, profile: str = '') -> int:
     distributed.initialize(config.parallel)
     with contextlib.ExitStack() as stack:
         preemption = Preemption(stack)
+        stack.enter_context(explain_full_disk(workdir))  # for what is closed at the end
         try:
-            stack.enter_context(explain_full_disk(workdir))
-            cache = None
-            if config.train.compilation_cache:
-                cache = stack.enter_context(compile_cache.enabled(workdir))
-            setup, source = startup.open_run(config)
-            return Run(setup, source, workdir, Around(stack, preemption, cache, window)).train()
+            with explain_full_disk(workdir):  # before anything below is decided by the kind of error
+                cache = None
+                if config.train.compilation_cache:
+                    cache = stack.enter_context(compile_cache.enabled(workdir))
+                setup, source = startup.open_run(config)
+                return Run(setup, source, workdir, Around(stack, preemption, cache, window)).train()
         except Exception as error:
             # What is wrong with settings, data or losses, all processes find out together.
             alike = isinstance(error, InputError | DivergedError) and not isinstance(error, SaveError)
@@ -87,9 +87,11 @@ class Run:
             workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps
         )
         self.stack.callback(self.checkpoints.close)
-        self.saved = self.checkpoints.latest()
+        self.saved = startup.newest(self.checkpoints)
         self.start = self.saved or 0
         self.meta = workdirs.checked_meta(self.checkpoints, self.start, setup) if self.start else {}
+        self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
+        self.late = False  # whether a save is due after the next update that is not skipped
         held = together(lambda: open_validation(self.config))
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
@@ -104,6 +106,8 @@ class Run:
         self.goodput = startup.goodput(workdir, setup)
         if self.lead:
             workdirs.write_config(workdir, self.config)
+            if self.start < setup.total_steps:  # the last checkpoint of a finished run was damaged
+                (workdir / workdirs.COMPLETE).unlink(missing_ok=True)
             trim(workdir / workdirs.SKIPPED, self.start)
         self.writers = Writers(workdir, self.start, self.lead)
         self.stack.callback(self.writers.close)
@@ -152,6 +156,7 @@ class Run:
                 self.goodput.reached(step + 1)
                 self.checkpoints.check()
             self.log.flush()
+            profiler.close(metrics)  # what follows is no step
         return self._finish(state)
 
     def _state(self) -> State:
@@ -189,30 +194,41 @@ class Run:
         if self.pictures and step % log.images_every_steps == 0:
             self._draw(step, state)
         if self.neighbours and step % log.knn.every_steps == 0:
-            with self.goodput.phase('evaluation'):
+            with self._evaluating():
                 self.writers.scalars(step, self.neighbours(state['params']))
-        if step % checkpoint.every_steps == 0 or val_loss is not None:
+        # The metrics known by now are those of the step before.
+        due = self.late and not self.log.last['skips_in_row']
+        if due or step % checkpoint.every_steps == 0 or val_loss is not None:
             self._save(state, val_loss)
 
-    def _save(self, state: State, val_loss: float | None) -> None:
-        """Saves, unless the last update was skipped: what is kept must be a good place to go back to."""
-        with self.goodput.phase('checkpoint'):
-            self._save_now(state, val_loss)
+    def _save(self, state: State, val_loss: float | None, last: bool = False) -> None:
+        """Saves; after a skipped update only at the end of a sitting, where all would be lost otherwise.
 
-    def _save_now(self, state: State, val_loss: float | None) -> None:
+        A checkpoint on the way must be a good place to go back to, and may wait for the next good update.
+        """
         self.log.flush()  # so that no checkpoint is ahead of metrics.jsonl
-        step = int(read('step', state['step']))
-        # By our own count: what is on disk at this moment may differ between the processes.
-        if self.log.last.get('skips_in_row') or step == self.saved:
-            return
-        loss = self.log.last.get('loss', self.meta.get('loss'))
-        meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, loss)
-        self.checkpoints.save(state, meta, val_loss, self.packed)
-        self.saved = step
+        with self.goodput.phase('checkpoint'):
+            step = int(read('step', state['step']))
+            # By our own count: what is on disk at this moment may differ between the processes.
+            skips = bool(self.log.last.get('skips_in_row'))
+            self.late = skips and not last
+            if self.late or step == self.saved:
+                return
+            self.good = self.good if skips else step
+            loss = self.log.last.get('loss', self.meta.get('loss'))
+            meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, loss, self.good)
+            self.checkpoints.save(state, meta, val_loss, self.packed)
+            self.saved = step
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.log.flush()  # waits for the step that still runs: its time is none of the evaluation
+        with self.goodput.phase('evaluation'):
+            yield
 
     def _validate(self, step: int, state: State) -> float:
         assert self.evaluate is not None
-        with self.goodput.phase('evaluation'):
+        with self._evaluating():
             values = self.evaluate(state['params'])
         self.writers.scalars(step, values)
         loss = values['val/loss']
@@ -221,14 +237,14 @@ class Run:
 
     def _draw(self, step: int, state: State) -> None:
         assert self.pictures is not None
-        with self.goodput.phase('evaluation'):
+        with self._evaluating():
             self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
 
     def _finish(self, state: State) -> int:
         step = int(read('step', state['step']))
         done = step >= self.setup.total_steps
         val_loss = self._validate(step, state) if done and self.evaluate else None
-        self._save(state, val_loss)
+        self._save(state, val_loss, last=True)
         with self.goodput.phase('checkpoint'):
             self.checkpoints.wait()
         self._say(self.goodput.summary())
@@ -249,30 +265,19 @@ class Run:
         return 0
 
     def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
-        own = {key: [_plain(x) for x in np.asarray(value)] for key, value in names.items()}
-        records = _merged(gather(own))
+        records = step_log.records(names)
         if self.lead:
             workdirs.note_skip(self.workdir, step, records)
         logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
         if values['skips_in_row'] >= self.config.train.max_skips:
-            latest = self.checkpoints.latest()
-            saved = 'none' if latest is None else self.checkpoints.directory / str(latest)
             raise DivergedError(
                 f'{self.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
-                f'Last good checkpoint: {saved}. '
+                f'Last good checkpoint: {self._last_good() or "none"}. '
                 f'The records are listed in {self.workdir / workdirs.SKIPPED}; try a lower learning rate.'
             )
 
-
-def _merged(parts: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    """The record names of the whole batch, in its order, from those of each process."""
-    whole = {key: [x for part in parts for x in part[key]] for key in parts[0]}
-    order = {key: np.argsort(whole[key]) for key in whole if key.endswith(pipeline.POSITION)}
-    return {
-        key: [values[i] for i in order[f'{pipeline.prefix_of(key)}{pipeline.POSITION}']]
-        for key, values in whole.items()
-    }
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value.item()
+    def _last_good(self) -> epath.Path | None:
+        """The newest checkpoint that was not saved amid skipped updates, as far as it is still there."""
+        steps = self.checkpoints.steps()
+        good = [step for step in steps if step <= (self.good or 0)] or steps
+        return self.checkpoints.directory / str(good[-1]) if good else None

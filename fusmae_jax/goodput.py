@@ -30,6 +30,7 @@ PHASES = ('step', 'input', 'checkpoint', 'evaluation', 'compile', 'restore', 'st
 REDONE = ('step', 'input')  # what doing a step again costs
 EVERY_SECONDS = 10.0  # between two rewritings of the file
 T = TypeVar('T')
+_claimed: list[float] = []  # the age of the process, once a sitting has counted it
 
 
 class Sitting(NamedTuple):
@@ -44,7 +45,9 @@ class Sitting(NamedTuple):
 class Goodput:
     """Measures the present sitting, and knows those before it."""
 
-    def __init__(self, workdir: epath.PathLike, active: bool, flops: float = 0.0, peak: float = 0.0):
+    def __init__(
+        self, workdir: epath.PathLike, active: bool, flops: float = 0.0, peak: float = 0.0, images: int = 0
+    ):
         """Starts in the phase `start`.
 
         Args:
@@ -52,20 +55,24 @@ class Goodput:
             active: whether this process writes the file.
             flops: floating-point operations of one step; 0 if not known.
             peak: what all devices of the run together can do, in FLOP/s; 0 if not known.
+            images: in one step; 0 for something that has none.
         """
-        age = process_age()
+        # What the first sitting of a process has before it is its imports; a later one has another run there.
+        age = 0.0 if _claimed else process_age()
+        _claimed.append(age)
         self._file, self._active = epath.Path(workdir) / FILE, active
         self._before = read(workdir) if active else []
         self._begin, self._first, self._last = time.time() - age, 0, 0
-        self._flops, self._peak = flops, peak
+        self._flops, self._peak, self._images = flops, peak, images
         self._seconds = dict.fromkeys(PHASES, 0.0) | {'start': age}
         self._phases, self._since = ['start'], time.perf_counter()
         self._written = self._since
-        self._marked: tuple[int, dict[str, float]] | None = None
+        self._mark()
 
     def starts_at(self, step: int) -> None:
         """The step from which this sitting goes on."""
         self._first = self._last = step
+        self._mark()
         self.write()
 
     @contextlib.contextmanager
@@ -104,14 +111,16 @@ class Goodput:
     def scalars(self) -> dict[str, float]:
         """What goes to the writers: since the last call, and of the whole run.
 
-        `input_wait_ms` and `mfu` are means over the steps since the last call; the first one has neither.
-        Device memory is the most that any device of this process has held.
+        `images_per_second`, `input_wait_ms` and `mfu` are means over the steps since the last call, or the
+        start, and over the time of those steps and their input alone: evaluation and checkpoints are not in
+        it. Device memory is the most that any device of this process has held.
         """
-        self._turn()
-        mark, self._marked = self._marked, (self._last, dict(self._seconds))
+        last, before = self._marked
+        self._mark()
         values = {}
-        if mark is not None and (steps := self._last - mark[0]) > 0:
-            spent = {name: self._seconds[name] - mark[1][name] for name in REDONE}
+        if (steps := self._last - last) > 0:
+            spent = {name: self._seconds[name] - before[name] for name in REDONE}
+            values['images_per_second'] = self._images * steps / sum(spent.values())
             values['input_wait_ms'] = 1e3 * spent['input'] / steps
             if self._flops and self._peak:
                 values['mfu'] = self._flops * steps / (sum(spent.values()) * self._peak)
@@ -119,6 +128,10 @@ class Goodput:
             values['device_memory_gib'] = memory / 2**30
         split, _ = shares(self.sittings())
         return values | {f'goodput/{name}': share for name, share in split.items()}
+
+    def _mark(self) -> None:
+        self._turn()
+        self._marked = self._last, dict(self._seconds)
 
     def sittings(self) -> list[Sitting]:
         """All of them, the present one last."""
@@ -130,7 +143,7 @@ class Goodput:
         self._written = self._since
         if self._active:
             part = self._file.parent / f'{FILE}.part'
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):  # an object store has errors of its own
                 part.write_text(json.dumps([sitting._asdict() for sitting in self.sittings()], indent=1))
                 part.replace(self._file)
 

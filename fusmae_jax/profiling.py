@@ -36,6 +36,8 @@ class Profiler:
 
     def __init__(self, workdir: epath.PathLike, window: Window | None):
         self._folder, self._window = epath.Path(workdir) / FOLDER, window
+        if jax.process_count() > 1:  # the trace is named by host and second, which two of them may share
+            self._folder /= f'process_{jax.process_index()}'
         self._tracing = False
 
     def step(self, step: int, before: Any) -> contextlib.AbstractContextManager:

@@ -10,6 +10,7 @@ from clu import parameter_overview
 from etils import epath
 
 from fusmae_jax import workdir as workdirs
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.dino_config import DinoConfig
@@ -47,7 +48,7 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
     check_same(own | workdirs.versions(), 'start them with the same code and the same settings')
     setup, source = together(lambda: _open(config))
     check_same(
-        {'data fingerprint': source.contract.fingerprint, 'records': len(source)},
+        {'data fingerprint': source.contract.digest, 'records': len(source)},
         f'their data are not the same set (data.path={config.data.path}); copy it again',
     )
     return setup, source
@@ -84,6 +85,16 @@ def check_shared(workdir: epath.Path) -> None:
     finally:
         if first:
             probe.unlink()
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    """The step from which a run goes on; raises InputError unless all processes see the same one."""
+    saved = checkpoints.latest()
+    check_same(
+        {'newest checkpoint': saved},
+        f'they list {checkpoints.directory} differently; start them again in a minute',
+    )
+    return saved
 
 
 def announce(setup: Setup, source: Mixture) -> None:
@@ -125,7 +136,8 @@ def goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
     known = peak is not None and not isinstance(config, DinoConfig)
     flops = train_flops_per_image(config) * config.train.batch_size if known else 0.0
-    return Goodput(workdir, jax.process_index() == 0, flops, (peak or 0.0) * setup.mesh.size)
+    lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
+    return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
 
 
 def compile_step(setup: Setup) -> tuple[Any, Callable[[Any, int], None] | None]:

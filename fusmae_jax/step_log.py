@@ -1,10 +1,13 @@
 """The metrics of every step, looked at one step late, so that the device never waits for the host."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fusmae_jax.config import Config
+from fusmae_jax.input import pipeline
+from fusmae_jax.parallel.agreement import gather
 from fusmae_jax.parallel.host import read
 from fusmae_jax.writers import Writers
 
@@ -24,19 +27,18 @@ class StepLog:
     ):
         """`on_skip(step, values, names)` hears of every step whose update was not finite.
 
-        `more` gives what else is written beside the metrics.
+        `more` gives what else is written beside the metrics, such as `images_per_second`.
         """
         self._config, self._total, self._writers, self._on_skip = config, total, writers, on_skip
         self._more = more
         self._pending: tuple[int, Any, dict[str, Any]] | None = None
-        self._since, self._steps = time.perf_counter(), 0
         self._bar: Any = None
         self._task: Any = None
         self.last: dict[str, float] = {}
 
     def show(self, bar: Any, start: int) -> None:
         """From now on progress goes to this bar."""
-        self._bar, self._since = bar, time.perf_counter()
+        self._bar = bar
         self._task = bar.add_task(self._config.name, total=self._total, completed=start, note='')
 
     def add(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
@@ -54,13 +56,26 @@ class StepLog:
     def _look(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
         values = {name: float(value) for name, value in read('metrics', metrics).items()}
         self.last = values
-        self._steps += 1
         if step % self._config.log.every_steps == 0 or step == self._total or values['skipped']:
-            now = time.perf_counter()
-            rate = self._steps * self._config.train.batch_size / (now - self._since)
-            self._since, self._steps = now, 0
-            self._writers.scalars(step, values | {'images_per_second': rate} | self._more())
+            more = self._more()
+            self._writers.scalars(step, values | more)
+            rate = more.get('images_per_second', 0.0)
             self._bar.update(self._task, note=f'{rate:,.1f} images/s, loss {values["loss"]:.4f}')
         self._bar.update(self._task, completed=step)
         if values['skipped']:
             self._on_skip(step, values, names)
+
+
+def records(names: dict[str, Any]) -> dict[str, list[Any]]:
+    """The names of the records of a step, in the order of its batch, from those of each process."""
+    parts = gather({key: [_plain(x) for x in np.asarray(value)] for key, value in names.items()})
+    whole = {key: [x for part in parts for x in part[key]] for key in parts[0]}
+    order = {key: np.argsort(whole[key]) for key in whole if key.endswith(pipeline.POSITION)}
+    return {
+        key: [values[i] for i in order[f'{pipeline.prefix_of(key)}{pipeline.POSITION}']]
+        for key, values in whole.items()
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value.item()

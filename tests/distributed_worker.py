@@ -1,17 +1,19 @@
 """One process of a run: the real command, and a signal to this very process at a chosen moment.
 
 usage: python -m tests.distributed_worker MOMENT SIGNAL pretrain --config=... ; MOMENT is the number of the
-step whose metrics are looked at, `compile`, `evaluate`, or `never`.
+step whose metrics are looked at, `compile`, `evaluate`, `save`, or `never`.
 """
 
 import os
 import signal
 import sys
+import time
 
 import jax
 
 import main
 from fusmae_jax import experiment, startup
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.eval.during import Validation
 
 
@@ -19,13 +21,16 @@ def strike(moment: str, name: str) -> None:
     """Raises the signal at the first such moment, in the middle of what goes on then."""
     struck = []
 
+    def hit():
+        struck.append(1)
+        os.kill(os.getpid(), getattr(signal, name))
+
     def wrap(owner, function, due):
         real = getattr(owner, function)
 
         def wrapped(*args):
             if due(*args) and not struck:
-                struck.append(1)
-                os.kill(os.getpid(), getattr(signal, name))
+                hit()
             return real(*args)
 
         setattr(owner, function, wrapped)
@@ -34,6 +39,16 @@ def strike(moment: str, name: str) -> None:
         wrap(startup, 'compile_step', lambda *_: True)
     elif moment == 'evaluate':
         wrap(Validation, '__call__', lambda *_: True)
+    elif moment == 'save':
+        real = Checkpoints.save
+
+        def saved(*args):
+            real(*args)  # which goes on in the background
+            if not struck:
+                hit()
+                time.sleep(1.5)  # jax looks for the signal once a second
+
+        Checkpoints.save = saved
     elif moment != 'never':
         wrap(experiment.StepLog, '_look', lambda log, step, *_: step == int(moment))
 

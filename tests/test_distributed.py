@@ -14,14 +14,17 @@ from tests.processes import ROOT, free_port
 
 # Everything that several processes settle among themselves, without the minute that two whole runs take.
 AGREE = """
-import contextlib, os, signal, sys, time
+import contextlib, os, signal, sys, time, types
 import jax
 from etils import epath
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel import agreement, distributed
 from fusmae_jax.parallel.preemption import Preemption
-from fusmae_jax.startup import check_shared
+from fusmae_jax import startup
+from fusmae_jax.startup import check_shared, newest
+startup.PATIENCE = 1
 port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.initialize(Parallel(coordinator=f'localhost:{port}', num_processes=2, process_id=index))
 def refused(call, *arguments):
@@ -40,18 +43,26 @@ with contextlib.ExitStack() as stack:
     refused(agreement.together, fails_in_one)
     check_shared(epath.Path(folder) / 'shared')
     refused(check_shared, epath.Path(folder) / str(index))
+    refused(newest, types.SimpleNamespace(latest=lambda: index or None, directory='seen'))
+    checkpoints = Checkpoints(epath.Path(folder) / 'shared', keep=1)
+    everywhere = jax.sharding.NamedSharding(jax.make_mesh((4,), ('data',)), jax.sharding.PartitionSpec())
+    values = jax.device_put({'step': 6000, 'params': {'a': 1.0}, 'opt_state': {'b': 2.0}}, everywhere)
     for call in range(1000):
-        if call == 5 and index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if call == 5:
+            checkpoints.save(values, {})  # of a run that has gone on from a checkpoint far behind these calls
+            if index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1.5)  # jax looks for the signal once a second
         if preemption.reached():
-            print('stops at', call)
             break
         time.sleep(0.01 * (1 + index))
+    checkpoints.close()
+    print('stops at', call)
 """
 
 
 def test_processes_agree_on_values_failures_and_where_to_stop(tmp_path):
-    """SIGTERM to one; the faster and the slower one stop at the same call."""
+    """SIGTERM to one while a checkpoint is saved; the faster and the slower one stop at the same call."""
     port, running = free_port(), []
     for index in range(2):
         command = [sys.executable, '-c', AGREE, str(port), str(index), str(tmp_path)]
@@ -72,6 +83,7 @@ def test_processes_agree_on_values_failures_and_where_to_stop(tmp_path):
         assert 'seed: 0 in process 0; 1 in process 1' in text and 'size' not in text
         assert f'refused: {prefix}no such folder' in text
         assert text.count('storage that all of them share') == 1
+        assert 'newest checkpoint: None in process 0; 1 in process 1' in text and 'list seen diff' in text
     assert lines[0][-1] == lines[1][-1] and lines[0][-1].startswith('stops at'), lines
     assert 5 <= int(lines[0][-1].split()[-1]) < 900
 
@@ -101,6 +113,9 @@ def test_a_coordinator_that_nobody_reaches_is_named_in_time():
         ({'coordinator': 'host:80'}, 'set parallel.num_processes'),
         ({'coordinator': 'host', 'num_processes': 2, 'process_id': 0}, 'must be HOST:PORT'),
         ({'coordinator': 'host:80', 'num_processes': 2, 'process_id': 2}, 'count from 0 to 1'),
+        ({'num_processes': 2, 'process_id': 1}, 'set parallel.coordinator'),
+        ({'num_processes': 2}, 'set parallel.coordinator'),
+        ({'process_id': 0}, 'set parallel.coordinator'),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_waits(values, words):
@@ -112,6 +127,7 @@ def test_nothing_to_join_leaves_a_process_alone(monkeypatch):
     for name, value in {'SLURM_STEP_NODELIST': 'n1', 'SLURM_NTASKS': '1', 'SLURM_PROCID': '0'}.items():
         monkeypatch.setenv(name, value)
     distributed.initialize(cfg.Parallel())
+    distributed.initialize(cfg.Parallel(num_processes=1, process_id=0))
     distributed.initialize(cfg.Parallel(distributed='off', coordinator='host:80'))
     assert not jax.distributed.is_initialized()
     assert agreement.gather({'a': [1]}) == [{'a': [1]}]

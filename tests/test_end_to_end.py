@@ -116,7 +116,7 @@ def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
     assert (tmp_path / 'parts' / 'COMPLETE').exists()
 
 
-def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monkeypatch):
+def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monkeypatch, capsys):
     labelled, run = archive(tmp_path / 'labelled', {'train': 12, 'val': 6}), tmp_path / 'run'
     knn = cfg.Neighbours(25, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
     traces = []
@@ -130,7 +130,9 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
         checkpoint=cfg.Checkpoint(every_steps=20, keep=1, keep_every_steps=40),
     )
     before = host.reads.copy()
-    assert experiment.pretrain(config, run, profile='11:12') == 0
+    assert experiment.pretrain(config, run, profile='49:99') == 0
+    printed = capsys.readouterr().out
+    assert 0 < printed.index('profile written to') < printed.index('goodput: ')  # without the last save
     read = host.reads - before
     assert read['metrics'] == 50 and read['validation'] == read['pictures'] == 2
     assert read.total() < 75  # and a few of the step, for checkpoints, and of the features

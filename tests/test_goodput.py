@@ -72,11 +72,36 @@ def test_work_is_lost_once():
     assert split['lost'] * 20 == pytest.approx(10)
 
 
+def test_the_rate_of_images_leaves_out_what_is_no_step(tmp_path):
+    measured = Goodput(tmp_path, active=True, images=8)
+    time.sleep(0.1)  # the start
+    measured.starts_at(100)
+    rates = []
+    for step in (101, 102, 103):
+        with measured.phase('step'):
+            with measured.phase('input'):
+                time.sleep(0.01)
+            time.sleep(0.03)
+            for name in ('evaluation', 'checkpoint'):
+                with measured.phase(name):
+                    time.sleep(0.2 * (step == 102))
+        measured.reached(step)
+        rates.append(measured.scalars()['images_per_second'])
+    assert all(8 / 0.12 < rate <= 8 / 0.04 for rate in rates)
+
+
+def test_the_age_of_a_process_counts_in_its_first_sitting_alone(tmp_path):
+    Goodput(tmp_path, active=True)  # if no test before has counted it
+    later = Goodput(tmp_path / 'other', active=True)
+    (sitting,) = later.sittings()
+    assert sitting.seconds['start'] < 0.1 and sitting.begin == pytest.approx(time.time(), abs=1)
+
+
 def test_input_wait_mfu_and_the_summary(tmp_path):
     measured = Goodput(tmp_path, active=True, flops=1e6, peak=1e9)
     with measured.phase('step'):
         first = measured.scalars()
-        assert 'mfu' not in first
+        assert 'mfu' not in first and 'images_per_second' not in first
         for step in (1, 2):
             with measured.phase('input'):
                 time.sleep(0.01)

@@ -100,7 +100,12 @@ def test_rows_say_everything_and_averages_are_right(first, data):
     assert one.lowest <= one.estimate <= one.highest and one.low < one.high
     assert one.sweep['learning_rate'] == (1e-3, 1e-2) and one.sweep['epochs'] == (8.0,)
     assert len(one.chosen['learning_rate']) == 2 and set(one.chosen['learning_rate']) <= {1e-3, 1e-2}
-    assert one.settled_on == 'val, ap_micro' and one.preset == 'custom' and one.cluster == 'scene' and one.clusters == 7
+    assert (
+        one.settled_on == 'val, ap_micro'
+        and one.preset == 'custom'
+        and one.cluster == 'scene'
+        and one.clusters == 7
+    )
     assert one.image == 'resize 32 x 32' and len(one.checkpoints) == 1
     every = next(r for r in rows if (r.metric, r.averaging, r.label_fraction) == ('ap', 'micro', 1.0))
     assert (every.train_records, every.draw, every.draw_seeds, every.runs) == (SIZES['train'], 'all', (), 2)

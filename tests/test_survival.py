@@ -115,6 +115,16 @@ def test_the_steps_of_the_window_are_traced_and_trouble_does_not_stop_them(tmp_p
     assert not (tmp_path / 'profile').exists() and 'own/profile' in capsys.readouterr().out
 
 
+def test_processes_that_share_a_host_do_not_share_a_trace(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    profiler = Profiler(tmp_path, Window(1, 1))
+    with profiler.step(1, None):
+        pass
+    profiler.close()
+    assert list((tmp_path / 'profile' / 'process_1').rglob('*.xplane.pb'))
+
+
 @pytest.mark.slow
 def test_a_short_storm(tmp_path):
     storm.storm(tmp_path, steps=30, kills=3, seed=1)

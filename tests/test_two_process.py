@@ -176,6 +176,20 @@ def test_sigterm_while_compiling_or_evaluating_saves_and_leaves(dataset, tmp_pat
 
 
 @pytest.mark.slow
+def test_sigterm_while_a_later_sitting_saves_stops_it_too(dataset, tmp_path):
+    """There the steps that are saved and the calls in which the processes agree count from two numbers."""
+    config = with_all(dataset)
+    file, last = as_file(config, tmp_path), 0
+    for moment in ('5', 'save'):
+        struck = {1: (moment, 'SIGTERM')}
+        ended = run_processes(file, tmp_path / 'run', count=2, devices=4, moments=struck)
+        assert [e.code for e in ended] == [0, 0], ended
+        before, last = last, Checkpoints(tmp_path / 'run').latest()
+        assert before < last < STEPS and f'stopped on request at step {last};' in ended[0].output
+        assert (f'resuming from step {before} of' in ended[0].output) == (before > 0)
+
+
+@pytest.mark.slow
 def test_hosts_that_differ_are_refused_with_a_sentence(dataset, tmp_path):
     """Settings, data, a folder that is missing on one, and a working directory that is not shared."""
     file = as_file(settings(dataset), tmp_path)

@@ -39,9 +39,11 @@ def initialize(parallel: Parallel, timeout: int = 300) -> None:
     """
     address = parallel.coordinator or os.environ.get(ADDRESS, '')
     cluster = _cluster()
-    if parallel.distributed == 'off' or jax.distributed.is_initialized() or not (address or cluster):
+    if parallel.distributed == 'off' or jax.distributed.is_initialized():
         return
     _check(parallel, address, cluster)
+    if not (address or cluster):
+        return
     complete = bool(address) and parallel.num_processes > 0 and parallel.process_id >= 0
     # jax answers a missing process by aborting with a stack trace, so the sentence has to come before.
     watch = threading.Timer(timeout, _give_up, (parallel, address, cluster, timeout))
@@ -153,6 +155,13 @@ def _local_devices(environment: Mapping[str, str]) -> list[int] | None:
 def _check(parallel: Parallel, address: str, cluster: str) -> None:
     """Raises InputError for settings that cannot work; jax would wait for minutes first."""
     count, index = parallel.num_processes, parallel.process_id
+    if not (address or cluster):
+        if count > 1 or index >= count:  # unset, they are 0 and -1
+            raise InputError(
+                f'parallel.num_processes={count}, parallel.process_id={index}: nothing tells where the other '
+                'processes are, so each would train alone; set parallel.coordinator, HOST:PORT of process 0'
+            )
+        return
     if not cluster and (count < 1 or index < 0):
         raise InputError(
             f'coordinator {address}: nothing here tells which process this is; set parallel.num_processes '
