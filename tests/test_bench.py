@@ -27,6 +27,7 @@ def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
         assert part in out
 
 
+@pytest.mark.slow
 def test_dispatch_is_timed_on_the_parameters_of_the_model(example_dataset):
     """The arrays of the configured model, a few numbers wide, on as many devices as asked for."""
     config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))

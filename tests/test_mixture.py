@@ -70,6 +70,7 @@ def losses(mesh, steps=3):
     return found, setup.lower().as_text()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_same_on_any_number_of_devices_without_a_scatter():
     one, text = losses((1, 1))
     many, _ = losses((4, 2))
