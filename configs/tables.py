@@ -14,7 +14,8 @@ pretraining of the paper took 60 hours on two RTX 3090 Ti; this study has twelve
 
 Variants:
     (none)       the archives under data_dir/, ViT-B/16
-    demo         the same tables on generated pairs with models that train in seconds: minutes on two cores
+    demo         the same tables on generated pairs with models that train in seconds: a quarter of an hour
+                 on two cores, most of it compiling
     synthetic    pretrained against untrained on 6,000 generated pairs, three seeds, with the classes that are
                  built to need both sensors: most of an hour on two cores (docs/evaluation.md)
 """
@@ -169,7 +170,7 @@ def _tasks(own: tuple[str, ...], small: bool) -> dict[str, Task]:
     return tasks
 
 
-# Of the demo: as few draws, seeds and epochs as there can be; 1 % of 200 records is two, so it takes 10 %.
+# Of the demo: as few draws, seeds and epochs as there can be; 1 % of its 200 records is two.
 FEW = ('epochs=4.0', 'labels.seeds=(0, 1)', 'head_seeds=(0,)', 'intervals.replicates=100', 'batch_size=16')
 TUNE = ('epochs=1.0', 'warmup_epochs=0.25', 'learning_rates=(1e-3,)')
 
