@@ -1,10 +1,14 @@
 """Whole runs through the real entry: kill -9, SIGTERM, resume, refusal, divergence, and what they leave."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data.synthetic import write
 from fusmae_jax import experiment, workdir
 from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.config import Config
 from fusmae_jax.config_build import build, to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.inference import load
@@ -116,12 +121,21 @@ def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
     assert (tmp_path / 'parts' / 'COMPLETE').exists()
 
 
-def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monkeypatch, capsys):
-    labelled, run = archive(tmp_path / 'labelled', {'train': 12, 'val': 6}), tmp_path / 'run'
+class Finished(NamedTuple):
+    """A run of 50 steps with all that a run can have, and what was seen of it from outside."""
+
+    config: Config
+    folder: Path
+    traces: int
+    read: Counter
+    printed: str
+
+
+@pytest.fixture(scope='module')
+def finished(dataset, tmp_path_factory):
+    labelled = archive(tmp_path_factory.mktemp('labelled'), {'train': 12, 'val': 6})
+    folder = tmp_path_factory.mktemp('finished') / 'run'
     knn = cfg.Neighbours(25, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
-    traces = []
-    call = FusMAE.__call__
-    monkeypatch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
     config = config_on(
         dataset,
         data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
@@ -129,14 +143,23 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
         log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25, knn=knn),
         checkpoint=cfg.Checkpoint(every_steps=20, keep=1, keep_every_steps=40),
     )
-    before = host.reads.copy()
-    assert experiment.pretrain(config, run, profile='49:99') == 0
-    printed = capsys.readouterr().out
+    traces, call, before, out = [], FusMAE.__call__, host.reads.copy(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
+        assert experiment.pretrain(config, folder, profile='49:99') == 0
+    return Finished(config, folder, len(traces), host.reads - before, out.getvalue())
+
+
+def test_a_run_traces_once_and_reads_little(finished):
+    read, printed = finished.read, finished.printed
     assert 0 < printed.index('profile written to') < printed.index('goodput: ')  # without the last save
-    read = host.reads - before
     assert read['metrics'] == 50 and read['validation'] == read['pictures'] == 2
     assert read.total() < 75  # and a few of the step, for checkpoints, and of the features
-    assert len(traces) == 3  # train step, evaluation and pictures: once each in 50 steps
+    assert finished.traces == 3  # train step, evaluation and pictures: once each in 50 steps
+
+
+def test_a_run_leaves_everything_behind(finished):
+    run = finished.folder
     assert {p.name for p in run.iterdir()} >= {
         'checkpoints',
         'config.json',
@@ -156,7 +179,12 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     board.Reload()
     assert [event.step for event in board.Images('reconstruction')] == [25, 50]
     assert [event.step for event in board.Scalars('loss')] == list(range(5, 51, 5))
-    rows = lines(run)
+    card = (run / 'MODEL_CARD.md').read_text()
+    assert '16 pairs' in card and 'still training' not in card
+
+
+def test_metrics_are_written_when_they_are_due(finished):
+    rows = lines(finished.folder)
     train = [row for row in rows if 'loss' in row]
     assert [row['step'] for row in train] == list(range(5, 51, 5))
     assert {'loss/s1', 'loss/s2', 'learning_rate', 'images_per_second', 'grad_norm'} <= train[0].keys()
@@ -165,11 +193,13 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     held_out = [row for row in rows if 'val/loss' in row]
     assert [row['step'] for row in held_out] == [25, 50]
     assert held_out[1]['val/loss'] < held_out[0]['val/loss']
-    card = (run / 'MODEL_CARD.md').read_text()
-    assert '16 pairs' in card and 'still training' not in card
 
+
+def test_a_finished_run_stays_finished_and_is_reconstructed(finished):
+    config, run = finished.config, finished.folder
+    rows, card = lines(run), (run / 'MODEL_CARD.md').read_text()
     (run / 'COMPLETE').unlink()  # as if killed right after the last save
-    assert experiment.pretrain(config, run) == 0  # a finished run stays finished
+    assert experiment.pretrain(config, run) == 0
     assert lines(run) == rows
     assert (run / 'MODEL_CARD.md').read_text() == card
     assert (run / 'COMPLETE').exists()
@@ -180,7 +210,6 @@ def test_a_run_leaves_everything_behind_and_traces_once(dataset, tmp_path, monke
     assert 'seed: the run has 0, this command 3' in str(error.value)
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
-    monkeypatch.undo()
     assert experiment.pretrain(config, run) == 0
     assert reconstruct(run) == 0
     summary = json.loads((run / 'summary.json').read_text())

@@ -85,11 +85,9 @@ def run_finetune(
     found: list[Cell] = []
     for fraction, positions in drawn.items():
         jobs, trained, means = _swept(config, task, arms, fraction, positions)
-        rates = (
-            dict.fromkeys(means, rate)
-            if rate
-            else settle(config.learning_rates, means, config.settle == 'all')
-        )
+        rates = dict.fromkeys(means, rate)
+        if not rate:
+            rates = settle(config.learning_rates, means, config.settle == 'all')
         shared = cells.task_fields(config.data, task, config.intervals)
         shared |= cells.label_fields(fraction, config.labels.draw, positions)
         for arm, of, came in zip(arms, jobs, trained):
