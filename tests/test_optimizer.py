@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fusmae_jax.errors import InputError
@@ -47,3 +48,41 @@ def test_decay_is_decoupled_and_skips_biases():
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates['kernel'], -0.05, rtol=1e-6)
     assert not np.any(updates['bias'])
+
+
+@pytest.mark.parametrize(('clip_norm', 'decay_all'), [(0.0, False), (1.0, False), (0.0, True)])
+def test_joined_moments_are_adamw(clip_norm, decay_all):
+    """Where the moments lie changes nothing: ten updates equal those of optax.adamw on the whole tree."""
+    settings = cfg.Optimizer(weight_decay=0.3, clip_norm=clip_norm, decay_all=decay_all)
+    rate = optax.linear_schedule(0.1, 0.0, 10)
+    model = tiny_config('xae', 'xad').model
+    params = init_params(model, jax.random.key(0))
+    adamw = optax.adamw(
+        rate,
+        settings.b1,
+        settings.b2,
+        settings.eps,
+        weight_decay=0.3,
+        mask=lambda tree: decay_mask(tree, decay_all),
+    )
+    clipped = optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm else adamw
+    ours, whole = (trajectory(each, params) for each in (make_optimizer(settings, rate), clipped))
+    assert jax.tree.structure(ours) == jax.tree.structure(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours, whole)
+
+
+def trajectory(optimizer, params):
+    """Parameters after ten updates with gradients drawn anew for each."""
+
+    @jax.jit
+    def step(params, state, key):
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        grads = tree.unflatten([jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves)])
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for index in range(10):
+        params, state = step(params, state, jax.random.key(index))
+    return params

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.train.optimizer import JOINED, KERNELS
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 from tests.conftest import cfg, tiny_config
@@ -128,8 +129,11 @@ def test_parameters_are_sharded_and_moments_follow():
     state = setup.abstract_state()
     kernel = state['params']['encoder']['blocks']['mlp']['up']['kernel']
     assert kernel.sharding.spec == PartitionSpec(None, None, 'fsdp')  # never the layer axis
-    moment = state['opt_state'][0].mu['encoder']['blocks']['mlp']['up']['kernel']
+    moments = state['opt_state'][1].inner_states
+    moment = moments[KERNELS].inner_state.mu['encoder']['blocks']['mlp']['up']['kernel']
     assert moment.sharding == kernel.sharding
+    joined = moments[JOINED].inner_state.nu  # one vector, whole on every device
+    assert joined.ndim == 1 and joined.sharding.spec == PartitionSpec()
     assert state['params']['encoder']['cls'].sharding.spec == PartitionSpec()
 
 

@@ -14,8 +14,10 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
-# Tokens and norms are small, and every device needs them whole.
+# Small, and every device needs them whole; `joined` is the vector of their moments.
 RULES: Rules = (
+    (r'(^|/)bias$', PartitionSpec()),
+    (r'(^|/)joined/inner_state/(mu|nu)$', PartitionSpec()),
     (r'(^|/)(cls|mask_token)$', PartitionSpec()),
     (r'(^|/)(norm\d?|query_norm|context_norm)/(scale|bias)$', PartitionSpec()),
 )
