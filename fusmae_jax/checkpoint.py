@@ -28,6 +28,9 @@ from fusmae_jax.parallel.rules import path_name
 FOLDER = 'checkpoints'
 WEIGHTS = ('params', 'ema')
 MAX_LINES = 20  # of a difference that is printed
+# Replicas share the writing of an array only if each has this much of it: to cut an array compiles a small
+# program for each device, hundreds for a model, before the first save.
+MIN_SLICE_BYTES = 2**16
 
 
 class Checkpoints:
@@ -62,6 +65,7 @@ class Checkpoints:
             self.directory,
             preservation_policy=policies.AnyPreservationPolicy(kept) if keep else None,
             cleanup_tmp_directories=keep > 0,
+            context=_context(),
         )
         if keep:
             # orbax would report steps where `Preemption` reports calls, and a request to stop in between be
@@ -244,6 +248,13 @@ def _leaves(tree: Any) -> Any:
 
 def _describe(leaf: Any) -> str:
     return f'{leaf.dtype}{list(leaf.shape)}'
+
+
+def _context() -> ocp.Context:
+    """How arrays are written."""
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = MIN_SLICE_BYTES
+    return context
 
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -40,6 +40,11 @@ def tiny_model(encoder='xae', decoder='none', modalities=None, **changes):
     return dataclasses.replace(cfg.Model(), **(values | changes))
 
 
+def smallest_model():
+    """One sensor and little depth, for runs that are about something else: most of a test is compiling."""
+    return tiny_model('none', modalities={'s1': cfg.Model().modalities['s1']}, depth=1)
+
+
 def tiny_config(encoder='xae', decoder='none', model=None, **changes):
     """A run with `tiny_model`: 60 steps of 8 records."""
     values = {

@@ -41,3 +41,10 @@ def random_order(model, batch: int, seed: int = 1) -> dict[str, jax.Array]:
         name: jax.vmap(lambda key: jax.random.permutation(key, model.num_patches))(keys[index])
         for index, name in enumerate(model.modalities)
     }
+
+
+def placed(values, setup):
+    """A state from the host's memory, where the state of a setup lives."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state())
+    # A copy: a step gives the buffers of its state away, and on a CPU they may be those of the host.
+    return jax.device_put(jax.tree.map(np.copy, values), where)

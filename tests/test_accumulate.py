@@ -129,16 +129,18 @@ def test_recomputation_lowers_the_temporary_memory():
 
 
 def test_average_of_the_weights():
-    setup = setup_of(ema=0.9, fusion=('xae', 'none'))
+    radar = {'s1': cfg.Model().modalities['s1']}
+    setup = setup_of(ema=0.9, fusion=('none', 'none'), modalities=radar, depth=1)
+    given = [{name: batch[name] for name in ('s1', POSITION)} for batch in batches(3)]
     compiled, state = setup.lower().compile(), setup.init_state()
     expected = jax.device_get(state['params'])
-    for batch in batches(3):
+    for batch in given:
         state, _ = compiled(state, jax.device_put(batch, batch_sharding(setup.mesh)))
         expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * np.asarray(p), expected, state['params'])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state['ema'])
     before = jax.device_get(state['ema'])
     state['params']['encoder']['cls'] *= np.nan
-    state, metrics = compiled(state, jax.device_put(batches(1)[0], batch_sharding(setup.mesh)))
+    state, metrics = compiled(state, jax.device_put(given[0], batch_sharding(setup.mesh)))
     assert metrics['skipped'] == 1
     jax.tree.map(np.testing.assert_array_equal, before, state['ema'])
     assert 'ema' not in setup_of().abstract_state()

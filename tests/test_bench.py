@@ -5,13 +5,15 @@ import pytest
 
 from fusmae_jax import bench, bench_dispatch, bench_input
 from fusmae_jax.train.setup import make_setup
-from tests.conftest import cfg, tiny_config
+from tests.conftest import cfg, smallest_model, tiny_config
 from tests.helpers import CONTRACT
 
 
 def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
     monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
-    config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=2, prefetch=2))
+    config = tiny_config(
+        model=smallest_model(), data=cfg.Data(path=str(example_dataset), threads=2, prefetch=2)
+    )
     assert bench.bench(config, [1]) == 0  # one record on each of the eight devices
     out = capsys.readouterr().out
     for part in (

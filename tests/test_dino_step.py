@@ -15,7 +15,8 @@ from fusmae_jax.train.dino_setup import make_dino_setup
 from tests.conftest import cfg
 from tests.dino_helpers import CONTRACT, DEFAULT, records, tiny
 from tests.test_dino import published_cosine
-from tests.test_step import fresh, on, scatters
+from tests.helpers import placed
+from tests.test_step import on, scatters
 
 ROWS, EXAMPLES, STEPS = 16, 32, 200
 # Every distortion is there, but rare or weak: with the published ones a tiny model needs far more steps.
@@ -52,14 +53,11 @@ def program(devices):
 @functools.cache
 def start(devices):
     """A fresh state, on the host."""
-    return jax.device_get(fresh(program(devices)[0]))
+    return jax.device_get(program(devices)[0].init_state())
 
 
 def begin(devices):
-    setup = program(devices)[0]
-    where = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract_state())
-    # A copy: the step gives the buffers of its state away, and on a CPU they may be those of the host.
-    return jax.device_put(jax.tree.map(np.copy, start(devices)), where)
+    return placed(start(devices), program(devices)[0])
 
 
 DATA = records(EXAMPLES)

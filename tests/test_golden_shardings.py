@@ -35,6 +35,14 @@ def test_a_device_holds_its_share_of_vit_b(fsdp):
         held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for _, leaf in leaves)
         np.testing.assert_allclose(held / whole, 1 / fsdp, rtol=0.02)
         copies = {path_name(path) for path, leaf in leaves if leaf.sharding.is_fully_replicated}
-        small = ('scale', 'bias', 'cls', 'mask_token', 'count', 'joined/inner_state/mu', 'joined/inner_state/nu')
+        small = (
+            'scale',
+            'bias',
+            'cls',
+            'mask_token',
+            'count',
+            'joined/inner_state/mu',
+            'joined/inner_state/nu',
+        )
         large = [name for name in copies if not name.endswith(small)]
         assert not large

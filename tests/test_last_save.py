@@ -15,7 +15,7 @@ from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.disk import SaveError
 from fusmae_jax.errors import DivergedError
 from fusmae_jax.parallel import distributed
-from tests.conftest import cfg, tiny_config, tiny_model
+from tests.conftest import cfg, smallest_model, tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +25,7 @@ def dataset(tmp_path_factory):
 
 def config_on(dataset, steps, **train):
     return tiny_config(
-        # One sensor and little depth: most of a run is compiling.
-        model=tiny_model('none', modalities={'s1': cfg.Model().modalities['s1']}, depth=1),
+        model=smallest_model(),
         data=cfg.Data(path=str(dataset), threads=1, prefetch=1),
         train=cfg.Train(batch_size=8, steps=steps, **train),
         checkpoint=cfg.Checkpoint(every_steps=3, keep=3),

@@ -15,7 +15,7 @@ from fusmae_jax.train.optimizer import JOINED, KERNELS
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 from tests.conftest import cfg, tiny_config
-from tests.helpers import CONTRACT, raw_batch
+from tests.helpers import CONTRACT, placed, raw_batch
 
 FAMILY = {'xae': ('xae', 'none'), 'xad': ('none', 'xad'), 'xaed': ('xae', 'xad')}
 ONE, GRID = (1, 1), (4, 2)
@@ -57,8 +57,13 @@ def scatters(lowered, compiled):
     return re.findall(STABLE, lowered.as_text()) + re.findall(COMPILED, compiled.as_text())
 
 
-def fresh(setup):
-    return setup.init_state()
+@functools.cache
+def _initial(name, mesh):
+    return jax.device_get(program(name, mesh)[0].init_state())
+
+
+def fresh(name='xaed', mesh=ONE):
+    return placed(_initial(name, mesh), program(name, mesh)[0])
 
 
 def on(setup, batch):
@@ -67,7 +72,7 @@ def on(setup, batch):
 
 def run(name, mesh, batches):
     setup, _, compiled = program(name, mesh)
-    state, losses = fresh(setup), []
+    state, losses = fresh(name, mesh), []
     for batch in batches:
         state, metrics = compiled(state, on(setup, batch))
         losses.append(float(metrics['loss']))
@@ -83,7 +88,7 @@ def test_no_scatter_in_the_step(name, mesh):
 @pytest.mark.slow
 def test_one_gathered_token_would_be_found():
     """The same check on a twin of the step that gathers one row of something that has a gradient."""
-    setup, _, _ = program('xae')
+    setup, _, _ = program('xaed')
 
     def loss(params, extra, batch, key):
         total, rest = setup.objective.loss(params, extra, batch, key)
@@ -99,8 +104,8 @@ def test_one_gathered_token_would_be_found():
 
 
 def test_the_whole_state_is_donated():
-    setup, _, compiled = program('xae')
-    state = fresh(setup)
+    setup, _, compiled = program('xaed')
+    state = fresh()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= size
     compiled(state, on(setup, raw_batch(8)))
@@ -138,8 +143,8 @@ def test_parameters_are_sharded_and_moments_follow():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_counters():
-    setup, _, compiled = program('xae')
-    state = fresh(setup)
+    setup, _, compiled = program('xaed')
+    state = fresh()
     state['params']['decoders']['s1']['predict']['bias'] *= jnp.inf
     state['params']['decoders']['s1']['predict']['bias'] += jnp.inf
     before = jax.device_get(state)
@@ -151,27 +156,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counters():
     for name in ('params', 'opt_state'):
         for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name])):
             np.testing.assert_array_equal(a, b)
-    state['params'] = fresh(setup)['params']
+    state['params'] = fresh()['params']
     _, metrics = compiled(state, on(setup, raw_batch(8)))
     assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (0, 0)
 
 
 def test_missing_images_do_not_stop_the_step():
     """Samples whose radar is all NaN and one whose 10 m bands are all nodata train like any other."""
-    setup, _, compiled = program('xae')
+    setup, _, compiled = program('xaed')
     batch = raw_batch(8)
     batch['s1'][:4] = np.nan
     batch['s2_10m'][6] = 0
-    _, metrics = compiled(fresh(setup), on(setup, batch))
+    _, metrics = compiled(fresh(), on(setup, batch))
     assert int(metrics['skipped']) == 0 and np.isfinite(float(metrics['loss']))
     assert float(metrics['valid/s1']) == pytest.approx(0.5)
 
 
 def test_the_learning_rate_in_the_metrics_is_the_one_applied():
     """Adam first moves what has a gradient by about the rate: not at all, then by a fifth of the peak."""
-    setup, _, compiled = program('xae')
+    setup, _, compiled = program('xaed')
     peak, warmup = setup.config.optimizer.learning_rate, setup.config.optimizer.warmup_steps
-    state, params = fresh(setup), []
+    state, params = fresh(), []
     for step in range(3):
         params.append(np.asarray(state['params']['decoders']['s2']['predict']['bias']))
         state, metrics = compiled(state, on(setup, raw_batch(8)))
