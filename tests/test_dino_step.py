@@ -14,8 +14,8 @@ from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.dino_setup import make_dino_setup
 from tests.conftest import cfg
 from tests.dino_helpers import CONTRACT, DEFAULT, records, tiny
-from tests.test_dino import published_cosine
 from tests.helpers import placed
+from tests.test_dino import published_cosine
 from tests.test_step import on, scatters
 
 ROWS, EXAMPLES, STEPS = 16, 32, 200

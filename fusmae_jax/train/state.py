@@ -5,6 +5,7 @@ NNX modules exist only inside traced functions; as arguments of a step they woul
 of host time each.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -37,6 +38,11 @@ def abstract_state(
     objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> State:
     """Shapes, types and shardings of the state; no memory is used."""
+    return jax.tree.map(lambda leaf: leaf, _abstract(objective, optimizer, mesh, ema))
+
+
+@functools.lru_cache(maxsize=4)  # a start asks for it half a dozen times, and each would trace the model
+def _abstract(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool) -> State:
     shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key, ema), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
