@@ -23,6 +23,7 @@ ORDER = [
     'losses',
     'parallel',
     'train',
+    'tree_diff',
     'manifest',
     'disk',
     'checkpoint',
