@@ -17,7 +17,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.setup import make_setup
 
 WIDTH, HEADS = 8, 2
-WARMUP, REPEATS = 20, 200
+WARMUP, REPEATS = 50, 1000
 
 
 def bench_dispatch(config: Config) -> int:

@@ -13,10 +13,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fusmae_jax import manifest
-from fusmae_jax.checkpoint import Checkpoints, difference, find, open_step
+from fusmae_jax.checkpoint import Checkpoints, find, open_step
 from fusmae_jax.disk import SaveError, explain_full_disk
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
+from fusmae_jax.tree_diff import difference
 from tests.conftest import cfg
 
 
