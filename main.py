@@ -174,15 +174,15 @@ def _knn(arguments: Arguments) -> int:
 
 
 def _finetune(arguments: Arguments) -> int:
-    from fusmae_jax.eval.finetune import run_finetune
-    from fusmae_jax.eval.finetune_config import Finetune
+    from fusmae_jax.eval.finetune.command import run_finetune
+    from fusmae_jax.eval.finetune.config import Finetune
 
     return _in_workdir(arguments, Finetune, run_finetune, 'configs/finetune.py')
 
 
 def _reliance(arguments: Arguments) -> int:
-    from fusmae_jax.eval.reliance import run_reliance
-    from fusmae_jax.eval.reliance_config import Reliance
+    from fusmae_jax.eval.reliance.command import run_reliance
+    from fusmae_jax.eval.reliance.config import Reliance
 
     return _in_workdir(arguments, Reliance, run_reliance, 'configs/reliance.py')
 

@@ -11,7 +11,7 @@ from flax import nnx
 from fusmae_jax import losses
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
 from fusmae_jax.eval.measure import means
-from fusmae_jax.eval.reliance_inputs import other_cluster
+from fusmae_jax.eval.reliance.inputs import other_cluster
 from fusmae_jax.inference import Pretrained
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.index import read_index

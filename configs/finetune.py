@@ -23,7 +23,7 @@ import ml_collections
 from configs.linear_probe import sen12ms
 from fusmae_jax.config_build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune.config import Finetune
 
 VARIANTS = ('paper', 'recommended', 'sen12ms', 'crops')
 

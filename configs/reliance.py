@@ -16,7 +16,7 @@ import ml_collections
 
 from fusmae_jax.config_build import config_dict
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.reliance_config import Reliance
+from fusmae_jax.eval.reliance.config import Reliance
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:

@@ -14,11 +14,11 @@ from flax import nnx
 
 from fusmae_jax.config import Augment, Parallel
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import finetune_optimizer as optimizers
 from fusmae_jax.eval.evaluation_config import Encoder, Task
-from fusmae_jax.eval.finetune_config import Finetune, check
-from fusmae_jax.eval.finetune_objective import TARGETS, classification, network, scorer
-from fusmae_jax.eval.finetune_train import make_plan
+from fusmae_jax.eval.finetune import optimizer as optimizers
+from fusmae_jax.eval.finetune.config import Finetune, check
+from fusmae_jax.eval.finetune.objective import TARGETS, classification, network, scorer
+from fusmae_jax.eval.finetune.train import make_plan
 from fusmae_jax.eval.systems import Fitted, System
 from fusmae_jax.inference import Pretrained
 from fusmae_jax.input.contract import Contract

@@ -12,15 +12,17 @@ from etils import epath
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Augment
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import finetune_rows, finetune_settle, row
+from fusmae_jax.eval import row
 from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.finetune import run_finetune
-from fusmae_jax.eval.finetune_config import Finetune
-from fusmae_jax.eval.finetune_objective import network
-from fusmae_jax.eval.finetune_point import RESULT, train
-from fusmae_jax.eval.finetune_settle import settle
-from fusmae_jax.eval.finetune_train import Point, Trainer
+from fusmae_jax.eval.finetune import rows as finetune_rows
+from fusmae_jax.eval.finetune import settle as finetune_settle
+from fusmae_jax.eval.finetune.command import run_finetune
+from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.objective import network
+from fusmae_jax.eval.finetune.point import RESULT, train
+from fusmae_jax.eval.finetune.settle import settle
+from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.eval.task import measure, read_task

@@ -6,8 +6,8 @@ import pytest
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Task
-from fusmae_jax.eval.finetune import run_finetune
-from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune.command import run_finetune
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.late_fusion import LateFusion, make_extractor, side_by_side
 from fusmae_jax.eval.systems import open_system
 from fusmae_jax.inference import Pretrained

@@ -11,9 +11,9 @@ from flax import nnx
 from fusmae_jax import config as cfg
 from fusmae_jax.config_build import resolve
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.reliance_attention import blocks, mass
-from fusmae_jax.eval.reliance_config import Cloud
-from fusmae_jax.eval.reliance_inputs import clouded, opacity, other_cluster
+from fusmae_jax.eval.reliance.attention import blocks, mass
+from fusmae_jax.eval.reliance.config import Cloud
+from fusmae_jax.eval.reliance.inputs import clouded, opacity, other_cluster
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.prepare import make_prepare

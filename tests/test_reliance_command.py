@@ -10,12 +10,12 @@ from PIL import Image
 from fusmae_jax.config_build import from_dict
 from fusmae_jax.config_file import load_config
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import reliance_report
 from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.reliance import run_reliance
-from fusmae_jax.eval.reliance_config import Head, Reliance
-from fusmae_jax.eval.reliance_features import Disturbed
+from fusmae_jax.eval.reliance import report
+from fusmae_jax.eval.reliance.command import run_reliance
+from fusmae_jax.eval.reliance.config import Head, Reliance
+from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.input import contract as contracts
 from tests.probe_fixtures import CLASSES, SIZES, archive, checkpoint
@@ -59,10 +59,10 @@ def lines(file):
 
 
 def test_every_condition_and_class_has_a_line(found):
-    rows = lines(found / reliance_report.PRECISION)
+    rows = lines(found / report.PRECISION)
     names = ['all sensors', 's1 only', 's2 only', 's1 shuffled', 's2 shuffled', 's2 clouded']
     assert list(dict.fromkeys(row['condition'] for row in rows)) == names
-    assert {row['class'] for row in rows} == {*CLASSES, reliance_report.MACRO, reliance_report.MICRO}
+    assert {row['class'] for row in rows} == {*CLASSES, report.MACRO, report.MICRO}
     assert len(rows) == 6 * 5 and {row['records'] for row in rows} == {str(SIZES['test'])}
     for row in rows:
         assert float(row['low']) <= float(row['ap']) <= float(row['high']) and row['clusters'] == '7'
@@ -80,7 +80,7 @@ def test_a_class_falls_where_its_own_sensor_is_gone(found):
 
 
 def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(found):
-    rows = lines(found / reliance_report.ATTENTION)
+    rows = lines(found / report.ATTENTION)
     first = {(r['from'], r['to']): float(r['share']) for r in rows if r['block'] == '1'}
     assert first == {('s1', 's1'): 0, ('s1', 's2'): 1, ('s2', 's1'): 1, ('s2', 's2'): 0}
     for block, name in {(r['block'], r['from']) for r in rows}:
@@ -92,7 +92,7 @@ def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(found):
     told = json.loads((found / 'settings-reliance.json').read_text())
     assert told['systems'][0]['leaks']['id'] == 4 and told['systems'][0]['absent'] == 'self'
     assert told['settings']['cloud']['cover'] == 0.7 and told['records']['test'] == SIZES['test']
-    with Image.open(found / reliance_report.FIGURE) as picture:
+    with Image.open(found / report.FIGURE) as picture:
         assert picture.size[0] > picture.size[1] > 200
         assert np.asarray(picture.convert('L')).std() > 20
     assert not list(found.glob('*.part'))

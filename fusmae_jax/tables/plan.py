@@ -8,7 +8,7 @@ from etils import epath
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM
-from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.systems import AND, content
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import fingerprint

@@ -12,7 +12,7 @@ FIXED_WIDTH = tuple(name for name in POOLED if name != 'concat_per_sensor')
 
 @dataclasses.dataclass(frozen=True)
 class Cloud:
-    """A synthetic cloud over optical images; see `reliance_inputs.opacity`."""
+    """A synthetic cloud over optical images; see `reliance.inputs.opacity`."""
 
     modality: str = 's2'
     cover: float = 0.7  # share of the image in which the opacity is above one half

@@ -15,17 +15,18 @@ from etils import epath
 from fusmae_jax import __version__
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import linear_probe, readout, reliance_report
+from fusmae_jax.eval import linear_probe, readout
 from fusmae_jax.eval.evaluation_config import metric_of
 from fusmae_jax.eval.features import Extractor, Features
 from fusmae_jax.eval.intervals import Replicates, average, resample
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import MultiLabel, multi_label
 from fusmae_jax.eval.readout import Outcome, Variant
-from fusmae_jax.eval.reliance_attention import Shares
-from fusmae_jax.eval.reliance_config import Reliance, check, encoder, probe
-from fusmae_jax.eval.reliance_features import Disturbed
-from fusmae_jax.eval.reliance_inputs import other_cluster
+from fusmae_jax.eval.reliance import report
+from fusmae_jax.eval.reliance.attention import Shares
+from fusmae_jax.eval.reliance.config import Reliance, check, encoder, probe
+from fusmae_jax.eval.reliance.features import Disturbed
+from fusmae_jax.eval.reliance.inputs import other_cluster
 from fusmae_jax.eval.systems import open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
 
@@ -64,10 +65,10 @@ def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
         about.append(told)
     workdir.mkdir(parents=True, exist_ok=True)
     protocol = _protocol(config, task) | {'systems': about}
-    reliance_report.replace(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
+    report.replace(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
     precision = {one.name: one.precision for one in found}
     attention = {one.name: one.attention for one in found if one.attention}
-    reliance_report.write(workdir, precision, attention, task, config.intervals)
+    report.write(workdir, precision, attention, task, config.intervals)
     return 0
 
 

@@ -11,7 +11,7 @@ from fusmae_jax.config_build import to_dict
 from fusmae_jax.eval import cells, presets
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import BANDS, metric_of
-from fusmae_jax.eval.finetune_config import RECIPE, Finetune, as_probe, recipe_of
+from fusmae_jax.eval.finetune.config import RECIPE, Finetune, as_probe, recipe_of
 from fusmae_jax.eval.metrics import train_prior
 from fusmae_jax.eval.systems import Fitted, System, open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from fusmae_jax.config import Config
 from fusmae_jax.eval import linear_probe, views
-from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.eval.presets import make_inputs
 from fusmae_jax.eval.systems import Fitted, System

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import finetune_optimizer as optimizers
-from fusmae_jax.eval.finetune_config import Finetune
-from fusmae_jax.eval.finetune_objective import TARGETS, Network, classification, scorer
+from fusmae_jax.eval.finetune import optimizer as optimizers
+from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.objective import TARGETS, Network, classification, scorer
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import heads

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.finetune_config import Finetune
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.train.optimizer import decay_mask
 
@@ -92,7 +92,7 @@ def multipliers(params: Any, depth: int, decay: float) -> Any:
         for pattern, nearer in LAYERS:
             if re.search(pattern, name):
                 return jnp.float32(1.0 if nearer is None else decay ** (depth - nearer))
-        uncovered.append(f'{name}: add a rule for it to eval.finetune_optimizer.LAYERS')
+        uncovered.append(f'{name}: add a rule for it to eval.finetune.optimizer.LAYERS')
         return jnp.float32(1.0)
 
     scales = jax.tree_util.tree_map_with_path(scale, params)

@@ -12,7 +12,7 @@ from etils import epath
 from fusmae_jax.eval.evaluation_config import Intervals
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
 from fusmae_jax.eval.measure import means
-from fusmae_jax.eval.reliance_attention import Shares
+from fusmae_jax.eval.reliance.attention import Shares
 from fusmae_jax.eval.task import Labelled
 
 PRECISION, ATTENTION, FIGURE = 'reliance.csv', 'attention.csv', 'reliance.png'

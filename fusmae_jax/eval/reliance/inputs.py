@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from fusmae_jax.config import Data
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.reliance_config import Cloud
+from fusmae_jax.eval.reliance.config import Cloud
 from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.input.source import Source
 

@@ -15,15 +15,16 @@ from etils import epath
 
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, finetune_rows, views
+from fusmae_jax.eval import cells, views
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.evaluation_config import PRIOR, RANDOM, metric_of
-from fusmae_jax.eval.finetune_config import Finetune, as_probe, check
-from fusmae_jax.eval.finetune_objective import network
-from fusmae_jax.eval.finetune_point import Trained, forget, test_scores, train
-from fusmae_jax.eval.finetune_rows import NAME
-from fusmae_jax.eval.finetune_settle import settle, write
-from fusmae_jax.eval.finetune_train import Point, Trainer, make_plan
+from fusmae_jax.eval.finetune import rows
+from fusmae_jax.eval.finetune.config import Finetune, as_probe, check
+from fusmae_jax.eval.finetune.objective import network
+from fusmae_jax.eval.finetune.point import Trained, forget, test_scores, train
+from fusmae_jax.eval.finetune.rows import NAME
+from fusmae_jax.eval.finetune.settle import settle, write
+from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.eval.task import Labelled, measure, read_task, subsets
@@ -94,7 +95,7 @@ def run_finetune(
             found.append(_cell(config, task, arm, of, came, rates[arm.folder.name], shared))
             cells.write(found, workdir, NAME)
         if PRIOR in config.encoder.baselines:
-            found.append(finetune_rows.prior(config, task, positions, shared))
+            found.append(rows.prior(config, task, positions, shared))
             cells.write(found, workdir, NAME)
     print(cells.table(found, HEADLINE[config.data.kind]))
     print(f'rows         {workdir / cells.ROWS.format(NAME)}')
@@ -106,7 +107,7 @@ def sweep(config: Finetune, workdir: epath.PathLike) -> None:
     """Trains every point, and writes what validation says of each learning rate; no test record is read.
 
     For runs of one label fraction whose rate is settled together with that of others
-    (`finetune_settle.settled`); `run_finetune` then takes `workdir / 'points'` and the rate.
+    (`settle.settled`); `run_finetune` then takes `workdir / 'points'` and the rate.
     """
     workdir = epath.Path(workdir)
     task, drawn, arms = _prepare(config, workdir / POINTS)
@@ -160,14 +161,14 @@ def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[Arm]
             fitted = fit(system.model, view, modalities, encoder, config.data.path)
             for line in fitted.notes:
                 logging.info('%s', line)
-            fields = finetune_rows.system_fields(config, system, fitted, view)
+            fields = rows.system_fields(config, system, fitted, view)
             for feature in config.features:
                 net = network(system, fitted, contract, config, feature, len(task.classes))
                 slug = 'random' if kind == RANDOM else 'checkpoint'
                 yield Arm(
                     Trainer(config, net, system.model.params['encoder']),
-                    fields | finetune_rows.method_fields(config, task, feature),
-                    finetune_rows.identity(config, task, system, fitted, feature),
+                    fields | rows.method_fields(config, task, feature),
+                    rows.identity(config, task, system, fitted, feature),
                     folder / f'{slug}-{"+".join(modalities)}-{feature}',
                     kind != encoder.checkpoint,
                 )
@@ -184,7 +185,7 @@ def _jobs(
         steps = [plan.batch, plan.ends[-1]]  # fewer records than a batch: it depends on the devices
         for seed in config.head_seeds:
             for rate in config.learning_rates:
-                about = finetune_rows.point_identity(arm.identity, part, labels, rate, seed, steps)
+                about = rows.point_identity(arm.identity, part, labels, rate, seed, steps)
                 folder = arm.folder / f'{fraction:g}-draw{draw}-seed{seed}-lr{rate:g}'
                 jobs.append(Job(Point(rate, seed, part, labels, about), folder, (draw, seed)))
     return jobs

@@ -16,7 +16,7 @@ from etils import epath
 
 from fusmae_jax.checkpoint import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.finetune_train import Point, Trainer
+from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.input.source import Source
 from fusmae_jax.train.state import State
 

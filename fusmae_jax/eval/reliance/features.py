@@ -14,9 +14,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.eval.presets import PresetConfig
-from fusmae_jax.eval.reliance_attention import Shares, attention, joined
-from fusmae_jax.eval.reliance_config import Reliance
-from fusmae_jax.eval.reliance_inputs import OTHER, WithOther, clouded, opacity
+from fusmae_jax.eval.reliance.attention import Shares, attention, joined
+from fusmae_jax.eval.reliance.config import Reliance
+from fusmae_jax.eval.reliance.inputs import OTHER, WithOther, clouded, opacity
 from fusmae_jax.eval.systems import Fitted, System
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
