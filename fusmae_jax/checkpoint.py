@@ -188,7 +188,7 @@ class Checkpoints:
             problems += [f'{part}/{line}' for line in difference(tree, stored[part])]
         if len(problems) > MAX_LINES:
             problems = [*problems[:MAX_LINES], f'... and {len(problems) - MAX_LINES} more']
-        raise_all(f'{self.directory}: checkpoint {step} belongs to another model', problems)
+        raise_all(f'{self.directory}: checkpoint {step} belongs to another model or optimizer', problems)
 
     def check(self) -> None:
         """Raises SaveError if a save in the background has failed; costs a microsecond, so ask each step."""

@@ -19,7 +19,7 @@ RULES: Rules = (
     (r'(^|/)bias$', PartitionSpec()),
     (r'(^|/)joined/inner_state/(mu|nu)$', PartitionSpec()),
     (r'(^|/)(cls|mask_token)$', PartitionSpec()),
-    (r'(^|/)(norm\d?|query_norm|context_norm)/(scale|bias)$', PartitionSpec()),
+    (r'(^|/)(norm\d?|query_norm|context_norm)/scale$', PartitionSpec()),
 )
 MIN_SIZE = 2**12  # smaller arrays are replicated: splitting them costs more than it saves
 STACKED = re.compile(r'(^|/)blocks/')

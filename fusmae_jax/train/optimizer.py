@@ -60,8 +60,8 @@ def schedule(
 def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax.GradientTransformation:
     """AdamW with decoupled decay on kernels only, after an optional clip of the global norm.
 
-    The moments of all parameters but kernels lie in one vector: a third of the arrays that the host hands
-    over in every step, and one small program on the device instead of dozens.
+    The moments of everything but kernels lie in one vector: of ViT-B XAE the host hands over 143 arrays in
+    every step instead of 254, and the device runs one small program instead of dozens.
     """
     adam = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
     return optax.chain(
