@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-from fusmae_jax.arguments import Arguments
+from fusmae_jax.arguments import Arguments, HelpAsked
 from fusmae_jax.errors import DivergedError, InputError, nearest
 
 T = TypeVar('T')
@@ -240,7 +240,10 @@ COMMANDS: dict[str, Callable[[Arguments], int]] = {
 
 def main(argv: list[str]) -> int:
     """Runs one command; returns the exit code."""
-    usage = f'usage: python main.py {{{",".join(COMMANDS)}}} --config=FILE.py[:VARIANT] [--workdir=DIR]'
+    usage = (
+        f'usage: python main.py {{{",".join(COMMANDS)}}} --config=FILE.py[:VARIANT] [--workdir=DIR]\n'
+        '       python main.py COMMAND --help'
+    )
     if len(argv) < 2 or argv[1] in ('-h', '--help', 'help'):
         print(usage)
         return 0 if len(argv) > 1 else 2
@@ -248,6 +251,9 @@ def main(argv: list[str]) -> int:
         if argv[1] not in COMMANDS:
             raise InputError(f'no command {argv[1]!r}; {nearest(argv[1], COMMANDS)}\n{usage}')
         return COMMANDS[argv[1]](Arguments(argv[2:]))
+    except HelpAsked as help_text:
+        print(f'python main.py {argv[1]} takes\n{help_text}')
+        return 0
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -23,31 +23,21 @@ import ml_collections
 from configs.linear_probe import sen12ms
 from fusmae_jax.config_build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.config import PRESETS, RECOMMENDED, Finetune
 
-VARIANTS = ('paper', 'recommended', 'sen12ms', 'crops')
+VARIANTS = (*PRESETS, 'sen12ms', 'crops')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """Every field of `Finetune`."""
-    config = config_dict(Finetune())
+    parts = variant.split(',') if variant else []
+    config = config_dict(RECOMMENDED if 'recommended' in parts else Finetune())
     config.data.path = 'data_dir/bigearthnet_mm/1.0.0'
-    for part in variant.split(',') if variant else []:
-        if part == 'recommended':
-            recommended(config)
-        elif part == 'sen12ms':
+    for part in parts:
+        if part == 'sen12ms':
             sen12ms(config)
         elif part == 'crops':
             config.image = 'crops'
-        elif part != 'paper':
+        elif part not in PRESETS:
             raise InputError(f'configs/finetune.py: no variant {part!r}; {nearest(part, VARIANTS)}')
     return config
-
-
-def recommended(config: ml_collections.ConfigDict) -> None:
-    """As MAE and MultiMAE are fine-tuned, but for mixed images and random erasing."""
-    config.preset = 'recommended'
-    config.layer_decay, config.drop_path = 0.65, 0.1
-    config.augment.crop = True
-    config.epoch, config.settle = 'best', 'each'
-    config.learning_rates = (2.5e-4, 5e-4, 1e-3)  # the layers below take a fraction of it

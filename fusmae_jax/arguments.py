@@ -6,18 +6,54 @@ from typing import Any
 from fusmae_jax.config_file import load_config
 from fusmae_jax.errors import InputError, nearest
 
-OPTIONS = (
-    *('config', 'workdir', 'data_path', 'device_batch', 'against', 'weights', 'dtype', 'data', 'split'),
-    *('batch', 'threads', 'layout', 'out', 'pairs', 'seed', 'processes', 'html', 'checkpoint', 's1', 's2'),
-    *('profile', 'topology', 'mfu', 'examples'),
-)
-SWITCHES = ('json', 'dispatch', 'verify')
+OPTIONS = {
+    'config': 'FILE.py[:VARIANT], the settings',
+    'workdir': 'DIR, where results go, and where a run that was stopped goes on',
+    'data_path': 'DIR of a converted set, where it is no longer where the run read it',
+    'device_batch': 'images on each device, such as 4 or 4,8',
+    'against': 'torch: races the PyTorch reference',
+    'weights': 'FILE, a .safetensors or PyTorch file with the names of the reference',
+    'dtype': 'float32, float64 or bfloat16',
+    'data': 'DIR of a converted set',
+    'split': 'train, val, test, or a part such as train[:1000]',
+    'batch': 'records in a batch',
+    'threads': 'that read',
+    'layout': 'of the archive that is made up: bigearthnet_mm, sen12ms, ...',
+    'out': 'a folder or file to write',
+    'pairs': 'how many',
+    'seed': 'a whole number; another one gives other random values',
+    'processes': 'that compute',
+    'html': 'FILE.html, a report with pictures',
+    'checkpoint': 'DIR of a run, or one of its checkpoints',
+    's1': 'GeoTIFF of Sentinel-1',
+    's2': 'GeoTIFF of Sentinel-2',
+    'profile': 'STEPS to trace, such as 100:110',
+    'topology': 'v5e:16x16, v4:4x4x8, v5e:16x16x2slices, ..., or local',
+    'mfu': 'utilisation that the estimate assumes, such as 0.4',
+    'examples': 'records of the training split',
+}
+SWITCHES = {
+    'json': 'prints numbers for programs instead of a table',
+    'dispatch': 'times the host alone',
+    'verify': 'also compiles the largest batch',
+}
+OTHERS = {
+    'config.*': 'a setting of the file, as --config.train.steps=10',
+    'beam.*': 'where a conversion runs, as --beam.direct_num_workers=0',
+    'words': 'paths, or what is meant, without dashes',
+}
+
+
+class HelpAsked(Exception):  # noqa: N818 (nothing went wrong)
+    """Somebody wants to know what a command takes; the message says it."""
 
 
 class Arguments:
     """Options and words, each asked for by the command that it means something to."""
 
     def __init__(self, argv: list[str]):
+        self._help = bool({'-h', '--help'} & set(argv))
+        argv = [a for a in argv if a not in ('-h', '--help')]
         overrides = [a.removeprefix('--config.') for a in argv if a.startswith('--config.')]
         self._beam = [a for a in argv if a.startswith('--beam.')]
         parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -40,7 +76,11 @@ class Arguments:
         return load_config(name or self.text('config', 'configs/FILE.py[:VARIANT]'), self._overrides)
 
     def only(self, *names: str) -> None:
-        """Refuses options that this command would ignore."""
+        """Refuses options that this command would ignore; raises HelpAsked, if that is what is wanted."""
+        if self._help:
+            meaning = OPTIONS | SWITCHES | OTHERS
+            dashed = {name: name if name == 'words' else f'--{name}' for name in names}
+            raise HelpAsked('\n'.join(f'  {dashed[name]:<16} {meaning[name]}' for name in names))
         given = [name for name in (*OPTIONS, *SWITCHES) if getattr(self._given, name)]
         given += ['config.*'] * bool(self._overrides)
         given += ['beam.*'] * bool(self._beam)

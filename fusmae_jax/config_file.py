@@ -54,7 +54,8 @@ def _set(config: ml_collections.ConfigDict, override: str, file: str) -> None:
             raise InputError(f'--config.{path}: {file} has no setting {group!r}; {nearest(group, known)}')
         node, parent = node[group], node
     if isinstance(node, ml_collections.ConfigDict):
-        raise InputError(f'--config.{path} is a group of settings; choose one of {", ".join(sorted(node))}')
+        inside = f'choose one of {", ".join(sorted(node))}' if node else 'set it in a configuration file'
+        raise InputError(f'--config.{path} is a group of settings; {inside}')
     with (
         parent.unlocked(),
         parent.ignore_type(),

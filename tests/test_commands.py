@@ -28,6 +28,19 @@ def test_what_cannot_be_used_is_named(argv, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('command', main.COMMANDS)
+def test_help_lists_what_a_command_takes(command, capsys):
+    assert main.main(['main.py', command, '--help']) == 0
+    first, *options = capsys.readouterr().out.splitlines()
+    assert f'main.py {command}' in first and options
+    assert all(len(line.split()) > 1 for line in options)  # each with its meaning
+
+
+def test_help_of_a_second_word(capsys):
+    assert main.main(['main.py', 'bench', 'input', '--help']) == 0
+    assert '--threads' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ('option', 'message'),
     [('--topology=v9:1x1', 'v9'), ('--topology=local --mfu=2', '--mfu=2'), ('--examples=x', '--examples=x')],

@@ -16,7 +16,7 @@ from fusmae_jax.config import Augment, Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Encoder, Task
 from fusmae_jax.eval.finetune import optimizer as optimizers
-from fusmae_jax.eval.finetune.config import Finetune, check
+from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
 from fusmae_jax.eval.finetune.objective import TARGETS, classification, network, scorer
 from fusmae_jax.eval.finetune.train import make_plan
 from fusmae_jax.eval.systems import Fitted, System
@@ -288,3 +288,15 @@ def test_settings_come_back_from_json():
     assert config.data.kind == 'single_label'
     with pytest.raises(InputError, match="did you mean 'crops'"):
         load_config('configs/finetune.py:crop')
+
+
+@pytest.mark.parametrize('preset', ['paper', 'recommended'])
+def test_a_preset_whose_recipe_was_changed_is_custom(preset):
+    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.config_file import load_config
+
+    config = from_dict(Finetune, load_config(f'configs/finetune.py:{preset},sen12ms,crops'))
+    assert recipe_of(config) == preset
+    assert recipe_of(dataclasses.replace(config, learning_rates=(1e-3,), head_seeds=(1, 2))) == preset
+    for changed in ({'epochs': 3.0}, {'layer_decay': 0.9}, {'weight_decay': 0.1}):
+        assert recipe_of(dataclasses.replace(config, **changed)) == 'custom'

@@ -16,7 +16,7 @@ from tests.conftest import cfg, tiny_config
 MISSING = importlib.util.find_spec('libtpu') is None and not os.environ.get('TPU_LIBRARY_PATH')
 pytestmark = [
     pytest.mark.tpu,
-    pytest.mark.skipif(MISSING, reason='libtpu is not installed: pip install "fusmae-jax[tpu]"'),
+    pytest.mark.skipif(MISSING, reason='libtpu is not installed: pip install -e ".[tpu]"'),
 ]
 
 

@@ -34,7 +34,7 @@ def compare(config: Config, *, weights: str = '', dtype: str = 'float32', as_jso
     try:
         import torch
     except ImportError as error:
-        raise InputError("compare needs PyTorch: pip install 'fusmae-jax[parity]'") from error
+        raise InputError("compare needs PyTorch: pip install -e '.[parity]'") from error
     params = import_weights('fusmae', read_state(weights), config.model)[0] if weights else None
     if dtype == 'bfloat16':
         rows = run_bfloat16(config, params=params)

@@ -82,7 +82,7 @@ def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Devic
     """The devices of a TPU slice that is not there."""
     if not os.environ.get('TPU_LIBRARY_PATH') and importlib.util.find_spec('libtpu') is None:
         raise InputError(
-            f'--topology={name} is compiled by libtpu, which is not installed: pip install "fusmae-jax[tpu]" '
+            f'--topology={name} is compiled by libtpu, which is not installed: pip install -e ".[tpu]" '
             '(no TPU is needed), or use --topology=local'
         )
     # libtpu asks for these on a machine without a TPU, and otherwise looks for one, or for its only user.

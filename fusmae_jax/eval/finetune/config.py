@@ -72,11 +72,24 @@ RECIPE = (
 )
 
 
+# As MAE and MultiMAE are fine-tuned, but for mixed images and random erasing.
+RECOMMENDED = Finetune(
+    preset='recommended',
+    layer_decay=0.65,
+    drop_path=0.1,
+    augment=dataclasses.replace(Finetune().augment, crop=True),
+    epoch='best',
+    settle='each',
+    learning_rates=(2.5e-4, 5e-4, 1e-3),  # the layers below take a fraction of it
+)
+PRESETS = {'paper': Finetune(), 'recommended': RECOMMENDED}
+
+
 def recipe_of(config: Finetune) -> str:
-    """The preset, or 'custom' where the recipe of `paper` was changed."""
-    paper = Finetune()
-    same = all(getattr(config, name) == getattr(paper, name) for name in RECIPE if name != 'image')
-    return 'custom' if config.preset == 'paper' and not same else config.preset
+    """The preset, or 'custom' where its recipe was changed."""
+    preset = PRESETS.get(config.preset, config)
+    same = all(getattr(config, name) == getattr(preset, name) for name in RECIPE if name != 'image')
+    return config.preset if same else 'custom'
 
 
 def check(config: Finetune) -> None:
