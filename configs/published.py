@@ -10,12 +10,15 @@ with the input that it was published with, and runs/dino_mm/common, with that of
     python main.py linear_probe --config=configs/linear_probe.py --workdir=runs/dino_mm_own_probe \\
         --config.data.path=data_dir/bigearthnet_mm/1.0.0 --config.encoder.checkpoint=runs/dino_mm/own
 
-Variants:
-    imagenet_vit  ViT-B/16 of timm (vit_base_patch16_224: pixels at mean 0.5, std 0.5), projection inflated
-    imagenet_mae  MAE ViT-B/16, likewise, with ImageNet's pixel statistics
-    satvit        SatViT v1, 256 px, no CLS. `channels` must list what its 15 input channels are, in its
-                  order, which is not documented; any name that is no band ('unused') gets no input
-    dino_mm       DINO-MM ViT-S/8, 128 to 112 px in 8 bits; its own protocol reads features=('last4_cls',)
+Variants, and where the files are published:
+    imagenet_vit  ViT-B/16 of timm (vit_base_patch16_224: pixels at mean 0.5, std 0.5), projection inflated;
+                  huggingface.co/timm. The paper does not say which of the two its row `imagenet` is
+    imagenet_mae  MAE ViT-B/16, likewise, with ImageNet's pixel statistics; github.com/facebookresearch/mae
+    satvit        SatViT v1, 256 px, no CLS; github.com/antofuller/SatViT. `channels` must list what its 15
+                  input channels are, in its order, which is not documented; any name that is no band
+                  ('unused') gets no input
+    dino_mm       DINO-MM ViT-S/8, 128 to 112 px in 8 bits; github.com/wangyi111/DINO-MM. Its own protocol
+                  reads features=('last4_cls',)
 """
 
 import ml_collections

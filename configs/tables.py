@@ -9,12 +9,13 @@ writes tables.md, tables.csv and tables.tex into the workdir, with the numbers o
 beside ours. A rerun goes on where the last one stopped; a cell that was not run says so. With
 `--config.run=()` nothing is run. Published weights are imported first (configs/published.py) and given as
 `--config.systems.imagenet.checkpoint=runs/imagenet/own` and, with the input of all other rows,
-`--config.systems.imagenet_common.checkpoint=runs/imagenet/common`; rows without them stay empty. One
+`--config.systems.imagenet_common.checkpoint=runs/imagenet/common`; so are `dino_mm`, `dino_mm_common`,
+`satvit_published` and `satvit_published_common`. Rows without them stay empty. One
 pretraining of the paper took 60 hours on two RTX 3090 Ti; this study has twelve.
 
 Variants:
     (none)       the archives under data_dir/, ViT-B/16
-    demo         the same tables on generated pairs with models that train in seconds: a quarter of an hour
+    demo         the same tables on generated pairs with models that train in seconds: 15 to 20 minutes
                  on two cores, most of it compiling
     synthetic    pretrained against untrained on 6,000 generated pairs, three seeds, with the classes that are
                  built to need both sensors: most of an hour on two cores (docs/evaluation.md)
