@@ -9,6 +9,7 @@ from tests.conftest import cfg, smallest_model, tiny_config
 from tests.helpers import CONTRACT
 
 
+@pytest.mark.slow
 def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
     monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
     config = tiny_config(

@@ -24,7 +24,7 @@ FAMILY = {
     'multimae_independent': (('none', 'multimae'), 'independent'),
     'stack': (('stack', 'none'), 'consistent'),
 }
-# One program with most of the parts is compiled every time; of the others the lowered one is looked at.
+# One program with most of the parts is compiled by the slow tests; otherwise the lowered ones are looked at.
 FULL, *OTHERS = FAMILY
 # Small images that are not resampled: what is looked at is the model.
 S2 = cfg.Modality(bands=('B02', 'B03', 'B04'), sensor='s2')
@@ -85,13 +85,14 @@ def losses(name, mesh, steps=4):
     return np.array(found).T
 
 
-@pytest.mark.parametrize('mesh', [pytest.param(ONE, marks=pytest.mark.slow), GRID])
+@pytest.mark.slow  # test_step.py compiles the hardest one every time
+@pytest.mark.parametrize('mesh', [ONE, GRID])
 def test_no_scatter_in_the_compiled_step(mesh):
     _, lowered, compiled = program(FULL, mesh)
     assert scatters(lowered, compiled) == []
 
 
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', FAMILY)
 def test_no_scatter_in_the_lowered_step(name):
     assert re.findall(STABLE, lower(name, ONE)[1].as_text()) == []
 

@@ -59,6 +59,7 @@ def test_what_does_not_fit_is_refused(models):
         side_by_side([np.zeros((2, 4)), np.zeros((3, 4))])
 
 
+@pytest.mark.slow  # test_tables.py has a row of it
 def test_an_evaluation_of_several_checkpoints(tmp_path):
     """What the probe is given: columns, validity, name, history, and what a row says."""
     data = archive(tmp_path / 'data')

@@ -137,7 +137,13 @@ def test_the_rules_for_absent_sensors_differ():
 
 
 @pytest.mark.parametrize(
-    ('name', 'absent'), [('xaed', 'self'), ('xaed', 'bypass'), ('joint', 'self'), ('xaed', 'zero_image')]
+    ('name', 'absent'),
+    [
+        ('xaed', 'self'),
+        pytest.param('xaed', 'bypass', marks=pytest.mark.slow),
+        ('joint', 'self'),
+        pytest.param('xaed', 'zero_image', marks=pytest.mark.slow),
+    ],
 )
 def test_what_an_invalid_slot_holds_changes_no_bit(name, absent):
     """Two valid patches of s1 are left in sample 0, none in sample 1: the other slots are invalid."""

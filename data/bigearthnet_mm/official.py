@@ -11,7 +11,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fusmae_jax.errors import InputError
 
@@ -27,6 +27,8 @@ LISTS = {
 }
 PAIRS = 's1_s2_name_country_season.csv.bz2'
 EXAMPLES = {'s1': 'BigEarthNet-S1-Example', 's2': 'BigEarthNet-S2-Example'}
+# Python before 3.11.4 (Debian 12 has 3.11.2) knows no filter.
+SAFELY: dict[str, Any] = {'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}
 
 
 class Row(NamedTuple):
@@ -91,5 +93,5 @@ def unpack_examples(folder: Path) -> tuple[Path, Path]:
     for name in EXAMPLES.values():
         if not (folder / name).is_dir():
             with tarfile.open(fileobj=io.BytesIO(_resource(f'{name}.tar.bz2'))) as archive:
-                archive.extractall(folder, filter='data')
+                archive.extractall(folder, **SAFELY)
     return folder / EXAMPLES['s1'], folder / EXAMPLES['s2']
