@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from fusmae_jax import sensors
-from fusmae_jax.config import SIZES, Config, Model
+from fusmae_jax.config import SIZES, Augment, Config, Model
 from fusmae_jax.errors import nearest, raise_all
 
 T = TypeVar('T')
@@ -246,21 +246,27 @@ def _check_masking(config: Config) -> list[str]:
     return problems
 
 
-def _check_run(config: Config) -> list[str]:
-    problems = _check_masking(config)
-    low, high = config.augment.crop_scale
+def augment_problems(augment: Augment) -> list[str]:
+    """What cannot be in the settings of the augmentation, which fine-tuning has too."""
+    problems = []
+    low, high = augment.crop_scale
     if not 0 < low <= high <= 1:
-        problems.append(f'augment.crop_scale={config.augment.crop_scale} must lie in (0, 1], low first')
-    low, high = config.augment.crop_ratio
+        problems.append(f'augment.crop_scale={augment.crop_scale} must lie in (0, 1], low first')
+    low, high = augment.crop_ratio
     if not 0 < low <= high:
-        problems.append(f'augment.crop_ratio={config.augment.crop_ratio} must be positive, low first')
+        problems.append(f'augment.crop_ratio={augment.crop_ratio} must be positive, low first')
+    for name in ('hflip', 'vflip'):
+        if not 0 <= getattr(augment, name) <= 1:
+            problems.append(f'augment.{name}={getattr(augment, name)} must be a probability')
+    return problems
+
+
+def _check_run(config: Config) -> list[str]:
+    problems = [*_check_masking(config), *augment_problems(config.augment)]
     for path, low in AT_LEAST.items():
         value: Any = functools.reduce(getattr, path.split('.'), config)
         if not value >= low:  # so that NaN is refused too
             problems.append(f'{path}={value} must be at least {low}')
-    for path, value in (('augment.hflip', config.augment.hflip), ('augment.vflip', config.augment.vflip)):
-        if not 0 <= value <= 1:
-            problems.append(f'{path}={value} must be a probability')
     if config.log.knn.every_steps and not config.log.knn.path:
         problems.append('log.knn.path is empty: name a labelled set, or set log.knn.every_steps=0')
     if not config.train.ema < 1:

@@ -17,7 +17,6 @@ from fusmae_jax.checkpoint import Checkpoints, find, open_step
 from fusmae_jax.disk import SaveError, explain_full_disk
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
-from fusmae_jax.tree_diff import difference
 from tests.conftest import cfg
 
 
@@ -77,14 +76,6 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(tmp_path):
     assert 'params/bias: not in the checkpoint' in message
     assert 'params/kernel: expected float32[8, 5], the checkpoint has float32[8, 4]' in message
     checkpoints.close()
-
-
-def test_difference_names_types_and_extra_leaves():
-    left = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}
-    right = {'a': jnp.zeros(2, jnp.bfloat16), 'c': jnp.zeros(1)}
-    assert difference(left, left) == []
-    lines = '\n'.join(difference(left, right))
-    assert 'bfloat16[2]' in lines and 'c: in the checkpoint only' in lines
 
 
 def test_a_path_names_its_working_directory(tmp_path):

@@ -1,9 +1,7 @@
-"""Fine-tuning: what has a gradient, the losses, the optimizer by layer, drop path, crops and settings."""
+"""Fine-tuning: what has a gradient, the losses, the optimizer by layer, drop path, crops."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +10,11 @@ import optax
 import pytest
 from flax import nnx
 
-from fusmae_jax.config import Augment, Parallel
+from fusmae_jax.config import Augment
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.finetune import optimizer as optimizers
-from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.objective import TARGETS, classification, network, scorer
 from fusmae_jax.eval.finetune.train import make_plan
 from fusmae_jax.eval.systems import Fitted, System
@@ -246,57 +244,3 @@ def test_steps_of_a_plan():
     assert make_plan(settings, 3, 8).batch == 8  # but no device goes without
     with pytest.raises(InputError, match='batch_size=20 cannot be split over 8 devices'):
         make_plan(dataclasses.replace(settings, batch_size=20), 80, 8)
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        ({'layer_decay': 0.0}, 'layer_decay=0.0 must lie in'),
-        ({'drop_path': 1.0}, 'drop_path=1.0 must lie in'),
-        ({'warmup_epochs': 10.0}, 'leaves nothing of epochs=10.0'),
-        ({'encoder': Encoder(checkpoint='x', baselines=('bands',))}, 'has no weights to train'),
-        ({'augment': Augment(hflip=2.0)}, 'augment.hflip=2.0 must be a probability'),
-        ({'learning_rates': (1e-3, 1e-3)}, 'learning_rates=.* has a number twice'),
-        ({'features': ('mean_token',)}, "did you mean 'mean_patch'"),
-        ({'parallel': Parallel()}, None),
-    ],
-)
-def test_impossible_settings_are_named(changes, message):
-    values = {'data': Task(path='x'), 'encoder': Encoder(checkpoint='x', baselines=('random',))} | changes
-    refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
-    with refused:
-        check(Finetune(**values))
-
-
-def test_settings_come_back_from_json():
-    from fusmae_jax.config_build import from_dict, to_dict
-    from fusmae_jax.config_file import load_config
-
-    config = from_dict(Finetune, load_config('configs/finetune.py', ['encoder.checkpoint=runs/x']))
-    assert config == dataclasses.replace(
-        Finetune(), data=config.data, encoder=dataclasses.replace(Finetune().encoder, checkpoint='runs/x')
-    )
-    assert from_dict(Finetune, json.loads(json.dumps(to_dict(config)))) == config
-    config = from_dict(Finetune, load_config('configs/finetune.py:recommended,sen12ms,crops'))
-    assert (config.preset, config.epoch, config.settle, config.image) == (
-        'recommended',
-        'best',
-        'each',
-        'crops',
-    )
-    assert config.layer_decay < 1 and config.drop_path > 0 and config.augment.crop
-    assert config.data.kind == 'single_label'
-    with pytest.raises(InputError, match="did you mean 'crops'"):
-        load_config('configs/finetune.py:crop')
-
-
-@pytest.mark.parametrize('preset', ['paper', 'recommended'])
-def test_a_preset_whose_recipe_was_changed_is_custom(preset):
-    from fusmae_jax.config_build import from_dict
-    from fusmae_jax.config_file import load_config
-
-    config = from_dict(Finetune, load_config(f'configs/finetune.py:{preset},sen12ms,crops'))
-    assert recipe_of(config) == preset
-    assert recipe_of(dataclasses.replace(config, learning_rates=(1e-3,), head_seeds=(1, 2))) == preset
-    for changed in ({'epochs': 3.0}, {'layer_decay': 0.9}, {'weight_decay': 0.1}):
-        assert recipe_of(dataclasses.replace(config, **changed)) == 'custom'

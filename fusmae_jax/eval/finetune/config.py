@@ -5,6 +5,7 @@ import math
 from typing import Literal
 
 from fusmae_jax.config import Augment, Parallel
+from fusmae_jax.config_build import augment_problems
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval import evaluation_config
 from fusmae_jax.eval.evaluation_config import (
@@ -108,19 +109,9 @@ def as_probe(config: Finetune) -> LinearProbe:
 
 
 def _problems(config: Finetune) -> list[str]:
-    problems = []
+    problems = augment_problems(config.augment)
     if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):
         problems.append(f'encoder: {BANDS!r} has no weights to train; `linear_probe` and `knn` take it')
-    low, high = config.augment.crop_scale
-    if not 0 < low <= high <= 1:
-        problems.append(f'augment.crop_scale={config.augment.crop_scale} must lie in (0, 1], low first')
-    low, high = config.augment.crop_ratio
-    if not 0 < low <= high:
-        problems.append(f'augment.crop_ratio={config.augment.crop_ratio} must be positive, low first')
-    shares = {'augment.hflip': config.augment.hflip, 'augment.vflip': config.augment.vflip}
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            problems.append(f'{name}={value} must be a probability')
     for name in ('drop_path', 'b1', 'b2'):
         if not 0 <= getattr(config, name) < 1:
             problems.append(f'{name}={getattr(config, name)} must lie in [0, 1)')
