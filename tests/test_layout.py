@@ -82,7 +82,8 @@ def test_imports_run_one_way(file):
     'file', [*FILES, *(ROOT / 'data').rglob('*.py'), *(ROOT / 'configs').glob('*.py')], ids=str
 )
 def test_files_stay_small(file):
-    assert len(file.read_text().splitlines()) <= 300
+    # An alarm, not a ruler: a file is split by subject.
+    assert len(file.read_text().splitlines()) <= 400
 
 
 def test_importing_the_package_is_cheap_and_training_needs_no_other_framework():
