@@ -124,13 +124,10 @@ def check_skips(skips: Sequence[Any], max_skips: int) -> None:
 def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder) -> None:
     if not missing:
         return
-    # Imported here: the half second that Beam takes is paid by conversions only. It warns of Google client
-    # libraries that it could use.
-    logging.disable(logging.WARNING)
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    logging.disable(logging.NOTSET)
+    # Imported here: the half second that Beam takes is paid by conversions only.
+    with _quiet_import():
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
     flags = [*beam_settings.flags]
     if beam_settings.runner == 'DirectRunner':
         runner = _local_runner(beam_settings.direct_num_workers, folder)
@@ -149,6 +146,20 @@ def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder)
         raise
     if folder.stop.exists():
         raise InputError(plan.read(folder.stop)['message'])
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """No warnings of an import: Beam names Google client libraries that it could use.
+
+    The level of the caller comes back, also where the import fails.
+    """
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _local_runner(workers: int, folder: plan.Folder) -> Any:

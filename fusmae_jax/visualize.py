@@ -8,11 +8,13 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from fusmae_jax.config import Config
+from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.normalise import statistics
+from fusmae_jax.input.normalise import statistics, target_unit
 from fusmae_jax.input.patchify import unpatchify
 
 TRUE_COLOUR = ('B04', 'B03', 'B02')
@@ -73,31 +75,38 @@ def colours(image: np.ndarray, bands: Sequence[str]) -> tuple[np.ndarray, str]:
         return image[..., [bands.index(band) for band in TRUE_COLOUR]], 'true colour (B04, B03, B02)'
     if {'VV', 'VH'} <= set(bands):
         vv, vh = image[..., bands.index('VV')], image[..., bands.index('VH')]
-        return np.stack([vv, vh, vv - vh], axis=-1), 'false colour (VV, VH, VV - VH in dB)'
+        return np.stack([vv, vh, vv - vh], axis=-1), 'false colour (VV, VH, VV - VH)'
     return np.repeat(image[..., :1], 3, axis=-1), f'{bands[0]}'
 
 
 def stretch(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Linear stretch of each channel from [low, high] to [0, 1], clipped."""
-    return np.clip((image - low) / np.maximum(high - low, 1e-6), 0, 1)
+    """Linear stretch of each channel from [low, high] to [0, 1], clipped; NaN is black."""
+    return np.nan_to_num(np.clip((image - low) / np.maximum(high - low, 1e-6), 0, 1))
 
 
-def recorded(
-    record: Mapping[str, np.ndarray], contract: Contract, name: str, bands: Sequence[str]
-) -> np.ndarray:
-    """Some bands of a record before any resampling, (rows, columns, bands) in sensor units.
+def recorded(record: Mapping[str, np.ndarray], contract: Contract, config: Config, name: str) -> np.ndarray:
+    """All bands of a modality before any resampling, (rows, columns, bands) in the model's unit.
 
-    Bands of a coarser native grid are repeated up to the finest one.
+    Bands of a coarser native grid are repeated up to the finest one. NaN stands where nothing was measured
+    and where the value has no meaning in that unit, such as the decibels of a power of 0. A band that the
+    data lack is its mean everywhere, as the model is given it.
     """
-    where = contract.modality_bands(name)
-    groups = [contract.groups[where[band]] for band in bands]
-    finest = max(group.size for group in groups)
+    modality, where = config.model.modalities[name], contract.modality_bands(name)
+    groups = {band: contract.groups[where[band]] for band in modality.bands if band in where}
+    finest = max(group.size for group in groups.values())
     channels = []
-    for band, group in zip(bands, groups):
-        image = record[where[band]][..., group.bands.index(band)].astype(np.float32)
-        image = image * group.scale + group.offset
+    for band, mean in zip(modality.bands, statistics(modality)[0]):
+        if band not in groups:
+            channels.append(np.full(finest, mean, np.float32))
+            continue
+        group = groups[band]
+        stored = record[where[band]][..., group.bands.index(band)].astype(np.float32)
+        physical = stored * np.float32(group.scale) + np.float32(group.offset)
+        image = np.asarray(units.convert(jnp.asarray(physical), group.unit, target_unit(modality, group)))
+        # The values without meaning are stored ones.
+        image = np.where(np.isin(stored, np.float32(group.nodata)) | ~np.isfinite(image), np.nan, image)
         channels.append(np.kron(image, np.ones([f // s for f, s in zip(finest, group.size)], np.float32)))
-    return np.nan_to_num(np.stack(channels, axis=-1))
+    return np.stack(channels, axis=-1)
 
 
 def pictures(
@@ -107,7 +116,7 @@ def pictures(
     bands = config.model.modalities[name].bands
     target, meaning = colours(sensor_units(panel.target, config, name), bands)
     predicted, _ = colours(sensor_units(panel.predicted, config, name), bands)
-    given, _ = colours(recorded(record, contract, name, bands), bands)
+    given, _ = colours(recorded(record, contract, config, name), bands)
     low, high = np.percentile(target, 2, axis=(0, 1)), np.percentile(target, 98, axis=(0, 1))
     size, (rows, columns) = config.model.patch_size, config.model.grid
     seen = np.kron(panel.visible.reshape(rows, columns), np.ones((size, size)))[..., None] > 0

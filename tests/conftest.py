@@ -1,6 +1,13 @@
 """Eight fake devices, typed shapes checked, and the tiny settings that all tests share."""
 
 import dataclasses
+import os
+
+# A shell may set a cache, another generator of random numbers or 64 bits; tests, and the processes that they
+# start, set what they need. It comes before jax is imported, which reads all this then.
+# ruff: noqa: E402
+for variable in [name for name in os.environ if name.startswith('JAX_') or name == 'XLA_FLAGS']:
+    del os.environ[variable]
 
 import jax
 import pytest

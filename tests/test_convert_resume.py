@@ -1,5 +1,6 @@
 """Conversions that are killed, repeated, or run on other workers."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -111,3 +112,14 @@ def test_a_shard_with_skips_is_converted_again(example_archive, tmp_path):
     _, report = sharded.convert(archive.source(), tmp_path / 'out', records_per_shard=1)
     assert report['records'] == 6
     assert report['timing']['records_written'] == 2
+
+
+def test_the_level_of_the_log_comes_back_where_an_import_fails():
+    logging.disable(logging.INFO)
+    try:
+        with pytest.raises(ImportError), sharded._quiet_import():
+            assert logging.root.manager.disable == logging.WARNING
+            raise ImportError('no beam')
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(logging.NOTSET)

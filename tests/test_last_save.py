@@ -1,6 +1,7 @@
 """What a run saves around skipped updates and at its end, and what several processes make of its errors."""
 
 import errno
+import json
 import os
 import signal
 
@@ -89,8 +90,15 @@ def test_a_stop_amid_skips_saves_and_the_good_checkpoint_stays_known(dataset, tm
     reader = Checkpoints(tmp_path)
     assert reader.steps() == [3, 5]
     reader.close()
+    # A sitting that went on and was killed leaves steps that are done again.
+    skipped = tmp_path / workdir.SKIPPED
+    with skipped.open('a') as file:
+        file.write('{"step": 6, "position": [40]}\n{"step": 7, "pos')
     with pytest.raises(DivergedError, match=r'4 updates in a row .*up to 7\).*checkpoints/3\.'):
         experiment.pretrain(config, tmp_path)
+    rows = [json.loads(line) for line in skipped.read_text().splitlines()]
+    assert [row['step'] for row in rows] == [4, 5, 6, 7]
+    assert rows[2] != {'step': 6, 'position': [40]}
 
 
 def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, tmp_path, monkeypatch):

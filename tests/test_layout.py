@@ -1,6 +1,7 @@
 """The house keeps its order: imports run one way, files stay small, heavy packages stay out."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,22 @@ def test_no_builder_or_reader_loads_tensorflow_or_torch():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == '[]', done.stderr[-2000:]
+
+
+def test_the_tests_do_not_depend_on_the_shell():
+    """Of several kinds: a cache, a type, a generator, a number of devices."""
+    shell = {
+        'JAX_COMPILATION_CACHE_DIR': '/nonexistent/cache',
+        'JAX_ENABLE_X64': '1',
+        'JAX_DEFAULT_PRNG_IMPL': 'rbg',
+        'JAX_NUM_CPU_DEVICES': '3',
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    }
+    code = (
+        'import tests.conftest, jax; c = jax.config; '
+        'print(c.jax_compilation_cache_dir, c.jax_enable_x64, c.jax_default_prng_impl, jax.device_count())'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env=os.environ | shell
+    )
+    assert done.stdout.strip() == 'None False threefry2x32 8', done.stderr[-2000:]

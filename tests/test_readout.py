@@ -66,6 +66,18 @@ def test_the_validation_split_is_scaled_alike():
     assert np.abs(seen[0] - seen[0][3]).max() > 1e-3
 
 
+def test_the_sweep_is_settled_on_what_the_stored_heads_give_on_validation():
+    given, judged = variant(), []
+    outcome = readout.probe(
+        HEADS, given, np.arange(60), labels(60), lambda z: judged.append(z) or -float(len(judged))
+    )
+    heads, seen = outcome.heads, given.val.valid
+    normed = (given.val.values.astype(np.float64) - heads['mean']) / heads['std']
+    # The first of the points that are tried is the best, so its heads are the stored ones, one for each seed.
+    for kernel, bias, scores in zip(np.moveaxis(heads['kernel'], 1, 0), heads['bias'], judged):
+        np.testing.assert_allclose(scores[seen], (normed @ kernel + bias)[seen], rtol=1e-4, atol=1e-4)
+
+
 def test_the_head_learns_from_zeros_where_nothing_was_seen():
     given = variant(lost=range(30, 60))
     scale = readout.fit_scale(given.train)

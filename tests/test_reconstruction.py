@@ -1,13 +1,15 @@
 """Pictures and error ratios, on arrays whose answers are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fusmae_jax.eval.reconstruction import errors, summary
 from fusmae_jax.input.patchify import patchify
 from fusmae_jax.input.prepare import statistics
-from fusmae_jax.visualize import COLUMNS, Panel, figure, in_raster_order, sensor_units
-from tests.conftest import tiny_config
+from fusmae_jax.visualize import COLUMNS, Panel, figure, in_raster_order, pictures, recorded, sensor_units
+from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch
 
 
@@ -80,3 +82,44 @@ def test_a_figure_has_a_line_for_each_sample_and_sensor(scene):
     assert one.dtype == np.uint8 and one.shape[2] == 3
     assert one.shape[1] == two.shape[1] and 1.8 < two.shape[0] / one.shape[0] < 2.1
     assert len(COLUMNS) == 4 and one.std() > 20
+
+
+def only_group(modality, **changes):
+    """The test contract with all bands of a modality in one group of another making."""
+    group = next(g for g in CONTRACT.groups.values() if g.modality == modality)
+    return dataclasses.replace(CONTRACT, groups={modality: dataclasses.replace(group, **changes)})
+
+
+def test_a_band_that_the_data_lack_is_drawn_as_its_mean():
+    config = tiny_config(data=cfg.Data(absent_bands='mean'))
+    bands = tuple(b for b in config.model.modalities['s2'].bands if b != 'B03')
+    contract = only_group('s2', bands=bands, size=(4, 4))
+    record = {'s2': np.random.default_rng(0).integers(100, 3000, (4, 4, len(bands))).astype(np.uint16)}
+    image = recorded(record, contract, config, 's2')
+    mean, _ = statistics(config.model.modalities['s2'])
+    absent = config.model.modalities['s2'].bands.index('B03')
+    np.testing.assert_array_equal(image[..., absent], mean[absent])
+    np.testing.assert_array_equal(np.delete(image, absent, axis=-1), record['s2'])
+
+
+@pytest.mark.parametrize(('unit', 'factor'), [('linear', 10), ('amplitude', 20)])
+def test_what_was_recorded_is_drawn_in_the_unit_of_the_model(unit, factor):
+    config = tiny_config()
+    contract = only_group('s1', unit=unit, scale=0.5, offset=0.0, nodata=(7.0,), dtype='float32', size=(2, 3))
+    stored = np.array([[[1, 2], [7, 0.2], [0, 4]], [[np.nan, 8], [3, 7], [5, 6]]], np.float32)
+    image = recorded({'s1': stored}, contract, config, 's1')
+    with np.errstate(divide='ignore'):
+        expected = factor * np.log10(stored * 0.5)
+    expected[(stored == 7) | (stored == 0)] = np.nan
+    np.testing.assert_allclose(image, expected, rtol=1e-5)
+
+
+def test_nothing_measured_is_black_in_the_picture(scene):
+    config, _, _ = scene
+    record = {'s1': np.full((8, 8, 2), -99, np.float32)}
+    record['s1'][:, 4:] = -12
+    contract = only_group('s1', size=(8, 8), nodata=(-99.0,))
+    target = np.random.default_rng(0).normal(size=(16, 128)).astype(np.float32)
+    panel = Panel(target, target, np.ones_like(target, bool), np.arange(16) < 4)
+    (given, *_), _ = pictures(panel, record, config, contract, 's1')
+    assert (given[:, :4] == 0).all() and (given[:, 4:, :2] > 0).all()
