@@ -1,5 +1,6 @@
 """Conversions that are killed, repeated, or run on other workers."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -117,7 +118,7 @@ def test_a_shard_with_skips_is_converted_again(example_archive, tmp_path):
 def test_the_level_of_the_log_comes_back_where_an_import_fails():
     logging.disable(logging.INFO)
     try:
-        with pytest.raises(ImportError), sharded._quiet_import():
+        with contextlib.suppress(ImportError), sharded._quiet_import():
             assert logging.root.manager.disable == logging.WARNING
             raise ImportError('no beam')
         assert logging.root.manager.disable == logging.INFO
