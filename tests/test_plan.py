@@ -116,6 +116,29 @@ def test_machines_that_do_not_exist(name, part):
         topology.machine(name)
 
 
+@pytest.mark.parametrize(
+    ('installed', 'said'), [('0.0.42.1', ''), ('0.0.45', 'libtpu 0.0.45 is not the one')]
+)
+def test_a_libtpu_of_another_jax_is_named(monkeypatch, installed, said):
+    monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
+    needs = ['libtpu==0.0.42.*; extra == "tpu"', 'numpy>=2.0']
+    monkeypatch.setattr(topology.metadata, 'requires', lambda name: needs)
+    monkeypatch.setattr(topology.metadata, 'version', lambda name: installed)
+    assert said in (text := topology.libtpu_mismatch()) and bool(text) == bool(said)
+    if said:
+        assert 'pip install "libtpu==0.0.42.*"' in text
+
+
+def test_jax_states_its_libtpu(monkeypatch):
+    """The pairing is read from the metadata of the jax that is installed, whatever its version."""
+    monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
+    version = topology.metadata.version
+    monkeypatch.setattr(
+        topology.metadata, 'version', lambda name: '9.9' if name == 'libtpu' else version(name)
+    )
+    assert f'libtpu 9.9 is not the one that jax {jax.__version__}' in topology.libtpu_mismatch()
+
+
 def test_the_parts_of_a_name():
     assert topology.SYNTAX.fullmatch('v5e:16x16').groups() == ('v5e', '16x16', None)
     assert topology.SYNTAX.fullmatch('v5e:16x16x2slices').groups() == ('v5e', '16x16', '2')

@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import re
+from importlib import metadata
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+from packaging.requirements import Requirement
 
 from fusmae_jax.errors import InputError
 
@@ -85,6 +88,8 @@ def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Devic
             f'--topology={name} is compiled by libtpu, which is not installed: pip install -e ".[tpu]" '
             '(no TPU is needed), or use --topology=local'
         )
+    if mismatch := libtpu_mismatch():
+        logging.warning(mismatch)
     # libtpu asks for these on a machine without a TPU, and otherwise looks for one, or for its only user.
     for key, value in (
         ('TPU_WORKER_HOSTNAMES', 'localhost'),
@@ -108,6 +113,24 @@ def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Devic
             f'--topology={name}: libtpu knows no such machine ({error}); try {EXAMPLES}'
         ) from error
     return list(described.devices)
+
+
+def libtpu_mismatch() -> str:
+    """A sentence where the installed libtpu is not the one that the installed jax asks for; else ''."""
+    if os.environ.get('TPU_LIBRARY_PATH'):
+        return ''  # a library of the user's own, whose version nothing states
+    paired = next(
+        requirement.specifier
+        for requirement in map(Requirement, metadata.requires('jax') or ())
+        if requirement.name == 'libtpu'
+    )
+    libtpu = metadata.version('libtpu')
+    if paired.contains(libtpu, prereleases=True):
+        return ''
+    return (
+        f'libtpu {libtpu} is not the one that jax {metadata.version("jax")} is made for (libtpu{paired}): plans '
+        f'take up to three times as long and may differ; pip install "libtpu{paired}"'
+    )
 
 
 def _compiler_limit(device: jax.Device) -> int | None:
