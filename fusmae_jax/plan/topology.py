@@ -128,8 +128,8 @@ def libtpu_mismatch() -> str:
     if paired.contains(libtpu, prereleases=True):
         return ''
     return (
-        f'libtpu {libtpu} is not the one that jax {metadata.version("jax")} is made for (libtpu{paired}): plans '
-        f'take up to three times as long and may differ; pip install "libtpu{paired}"'
+        f'libtpu {libtpu} is not the one that jax {metadata.version("jax")} is made for (libtpu{paired}): '
+        f'plans take up to three times as long and may differ; pip install "libtpu{paired}"'
     )
 
 
