@@ -104,7 +104,8 @@ def recorded(record: Mapping[str, np.ndarray], contract: Contract, config: Confi
         physical = stored * np.float32(group.scale) + np.float32(group.offset)
         image = np.asarray(units.convert(jnp.asarray(physical), group.unit, target_unit(modality, group)))
         # The values without meaning are stored ones.
-        image = np.where(np.isin(stored, np.asarray(group.nodata, np.float32)) | ~np.isfinite(image), np.nan, image)
+        missing = np.isin(stored, np.asarray(group.nodata, np.float32)) | ~np.isfinite(image)
+        image = np.where(missing, np.nan, image)
         channels.append(np.kron(image, np.ones([f // s for f, s in zip(finest, group.size)], np.float32)))
     return np.stack(channels, axis=-1)
 
