@@ -13,14 +13,14 @@ from flax import nnx
 from fusmae_jax import inference
 from fusmae_jax.config import Train
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import views
+from fusmae_jax.eval import features, task, views
 from fusmae_jax.eval.during import Neighbours
 from fusmae_jax.eval.evaluation_config import POOLED, Encoder, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import multi_label
-from fusmae_jax.eval.systems import fingerprint, fit, open_system
+from fusmae_jax.eval.systems import System, fingerprint, fit, open_system
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
@@ -157,6 +157,28 @@ def test_no_two_things_are_stored_in_one_file(data, settings, tmp_path):
     assert len(set(files)) == len(files)
     assert file(batch=8) == files[0]
     assert file(modalities=('s2', 's1')) == file(modalities=('s1', 's2'))
+
+
+def test_the_clip_and_the_normalisation_are_a_part_of_the_name(radar):
+    def about(**changes):
+        config = radar.fitted.config
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+        fitted = radar.fitted._replace(config=config)
+        return features._about(System('x', None, 'f', None), radar._contract, ('s1',), fitted, 'resize')
+
+    others = [about(), about(clip=3.0), about(normalisation='mean_2sigma')]
+    assert all(others.count(one) == 1 for one in others)
+
+
+@pytest.mark.parametrize('positives', [0, 2])
+def test_one_class_a_record_is_checked_before_anything_is_learned(data, monkeypatch, positives):
+    config = Task(path=str(data), labels='one', kind='single_label')
+    index = read_index(data, 'val', ['name', 'one'])
+    index['one'][4] = np.arange(3) < positives
+    monkeypatch.setattr(task, '_index', lambda *_: index)
+    name = index['name'][4].decode()
+    with pytest.raises(InputError, match=f'record {name} has {positives} classes .*needs exactly one'):
+        task.read_split(config, contracts.read(data), 'val', '')
 
 
 def test_a_rerun_reads_what_is_stored(data, settings, both, tmp_path):

@@ -37,6 +37,8 @@ def parts(**weights):
 def test_rows_follow_the_weights_and_fill_the_batch():
     assert mixture.row_counts(parts(a=3.0, b=1.0), 16) == {'a/': 12, 'b/': 4}
     assert mixture.row_counts(parts(b=1.0, a=1.0, c=1.0), 16) == {'a/': 6, 'b/': 5, 'c/': 5}
+    # Shares of 4.4, 2 and 1.6 rows: the row that is left goes to the largest remainder.
+    assert mixture.row_counts(parts(a=5.5, b=2.5, c=2.0), 8) == {'a/': 4, 'b/': 2, 'c/': 2}
     assert mixture.row_counts(cfg.Data(path='x'), 16) == {'': 16}
     with pytest.raises(InputError, match="6 rows of 'b', which 5 devices"):
         mixture.check_rows({'a/': 5, 'b/': 6}, 5)
@@ -128,6 +130,14 @@ def test_order_positions_and_resumption():
     # What stands beside a set changes nothing of its order.
     beside = made({'b/': 2, 'z/': 3}, {'b/': RECORDS['b/'], 'z/': RECORDS['a/']}).batches(0, sharding)
     assert [list(beside[k]['b/id']) for k in range(9)] == [list(batches[k]['b/id']) for k in range(9)]
+
+
+def test_sets_of_one_length_are_shuffled_apart():
+    """One order for both would pair the records of two sets, the same ones in every epoch's batches."""
+    sharding = batch_sharding(make_mesh(cfg.Parallel(), jax.devices()[:1]))
+    batches = made({'a/': 5, 'b/': 5}, {'a/': RECORDS['a/'], 'b/': RECORDS['a/']}).batches(0, sharding)
+    first, second = ([int(i) for k in range(2) for i in batches[k][f'{name}/id']] for name in 'ab')
+    assert first != second and sorted(first) == sorted(second) == list(range(10))
 
 
 @pytest.fixture(scope='module')
