@@ -105,6 +105,7 @@ def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, 
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(distributed, 'abandon', leave)  # it would end this very process
+    monkeypatch.setattr(experiment.startup, 'hold', lambda *_: None)  # asks the other process
     monkeypatch.setattr(experiment.startup, 'open_run', full)
     with pytest.raises(LeftError) as caught:
         experiment.pretrain(config_on(dataset, 1, compilation_cache=False), tmp_path)
