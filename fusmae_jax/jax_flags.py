@@ -27,7 +27,7 @@ TF32 = 'NVIDIA_TF32_OVERRIDE'  # of cuBLAS
 
 def values() -> dict[str, Any]:
     """Flag -> value, as JSON can hold it."""
-    found = {name: getattr(jax.config, name) for name in NAMES}
+    found = {name: jax.config.values.get(name) for name in NAMES}
     given = [flag for name in COMPILER for flag in os.environ.get(name, '').split()]
     named = {flag: flag.partition('=')[0] for flag in given}
     found['compiler flags'] = sorted(f for f, name in named.items() if any(w in name for w in ROUNDING))

@@ -52,7 +52,7 @@ class Lock:
         }
         self._about |= {'since': time.strftime('%Y-%m-%d %H:%M:%S'), 'token': uuid.uuid4().hex, 'beat': 0}
         self._descriptor: int | None = None  # of the file on a disk, from the first `take`
-        self._flocked = False
+        self._flocked = self._made = False  # whether the kernel holds it; whether the folder is ours
         self._watched: tuple[bytes, float] | None = None  # what another owner has written, and since when
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._beat, daemon=True)
         self._lost: dict[str, Any] | None = None  # who has taken the place over
@@ -103,9 +103,13 @@ class Lock:
             if (owner := _owner(self._read())) and owner['token'] == self._about['token']:
                 self._file.unlink()  # while it is still held, so that nobody waits for a file that is gone
         self._close()
+        if self._made:
+            with contextlib.suppress(OSError):
+                os.rmdir(self._place)  # where nothing came of it
 
     def _open(self) -> None:
         """Opens the file on a disk and asks the kernel for it."""
+        self._made = not self._place.exists()
         self._place.mkdir(parents=True, exist_ok=True)
         while True:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
