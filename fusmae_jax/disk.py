@@ -67,7 +67,7 @@ def explain_full_disk(workdir: epath.PathLike) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # libraries have errors of their own for it
+    except (OSError, RuntimeError, ValueError) as error:  # the last two are those of libraries
         if not is_disk_full(error):
             raise
         file = getattr(error, 'filename', None) or 'while writing'
