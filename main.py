@@ -153,10 +153,14 @@ def _encode(arguments: Arguments) -> int:
 
 def _in_workdir(arguments: Arguments, kind: type[T], run: Callable[[T, str], int], default: str = '') -> int:
     """A command that has a configuration and a working directory, and nothing else."""
+    from fusmae_jax import lock
     from fusmae_jax.config_build import from_dict
 
     arguments.only('config', 'config.*', 'workdir')
-    return run(from_dict(kind, arguments.config(default)), arguments.text('workdir', 'DIR'))
+    config, workdir = from_dict(kind, arguments.config(default)), arguments.text('workdir', 'DIR')
+    name = kind.__name__.lower()  # those of other commands in the same folder do not meet its files
+    with lock.hold(workdir, f'the same command ({name})', f'.{name}.lock'):
+        return run(config, workdir)
 
 
 def _linear_probe(arguments: Arguments) -> int:
@@ -260,6 +264,15 @@ def main(argv: list[str]) -> int:
     except DivergedError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except Exception as error:
+        from fusmae_jax.disk import is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        file = getattr(error, 'filename', None) or str(error).splitlines()[0]
+        again = 'give the same command again once there is space'
+        print(f'error: the disk is full ({file}); {again}', file=sys.stderr)
+        return 2
 
 
 if __name__ == '__main__':

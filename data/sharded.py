@@ -30,6 +30,8 @@ from data import fractions, index, plan, records, report
 from data.progress import Progress
 from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
+from fusmae_jax import lock
+from fusmae_jax.disk import explain_full_disk
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.index import FILE as INDEX
 
@@ -76,25 +78,42 @@ def convert(
       beam: where to run; one process of this machine by default.
 
     Raises:
-      InputError: unusable input, an empty split, too many skips, or other work in the folder.
+      InputError: unusable input, an empty split, too many skips, other work in the folder, or a full disk.
     """
     schema = source.schema
     folder = plan.Folder(output, schema.name, schema.version)
     shards = plan.make_shards(source, records_per_shard)
     settings = plan.settings(source, shards, records_per_shard)
-    if folder.final.exists():
+    if folder.final.exists() and not folder.incomplete.exists():
         return folder.final, _existing(folder, settings)
-    check_skips(source.skips, max_skips)
-    missing = folder.open(settings, shards)
+    if not folder.final.exists():
+        check_skips(source.skips, max_skips)
     job = Job((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
+    name = f'.{schema.version}.lock'  # beside the two folders, which are renamed and removed
+    with lock.hold(folder.final.parent, 'a conversion', name), explain_full_disk(folder.incomplete):
+        if folder.final.exists():
+            return folder.final, _existing(folder, settings)
+        return folder.final, _convert(source, folder, job, shards, settings, beam or Beam())
+
+
+def _convert(
+    source: Source,
+    folder: plan.Folder,
+    job: Job,
+    shards: list[plan.Shard],
+    settings: dict[str, Any],
+    beam: Beam,
+) -> dict[str, Any]:
+    """The report of a conversion that is alone in its folder, and not finished."""
+    missing = folder.open(settings, shards)
     start = time.perf_counter()
-    with Progress(folder, shards, missing, max_skips - len(source.skips)):
-        _run(missing, job, beam or Beam(), folder)
+    with Progress(folder, shards, missing, job.max_skips - len(source.skips)):
+        _run(missing, job, beam, folder)
     seconds = time.perf_counter() - start
     result = report.build(folder, source, shards, settings, missing, seconds)
-    check_skips(result['skips'], max_skips)
-    _finish(folder, schema, shards, result)
-    return folder.final, result
+    check_skips(result['skips'], job.max_skips)
+    _finish(folder, source.schema, shards, result)
+    return result
 
 
 def _existing(folder: plan.Folder, settings: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ on from the one before.
 
 import contextlib
 import json
-from collections.abc import Iterator
+import logging as standard_logging
+import math
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -19,7 +21,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from fusmae_jax import manifest
-from fusmae_jax.disk import SaveError, absolute, is_disk_full
+from fusmae_jax.disk import SaveError, absolute, check_name, is_disk_full
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.parallel.agreement import together
 from fusmae_jax.parallel.host import read
@@ -44,11 +46,13 @@ class Checkpoints:
         writing at this moment.
 
         Raises:
-            InputError: what is there cannot be read at this moment, or none of it is whole.
+            InputError: what is there cannot be read at this moment, or none of it is whole; no checkpoint can
+                be kept in such a place.
         """
+        check_name(workdir)
         policies = ocp.training.preservation_policies
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics['val_loss'],
+            get_metric_fn=_val_loss,
             reverse=True,  # orbax keeps the end of the sorted list
             n=1,
             keep_checkpoints_without_metrics=False,
@@ -84,6 +88,11 @@ class Checkpoints:
         """All complete steps, ascending."""
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
+    def best(self) -> float | None:
+        """The lowest held-out loss of the complete checkpoints; None if none of them has one."""
+        losses = [_val_loss(checkpoint.metrics or {}) for checkpoint in self._checkpointer.checkpoints]
+        return min(filter(math.isfinite, losses), default=None)
+
     def save(
         self,
         state: dict[str, Any],
@@ -96,7 +105,7 @@ class Checkpoints:
         Args:
             state: the train state.
             meta: what JSON can hold.
-            val_loss: held-out loss, by which the best checkpoint is kept.
+            val_loss: held-out loss, by which the best checkpoint is kept; None if it was not measured.
             seen: the list of the records that the model learns from (`leak.Seen`), packed.
 
         Raises:
@@ -113,17 +122,27 @@ class Checkpoints:
         parts = weights | {'opt_state': _without_empty(rest), 'meta': packed}
         if seen:
             parts['seen'] = {'packed': np.frombuffer(seen, np.uint8)}
+        # Shapes and types alone: the arrays are given away to the next step.
+        arrays = {name: part for name, part in parts.items() if name != 'meta'}
+        written = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
         metrics = None if val_loss is None else {'val_loss': val_loss}
         try:
             response = self._checkpointer.save_checkpointables_async(step, parts, force=True, metrics=metrics)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._saving = step, self._background.submit(self._complete, step, response)
+        self._saving = step, self._background.submit(self._complete, step, response, written)
 
-    def _complete(self, step: int, response: Any) -> None:
-        """Waits for a save, then writes its manifest; runs in the background."""
+    def _complete(self, step: int, response: Any, written: dict[str, Any]) -> None:
+        """Waits for a save, reads it back, then writes its manifest; runs in the background.
+
+        Without the reading back, a save that has lost its arrays on the way, of which orbax only warns, would
+        get a manifest that says that all is well.
+        """
         response.result()
         if jax.process_index() == 0:
+            problems = self._differences(step, written)
+            if what := '; '.join(problems[:1]) or manifest.unreadable(self.directory / str(step)):
+                raise ValueError(f'since it does not read back as it was written ({what})')
             manifest.write(self.directory / str(step))
 
     def _failure(self, step: int, error: Exception) -> SaveError:
@@ -179,16 +198,24 @@ class Checkpoints:
         loaded = self._checkpointer.load_checkpointables(step, {'seen': abstract})
         return np.asarray(loaded['seen']['packed']).tobytes()
 
-    def _check(self, step: int | None, wanted: dict[str, Any]) -> None:
+    def _check(self, step: int, wanted: dict[str, Any]) -> None:
         """Compares names, shapes and types first: orbax's own message names none of them."""
+        problems = self._differences(step, wanted)
+        if len(problems) > MAX_LINES:
+            problems = [*problems[:MAX_LINES], f'... and {len(problems) - MAX_LINES} more']
+        raise_all(f'{self.directory}: checkpoint {step} belongs to another model or optimizer', problems)
+
+    def _differences(self, step: int, wanted: dict[str, Any]) -> list[str]:
+        """What differs between the arrays of a checkpoint, as a load lists them, and those wanted."""
         with _quiet():  # orbax warns that the JSON beside the arrays has no shapes
             stored = self._checkpointer.checkpointables_metadata(step).metadata
         problems = []
         for part, tree in wanted.items():
-            problems += [f'{part}/{line}' for line in difference(tree, stored[part])]
-        if len(problems) > MAX_LINES:
-            problems = [*problems[:MAX_LINES], f'... and {len(problems) - MAX_LINES} more']
-        raise_all(f'{self.directory}: checkpoint {step} belongs to another model or optimizer', problems)
+            if stored.get(part) is None:  # orbax's answer where it finds no list of the arrays
+                problems.append(f'{part}: not in the checkpoint')
+            else:
+                problems += [f'{part}/{line}' for line in difference(tree, stored[part])]
+        return problems
 
     def check(self) -> None:
         """Raises SaveError if a save in the background has failed; costs a microsecond, so ask each step."""
@@ -222,12 +249,23 @@ def _has_no_orbax_trace(record: Any) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    """Keeps warnings of orbax alone out of the log: other threads may have something to say."""
+
+    def passes(record: Any) -> bool:
+        return record.levelno >= standard_logging.ERROR or '/orbax/' not in record.pathname
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(passes)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logger.removeFilter(passes)
+
+
+def _val_loss(metrics: Mapping[str, float]) -> float:
+    """The loss of a checkpoint, by which the best is kept; one that was not measured is the worst."""
+    loss = metrics.get('val_loss', math.nan)
+    return math.inf if math.isnan(loss) else loss
 
 
 def _context() -> ocp.Context:

@@ -1,6 +1,7 @@
 """The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -8,16 +9,17 @@ import jax
 from absl import logging
 from etils import epath
 
-from fusmae_jax import compile_cache, leak, startup, step_log
+from fusmae_jax import compile_cache, leak, model_card, startup, step_log
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
-from fusmae_jax.disk import SaveError, explain_full_disk
+from fusmae_jax.disk import SaveError, check_name, explain_full_disk
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval.during import Pictures, Validation
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
 from fusmae_jax.input.source import LABELS
+from fusmae_jax.lock import Lock
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.agreement import together
 from fusmae_jax.parallel.host import read
@@ -51,11 +53,12 @@ def pretrain(config: Config, workdir: epath.PathLike, profile: str = '') -> int:
         stack.enter_context(explain_full_disk(workdir))  # for what is closed at the end
         try:
             with explain_full_disk(workdir):  # before anything below is decided by the kind of error
-                cache = None
+                check_name(workdir)
+                lock, cache = startup.hold(workdir, stack), None
                 if config.train.compilation_cache:
                     cache = stack.enter_context(compile_cache.enabled(workdir))
                 setup, source = startup.open_run(config)
-                return Run(setup, source, workdir, Around(stack, preemption, cache, window)).train()
+                return Run(setup, source, workdir, Around(stack, preemption, cache, window, lock)).train()
         except Exception as error:
             # What is wrong with settings, data or losses, all processes find out together.
             alike = isinstance(error, InputError | DivergedError) and not isinstance(error, SaveError)
@@ -71,6 +74,7 @@ class Around(NamedTuple):
     preemption: Preemption
     cache: compile_cache.CompileCache | None  # to be sealed when a program was compiled
     window: Window | None  # steps to trace
+    lock: Lock | None  # of the working directory, in the first process
 
 
 class Run:
@@ -102,7 +106,8 @@ class Run:
         )
         self.packed = leak.to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
-        self.best_val: float | None = self.meta.get('best_val')
+        # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
+        self.best_val = self.checkpoints.best()
         self.goodput = startup.goodput(workdir, setup)
         if self.lead:
             workdirs.write_config(workdir, self.config)
@@ -124,7 +129,7 @@ class Run:
             state = self._state()
         startup.announce(self.setup, self.source)
         if self.lead:
-            workdirs.write_card(self.workdir, self.setup, len(self.source), None, self.best_val)
+            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
         with self.goodput.phase('compile'):
             compiled, self.check = startup.compile_step(self.setup)
             if self.around.cache is not None:
@@ -155,6 +160,8 @@ class Run:
                 self.log.add(step + 1, metrics, names)
                 self.goodput.reached(step + 1)
                 self.checkpoints.check()
+                if self.around.lock:
+                    self.around.lock.check()
             self.log.flush()
             profiler.close(metrics)  # what follows is no step
         return self._finish(state)
@@ -205,8 +212,15 @@ class Run:
         """Saves; after a skipped update only at the end of a sitting, where all would be lost otherwise.
 
         A checkpoint on the way must be a good place to go back to, and may wait for the next good update.
+        Then the held-out loss of this one is that of no checkpoint, and cannot be the best.
+
+        Args:
+            state: after the last step.
+            val_loss: its held-out loss; None if it was not measured now.
+            last: whether the sitting ends here.
         """
-        self.log.flush()  # so that no checkpoint is ahead of metrics.jsonl
+        self.log.flush()
+        self.writers.flush()  # so that no checkpoint is ahead of metrics.jsonl
         with self.goodput.phase('checkpoint'):
             step = int(read('step', state['step']))
             # By our own count: what is on disk at this moment may differ between the processes.
@@ -215,8 +229,9 @@ class Run:
             if self.late or step == self.saved:
                 return
             self.good = self.good if skips else step
-            loss = self.log.last.get('loss', self.meta.get('loss'))
-            meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, loss, self.good)
+            if val_loss is not None:
+                self.best_val = val_loss if self.best_val is None else min(self.best_val, val_loss)
+            meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, self._loss(), self.good)
             self.checkpoints.save(state, meta, val_loss, self.packed)
             self.saved = step
 
@@ -226,14 +241,19 @@ class Run:
         with self.goodput.phase('evaluation'):
             yield
 
-    def _validate(self, step: int, state: State) -> float:
+    def _loss(self) -> float:
+        """Of the last step; NaN if it was not measured."""
+        loss = self.log.last.get('loss', self.meta.get('loss'))
+        return math.nan if loss is None else loss
+
+    def _validate(self, step: int, state: State) -> float | None:
+        """The held-out loss; None if it was not measured, or is not finite."""
         assert self.evaluate is not None
         with self._evaluating():
             values = self.evaluate(state['params'])
         self.writers.scalars(step, values)
         loss = values['val/loss']
-        self.best_val = loss if self.best_val is None else min(self.best_val, loss)
-        return loss
+        return loss if math.isfinite(loss) else None
 
     def _draw(self, step: int, state: State) -> None:
         assert self.pictures is not None
@@ -259,8 +279,7 @@ class Run:
         """Marks the run as finished; also repairs what a kill right after the last save left out."""
         complete = self.workdir / workdirs.COMPLETE
         if self.lead and not complete.exists():
-            loss = self.log.last.get('loss', self.meta.get('loss'))
-            workdirs.write_card(self.workdir, self.setup, len(self.source), loss, self.best_val)
+            model_card.write(self.workdir, self.setup, len(self.source), self._loss(), self.best_val)
             complete.write_text(f'{step}\n')
         return 0
 

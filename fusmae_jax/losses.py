@@ -55,8 +55,9 @@ def combine(
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
     """The loss, a weighted sum over modalities of mean squared errors, and those means.
 
-    A modality without a single valid masked number counts as 0.
+    A modality without a single valid masked number adds nothing to the loss; its mean is NaN.
     """
-    means = {name: total / jnp.where(weight > 0, weight, 1) for name, (total, weight) in sums.items()}
+    there = {name: weight > 0 for name, (_, weight) in sums.items()}
+    means = {name: total / jnp.where(there[name], weight, 1) for name, (total, weight) in sums.items()}
     first, *rest = (loss_weights[name] * mean for name, mean in means.items())
-    return sum(rest, first), means
+    return sum(rest, first), {name: jnp.where(there[name], mean, jnp.nan) for name, mean in means.items()}

@@ -53,7 +53,7 @@ def damage(folder: epath.Path, part: str = '') -> str | None:
         InputError: it cannot be read at this moment, which is no damage.
     """
     try:
-        look = _difference if (folder / NAME).exists() else _unreadable
+        look = _difference if (folder / NAME).exists() else unreadable
         return look(folder, part)
     except Exception as error:  # an object store has errors of its own
         raise InputError(
@@ -168,8 +168,8 @@ def _checksum(path: epath.Path) -> tuple[int, int]:
     return size, crc
 
 
-def _unreadable(folder: epath.Path, part: str) -> str | None:
-    """Reads the stored values of a checkpoint whose writer was killed before it wrote the manifest.
+def unreadable(folder: epath.Path, part: str = '') -> str | None:
+    """What is wrong with a checkpoint, or a part of it, that has no manifest yet; reads all its values.
 
     Finds what is missing or cut short; a changed value only where its compression notices.
     """
@@ -193,9 +193,10 @@ def _read_through(place: epath.Path) -> None:
     json.loads((place / '_METADATA').read_text())
     if place.name == 'meta':
         json.loads((place / '_strings.json').read_text())
-    base = str(place) if '://' in str(place) else f'file://{place}'
+    # As an address, a path on disk would have to be quoted: %, # and ? mean something there.
+    base = f'{place}/' if '://' in str(place) else {'driver': 'file', 'path': f'{place}/'}
     try:
-        store = ts.KvStore.open({'driver': 'ocdbt', 'base': f'{base}/'}).result()
+        store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
         keys = store.list().result()
         for read in [store.read(key) for key in keys]:
             read.result()

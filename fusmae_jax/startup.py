@@ -1,5 +1,6 @@
 """What comes before the first step: a run is put together, held against the other processes, and printed."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import jax
 from clu import parameter_overview
 from etils import epath
 
+from fusmae_jax import jax_flags
 from fusmae_jax import workdir as workdirs
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
@@ -20,6 +22,7 @@ from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.goodput import Goodput
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
+from fusmae_jax.lock import POLL, Lock
 from fusmae_jax.parallel.agreement import check_same, gather, together
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.checksum import make_check
@@ -45,7 +48,9 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
         )
     settings = workdirs.flatten(to_dict(config))
     own = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
-    check_same(own | workdirs.versions(), 'start them with the same code and the same settings')
+    check_same(
+        own | workdirs.versions() | jax_flags.values(), 'start them with the same code and the same settings'
+    )
     setup, source = together(lambda: _open(config))
     check_same(
         {'data fingerprint': source.contract.digest, 'records': len(source)},
@@ -62,6 +67,21 @@ def _open(config: Config) -> tuple[Setup, Mixture]:
     source = open_train(config)
     make = make_dino_setup if isinstance(config, DinoConfig) else make_setup
     return make(config, source.contract, len(source)), source  # type: ignore[arg-type]
+
+
+def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
+    """Keeps `workdir` for this run until `stack` is closed; the lock in the first of its processes.
+
+    Raises:
+        InputError: another run is at work there.
+    """
+    lock = Lock(workdir, 'a run of `pretrain`') if jax.process_index() == 0 else None
+    # All of them ask for as long as the first one does not know: none waits in an exchange for another.
+    while not gather(together(lambda: lock.take() if lock else None))[0]:
+        time.sleep(POLL)
+    if lock:
+        stack.callback(lock.release)
+    return lock
 
 
 def check_shared(workdir: epath.Path) -> None:

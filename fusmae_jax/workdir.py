@@ -1,25 +1,24 @@
-"""What a working directory says about the run in it: config.json, the model card, the record of skips."""
+"""What a working directory and its checkpoints say about the run in it: settings, data, skipped updates."""
 
 import json
+import math
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import jax
 from etils import epath
 
-from fusmae_jax import __version__, leak
+from fusmae_jax import __version__, jax_flags, leak
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import to_dict
-from fusmae_jax.dino_config import DinoConfig, build_any
+from fusmae_jax.dino_config import build_any
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import Contract
 
 CONFIG = 'config.json'
 SKIPPED = 'skipped_steps.jsonl'
-CARD_FILE = 'MODEL_CARD.md'
 COMPLETE = 'COMPLETE'
 # What may change between two sittings of one run without making it another run.
 FREE = (
@@ -78,7 +77,7 @@ def checkpoint_meta(
         setup: a `train.setup.Setup`.
         seen: the records that the model learns from.
         best_val: lowest held-out loss so far.
-        loss: of the last step.
+        loss: of the last step; None or NaN if it was not measured.
         good: the newest checkpoint that no skipped update precedes; None if there is none.
     """
     meta = {
@@ -86,9 +85,10 @@ def checkpoint_meta(
         'contract': to_dict(setup.contract),
         'dtype': str(setup.dtype),
         'best_val': best_val,
-        'loss': loss,
+        'loss': None if loss is None or math.isnan(loss) else loss,
         'good': good,
         'versions': versions(),
+        'jax_flags': jax_flags.values(),
         'seen': {'digest': leak.digest(seen), 'from': seen.sources},
     }
     # Through JSON, so that tuples come back from every checkpoint as the same lists.
@@ -100,8 +100,10 @@ def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, A
     meta, config = checkpoints.meta(step), setup.config
     where = f'{checkpoints.directory / str(step)}'
     check_same_run(config, meta['config'], where)
+    contract = contracts.from_values(meta['contract'], f'{where}: contract')
     for name, stored, here in (
-        ('data fingerprint', _contract(meta, where).digest, setup.contract.digest),
+        ('data fingerprint', contract.digest, setup.contract.digest),
+        ('splits', _splits(config, contract), _splits(config, setup.contract)),
         ('compute type', meta['dtype'], str(setup.dtype)),
     ):
         if stored != here:
@@ -109,11 +111,22 @@ def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, A
                 f'{where} belongs to a run with {name} {stored}, this one has {here} '
                 f'(data.path={config.data.path}); use another --workdir, or what it was made with'
             )
+    raise_all(
+        f'{where} belongs to a run in which jax was set otherwise, which changes its numbers',
+        jax_flags.differences(meta.get('jax_flags', {})),  # checkpoints of older versions do not say
+    )
     return meta
 
 
-def _contract(meta: Mapping[str, Any], where: str) -> Contract:
-    return contracts.from_values(meta['contract'], f'{where}: contract')
+def _splits(config: Config, contract: Contract) -> list[str]:
+    """The splits of a run as the data set itself calls them: an alias can be changed without any record."""
+    data = config.data
+    splits = {f'{name}/': (part.train_split, part.val_split) for name, part in sorted(data.mixture.items())}
+    return [
+        f'{prefix}{contract.each[prefix].split_aliases.get(split, split)}'
+        for prefix, both in (splits or {'': (data.train_split, data.val_split)}).items()
+        for split in both
+    ]
 
 
 def read_config(workdir: epath.Path) -> Config:
@@ -133,88 +146,11 @@ def _load(file: epath.Path) -> dict[str, Any]:
 
 def note_skip(workdir: epath.Path, step: int, records: Mapping[str, Any]) -> None:
     """Adds the record names of a step whose update was not finite."""
-    file = workdir / SKIPPED
-    before = file.read_text() if file.exists() else ''
-    file.write_text(before + json.dumps({'step': step, **records}) + '\n')
-
-
-CARD = """# {title}
-
-| | |
-|---|---|
-| model | {model} |
-| parameters | {parameters:,} |
-| objective | {objective} |
-| input | {modalities}; model grid {rows} x {columns} px, patch {patch} |
-| data | {dataset} {version}, split `{split}`, {examples:,} pairs, fingerprint `{fingerprint}` |
-| normalisation | {normalisation} |
-| optimisation | AdamW, peak learning rate {learning_rate:g}, batch {batch_size}, {steps:,} steps |
-| compute type | {dtype} |
-| code | fusmae_jax {code}, jax {jax} |
-| final training loss | {loss} |
-| best held-out loss | {val_loss} |
-
-## Intended use
-
-Frozen or fine-tuned features of Sentinel-1 (VV, VH in dB) and Sentinel-2 (L2A digital numbers) images at
-10 m, of either sensor alone or both. Load with `fusmae_jax.load(DIR)`.
-
-## Limits
-
-Trained on the data named above and nothing else. Inputs in other units, other band orders or with the
-processing-baseline offset of 2022 must be converted first. *To be filled in: evaluation results, known
-failures, who to ask.*
-
-## Reproduce
-
-`config.json` beside this file is the whole configuration; seed {seed}.
-"""
-
-
-def write_card(
-    workdir: epath.Path, setup: Any, examples: int, loss: float | None, best_val: float | None
-) -> None:
-    """Writes MODEL_CARD.md of a run over `examples` records; `loss` is None while it goes on."""
-    config, contract = setup.config, setup.contract
-    model, known = config.model, versions()
-    text = CARD.format(
-        title=f'Fus-MAE, {config.name}',
-        model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
-        parameters=sum(x.size for x in jax.tree.leaves(setup.abstract_state()['params'])),
-        objective=_objective(config),
-        modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
-        rows=model.image_size[0],
-        columns=model.image_size[1],
-        patch=model.patch_size,
-        dataset=contract.dataset,
-        version=contract.version,
-        split=config.data.train_split,
-        examples=examples,
-        fingerprint=contract.fingerprint,
-        normalisation='[mean - 2 std, mean + 2 std] to [-1, 1]'
-        if config.data.normalisation == 'mean_2sigma'
-        else f'z-scores, clipped to +-{config.data.clip:g}',
-        steps=setup.total_steps,
-        dtype=str(setup.dtype),
-        seed=config.seed,
-        learning_rate=config.optimizer.learning_rate,
-        batch_size=config.train.batch_size,
-        loss='still training' if loss is None else f'{loss:.4f}',
-        val_loss='not measured' if best_val is None else f'{best_val:.4f}',
-        code=known['fusmae_jax'],
-        jax=known['jax'],
-    )
-    (workdir / CARD_FILE).write_text(text)
-
-
-def _objective(config: Config) -> str:
-    if isinstance(config, DinoConfig):
-        return 'DINO-MM: self-distillation over crops of the stacked sensors, one of them dropped at times'
-    fusion, masking = config.model.fusion, config.masking
-    return (
-        f'masked reconstruction, {masking.strategy} masks, {masking.ratio:.0%} hidden; fusion in the encoder '
-        f'`{fusion.encoder}`, in the decoder `{fusion.decoder}`, absent sensor `{fusion.absent}`'
-    )
+    file, line = workdir / SKIPPED, json.dumps({'step': step, **records}) + '\n'
+    if '://' in str(workdir):  # an object has no end to add to, and is replaced at once
+        line = (file.read_text() if file.exists() else '') + line
+    with file.open('w' if '://' in str(workdir) else 'a') as stream:
+        stream.write(line)
 
 
 def versions() -> dict[str, str]:

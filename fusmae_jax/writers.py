@@ -12,35 +12,59 @@ from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 METRICS = 'metrics.jsonl'
+PART_LINES = 1000  # of a part in a bucket
+EVERY_SECONDS = 30.0  # between two rewritings of one
 
 
 class JsonLines:
     """`metrics.jsonl`, one object a line. On a resume, lines from after the restored step are dropped.
 
-    An object store has no append, so there the lines of a run go to parts `metrics-<first step>.jsonl`,
-    each of which is rewritten as it grows; where two parts hold the same step, the later part counts.
+    An object store has no append: there the lines go to parts `metrics-<step>.jsonl`, of `PART_LINES` lines
+    each, of which the last is rewritten as it grows, but not more often than every `EVERY_SECONDS`. In the
+    order of their names the parts are the curve.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        self._remote = '://' in str(workdir)
-        self._file = workdir / (f'metrics-{step:08d}.jsonl' if self._remote else METRICS)
-        self._lines: list[str] = []
-        if not self._remote:
+        self._remote, self._workdir = '://' in str(workdir), workdir
+        self._file, self._lines, self._written = workdir / METRICS, list[str](), -math.inf
+        if self._remote:
+            self._file = self._part(step)
+            self._drop(step)
+        else:
             trim(self._file, step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; numbers that JSON cannot hold are written as null."""
         clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        if len(self._lines) >= PART_LINES:
+            self.flush(now=True)
+            self._file, self._lines = self._part(step), []
         self._lines.append(json.dumps({'step': step, **clean}) + '\n')
 
-    def flush(self) -> None:
-        """Puts the lines on disk."""
-        if self._remote:
+    def flush(self, now: bool = False) -> None:
+        """Puts the lines on disk; in a bucket only if that is due, or has to be done now."""
+        if not self._remote:
+            if self._lines:
+                with self._file.open('a') as file:
+                    file.write(''.join(self._lines))
+                self._lines = []
+        elif self._lines and (now or time.monotonic() - self._written >= EVERY_SECONDS):
             self._file.write_text(''.join(self._lines))
-        elif self._lines:
-            with self._file.open('a') as file:
-                file.write(''.join(self._lines))
-            self._lines = []
+            self._written = time.monotonic()
+
+    def _part(self, step: int) -> epath.Path:
+        return self._workdir / f'metrics-{step:08d}.jsonl'
+
+    def _drop(self, step: int) -> None:
+        """Removes what earlier sittings have written from after a step."""
+        for file in sorted(self._workdir.glob('metrics-*.jsonl')):
+            kept = _until(file, step)
+            if file == self._file:
+                self._lines = kept  # and goes on with it
+            elif not kept:
+                file.unlink()
+            else:
+                file.write_text(''.join(kept))
 
 
 def _step_of(line: str) -> float:
@@ -53,21 +77,28 @@ def _step_of(line: str) -> float:
 def trim(file: epath.Path, step: int) -> None:
     """Drops the lines of a JSON-lines file that come from after `step`, or are half-written."""
     if file.exists():
-        kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
         part = file.parent / f'{file.name}.part'
-        part.write_text(''.join(f'{line}\n' for line in kept))
+        part.write_text(''.join(_until(file, step)))
         part.replace(file)
+
+
+def _until(file: epath.Path, step: int) -> list[str]:
+    """The whole lines of a file up to a step."""
+    return [f'{line}\n' for line in file.read_text().splitlines() if _step_of(line) <= step]
 
 
 class TensorBoard:
     """Scalars, pictures and texts as TensorBoard events, written by the tensorboard package alone."""
 
-    def __init__(self, workdir: epath.Path):
+    def __init__(self, workdir: epath.Path, step: int):
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
         self._writer = EventFileWriter(str(workdir))
+        if step:  # readers then drop what a sitting that was killed has written from there on
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.add_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def _add(self, step: int, **value: Any) -> None:
         summary = self._summary(value=[self._summary.Value(**value)])
@@ -104,10 +135,10 @@ class Writers:
 
     def __init__(self, workdir: epath.Path, step: int, active: bool):
         self._jsonl = JsonLines(workdir, step) if active else None
-        self._tensorboard = TensorBoard(workdir) if active else None
+        self._tensorboard = TensorBoard(workdir, step) if active else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """The same numbers to every output, flushed at once: a killed run keeps its curve."""
+        """The same numbers to every output, on disk at once: a killed run keeps its curve."""
         for writer in (self._jsonl, self._tensorboard):
             if writer is not None:
                 writer.scalars(step, values)
@@ -118,8 +149,14 @@ class Writers:
         if self._tensorboard is not None:
             self._tensorboard.image(step, tag, image)
 
+    def flush(self) -> None:
+        """Puts all lines on disk, also where that is not due."""
+        if self._jsonl is not None:
+            self._jsonl.flush(now=True)
+
     def close(self) -> None:
         """Flushes and ends."""
+        self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
 

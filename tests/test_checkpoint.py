@@ -1,4 +1,5 @@
 import errno
+import math
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint._src.serialization import ocdbt_utils
 
 from fusmae_jax import manifest
 from fusmae_jax.checkpoint import Checkpoints, find, open_step
@@ -62,6 +64,58 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     checkpoints.close()
     kept = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit())
     assert kept == [2, 5, 6]
+
+
+def test_a_loss_that_was_not_measured_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step, loss in enumerate((math.nan, 2.0, 3.0, None, math.nan), start=1):
+        checkpoints.save(state_on(1, step), {}, val_loss=loss)
+        checkpoints.wait()
+    assert checkpoints.best() == 2.0 and checkpoints.steps() == [2, 5]
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=1)
+    assert again.best() == 2.0
+    again.close()
+
+
+@pytest.mark.parametrize('name', ['bands[B02,B03]', 'a*', 'a?', 'a%20b', 'a#b', 'a**b', 'a|b'])
+def test_the_name_of_a_workdir_is_no_pattern_and_no_address(name, tmp_path):
+    """Beside one that a pattern of that name would match."""
+    for other in ('bandsB', 'ab', 'a b'):
+        (tmp_path / other / 'checkpoints' / '1').mkdir(parents=True)
+    newest = three_steps(tmp_path / name)
+    assert manifest.damage(epath.Path(newest)) is None
+    (newest / manifest.NAME).unlink()
+    assert manifest.damage(epath.Path(newest)) is None
+    again = Checkpoints(tmp_path / name, keep=3)
+    restored = again.restore(abstract(state_on(1)), 3)
+    np.testing.assert_array_equal(restored['params']['kernel'], 3 * np.arange(32.0).reshape(8, 4))
+    again.close()
+
+
+@pytest.mark.parametrize('name', ['a\\b', 'gs:', 'logs:'])
+def test_a_place_that_arrays_would_miss_is_refused_before_anything_is_written(name, tmp_path):
+    with pytest.raises(InputError, match='no checkpoint can be kept'):
+        Checkpoints(tmp_path / name, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('lost', ['params', 'meta'])
+def test_a_save_that_does_not_read_back_is_none(lost, tmp_path, monkeypatch):
+    """Orbax collects what the processes have written, and only warns where it finds nothing."""
+    merge = ocdbt_utils.merge_ocdbt_per_process_files
+
+    async def merges(directory, *args, **kwargs):
+        if directory.name.split('.')[0] != lost:
+            await merge(directory, *args, **kwargs)
+
+    monkeypatch.setattr(ocdbt_utils, 'merge_ocdbt_per_process_files', merges)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state_on(1), {'config': {}})
+    with pytest.raises(SaveError, match=f'1 could not be saved, since it does not read back .*{lost}'):
+        checkpoints.wait()
+    checkpoints.close()
+    assert not (tmp_path / 'checkpoints' / '1' / manifest.NAME).exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_the_difference(tmp_path):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import main
+from fusmae_jax import lock
 
 MISSING = '--config.data.path=nothing/here'
 BANDS = ('--config.encoder.checkpoint=bands', '--config.encoder.baselines=()')
@@ -61,3 +62,21 @@ def test_the_heavy_packages_are_not_loaded_to_say_no():
     code = "import sys, main; main.main(['main.py', 'tables', '--lunch']); print('jax' in sys.modules)"
     found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert '--lunch' in found.stderr and found.stdout.strip() == 'False'
+
+
+def test_a_full_disk_is_one_sentence_in_every_command(monkeypatch, capsys):
+    def full(arguments):
+        raise OSError(28, 'No space left on device', 'out.tif')
+
+    monkeypatch.setitem(main.COMMANDS, 'encode', full)
+    assert main.main(['main.py', 'encode']) == 2
+    assert capsys.readouterr().err.startswith('error: the disk is full (out.tif); ')
+
+
+def test_a_working_directory_is_for_one_command_of_a_kind(tmp_path, capsys):
+    arguments = ['main.py', 'knn', f'--workdir={tmp_path}', '--config.encoder.checkpoint=none']
+    with lock.hold(tmp_path, 'the same command', '.knn.lock'):
+        assert main.main(arguments) == 2
+    assert 'is at work here' in capsys.readouterr().err
+    assert main.main(arguments) == 2
+    assert 'is at work here' not in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data import sharded
+from fusmae_jax import lock
 from fusmae_jax.errors import InputError
 from tests.data_fixtures import Folders, digests, metadata, multiply, untimed
 
@@ -98,6 +99,42 @@ def test_other_inputs_do_not_mix(example_archive, tmp_path):
     assert digests(folder) == before
     with pytest.raises(InputError, match='a data set with other inputs or settings is here already'):
         sharded.convert(example_archive.source(), tmp_path / 'out')
+
+
+def test_two_conversions_into_one_output(example_archive, tmp_path):
+    place = tmp_path / 'bigearthnet_mm'
+    with lock.hold(place, 'a conversion', '.1.0.0.lock'):
+        with pytest.raises(InputError, match=r'a conversion .* is at work here'):
+            sharded.convert(example_archive.source(), tmp_path)
+        assert [file.name for file in place.iterdir()] == ['.1.0.0.lock']
+    folder, _ = sharded.convert(example_archive.source(), tmp_path)
+    with lock.hold(place, 'a conversion', '.1.0.0.lock'):  # of another that begins: this one is finished
+        assert sharded.convert(example_archive.source(), tmp_path)[0] == folder
+    assert [file.name for file in place.iterdir()] == ['1.0.0']
+
+
+@pytest.mark.parametrize('where', ['shard', 'sidecar', 'end'])
+def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on(
+    where, example_archive, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        # As ArrayRecord says it, and as the system does.
+        raise (
+            RuntimeError('write() failed: No space left on device')
+            if where == 'shard'
+            else OSError(28, 'full')
+        )
+
+    owner, name = {'shard': (sharded, '_writer'), 'sidecar': (sharded.index.Rows, 'arrays')}.get(
+        where, (sharded, '_write_index')
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(InputError, match=r'the disk is full .*goes on from there') as caught:
+            sharded.convert(example_archive.source(), tmp_path)
+    assert '\n' not in str(caught.value)
+    folder, result = sharded.convert(example_archive.source(), tmp_path)
+    assert result['splits']['train']['records'] == 6 and not folder.with_name('1.0.0.incomplete').exists()
 
 
 def test_a_shard_with_skips_is_converted_again(example_archive, tmp_path):

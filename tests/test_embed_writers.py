@@ -44,6 +44,9 @@ def test_symmetric_int8():
     error = np.abs(stored[valid] * quantise.scale - values[valid])
     assert (error <= quantise.scale / 2 * 1.001).all()
     np.testing.assert_array_equal(Quantiser(quantise.scale)(-values, valid)[valid], -stored[valid])
+    none = Quantiser(quantise.scale)
+    none(values[20:27], valid[20:27])
+    assert set(none.report().values()) == {None}  # nothing was stored, so nothing was stored well
     report = quantise.report()
     assert report['clipped_share'] == 0 and report['cosine_mean'] > 0.9999 > 0.99 < report['cosine_min'] < 1
     small = Quantiser(scale_of(largest / 2, complete=True))

@@ -255,6 +255,14 @@ def test_stored_features_do_not_outlive_a_corrected_offset(tmp_path, settings):
     assert np.abs(found() - before).max() > 0.01
 
 
+def test_a_split_without_a_valid_pixel_is_not_evaluated(data, settings):
+    """Its one record has no radar."""
+    bands = extractor(data, settings, ('s1',), kind='bands')
+    with pytest.raises(InputError, match=r'val\[3:4\]: no record has a valid pixel of s1'):
+        bands('val[3:4]')
+    assert bands('val[3:5]')[BAND_STATISTICS].valid.tolist() == [False, True]
+
+
 def test_what_does_not_fit_is_refused(data, settings):
     with pytest.raises(InputError, match="'s3' is not in the model"):
         extractor(data, settings, ('s3',))

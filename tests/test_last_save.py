@@ -1,7 +1,9 @@
 """What a run saves around skipped updates and at its end, and what several processes make of its errors."""
 
+import dataclasses
 import errno
 import json
+import math
 import os
 import signal
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from data.synthetic import write
-from fusmae_jax import experiment, workdir
+from fusmae_jax import experiment, model_card, workdir
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.disk import SaveError
 from fusmae_jax.errors import DivergedError
@@ -83,6 +85,26 @@ def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_
     assert 'finished at step 7; nothing left' in capsys.readouterr().out
 
 
+def test_the_best_loss_is_that_of_a_checkpoint_that_is_kept(dataset, tmp_path, monkeypatch):
+    """Steps 3 (skipped, so that its save waits) and 6 would have been the best; that of 4 is not measured."""
+    found = {1: 3.0, 2: 2.0, 3: 1.0, 4: math.nan, 5: 4.0, 6: 0.5, 7: 5.0}
+    config = config_on(dataset, 7, max_skips=3)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, val_split='train'),
+        checkpoint=cfg.Checkpoint(every_steps=9, keep=1),
+        log=dataclasses.replace(config.log, eval_every_steps=1),
+    )
+    count_only(monkeypatch, {3, 6})
+    steps = iter(found)
+    monkeypatch.setattr(experiment, 'Validation', lambda *_: lambda _: {'val/loss': found[next(steps)]})
+    assert experiment.pretrain(config, tmp_path) == 0
+    reader = Checkpoints(tmp_path)
+    assert reader.steps() == [2, 7] and reader.best() == reader.meta(7)['best_val'] == 2.0
+    reader.close()
+    assert '| best held-out loss | 2.0000 |' in (tmp_path / model_card.FILE).read_text()
+
+
 def test_a_stop_amid_skips_saves_and_the_good_checkpoint_stays_known(dataset, tmp_path, monkeypatch):
     config = config_on(dataset, 20, max_skips=4)
     count_only(monkeypatch, range(4, 30), terminated=5)  # that step still runs
@@ -113,6 +135,7 @@ def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, 
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(distributed, 'abandon', leave)  # it would end this very process
+    monkeypatch.setattr(experiment.startup, 'hold', lambda *_: None)  # asks the other process
     monkeypatch.setattr(experiment.startup, 'open_run', full)
     with pytest.raises(LeftError) as caught:
         experiment.pretrain(config_on(dataset, 1, compilation_cache=False), tmp_path)

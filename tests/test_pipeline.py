@@ -54,6 +54,20 @@ def test_processes_read_their_rows_of_the_same_global_batches(parts):
                 np.testing.assert_array_equal(batch[name], full[name][list(rows)])
 
 
+@pytest.mark.parametrize('records', [1, 2, 10])
+@pytest.mark.parametrize('batch', [1, 2, 10, 16])
+def test_any_number_of_records_in_batches_of_any_size(records, batch):
+    """One record, batches of one, of all records, and of more than there are."""
+    source = RECORDS[:records]
+    batches = pipeline.train_batches(source, 0, batch, range(batch))
+    read = [i for one in ids(batches, 0, 20) for i in one]
+    assert all(
+        sorted(read[k : k + records]) == list(range(records)) for k in range(0, 20 * batch - records, records)
+    )
+    whole, steps = pipeline.eval_batches(source, batch, range(batch))
+    assert [i for one in ids(whole, 0, steps) for i in one][:records] == list(range(records))
+
+
 def test_positions_count_over_all_steps():
     batches = list(pipeline.iterate(train((1, 3)), 5, 7, threads=1, prefetch=1))
     assert [list(b[pipeline.POSITION]) for b in batches] == [[21, 23], [25, 27]]

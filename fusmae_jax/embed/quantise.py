@@ -51,10 +51,10 @@ class Quantiser:
         self._cosine_sum += float(cosine.sum(dtype=np.float64))
         self._cosine_least = min(self._cosine_least, float(cosine.min(initial=1.0)))
 
-    def report(self) -> dict[str, float]:
-        """Share of values that were clipped, and the cosine of stored and given vectors."""
+    def report(self) -> dict[str, float | None]:
+        """Share of values that were clipped, and the cosine of stored and given vectors; None without any."""
         return {
-            'clipped_share': self.clipped / max(self.values, 1),
-            'cosine_mean': self._cosine_sum / max(self.cells, 1),
-            'cosine_min': self._cosine_least,
+            'clipped_share': self.clipped / self.values if self.values else None,
+            'cosine_mean': self._cosine_sum / self.cells if self.cells else None,
+            'cosine_min': self._cosine_least if self.cells else None,
         }

@@ -178,8 +178,8 @@ def _write(
     try:
         quantise = None if scale is None else Quantiser(scale)
         whole = _copy(job, grid, target, part, description, quantise)
-        if quantise is not None and quantise.report()['clipped_share'] > MOST_CLIPPED:
-            print(f'{quantise.report()["clipped_share"]:.2%} of the values lie beyond the sample; once more')
+        if quantise is not None and quantise.clipped > MOST_CLIPPED * quantise.values:
+            print(f'{quantise.clipped / quantise.values:.2%} of the values lie beyond the sample; once more')
             quantise = Quantiser(scale_of(quantise.largest, complete=True))
             whole = _copy(job, grid, target, part, description, quantise)
         beside_part.write_text(json.dumps(whole, indent=2) + '\n')

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import leak
-from fusmae_jax.checkpoint import Checkpoints, find
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.config import Decoder, Parallel
 from fusmae_jax.dino_config import DinoConfig, build
 from fusmae_jax.eval.presets import Preset, PresetConfig
@@ -20,7 +20,6 @@ from fusmae_jax.models import fusmae
 from fusmae_jax.models.dino import resize_positions
 from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.dino_setup import make_dino_setup
-from fusmae_jax.workdir import read_config
 
 NO_DECODER = Decoder(width=4, depth=1, heads=1)  # the model family has decoders; no feature passes them
 
@@ -84,7 +83,7 @@ def load(
     Raises:
         InputError: the weights do not fit the stored configuration.
     """
-    config = _ordered(build(meta['config']), find(path)[0])
+    config = build(meta['config'])
     contract = contracts.from_values(meta['contract'], f'{path}: contract')
     if seen is None and not config.train.steps:
         logging.info('%s does not say its records: the teacher is taken as stored', path)
@@ -96,13 +95,3 @@ def load(
     on_cpu = jax.default_backend() == 'cpu' and meta['dtype'] == 'bfloat16'
     dtype = 'float32' if on_cpu else meta['dtype']
     return Pretrained(encoder_config(config), contract, encoder_params(teacher['backbone'], config), dtype)
-
-
-def _ordered(config: DinoConfig, workdir: epath.Path) -> DinoConfig:
-    """The settings with the sensors in the order in which they are stacked.
-
-    A checkpoint stores its settings as a tree whose keys are sorted; config.json beside it keeps their order.
-    """
-    known = config.model.modalities
-    order = {name: known[name] for name in read_config(workdir).model.modalities}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=order))

@@ -1,13 +1,16 @@
 """What is looked at during training: the held-out masked loss, neighbours by features, a few pictures."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import Array
 
+from fusmae_jax.config import Config
 from fusmae_jax.dino_config import DinoConfig
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import dino_run, task
@@ -39,22 +42,54 @@ class Validation:
         """`sources` by prefix, as `open_validation` gives them."""
         self._config = setup.config
         self._sets = {prefix: _Held(setup, source) for prefix, source in sources.items()}
+        self._told = False  # that something is not measured
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """`val/loss` and `val/loss/<modality>`; of a mixture the weighted means of its sets, and theirs."""
+        """`val/loss` and `val/loss/<modality>`; of a mixture the weighted means of its sets, and theirs.
+
+        NaN where nothing was measured: a loss of a sensor without a valid hidden pixel, and one that would
+        have to sum up such a loss. The means of a mixture are over the sets that have one.
+        """
         each = {prefix: held(params) for prefix, held in self._sets.items()}
         mixture = self._config.data.mixture
         weights = {prefix: mixture[prefix[:-1]].weight if prefix else 1.0 for prefix in each}
-        total = sum(weights.values())
-        names = next(iter(each.values()))
-        values = {
-            f'val/{name}': sum(weights[prefix] * each[prefix][name] for prefix in each) / total
-            for name in names
+        means = {
+            name: _mean([(weights[prefix], losses[name]) for prefix, losses in each.items()])
+            for name in next(iter(each.values()))
         }
-        parts = {prefix: losses for prefix, losses in each.items() if prefix}
-        return values | {
-            f'val/{prefix}{name}': x for prefix, losses in parts.items() for name, x in losses.items()
+        values = {'loss': _total(means, self._config)} | means
+        values |= {
+            f'{prefix}{name}': x
+            for prefix, losses in each.items()
+            if prefix
+            for name, x in ({'loss': _total(losses, self._config)} | losses).items()
         }
+        self._tell(means)
+        return {f'val/{name}': x for name, x in values.items()}
+
+    def _tell(self, means: Mapping[str, float]) -> None:
+        """Says once what the validation splits do not hold."""
+        empty = [name.removeprefix('loss/') for name, mean in means.items() if math.isnan(mean)]
+        if empty and not self._told:
+            self._told = True
+            logging.warning(
+                'held-out loss: not measured, as no hidden pixel of %s is valid in the validation records; '
+                'no checkpoint counts as the best',
+                ', '.join(empty),
+            )
+
+
+def _mean(parts: Sequence[tuple[float, float]]) -> float:
+    """The mean of (weight, value) over those that were measured."""
+    measured = [(weight, value) for weight, value in parts if not math.isnan(value)]
+    total = sum(weight for weight, _ in measured)
+    return sum(weight * value for weight, value in measured) / total if measured else math.nan
+
+
+def _total(means: Mapping[str, float], config: Config) -> float:
+    """The loss that the means of the modalities amount to."""
+    modalities = config.model.modalities.items()
+    return sum(m.loss_weight * means[f'loss/{name}'] for name, m in modalities if m.loss_weight)
 
 
 class _Held:
@@ -70,7 +105,7 @@ class _Held:
         self._evaluate = make_eval_step(config, source.contract, setup.dtype, setup.mesh, len(source))
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """`loss` and `loss/<modality>`."""
+        """`loss/<modality>`."""
         config, key = self._config, jax.random.key(self._config.seed)
         data, totals = config.data, dict.fromkeys(config.model.modalities, (0.0, 0.0))
         batches = pipeline.iterate(
@@ -82,9 +117,14 @@ class _Held:
             for name, sums in read('validation', self._evaluate(params, ready, key)).items():
                 error, weight = totals[name]
                 totals[name] = error + float(sums[0]), weight + float(sums[1])
-        means = {name: error / max(weight, 1) for name, (error, weight) in totals.items()}
-        loss = sum(m.loss_weight * means[name] for name, m in config.model.modalities.items())
-        return {'loss': loss} | {f'loss/{name}': mean for name, mean in means.items()}
+        return {f'loss/{name}': _quotient(*sums) for name, sums in totals.items()}
+
+
+def _quotient(error: float, weight: float) -> float:
+    """A mean squared error; NaN where nothing was measured, inf where the predictions are not finite."""
+    if not weight:
+        return math.nan
+    return math.inf if math.isnan(error) else error / weight
 
 
 class Neighbours:
@@ -122,8 +162,13 @@ class Neighbours:
         self._run = jax.jit(self._features, out_shardings=replicated(setup.mesh))
 
     def __call__(self, params: Any) -> dict[str, float]:
-        """`knn/<metric>`: `knn/ap_micro`, `knn/f1_macro`, ..., or `knn/top1`, ...; undefined ones not."""
-        bank, queries = (self._extract(source, params) for source in (self._bank, self._queries))
+        """`knn/<metric>`: `knn/ap_micro`, `knn/f1_macro`, ..., or `knn/top1`, ...; undefined ones not.
+
+        Nothing where no record of one of the two splits has a valid pixel.
+        """
+        (bank, known), (queries, asked) = (self._extract(s, params) for s in (self._bank, self._queries))
+        if not (known.any() and asked.any()):
+            return {}
         scores = knn_scores(queries, bank, self._known.labels, self._k, self._temperature)
         labels, names = self._asked.labels, self._asked.keys
         if self._data.kind == 'single_label':
@@ -132,15 +177,16 @@ class Neighbours:
             found = values(multi_label(scores, labels, self._classes, threshold=0.5, names=names))
         return {f'knn/{name}': x for name, x in found.items() if '/' not in name and np.isfinite(x)}
 
-    def _features(self, params: Any, batch: Mapping[str, Array]) -> Array:
+    def _features(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
         config, contract, name = self._setup.config, self._bank.contract, 'mean_patch'
         if isinstance(config, DinoConfig):
             params, name = dino_run.encoder_params(params['backbone'], config), 'cls'
         model = nnx.merge(fusmae.graph(self._config.model, self._setup.dtype), params)
-        return pool(model, make_inputs(self._config, contract)(batch, None), (name,))[0][name]
+        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (name,))
+        return features[name], seen
 
-    def _extract(self, source: Source, params: Any) -> np.ndarray:
-        """The features (records, width) of a split, in its order."""
+    def _extract(self, source: Source, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The features (records, width) of a split, in its order, and which records have a valid pixel."""
         size = self._setup.config.train.batch_size
         batches, steps = pipeline.eval_batches(source, size, pipeline.local_rows(self._sharding, size))
         stream = pipeline.iterate(batches, 0, steps, threads=self._data.threads, prefetch=self._data.prefetch)
@@ -149,7 +195,8 @@ class Neighbours:
             for batch in stream:
                 ready = pipeline.to_devices(batch, self._sharding, {'': size}, source.fields)
                 parts.append(read('features', self._run(params, ready)))
-        return np.concatenate(parts)[: len(source)]
+        features, seen = (np.concatenate(part)[: len(source)] for part in zip(*parts))
+        return features, seen
 
 
 class Pictures:

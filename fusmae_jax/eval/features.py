@@ -94,7 +94,7 @@ class Extractor:
         """The features of a split by name: read from `folder` if they are there, else extracted and stored.
 
         Raises:
-            InputError: a feature that is not finite.
+            InputError: a feature that is not finite, or no record with a valid pixel.
         """
         found = {name: self._read(split, name, folder) for name in self.names} if folder else {}
         if all(found.get(name) is not None for name in self.names):
@@ -149,6 +149,11 @@ class Extractor:
                         'not finite; has the model diverged?'
                     )
                 values.setdefault(name, np.empty((len(source), x.shape[1]), np.float32))[rows] = x[:count]
+        if not valid.any():
+            raise InputError(
+                f'{self._data.path}, {split}: no record has a valid pixel of {"+".join(self._modalities)}; '
+                'there is nothing to evaluate'
+            )
         return {name: Features(x, valid) for name, x in values.items()}
 
     def _file(self, split: str, name: str, folder: epath.Path) -> tuple[epath.Path, str]:

@@ -6,6 +6,7 @@ resume, and process count or row order change no result.
 """
 
 import functools
+import sys
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ class Rows(grain.MapDataset):
         self._batch_size, self._rows = batch_size, tuple(rows)
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
+        # An endless parent has the largest length that there is, and grain adds to that of what it is given.
+        return min(len(self._parent), sys.maxsize // 2) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

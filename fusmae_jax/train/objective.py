@@ -156,7 +156,8 @@ def reconstruction(
 ) -> Objective:
     """Masked reconstruction, the paper's objective.
 
-    Metrics: `loss`, `loss/<modality>`, and `valid/<modality>`, the share of masked numbers that count.
+    Metrics: `loss`, `loss/<modality>` (NaN where no masked number of the batch is valid), and
+    `valid/<modality>`, the share of masked numbers that count.
     """
     forward = reconstructions(config, contract, augment, dtype)
     loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
@@ -168,7 +169,9 @@ def reconstruction(
         if weights is not None:
             sums = {name: (error, weights[name]) for name, (error, _) in sums.items()}
         total, means = losses.combine(sums, loss_weights)
-        metrics = {'loss': total} | {f'loss/{name}': mean for name, mean in means.items()}
+        nothing = jnp.all(jnp.isnan(jnp.stack(list(means.values()))))
+        metrics = {'loss': jnp.where(nothing, jnp.nan, total)}
+        metrics |= {f'loss/{name}': mean for name, mean in means.items()}
         metrics |= {f'valid/{name}': share for name, share in shares.items()}
         return total, (metrics, extra)
 
