@@ -13,6 +13,7 @@ ORDER = [
     'errors',
     'config',
     'sensors',
+    'geo',
     'config_build',
     'config_file',
     'arguments',
