@@ -64,6 +64,7 @@ def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Se
     kept = [*('' if band == SKIP else band for band in bands), *[''] * dataset.count][: dataset.count]
     whole = raster.read_header(file, dataset, kept)
     offsets, problem = _offsets(whole, modality)
+    hidden = (np.nan,) if whole.masked else ()  # what a mask hides, see `load`
     return Header(
         file,
         whole.grid,
@@ -72,7 +73,7 @@ def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Se
         whole.dtypes[0] if whole.dtypes else dataset.dtypes[0],
         whole.scales,
         offsets,
-        tuple(sorted({value for value in whole.nodatas if value is not None})),
+        tuple(sorted({float(v) for v in dataset.nodatavals if v is not None}, key=repr)) + hidden,
         ' '.join(f'{key}={value}' for key, value in dataset.tags().items()),
         whole,
         problem,
