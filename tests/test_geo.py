@@ -25,6 +25,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.bands import by_description
 from fusmae_jax.geo.grid import Grid, check_grid, common, ground_scale, window_onto
+from fusmae_jax.geo.raster import read_header
 from tests.embed_fixtures import changed
 from tests.paired_folder_files import S2, archive, optical, put, radar
 
@@ -355,7 +356,11 @@ def test_masks_are_honoured_by_doctor_and_encode_and_refused_by_convert(tmp_path
 def test_a_fourth_channel_called_alpha_is_a_band_where_it_is_named(tmp_path):
     image = (optical() // 16).astype(np.uint8)
     image[3, :5] = 0
-    put(tmp_path / 'a.tif', image, S2, photometric='RGB')
+    put(tmp_path / 'a.tif', image, S2, photometric='RGB', ALPHA='YES')
+    with rasterio.open(tmp_path / 'a.tif') as dataset:
+        assert dataset.colorinterp[3] == ColorInterp.alpha
+        # To another sensor it is none either.
+        assert not read_header(tmp_path / 'a.tif', dataset, ('B02', '', '', '')).masked
     raster = Raster(tmp_path / 'a.tif', 's2', SensorFile(unit='DN', scale=16.0, offset=0.0, nodata=(255.0,)))
     assert np.isfinite(raster.read(['B02'], 0, 0, 5, 48)).all()
     raster.close()

@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
+from fusmae_jax.geo.bands import BANDS, band_of
 from fusmae_jax.geo.grid import Grid, Place, grid_of
 from fusmae_jax.geo.vrt import checked_vrt
 
@@ -220,8 +221,10 @@ def _alpha(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> int:
 
     Writers declare channels to be alpha whatever is in them, so that one with the name of a band is a band.
     """
-    others = (i for i, kind in enumerate(dataset.colorinterp) if kind == ColorInterp.alpha and i not in kept)
-    return next(others, -1) + 1
+    for index, (kind, text) in enumerate(zip(dataset.colorinterp, descriptions(dataset))):
+        if kind == ColorInterp.alpha and index not in kept and not any(band_of(text, m) for m in BANDS):
+            return index + 1
+    return 0
 
 
 def _has_mask(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> bool:
