@@ -14,6 +14,7 @@ ORDER = [
     'errors',
     'config',
     'sensors',
+    'geo',
     'config_build',
     'config_file',
     'arguments',

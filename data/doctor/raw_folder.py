@@ -76,6 +76,7 @@ def _listing(
         if own:
             about[modality] = tiffs.declared(own, modality)
             unnamed += [_guessed(modality, head) for head in own if not head.named][:1]
+            unnamed += tiffs.findings(own, modality)
     return Listing(kind, items, about=about, total=total, findings=(*findings, *unnamed))
 
 

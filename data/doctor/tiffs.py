@@ -4,7 +4,6 @@ The readers of the converters refuse what is not as published; the doctor has to
 """
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import rasterio
-import rasterio.errors
 from rasterio.windows import Window
 
 from data.doctor.evidence import Declared, Grid
-from data.paired_folder.bands import band_of
+from data.doctor.findings import Finding, Severity
+from data.paired_folder.headers import refusals
+from fusmae_jax.geo import UnusableError, raster, values
+from fusmae_jax.geo.bands import SKIP, band_of, by_description
 from fusmae_jax.sensors import SENSORS, Product
 
 S2_12 = tuple(SENSORS['s2'].bands)
@@ -26,65 +27,152 @@ _SENSOR = re.compile(r'(?:^|[^a-z0-9])s(?:entinel[-_]?)?([12])[a-d]?(?=[^a-z0-9]
 
 
 class Header(NamedTuple):
-    """What a file says without its pixels."""
+    """What a file says without its pixels, of the channels that are looked at."""
 
     file: Path
     grid: Grid
-    bands: tuple[str, ...]  # of each channel
+    bands: tuple[str, ...]
     named: bool  # whether the file itself names them
     dtype: str
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     nodata: tuple[float, ...]
     tags: str
+    whole: raster.Header  # the same of all channels, as the converters read it
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[rasterio.DatasetReader]:
     """An open GeoTIFF; whatever goes wrong while it is read becomes an OSError."""
     try:
-        with (
-            warnings.catch_warnings(action='ignore', category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE', GTIFF_SRS_SOURCE='GEOKEYS'),
-            rasterio.open(file) as dataset,
-        ):
+        with raster.opened(file, **raster.BESIDE, **raster.KEYS) as dataset:
             yield dataset
-    except rasterio.errors.RasterioError as error:
-        raise OSError(f'{file}: {error}') from error
+    except UnusableError as error:
+        raise OSError(f'{file}: {error.found}') from error
 
 
 def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Sequence[str] = ()) -> Header:
-    """The header of an open file; `bands` names its channels, else their descriptions or their number do."""
-    found = tuple(band_of(text or '', modality) for text in dataset.descriptions)
-    named = all(found)
+    """The header of an open file; `bands` names its channels, else their descriptions or their number do.
+
+    Channels of another sensor, and those called `SKIP`, are not looked at.
+    """
+    described = by_description(raster.descriptions(dataset), modality)
+    named = all(band is not None for band in described) and any(described)
     if not bands:
-        numbered = tuple(f'channel {i + 1}' for i in range(dataset.count))
-        bands = found if named else _USUAL.get((modality, dataset.count), numbered)
+        bands = _bands(dataset, modality, described)
+    kept = [*('' if band == SKIP else band for band in bands), *[''] * dataset.count][: dataset.count]
+    whole = raster.read_header(file, dataset, kept)
+    hidden = (np.nan,) if whole.masked else ()  # what a mask hides, see `load`
     return Header(
         file,
-        grid(dataset),
-        tuple(bands)[: dataset.count],
+        whole.grid,
+        tuple(band for band in kept if band),
         named,
-        dataset.dtypes[0],
-        tuple(dataset.scales),
-        tuple(dataset.offsets),
-        tuple(sorted({float(v) for v in dataset.nodatavals if v is not None})),
+        whole.dtypes[0] if whole.dtypes else dataset.dtypes[0],
+        whole.scales,
+        _offsets(whole, modality),
+        tuple(sorted({float(v) for v in dataset.nodatavals if v is not None}, key=repr)) + hidden,
         ' '.join(f'{key}={value}' for key, value in dataset.tags().items()),
+        whole,
+    )
+
+
+def _bands(
+    dataset: rasterio.DatasetReader, modality: str, described: Sequence[str | None]
+) -> tuple[str, ...]:
+    """The bands by their descriptions if one of them is known, else by their number, else numbered."""
+    if not any(described):
+        numbered = tuple(f'channel {i + 1}' for i in range(dataset.count))
+        return _USUAL.get((modality, dataset.count), numbered)
+    texts = raster.descriptions(dataset)
+    return tuple(
+        (text.strip() or f'channel {i}') if band is None else band
+        for i, (text, band) in enumerate(zip(texts, described), 1)
+    )
+
+
+def _offsets(head: raster.Header, modality: str) -> tuple[float, ...]:
+    """The offsets of the values; of whole numbers of Sentinel-2 as the converters read them.
+
+    The unit of floats is not known, and so neither what an offset in digital numbers is.
+    """
+    try:
+        stated = _stated(head) if modality == 's2' and head.channels else None
+        whole = not head.channels or not head.dtype.startswith('float')
+    except UnusableError:
+        return head.offsets
+    return head.offsets if stated is None or not whole else (stated,) * len(head.offsets)
+
+
+def _stated(head: raster.Header) -> float | None:
+    return values.stated_offset(head, values.DN['reflectance' if head.scale < values.FEW else 'DN'])
+
+
+def findings(headers: Iterable[Header], modality: str) -> Iterator[Finding]:
+    """What the headers of a user's files say that `convert` refuses, in its words."""
+    headers, refused = list(headers), dict[str, list[tuple[Path, UnusableError]]]()
+    for head in headers:
+        for problem in _problems(head.whole, modality):
+            refused.setdefault(problem.field, []).append((head.file, problem))
+    if unstated := [head for head in headers if modality == 's2' and _is_unstated(head.whole)]:
+        # The first stands for all: pixels are looked at.
+        problem = values.unknown_offset(unstated[0].whole, values.Declared('s2_', 'DN'))
+        yield _refused(modality, unstated[0].file, problem, len(unstated), len(headers), 'cannot tell')
+    for cases in refused.values():
+        yield _refused(modality, *cases[0], len(cases), len(headers), 'warning')
+
+
+def _problems(head: raster.Header, modality: str) -> Iterator[UnusableError]:
+    yield from refusals(head)
+    if modality == 's2' and head.channels:
+        try:
+            _stated(head)
+        except UnusableError as problem:
+            yield problem
+
+
+def _is_unstated(head: raster.Header) -> bool:
+    try:
+        return bool(head.channels) and _stated(head) is None
+    except UnusableError:
+        return False
+
+
+def _refused(
+    modality: str, file: Path, problem: UnusableError, count: int, total: int, severity: Severity
+) -> Finding:
+    return Finding(
+        f'{modality}.{problem.field.replace(" ", "_").lower()}_refused',
+        severity,
+        f'Sentinel-{modality[1]}: `convert` refuses the files as they are ({problem.field})',
+        f'{count:,} of {total:,} files, such as {file.name}: {problem.found}',
+        problem.advice_for(file),
+        needs='metadata',
     )
 
 
 def load(file: Path, modality: str, bands: Sequence[str] = ()) -> tuple[Header, dict[str, np.ndarray]]:
-    """Header and pixels (band -> rows, columns; as stored) of a file; raises OSError."""
+    """Header and pixels (band -> rows, columns; as stored) of a file; raises OSError.
+
+    Pixels that a mask hides are NaN.
+    """
     with opened(file) as dataset:
         head = header(file, dataset, modality, bands)
-        pixels = dataset.read(list(range(1, len(head.bands) + 1)))
-    return head, dict(zip(head.bands, pixels))
+        return head, _pixels(dataset, head)
 
 
 def load_window(head: Header, window: Window) -> dict[str, np.ndarray]:
     """A part of the pixels of a file, as `load` gives them."""
     with opened(head.file) as dataset:
-        return dict(zip(head.bands, dataset.read(list(range(1, len(head.bands) + 1)), window=window)))
+        return _pixels(dataset, head, window)
+
+
+def _pixels(
+    dataset: rasterio.DatasetReader, head: Header, window: Window | None = None
+) -> dict[str, np.ndarray]:
+    if not head.bands:
+        return {}
+    return dict(zip(head.bands, raster.read_valid(dataset, head.whole, head.whole.channels, window)))
 
 
 def modality_of(file: Path) -> str:
@@ -113,21 +201,6 @@ def stem(file: Path) -> str:
     """The name of a file without sensor and band, so that all files of a patch have the same."""
     words = re.split(r'[^a-z0-9]+', _SENSOR.sub('', file.stem.lower()))
     return '_'.join(words[:-1] if band_in(file) else words).strip('_')
-
-
-def grid(dataset: rasterio.DatasetReader) -> Grid:
-    """The grid of an open image."""
-    step, crs = dataset.transform, dataset.crs
-    return Grid(
-        crs.to_epsg() if crs else None,
-        step.c,
-        step.f,
-        step.a,
-        -step.e,
-        dataset.height,
-        dataset.width,
-        turned=bool(step.b or step.d),
-    )
 
 
 def declared(headers: Iterable[Header], modality: str) -> Declared:

@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data.paired_folder.bands import BANDS
 from data.paired_folder.headers import Header
 from data.paired_folder.settings import Archive
 from data.paired_folder.values import Values, values_of
 from data.records import RecordError
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.bands import BANDS
+from fusmae_jax.geo.grid import warp
 from fusmae_jax.input.contract import Group
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree
@@ -58,7 +59,7 @@ def check_kind(header: Header, modality: str, found: Kind, first: Kind, example:
     remedies = {
         'bands': 'all files need the same bands; leave others out by name, or convert them as another set',
         'dtype': 'all files need one type; write them again, or convert them as another set',
-        'pixel': f'gdalwarp -tr {first.pixel:g} {first.pixel:g} -r bilinear IN.tif OUT.tif',
+        'pixel': f'rio warp {header.file} OUT.tif --res {first.pixel:g} --resampling bilinear',
         'values': 'files of another scale, offset or nodata value are another data set: convert them apart '
         '(mixtures are made when training), or rewrite them',
     }
@@ -87,15 +88,13 @@ def check_ground(headers: Mapping[str, Sequence[Header]]) -> None:
             abs(a - b) <= limit for a, b in zip(header.box, box)
         ):
             continue
-        edges = ' '.join(f'{edge:.10g}' for edge in box)
-        step = f'{header.resolution:.10g}'
+        target = warp(f'EPSG:{leader.place.epsg}', header.resolution, box, header.file)
         raise RecordError(
             header.file,
             f'{modality} position',
             f'EPSG:{header.place.epsg}, left, bottom, right, top = {header.box}, but {leader.file} has '
             f'EPSG:{leader.place.epsg} {box}',
-            f'bring it onto the same ground: gdalwarp -t_srs EPSG:{leader.place.epsg} -te {edges} '
-            f'-tr {step} {step} -r bilinear IN.tif OUT.tif',
+            f'bring it onto the same ground: {target}',
         )
 
 

@@ -5,8 +5,8 @@ import math
 import re
 from typing import Literal
 
-from data.paired_folder.bands import BANDS, SKIP, band_of
 from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.geo.bands import BANDS, SKIP, band_of
 
 HOW_S1 = (
     "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `gdalinfo -stats FILE` tells "
@@ -45,7 +45,7 @@ class Archive:
     s1_scale: float = 0.0  # 0: from the scale tag of the files, 1 without one
     s2_scale: float = 0.0
     s2_offset: Literal['auto', '0', '-1000'] = 'auto'  # in DN; auto: from the metadata in the files, or error
-    s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing; (): from the files
+    s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing, beside those of the files
     s2_nodata: tuple[float, ...] = ()  # the same; whole numbers without such a tag: 0, as in all products
     # How the values came about; '' where it is not known.
     s1_calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''
