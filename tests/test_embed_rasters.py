@@ -94,7 +94,7 @@ def test_files_that_are_not_on_a_metre_grid_are_refused(tmp_path, profile, part)
     write(file, stack(), BANDS['s1'], **profile)
     with pytest.raises(InputError) as error:
         opened(file)
-    assert part in str(error.value) and str(file) in str(error.value) and 'gdalwarp' in str(error.value)
+    assert part in str(error.value) and str(file) in str(error.value) and 'rio ' in str(error.value)
 
 
 def test_ground_control_points_are_named(tmp_path):
@@ -216,6 +216,16 @@ def test_files_are_aligned(tmp_path, first, second, part, common):
         raster.close()
 
 
+def test_pixels_of_another_size_cannot_be_as_many(tmp_path):
+    """One geotransform is wrong; a part of the coarser file would be taken for the whole."""
+    rasters = pair(tmp_path, (40, 60, 10.0, LEFT, TOP), (40, 60, 60.0, LEFT, TOP))
+    with pytest.raises(InputError, match='one geotransform is wrong') as error:
+        align(rasters)
+    assert 'rio warp' not in str(error.value)
+    for raster in rasters.values():
+        raster.close()
+
+
 @pytest.mark.parametrize(
     ('second', 'part'),
     [
@@ -232,7 +242,7 @@ def test_files_that_do_not_match_are_refused_with_a_way_out(tmp_path, second, pa
         align(rasters)
     message = str(error.value)
     assert part in message and 's1.tif' in message and 's2.tif' in message
-    assert f'gdalwarp -t_srs EPSG:32633 -te {rasters["s1"].extent.left:.10g}' in message
+    assert f'--dst-crs EPSG:32633 --bounds {rasters["s1"].extent.left:.10g}' in message
     for raster in rasters.values():
         raster.close()
 

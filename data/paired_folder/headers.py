@@ -12,13 +12,11 @@ from rasterio.enums import ColorInterp, MaskFlags
 from data.geotiff import Place
 from data.paired_folder.bands import SKIP, described
 from data.records import RecordError
+from fusmae_jax import rio
 
 DTYPES = ('uint8', 'int16', 'uint16', 'int32', 'uint32', 'float32')
 # Files beside a GeoTIFF (.aux.xml) are looked up by name, without listing the folder each time.
 OPTIONS = {'GDAL_DISABLE_READDIR_ON_OPEN': 'TRUE'}
-UTM = 'gdalwarp -t_srs EPSG:326NN -tr 10 10 -r bilinear IN.tif OUT.tif, with the UTM zone for NN'
-
-
 T = TypeVar('T')
 
 
@@ -151,14 +149,16 @@ def _header(file: Path, modality: str, dataset: rasterio.DatasetReader, bands: t
             file,
             f'{modality} dtype',
             f'{dtype}, expected one of {", ".join(DTYPES)}',
-            'gdal_translate -ot Float32 for float64; complex values have to be detected and calibrated first',
+            'complex values have to be detected and calibrated first'
+            if dtype.startswith('complex')
+            else rio.convert(file, 'float32'),
         )
     if _masked(dataset, kept):
         raise RecordError(
             file,
             f'{modality} mask',
             'validity lies in a mask, which records cannot hold',
-            'write it into the pixels: gdalwarp -dstnodata VALUE IN.tif OUT.tif',
+            f'write it into the pixels: {rio.warp_mask(file, dtype)}',
         )
     tags = {key.upper(): value for i in kept for key, value in dataset.tags(i + 1).items()}
     place, resolution = _place(file, modality, dataset)
@@ -173,7 +173,7 @@ def _header(file: Path, modality: str, dataset: rasterio.DatasetReader, bands: t
         descriptions=tuple(text or '' for text in dataset.descriptions),
         scale=same('scale', dataset.scales, 'convert channels of other scales apart'),
         offset=same('offset', dataset.offsets, 'convert channels of other offsets apart'),
-        nodata=same('nodata', [_nodata(x) for x in dataset.nodatavals], 'gdal_edit.py -a_nodata VALUE'),
+        nodata=same('nodata', [_nodata(x) for x in dataset.nodatavals], rio.edit_nodata(file)),
         tags=tags | {key.upper(): value for key, value in dataset.tags().items()},
     )
 
@@ -193,19 +193,23 @@ def _nodata(value: float | None) -> float | None:
 def _place(file: Path, modality: str, dataset: rasterio.DatasetReader) -> tuple[Place, float]:
     """Where the upper left corner lies and the pixel size, both in metres of a projected system."""
     crs, step = dataset.crs, dataset.transform
-    if not crs:
-        raise RecordError(
-            file, f'{modality} CRS', 'none', f'correct the terrain and project first; else {UTM}'
-        )
+    if not crs or step.is_identity:
+        absent = 'no geotransform' if crs else 'none'
+        raise RecordError(file, f'{modality} CRS', absent, rio.georeference(file))
     epsg = crs.to_epsg()
     if epsg is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
         what = f'EPSG:{epsg}' if epsg else 'a system without an EPSG code'
-        raise RecordError(file, f'{modality} CRS', f'{what}, expected a projected one in metres', UTM)
+        raise RecordError(
+            file,
+            f'{modality} CRS',
+            f'{what}, expected a projected one in metres',
+            rio.warp_to_utm(file, dataset),
+        )
     if step.b or step.d or step.a <= 0 or abs(step.a + step.e) > 1e-9 * step.a:
         raise RecordError(
             file,
             f'{modality} pixel size',
             f'geotransform steps {(step.a, step.b, step.d, step.e)}, expected square pixels, north up',
-            UTM,
+            rio.warp_to_utm(file, dataset),
         )
     return Place(epsg, step.c, step.f), step.a

@@ -9,6 +9,7 @@ from data.paired_folder.bands import described
 from data.paired_folder.headers import Header, opened
 from data.paired_folder.settings import Archive
 from data.records import RecordError
+from fusmae_jax import rio
 
 OFFSET_TAGS = ('BOA_ADD_OFFSET', 'RADIO_ADD_OFFSET')  # L2A, L1C; also one a band: BOA_ADD_OFFSET_1
 QUANTIFICATION_TAGS = ('BOA_QUANTIFICATION_VALUE', 'QUANTIFICATION_VALUE')
@@ -189,6 +190,6 @@ def _nodata(header: Header, modality: str, archive: Archive) -> tuple[float, ...
                 header.file,
                 f'{modality} nodata',
                 f'{value:g} cannot stand in {header.dtype}',
-                f'gdal_edit.py -a_nodata VALUE, or set {modality}_nodata',
+                f'{rio.edit_nodata(header.file)}, or set {modality}_nodata',
             )
     return found

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fusmae_jax import rio
 from fusmae_jax.config import Config
 from fusmae_jax.embed.rasters import Raster, pick
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
@@ -98,7 +99,8 @@ def window_pixels(raster: Raster, ground: tuple[float, float]) -> tuple[int, int
     if abs(rows - whole[0]) > 1e-6 or abs(columns - whole[1]) > 1e-6 or min(whole) < 1:
         raise InputError(
             f'{raster.file}: windows of {ground[0]:g} x {ground[1]:g} m are {rows:g} x {columns:g} pixels of '
-            f'{raster.extent.resolution:g} m and must be whole ones: gdalwarp -tr 10 10 {raster.file} new.tif'
+            f'{raster.extent.resolution:g} m and must be whole ones: '
+            f'{rio.warp(raster.file, step=10)}'
         )
     return whole
 

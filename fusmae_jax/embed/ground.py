@@ -7,6 +7,7 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from fusmae_jax import rio
 from fusmae_jax.embed.rasters import Extent, Part, Raster, name_of
 from fusmae_jax.embed.windows import Axis
 from fusmae_jax.errors import InputError
@@ -67,6 +68,12 @@ def _common(first: Raster, other: Raster) -> Extent:
         raise InputError(
             f'{first.file} is in {name_of(a.crs)}, {other.file} in {name_of(b.crs)}; {_advice(first, other)}'
         )
+    # Another corner may be meant: a finer raster of a part of the ground.
+    wrong = (a.left, a.top) == (b.left, b.top) and rio.wrong_transform(_placed(first), _placed(other))
+    if wrong:
+        raise InputError(
+            f'{first.file} has pixels of {a.resolution:g} m, {other.file} of {b.resolution:g} m; {wrong}'
+        )
     coarse, fine = max(a.resolution, b.resolution), min(a.resolution, b.resolution)
     box = [pick(pair) for pick, pair in zip((max, max, min, min), zip(a.bounds, b.bounds))]
     # A last row or column that only the coarser grid needs does not count.
@@ -113,11 +120,18 @@ def _part(extent: Extent, common: Extent) -> Part:
 def _advice(first: Raster, other: Raster) -> str:
     """How to bring the second file onto the grid of the first."""
     target = first.extent
-    size = f'{other.extent.resolution:g}'
-    return (
-        f'bring one onto the other: gdalwarp -t_srs {name_of(target.crs)} -te {_text(target.bounds)} '
-        f'-tr {size} {size} -r bilinear {other.file} new.tif'
+    return 'bring one onto the other: ' + rio.warp(
+        other.file,
+        crs=name_of(target.crs),
+        bounds=target.bounds,
+        step=other.extent.resolution,
+        dtype=other.dtype,
     )
+
+
+def _placed(raster: Raster) -> rio.Placed:
+    e = raster.extent
+    return rio.Placed(raster.file, e.rows, e.columns, e.left, e.top, e.resolution)
 
 
 def _text(bounds: tuple[float, ...]) -> str:

@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
+from fusmae_jax import rio
 from fusmae_jax.embed.settings import SensorFile
 from fusmae_jax.errors import InputError, nearest
 
@@ -70,7 +71,7 @@ class Raster:
             raise InputError(f'{file}: not a GeoTIFF (or VRT) that can be read: {error}') from error
         try:
             if self._dataset.driver not in DRIVERS:
-                raise InputError(f'{file}: is {self._dataset.driver}; make it a GeoTIFF: gdal_translate')
+                raise InputError(f'{file}: is {self._dataset.driver}; make it a GeoTIFF: {rio.convert(file)}')
             self.extent = _extent(file, self._dataset)
             self.bands = _band_names(file, modality, self._dataset, settings.bands)
             self.scale, self.offset = _scaling(file, modality, self._dataset, settings)
@@ -150,7 +151,7 @@ def _scaling(
     """Scale and offset of the stored values: as set, or as the file's own tags say."""
     tags = set(zip(dataset.scales, dataset.offsets))
     if len(tags) > 1:
-        raise InputError(f'{file}: its bands have different scales or offsets; unscale them (gdal_translate)')
+        raise InputError(f'{file}: its bands have different scales or offsets; apply them first (rio calc)')
     tagged, given = tags.pop(), (settings.scale, settings.offset)
     if given == (1.0, 0.0) or given == tagged:
         return tagged
@@ -174,26 +175,25 @@ def _extent(file: Path, dataset: rasterio.DatasetReader) -> Extent:
     if crs is None or step.is_identity:
         hint = 'it has ground control points only; ' if dataset.gcps[0] else ''
         raise InputError(
-            f'{file}: has no reference system or no geotransform; {hint}bring it onto a map grid: '
-            'gdalwarp -t_srs EPSG:326ZZ -tr 10 10'
+            f'{file}: has no reference system or no geotransform; {hint}{rio.georeference(file)}'
         )
     if step.b or step.d or step.a <= 0 or step.e >= 0:
         kind = 'rotated' if step.b or step.d else 'not north up'
         found = ', '.join(f'{value:g}' for value in step[:6])
         raise InputError(
             f'{file}: is {kind} (geotransform {found}); bring it onto a north-up grid: '
-            f'gdalwarp {file} new.tif'
+            f'{rio.warp_to_utm(file, dataset)}'
         )
     if not crs.is_projected or abs(crs.linear_units_factor[1] - 1) > 1e-9:
         unit = crs.linear_units_factor[0] if crs.is_projected else 'degree'
         raise InputError(
             f'{file}: its reference system ({name_of(crs)}) counts in {unit}, windows in metres: '
-            f'gdalwarp -t_srs EPSG:326ZZ -tr 10 10 {file} new.tif'
+            f'{rio.warp_to_utm(file, dataset)}'
         )
     if abs(step.a + step.e) > 1e-6 * step.a:
         raise InputError(
             f'{file}: pixels of {step.a:g} x {-step.e:g} m are not square: '
-            f'gdalwarp -tr {step.a:g} {step.a:g} {file} new.tif'
+            f'{rio.warp(file, step=step.a, dtype=dataset.dtypes[0], nodata=dataset.nodata)}'
         )
     return Extent(crs, step.c, step.f, step.a, dataset.height, dataset.width)
 
