@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data.doctor import tiffs, windows
+from data.doctor import names, tiffs, windows
 from data.doctor.findings import Finding
 from data.doctor.raw import LISTED, SAMPLE, Item, Listing, partner_finding, spread, unreadable
 from data.doctor.tiffs import Header
@@ -80,7 +80,7 @@ def _listing(
 
 
 def _header(file: Path, modality: str) -> Header:
-    band = tiffs.band_in(file)
+    band = names.band_in(file)
     with tiffs.opened(file) as dataset:
         head = tiffs.header(file, dataset, modality, (band,) if band and dataset.count == 1 else ())
     return head._replace(named=head.named or head.bands == (band,))
@@ -110,9 +110,9 @@ def _guessed(modality: str, head: Header) -> Finding:
 
 def _tiffs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     for root in paths:
-        for folder, folders, names in os.walk(root):
+        for folder, folders, files in os.walk(root):
             folders.sort()
-            for name in sorted(names):
+            for name in sorted(files):
                 if name.lower().endswith(EXTENSIONS):
                     yield root, Path(folder, name)
 
@@ -120,15 +120,15 @@ def _tiffs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
 def _modality(root: Path, file: Path) -> str:
     """By the folders between the root and the file, the nearest first, or by the file itself."""
     for folder in reversed(file.relative_to(root.parent).parts[:-1]):
-        if found := tiffs.sensor_in(folder):
+        if found := names.sensor_in(folder):
             return found
     try:
         return tiffs.modality_of(file)
     except OSError:
-        return tiffs.sensor_in(file.stem)
+        return names.sensor_in(file.stem)
 
 
 def _key(root: Path, file: Path) -> str:
     """The same for all files of a patch: name without sensor and band, folders without those of sensors."""
-    folders = [part for part in file.relative_to(root).parts[:-1] if not tiffs.sensor_in(part)]
-    return '/'.join([*folders, tiffs.stem(file)])
+    folders = [part for part in file.relative_to(root).parts[:-1] if not names.sensor_in(part)]
+    return '/'.join([*folders, names.stem(file)])
