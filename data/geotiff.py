@@ -3,30 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import rasterio
-import rasterio.errors
 
 from data.records import RecordError
+from fusmae_jax.geo import UnusableError, raster
+from fusmae_jax.geo.grid import Place, grid_of
 from fusmae_jax.input.contract import Group
 
-_OPTIONS = {
-    'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',  # no search for side files, which this archive does not have
-    'GTIFF_SRS_SOURCE': 'GEOKEYS',  # no look-up of the full definition of the UTM zone; a third faster
-}
-
-
 _AGAIN = 'unpack the patch again'
-
-
-class Place(NamedTuple):
-    """Where an image lies on the ground."""
-
-    epsg: int
-    left: float  # easting of the upper left corner, metres
-    top: float  # northing of the upper left corner, metres
 
 
 def read_group(files: Sequence[Path], group: Group) -> tuple[np.ndarray, Place]:
@@ -69,24 +55,25 @@ def read_stack(file: Path, group: Group) -> tuple[np.ndarray, Place]:
 
 @contextmanager
 def opened(file: Path, field: str, advice: str = _AGAIN) -> Iterator[rasterio.DatasetReader]:
-    """An open GeoTIFF; whatever goes wrong while it is read becomes a RecordError with that advice."""
-    if not file.is_file():
-        raise RecordError(file, field, 'the file is missing', advice)
+    """An open GeoTIFF of a published archive; whatever goes wrong while it is read becomes a RecordError."""
+    with refused(file, field, advice), raster.opened(file, **raster.PUBLISHED, **raster.KEYS) as dataset:
+        yield dataset
+
+
+@contextmanager
+def refused(file: Path, field: str, advice: str) -> Iterator[None]:
+    """What cannot be used becomes a RecordError; `advice` is what to do about a file that cannot be read."""
     try:
-        with rasterio.Env(**_OPTIONS), rasterio.open(file, driver='GTiff') as dataset:
-            yield dataset
-    except rasterio.errors.RasterioError as error:
-        raise RecordError(
-            file,
-            field,
-            f'cannot be read in full ({file.stat().st_size:,} bytes): {error}',
-            f'the GeoTIFF is truncated or damaged; {advice}',
-        ) from error
+        yield
+    except UnusableError as error:
+        remedies = (error.advice_for(file), '' if error.field else advice)
+        where = f'{field} {error.field}'.strip()
+        raise RecordError(file, where, error.found, '; '.join(filter(None, remedies))) from error
 
 
 def place_of(file: Path, field: str, dataset: rasterio.DatasetReader, resolution: float) -> Place:
-    """Where an open image lies; raises RecordError unless it is north up, of that resolution, with a CRS."""
-    step, crs = dataset.transform, dataset.crs
+    """Where an open image lies; raises RecordError unless it is north up, of that resolution, in UTM."""
+    grid, step = grid_of(dataset), dataset.transform
     found = (step.a, step.b, step.d, step.e)
     if found != (resolution, 0.0, 0.0, -resolution):
         raise RecordError(
@@ -95,10 +82,13 @@ def place_of(file: Path, field: str, dataset: rasterio.DatasetReader, resolution
             f'geotransform steps {found}, expected {resolution:g} m, north up',
             'this is not a patch of this archive',
         )
-    epsg = crs.to_epsg() if crs else None
-    if epsg is None:
-        raise RecordError(file, f'{field} CRS', 'none with an EPSG code', 'unpack the patch again')
-    return Place(epsg, step.c, step.f)
+    # A metre of other systems need not be a metre of ground.
+    if grid.epsg is None or not (32601 <= grid.epsg <= 32660 or 32701 <= grid.epsg <= 32760):
+        found_text = (
+            'none with an EPSG code' if grid.epsg is None else f'EPSG:{grid.epsg}, expected a UTM zone'
+        )
+        raise RecordError(file, f'{field} CRS', found_text, _AGAIN)
+    return Place(grid.epsg, grid.left, grid.top)
 
 
 def _check_layout(

@@ -6,6 +6,7 @@ reports all of them at once.
 
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -126,6 +127,9 @@ def _value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         if value not in args:
             problems.append(f'{path}={value!r}; {nearest(str(value), map(str, args))}')
         return value
+    if origin is types.UnionType:
+        # None, or a value of the other type.
+        return None if value is None else _value(args[0], value, path, problems)
     if origin is tuple:
         return _tuple(args, value, path, problems)
     if origin is not None and issubclass(origin, Mapping):

@@ -5,10 +5,6 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import rasterio.errors
-import rasterio.io
-import rasterio.warp
-
 # Nothing of this can be passed through `rio warp` and `rio convert`; whoever follows a remedy must know.
 LOST = 'band names, scale, offset and other tags are not kept: state them in the settings afterwards'
 
@@ -40,23 +36,7 @@ def warp(
     return f'rio warp {shlex.quote(str(file))} OUT.tif {" ".join(options)} --resampling bilinear ({LOST})'
 
 
-def warp_to_utm(file: object, dataset: rasterio.io.DatasetReader, step: float = 10.0) -> str:
-    """The command that puts an open raster north up into its UTM zone, in square pixels."""
-    return warp(file, crs=_utm(dataset), step=step, dtype=dataset.dtypes[0], nodata=dataset.nodata)
-
-
-def _utm(dataset: rasterio.io.DatasetReader) -> str:
-    """The UTM zone of the middle of a raster; EPSG:326NN where that is not known."""
-    try:
-        x, y = dataset.xy(dataset.height / 2, dataset.width / 2)
-        lon, lat = rasterio.warp.transform(dataset.crs, 'EPSG:4326', [x], [y])
-        zone = int((lon[0] + 180) // 6) % 60 + 1
-    except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError, OverflowError):
-        return 'EPSG:326NN'
-    return f'EPSG:{326 if lat[0] >= 0 else 327}{zone:02d}'
-
-
-def warp_mask(file: object, dtype: str) -> str:
+def warp_mask(dtype: str, file: object = 'IN.tif') -> str:
     """The command that writes a mask into the pixels, as NaN or as a value that is none of a measurement."""
     value = 'nan' if dtype.startswith('float') else 'VALUE'
     return f'rio warp {shlex.quote(str(file))} OUT.tif --src-nodata {value} --dst-nodata {value} ({LOST})'
@@ -71,16 +51,9 @@ def georeference(file: object) -> str:
     )
 
 
-def convert(file: object = 'IN.tif', dtype: str = '', options: str = '') -> str:
-    """The command that writes a raster anew, in another type or with other creation options."""
-    said = [f'--dtype {dtype}'] if dtype else []
-    said += [options] if options else []
-    return f'rio convert {shlex.quote(str(file))} OUT.tif {" ".join(said)} ({LOST})'
-
-
-def edit_nodata(file: object = 'FILE.tif') -> str:
-    """The command that states another nodata value."""
-    return f'rio edit-info --nodata VALUE {shlex.quote(str(file))}'
+def convert(dtype: str, file: object = 'IN.tif') -> str:
+    """The command that writes a raster anew in another type."""
+    return f'rio convert {shlex.quote(str(file))} OUT.tif --dtype {dtype} ({LOST})'
 
 
 class Placed(NamedTuple):

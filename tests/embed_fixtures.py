@@ -24,7 +24,7 @@ from tests.helpers import CONTRACT
 LEFT, TOP = 500_000.0, 5_000_000.0
 CELL = 30  # pixels of 10 m: the tiny model has 4 x 4 tokens on 1200 m
 BANDS = {name: list(sensors.SENSORS[name].bands) for name in ('s1', 's2')}
-CONFIG = EncodeConfig(s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN'), batch=4)
+CONFIG = EncodeConfig(s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN', offset=0.0), batch=4)
 
 
 def write_checkpoint(folder: Path) -> str:

@@ -13,7 +13,7 @@ from data.doctor.findings import Finding, by_amount, exit_code, worst
 from data.doctor.raw import find_folder, names_in, spread
 from data.doctor.splits import descending
 from data.doctor.summary import summarise, usable
-from data.doctor.windows import _onto
+from fusmae_jax.geo.grid import window_onto
 from tests.faults import clean
 
 
@@ -113,7 +113,7 @@ def test_windows_cover_the_same_ground_on_other_grids():
     grids = evidence.sensors['s2'].grids[0]
     fine, coarse = grids['B02'], grids['B01']
     window = Window(60, 30, 60, 60)
-    assert _onto(fine, fine, window) == window
-    assert _onto(coarse, fine, window) == Window(10, 5, 10, 10)
+    assert window_onto(fine, fine, window) == window
+    assert window_onto(coarse, fine, window) == Window(10, 5, 10, 10)
     moved = fine._replace(left=fine.left - 100)
-    assert _onto(moved, fine, Window(0, 0, 60, 60)) == Window(10, 0, 60, 60)
+    assert window_onto(moved, fine, Window(0, 0, 60, 60)) == Window(10, 0, 60, 60)

@@ -9,10 +9,10 @@ from rasterio.crs import CRS
 
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
-from fusmae_jax.embed.ground import Grid
 from fusmae_jax.embed.quantise import LIMIT, NODATA, Quantiser, scale_of
+from fusmae_jax.geo.grid import Grid
 
-GRID = Grid(CRS.from_epsg(32633), 500_000.0, 5_000_000.0, (1200 / 14, 1200 / 14), 53, 37)
+GRID = Grid(32633, 500_000.0, 5_000_000.0, 1200 / 14, 1200 / 14, 53, 37, crs=CRS.from_epsg(32633))
 WIDTH = 5
 DESCRIPTION = {'output': 'tokens', 'cell': [1.5, 2]}
 

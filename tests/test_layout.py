@@ -14,6 +14,7 @@ ORDER = [
     'rio',
     'config',
     'sensors',
+    'geo',
     'config_build',
     'config_file',
     'arguments',

@@ -6,39 +6,17 @@ Openers (`open_*.py`) gather it from whatever a path holds; the checks see nothi
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data.doctor.findings import Finding
 from data.doctor.summary import Summary, summarise
+from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.sensors import Product
 
 Image = Mapping[str, np.ndarray]  # band -> (rows, columns), as stored
-
-
-class Grid(NamedTuple):
-    """The grid of one band of one patch."""
-
-    epsg: int | None  # None: no reference system, or one without a code
-    left: float
-    top: float
-    step_x: float  # metres (or degrees) a pixel to the right
-    step_y: float  # the same downwards; positive for an image that is north up
-    rows: int
-    columns: int
-    turned: bool = False  # rows and columns do not run along the axes of the reference system
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom."""
-        return (
-            self.left,
-            self.top,
-            self.left + self.columns * self.step_x,
-            self.top - self.rows * self.step_y,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

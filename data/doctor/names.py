@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data.paired_folder.bands import band_of
+from fusmae_jax.geo.bands import band_of
 
 # S1A, s2_63, sentinel-1; with the product: S1RTC, S1_GRDH, S2L2A, S2MSI2A.
 _PRODUCT = r'[a-d]?[-_]?(?:rtc|grd[hfm]?|slc|(?:msi)?l?[12][ac])'

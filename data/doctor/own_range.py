@@ -49,9 +49,9 @@ def _signs(sensor: Sensor) -> Signs:
     none = np.zeros(len(known), bool)
     if not known.any():
         return Signs(none, none)
-    counts = (summary.zero, summary.minimum, summary.maximum, summary.top, summary.pixels)
-    ends = _runs_to_the_ends(known, *counts)
-    if len(ends) >= FEW and not ends.any() and _runs_to_the_ends(*_of_the_set(known, *counts)).all():
+    images = Extremes(known, summary.zero, summary.minimum, summary.maximum, summary.top, summary.pixels)
+    ends = _runs_to_the_ends(images)
+    if len(ends) >= FEW and not ends.any() and _runs_to_the_ends(images.of_the_set())[0]:
         ends = ~none
     floats = any(dtype.startswith('float') for dtype in summary.dtypes)
     if not floats or np.nanmax(summary.maximum) > 1 or np.nanmin(summary.minimum) < 0:
@@ -60,15 +60,28 @@ def _signs(sensor: Sensor) -> Signs:
     return Signs(ends, np.array(crops, bool))
 
 
-def _runs_to_the_ends(
-    known: np.ndarray,
-    zero: np.ndarray,
-    minimum: np.ndarray,
-    maximum: np.ndarray,
-    top: np.ndarray,
-    pixels: np.ndarray,
-) -> np.ndarray:
-    """(patches, bands) -> patches all of whose bands run from exactly 0 to exactly one of ENDS."""
+class Extremes(NamedTuple):
+    """Of images, (patches, bands): which are there and no constant, and the numbers of `Summary`."""
+
+    known: np.ndarray
+    zero: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+    top: np.ndarray
+    pixels: np.ndarray
+
+    def of_the_set(self) -> 'Extremes':
+        """The same over all patches, as those of one."""
+        highest = np.nanmax(self.maximum, axis=0)
+        at_end = np.where(self.maximum == highest, self.top, 0).sum(axis=0)
+        pixels, lowest = self.pixels.sum(axis=0), np.nanmin(self.minimum, axis=0)
+        columns = (self.known.any(axis=0), self.zero.sum(axis=0), lowest, highest, at_end, pixels)
+        return Extremes(*(np.asarray(column)[None] for column in columns))
+
+
+def _runs_to_the_ends(images: Extremes) -> np.ndarray:
+    """Patches all of whose bands run from exactly 0 to exactly one of ENDS."""
+    known, zero, minimum, maximum, top, pixels = images
     few = top <= np.maximum(ONE_PIXEL, AT_END * pixels)
     bands = known.sum(axis=1)
     result = np.zeros(len(known), bool)
@@ -76,25 +89,15 @@ def _runs_to_the_ends(
         full = (zero > 0) & (minimum > 0) & (maximum == end)
         # Bands of few different values pile up by nature; half of the bands tell.
         thin = 2 * (few & known).sum(axis=1) >= bands
-        result |= (full | ~known).all(axis=1) & (bands > 0) & thin
+        np.logical_or(result, (full | ~known).all(axis=1) & (bands > 0) & thin, out=result)
     return result
-
-
-def _of_the_set(
-    known: np.ndarray, zero: np.ndarray, minimum: np.ndarray, maximum: np.ndarray, top: np.ndarray, pixels
-) -> tuple[np.ndarray, ...]:
-    """The same numbers over all patches, as those of one."""
-    highest = np.nanmax(maximum, axis=0, keepdims=True)
-    at_end = np.where(maximum == highest, top, 0)
-    every = (known.any(axis=0), zero.sum(axis=0), np.nanmin(minimum, axis=0))
-    return *(x[None] for x in every), highest, at_end.sum(axis=0)[None], pixels.sum(axis=0)[None]
 
 
 def _multiples_of_its_own(samples: tuple[np.ndarray, ...], known: np.ndarray) -> bool:
     """Whether the bands of a patch are multiples of 1/N, with another N for nearly each."""
     found = [n for values, some in zip(samples, known) if some and (n := _steps(values))]
     most = 2 * len(found) >= known.sum() and len(found) >= 2
-    return most and not set(found) & set(FACTORS) and 3 * len(set(found)) >= 2 * len(found)
+    return bool(most and not set(found) & set(FACTORS) and 3 * len(set(found)) >= 2 * len(found))
 
 
 def _steps(values: np.ndarray) -> int:

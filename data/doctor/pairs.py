@@ -63,7 +63,7 @@ def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[Problem]:
     first, reference = next(iter(grids.items()))
     finest = min(abs(grid.step_x) for grid in grids.values())
     for name, grid in grids.items():
-        if not _placed(grid):
+        if not grid.placed:
             yield _nowhere(name)
             return
         if grid.turned or grid.step_y <= 0:
@@ -86,11 +86,6 @@ def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[Problem]:
     if len({shape[0] for shape in shapes}) != len(shapes):
         what = 'Bands of one pixel size differ in their number of pixels'
         yield Problem('pair.size', what, f'{sorted(shapes)}')
-
-
-def _placed(grid: Grid) -> bool:
-    """Whether there is a geotransform at all: rasterio gives the identity where there is none."""
-    return grid.turned or (grid.left, grid.top, grid.step_x, grid.step_y) != (0, 0, 1, -1)
 
 
 def _nowhere(name: str) -> Problem:

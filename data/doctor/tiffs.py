@@ -4,7 +4,6 @@ The readers of the converters refuse what is not as published; the doctor has to
 """
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import rasterio
-import rasterio.errors
 from rasterio.windows import Window
 
 from data.doctor.evidence import Declared, Grid
+from data.doctor.findings import Finding
 from data.doctor.names import band_in, sensor_in
-from data.paired_folder.bands import band_of
+from data.paired_folder.headers import refusals
+from fusmae_jax.geo import UnusableError, raster, values
+from fusmae_jax.geo.bands import SKIP, band_of, by_description
 from fusmae_jax.sensors import SENSORS, Product
 
 S2_12 = tuple(SENSORS['s2'].bands)
@@ -26,90 +27,145 @@ _USUAL = {('s1', 1): ('VV',), ('s1', 2): ('VV', 'VH'), ('s2', 12): S2_12, ('s2',
 
 
 class Header(NamedTuple):
-    """What a file says without its pixels."""
+    """What a file says without its pixels, of the channels that are looked at."""
 
     file: Path
     grid: Grid
-    bands: tuple[str, ...]  # of each channel
+    bands: tuple[str, ...]
     named: bool  # whether the file itself names them
     dtype: str
     scales: tuple[float, ...]
     offsets: tuple[float, ...]
     nodata: tuple[float, ...]
     tags: str
+    whole: raster.Header  # the same of all channels, as the converters read it
+    problem: UnusableError | None = None  # why the offset of the values is not known
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[rasterio.DatasetReader]:
     """An open GeoTIFF; whatever goes wrong while it is read becomes an OSError."""
     try:
-        with (
-            warnings.catch_warnings(action='ignore', category=rasterio.errors.NotGeoreferencedWarning),
-            rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='TRUE', GTIFF_SRS_SOURCE='GEOKEYS'),
-            rasterio.open(file) as dataset,
-        ):
+        with raster.opened(file, **raster.BESIDE, **raster.KEYS) as dataset:
             yield dataset
-    except rasterio.errors.RasterioError as error:
-        raise OSError(f'{file}: {error}') from error
+    except UnusableError as error:
+        raise OSError(f'{file}: {error.found}') from error
 
 
 def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Sequence[str] = ()) -> Header:
-    """The header of an open file; `bands` names its channels, else their descriptions or their number do."""
-    found = tuple(band_of(text or '', modality) for text in dataset.descriptions)
-    named = all(found)
+    """The header of an open file; `bands` names its channels, else their descriptions or their number do.
+
+    Channels of another sensor, and those called `SKIP`, are not looked at.
+    """
+    described = by_description(raster.descriptions(dataset), modality)
+    named = all(band is not None for band in described) and any(described)
     if not bands:
-        numbered = tuple(f'channel {i + 1}' for i in range(dataset.count))
-        bands = found if named else _USUAL.get((modality, dataset.count), numbered)
+        bands = _bands(dataset, modality, described)
+    kept = [*('' if band == SKIP else band for band in bands), *[''] * dataset.count][: dataset.count]
+    whole = raster.read_header(file, dataset, kept)
+    offsets, problem = _offsets(whole, modality)
     return Header(
         file,
-        grid(dataset),
-        tuple(bands)[: dataset.count],
+        whole.grid,
+        tuple(band for band in kept if band),
         named,
-        dataset.dtypes[0],
-        tuple(dataset.scales),
-        tuple(dataset.offsets),
-        tuple(sorted({float(v) for v in dataset.nodatavals if v is not None})),
+        whole.dtypes[0] if whole.dtypes else dataset.dtypes[0],
+        whole.scales,
+        offsets,
+        tuple(sorted({value for value in whole.nodatas if value is not None})),
         ' '.join(f'{key}={value}' for key, value in dataset.tags().items()),
+        whole,
+        problem,
     )
 
 
+def _bands(
+    dataset: rasterio.DatasetReader, modality: str, described: Sequence[str | None]
+) -> tuple[str, ...]:
+    """The bands by their descriptions if one of them is known, else by their number, else numbered."""
+    if not any(described):
+        numbered = tuple(f'channel {i + 1}' for i in range(dataset.count))
+        return _USUAL.get((modality, dataset.count), numbered)
+    texts = raster.descriptions(dataset)
+    return tuple(
+        (text.strip() or f'channel {i}') if band is None else band
+        for i, (text, band) in enumerate(zip(texts, described), 1)
+    )
+
+
+def _offsets(head: raster.Header, modality: str) -> tuple[tuple[float, ...], UnusableError | None]:
+    """The offsets of the values, and why they are not known; of Sentinel-2 as the converters read them."""
+    if modality != 's2' or not head.channels:
+        return head.offsets, None
+    try:
+        # The unit of floats is not known, and so neither what an offset in digital numbers is.
+        if head.dtype.startswith('float'):
+            return head.offsets, None
+        unit = 'reflectance' if head.scale < values.FEW else 'DN'
+        stated = values.stated_offset(head, values.DN[unit])
+        if stated is None:
+            return head.offsets, values.unknown_offset(
+                head, values.Declared('s2_', unit, step=values.DN[unit])
+            )
+        return (stated,) * len(head.channels), None
+    except UnusableError as error:
+        return head.offsets, error
+
+
+def findings(headers: Iterable[Header], modality: str) -> Iterator[Finding]:
+    """What the headers of a user's files say that `convert` refuses, in its words."""
+    headers, refused = list(headers), dict[str, list[tuple[Path, UnusableError]]]()
+    for head in headers:
+        for problem in (*refusals(head.whole), *([head.problem] if head.problem else [])):
+            refused.setdefault(problem.field, []).append((head.file, problem))
+    for field, cases in refused.items():
+        file, problem = cases[0]
+        yield Finding(
+            f'{modality}.{field.replace(" ", "_").lower()}_refused',
+            # What nobody can know is no fault of the files.
+            'cannot tell' if field == 'offset' else 'warning',
+            f'Sentinel-{modality[1]}: `convert` refuses the files as they are ({field})',
+            f'{len(cases):,} of {len(headers):,} files, such as {file.name}: {problem.found}',
+            problem.advice_for(file),
+            needs='metadata',
+        )
+
+
 def load(file: Path, modality: str, bands: Sequence[str] = ()) -> tuple[Header, dict[str, np.ndarray]]:
-    """Header and pixels (band -> rows, columns; as stored) of a file; raises OSError."""
+    """Header and pixels (band -> rows, columns; as stored) of a file; raises OSError.
+
+    Pixels that a mask hides are NaN.
+    """
     with opened(file) as dataset:
         head = header(file, dataset, modality, bands)
-        pixels = dataset.read(list(range(1, len(head.bands) + 1)))
-    return head, dict(zip(head.bands, pixels))
+        return head, _pixels(dataset, head)
 
 
 def load_window(head: Header, window: Window) -> dict[str, np.ndarray]:
     """A part of the pixels of a file, as `load` gives them."""
     with opened(head.file) as dataset:
-        return dict(zip(head.bands, dataset.read(list(range(1, len(head.bands) + 1)), window=window)))
+        return _pixels(dataset, head, window)
 
 
-def modality_of(file: Path) -> str:
-    """'s1' or 's2' by the names of channels, the name of the file, or the number of channels; else ''."""
+def _pixels(
+    dataset: rasterio.DatasetReader, head: Header, window: Window | None = None
+) -> dict[str, np.ndarray]:
+    if not head.bands:
+        return {}
+    return dict(zip(head.bands, raster.read_valid(dataset, head.whole, head.whole.channels, window)))
+
+
+def modalities_of(file: Path, guess: bool = True) -> tuple[str, ...]:
+    """The sensors of a file, by the names of its channels or its own; with `guess` by their number too."""
     with opened(file) as dataset:
-        texts, count = [text or '' for text in dataset.descriptions], dataset.count
-    for modality in ('s1', 's2'):
-        if any(band_of(text, modality) for text in [*texts, band_in(file)]):
-            return modality
-    return sensor_in(file.stem) or ('s1' if count <= 2 else 's2' if count in (12, 13) else '')
-
-
-def grid(dataset: rasterio.DatasetReader) -> Grid:
-    """The grid of an open image."""
-    step, crs = dataset.transform, dataset.crs
-    return Grid(
-        crs.to_epsg() if crs else None,
-        step.c,
-        step.f,
-        step.a,
-        -step.e,
-        dataset.height,
-        dataset.width,
-        turned=bool(step.b or step.d),
-    )
+        texts, count = raster.descriptions(dataset), dataset.count
+    if both := tuple(m for m in ('s1', 's2') if any(band_of(text, m) for text in texts)):
+        return both
+    by_band = next((m for m in ('s1', 's2') if band_of(band_in(file), m)), '')
+    one = by_band or sensor_in(file.stem)
+    if not one and guess:
+        one = 's1' if count <= 2 else 's2' if count in (12, 13) else ''
+    return (one,) if one else ()
 
 
 def declared(headers: Iterable[Header], modality: str) -> Declared:

@@ -9,9 +9,9 @@ import numpy as np
 from rasterio.windows import Window
 
 from data.doctor import tiffs
-from data.doctor.evidence import Grid
 from data.doctor.raw import Item, Loaded, spread
 from data.doctor.tiffs import Header
+from fusmae_jax.geo.grid import Grid, common, window_onto
 
 WINDOW = 128  # pixels a side of a window
 WHOLE = 512  # images up to this many pixels a side are looked at whole
@@ -59,32 +59,22 @@ def _load(pieces: Mapping[str, Sequence[Piece]], whole: Files) -> Loaded:
 
 
 def _patches(files: Files, most: int) -> list[dict[str, list[Piece]]]:
-    common = _common([head.grid for heads in files.values() for head in heads])
-    if common is None:
+    shared = common([head.grid for heads in files.values() for head in heads])
+    if shared is None:
         # Each sensor by itself: their images show nothing together.
         return [
-            {modality: [Piece(head, _onto(head.grid, one, window)) for head in heads]}
+            {modality: [Piece(head, window_onto(head.grid, own, window)) for head in heads]}
             for modality, heads in files.items()
-            if (one := _common([head.grid for head in heads]) or heads[0].grid)
-            for window in _windows(one, most)
+            if (own := common([head.grid for head in heads]) or heads[0].grid)
+            for window in _windows(own, most)
         ]
     return [
-        {m: [Piece(head, _onto(head.grid, common, window)) for head in heads] for m, heads in files.items()}
-        for window in _windows(common, most)
+        {
+            m: [Piece(head, window_onto(head.grid, shared, window)) for head in heads]
+            for m, heads in files.items()
+        }
+        for window in _windows(shared, most)
     ]
-
-
-def _common(grids: Sequence[Grid]) -> Grid | None:
-    """The ground that all grids cover, on the finest of them; None if there is none."""
-    if len({grid.epsg for grid in grids}) > 1 or any(grid.turned or grid.step_y <= 0 for grid in grids):
-        return None
-    left, top = max(grid.left for grid in grids), min(grid.top for grid in grids)
-    right, bottom = min(grid.box[2] for grid in grids), max(grid.box[3] for grid in grids)
-    finest = min(grids, key=lambda grid: grid.step_x)
-    rows, columns = int((top - bottom) / finest.step_y + 1e-6), int((right - left) / finest.step_x + 1e-6)
-    if rows < 1 or columns < 1:
-        return None
-    return finest._replace(left=left, top=top, rows=rows, columns=columns)
 
 
 def _windows(grid: Grid, most: int) -> list[Window]:
@@ -94,14 +84,3 @@ def _windows(grid: Grid, most: int) -> list[Window]:
         range(0, grid.rows - height + 1, height), range(0, grid.columns - width + 1, width)
     )
     return [Window(column, row, width, height) for row, column in spread(list(corners), most)]
-
-
-def _onto(grid: Grid, common: Grid, window: Window) -> Window:
-    """The window of an image that covers a window of the common grid."""
-    left = common.left + window.col_off * common.step_x - grid.left
-    top = grid.top - common.top + window.row_off * common.step_y
-    column, row = round(left / grid.step_x), round(top / grid.step_y)
-    width = max(1, round(window.width * common.step_x / grid.step_x))
-    height = max(1, round(window.height * common.step_y / grid.step_y))
-    column, row = min(column, grid.columns - 1), min(row, grid.rows - 1)
-    return Window(column, row, min(width, grid.columns - column), min(height, grid.rows - row))

@@ -5,13 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from data.paired_folder.bands import BANDS
 from data.paired_folder.headers import Header
 from data.paired_folder.settings import Archive
 from data.paired_folder.values import Values, values_of
 from data.records import RecordError
 from fusmae_jax import rio
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.bands import BANDS
 from fusmae_jax.input.contract import Group
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree

@@ -5,8 +5,8 @@ import math
 import re
 from typing import Literal
 
-from data.paired_folder.bands import BANDS, SKIP, band_of
 from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.geo.bands import BANDS, SKIP, band_of
 
 HOW_S1 = (
     "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `rio info --stats --bidx 1 "

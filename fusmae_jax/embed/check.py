@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusmae_jax import rio
 from fusmae_jax.config import Config
 from fusmae_jax.embed.rasters import Raster, pick
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
@@ -99,8 +98,7 @@ def window_pixels(raster: Raster, ground: tuple[float, float]) -> tuple[int, int
     if abs(rows - whole[0]) > 1e-6 or abs(columns - whole[1]) > 1e-6 or min(whole) < 1:
         raise InputError(
             f'{raster.file}: windows of {ground[0]:g} x {ground[1]:g} m are {rows:g} x {columns:g} pixels of '
-            f'{raster.extent.resolution:g} m and must be whole ones: '
-            f'{rio.warp(raster.file, step=10)}'
+            f'{raster.extent.resolution:g} m and must be whole ones: rio warp {raster.file} OUT.tif --res 10'
         )
     return whole
 
@@ -182,7 +180,7 @@ def _measure(raster: Raster, group: Group, blocks: int) -> Statistics:
     """Statistics of evenly spread blocks of a window's size, or of all (0); refuses impossible values."""
     height, width = group.size
     moments, seen = Moments(len(group.bands)), []
-    down, across = -(-raster.part.rows // height), -(-raster.part.columns // width)
+    down, across = -(-raster.part.height // height), -(-raster.part.width // width)
     chosen = spread(down * across, blocks or down * across)
     looked_at = set(spread(len(chosen), SAMPLE))
     for i, index in enumerate(chosen):

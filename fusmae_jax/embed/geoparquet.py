@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fusmae_jax.embed.ground import Grid
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.grid import Grid
 
 KEY = 'fusmae_jax'  # the file's metadata with the JSON that describes the embeddings
 SIDES = ('xmin', 'ymin', 'xmax', 'ymax')
@@ -97,6 +97,7 @@ def _geo(grid: Grid) -> dict[str, Any]:
     """The `geo` metadata; its bbox is that of all cells, with and without data."""
     whole = grid.corners(np.array([0, grid.rows - 1]), np.array([0, grid.columns - 1]))
     left, bottom, right, top = (side[i] for side, i in zip(whole, (0, 1, 1, 0)))
+    assert grid.crs is not None
     column = {
         'encoding': 'WKB',
         'geometry_types': ['Polygon'],

@@ -10,9 +10,11 @@ import rasterio
 import rasterio.errors
 from rasterio.windows import Window
 
-from fusmae_jax.embed.ground import Grid
 from fusmae_jax.embed.quantise import NODATA
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo import UnusableError
+from fusmae_jax.geo.grid import Grid
+from fusmae_jax.geo.raster import open_raster
 
 TILE = 16  # cells on a side, the smallest that TIFF allows: a tile holds all channels of its cells
 TAG = 'FUSMAE_JAX'  # the dataset tag with the JSON that describes the embeddings
@@ -82,10 +84,10 @@ class GeoTiff:
             self._put(self._waiting[0])
         self._dataset.close()
         try:
-            with rasterio.open(self._file) as dataset:
+            with open_raster(self._file, beside=False) as dataset:
                 # Errors while a file is closed do not surface otherwise; the last tile is written last.
                 dataset.read(1, window=Window(self._grid.columns - 1, self._grid.rows - 1, 1, 1))
-        except rasterio.errors.RasterioError as error:
+        except (UnusableError, rasterio.errors.RasterioError) as error:
             raise InputError(f'{self._file}: was not written in full ({error}); is the disk full?') from error
 
     def abort(self) -> None:

@@ -23,17 +23,18 @@ from fusmae_jax.embed import check, ground, windows
 from fusmae_jax.embed.encoder import make_encoder
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
-from fusmae_jax.embed.ground import Grid
 from fusmae_jax.embed.quantise import MOST_CLIPPED, Quantiser, scale_of
-from fusmae_jax.embed.rasters import Extent, Raster
+from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import Job, calibrate, rows_of_cells
 from fusmae_jax.embed.windows import Layout
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.geo import raster
+from fusmae_jax.geo.grid import Grid
 
 # MiB of blocks that GDAL keeps; its own default is 5 % of all memory. A row of blocks of a Sentinel-2 tile,
 # 512 x 10,980 pixels of 12 bands, takes 130.
-GDAL = {'GDAL_CACHEMAX': int(os.environ.get('GDAL_CACHEMAX', 256))}
+_CACHE = 256
 WRITERS: dict[str, type[GeoTiff] | type[GeoParquet]] = {
     '.tif': GeoTiff,
     '.tiff': GeoTiff,
@@ -69,12 +70,17 @@ def embed(
     check_settings(config)
     target = _target(out, config, files)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(**GDAL))
+        stack.enter_context(rasterio.Env(**_gdal_options()))
         job, grid, description = _settle(config, model, files, source, stack)
         start = time.perf_counter()
         scale = calibrate(job) if config.dtype == 'int8' else None
         found = _write(job, grid, target, description, scale)
     _summary(job, grid, target, found, time.perf_counter() - start)
+
+
+def _gdal_options() -> dict[str, Any]:
+    # A user's own limit is left to GDAL, which knows 5% and 512MB too.
+    return raster.BESIDE | ({} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': _CACHE})
 
 
 def _summary(job: Job, grid: Grid, target: Path, found: Mapping[str, Any], seconds: float) -> None:
@@ -89,7 +95,7 @@ def _summary(job: Job, grid: Grid, target: Path, found: Mapping[str, Any], secon
 
 
 def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
-    """The output as a path; raises InputError unless it can be written."""
+    """The output as a path; raises InputError unless it and its description can be written."""
     out = Path(name)
     if out.suffix.lower() not in WRITERS:
         raise InputError(f'--out={out}: ends in {out.suffix!r}; {nearest(out.suffix, WRITERS)}')
@@ -97,9 +103,27 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
         raise InputError(f'--out={out}: the folder {out.parent} does not exist')
     if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
         raise InputError(f'--out={out} is one of the inputs')
-    if out.exists() and not config.overwrite:
-        raise InputError(f'--out={out} exists; name another file, or set --config.overwrite=True')
+    beside = _beside(out)
+    for file in (out, beside):
+        if os.path.lexists(file) and not config.overwrite:
+            told = '' if file == out else f', where the description of --out={out} belongs'
+            raise InputError(f'{file} exists{told}; name another file, or set --config.overwrite=True')
+    if os.path.lexists(beside) and not _describes(beside):
+        raise InputError(f'{beside} exists and is not by `encode`; move it away, or name another --out')
     return out
+
+
+def _beside(out: Path) -> Path:
+    """The file that says how the numbers of an output came about."""
+    return out.with_name(f'{out.name}.json')
+
+
+def _describes(file: Path) -> bool:
+    """Whether a file is a description that `encode` wrote."""
+    try:
+        return json.loads(file.read_text()).keys() >= {'fusmae_jax', 'checkpoint', 'settings'}
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _settle(
@@ -113,9 +137,7 @@ def _settle(
     restricted = check.restrict(model.config, files, source)
     rasters = {}
     for name, file in files.items():
-        known = [group for group in model.contract.first.groups.values() if group.modality == name]
-        nodata = tuple(value for group in known for value in group.nodata)
-        rasters[name] = Raster(Path(file), name, getattr(config, name), nodata)
+        rasters[name] = Raster(Path(file), name, getattr(config, name), config.vrt)
         stack.callback(rasters[name].close)
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted)
@@ -154,7 +176,7 @@ def _settle(
 
 def _layout(
     config: EncodeConfig,
-    extent: Extent,
+    extent: Grid,
     size: tuple[float, float],
     cells: tuple[int, int],
     pixels: Sequence[tuple[int, int]],
@@ -173,8 +195,9 @@ def _write(
     job: Job, grid: Grid, target: Path, description: Mapping[str, Any], scale: np.ndarray | None
 ) -> dict[str, Any]:
     """Encodes everything into a file under another name, which gets its own when it is complete."""
-    part = target.with_name(f'.{target.name}.part')
-    beside, beside_part = (path.with_name(f'{path.name}.json') for path in (target, part))
+    # Of this process alone: two runs with one output would mix their files.
+    part = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    beside_part = _beside(part)
     try:
         quantise = None if scale is None else Quantiser(scale)
         whole = _copy(job, grid, target, part, description, quantise)
@@ -183,13 +206,42 @@ def _write(
             quantise = Quantiser(scale_of(quantise.largest, complete=True))
             whole = _copy(job, grid, target, part, description, quantise)
         beside_part.write_text(json.dumps(whole, indent=2) + '\n')
-        os.replace(beside_part, beside)
-        os.replace(part, target)
-    except BaseException:
+        _publish(part, beside_part, target, job.config.overwrite)
+    finally:
         for path in (part, beside_part):
             path.unlink(missing_ok=True)
-        raise
     return whole
+
+
+def _publish(part: Path, beside_part: Path, target: Path, overwrite: bool) -> None:
+    """Gives an output and its description their names; a description never stands beside another output."""
+    beside = _beside(target)
+    if overwrite:
+        # A kill in between leaves an output without a description, which is in its metadata as well.
+        beside.unlink(missing_ok=True)
+        os.replace(part, target)
+        os.replace(beside_part, beside)
+        return
+    _name_new(part, target)
+    try:
+        _name_new(beside_part, beside)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _name_new(part: Path, target: Path) -> None:
+    """Names a file; raises InputError if the name was taken since the run began."""
+    try:
+        # Unlike a renaming, a link never replaces anything.
+        os.link(part, target)
+    except FileExistsError as error:
+        raise InputError(f'{target} was written by something else meanwhile; name another file') from error
+    except OSError:
+        # A file system without links.
+        if os.path.lexists(target):
+            raise InputError(f'{target} was written by something else meanwhile; name another file') from None
+        os.replace(part, target)
 
 
 def _copy(

@@ -1,9 +1,11 @@
 """The settings of `python main.py encode`, and the impossible ones among them."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from fusmae_jax.errors import raise_all
+from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.sensors import Product
 
 
@@ -16,8 +18,10 @@ class SensorFile:
 
     unit: str = ''  # radar: dB, linear, amplitude; optical: DN, reflectance
     bands: tuple[str, ...] = ()  # names of the file's bands in its order; () takes its band descriptions
-    scale: float = 1.0  # 1 and 0 take the scale and offset that the file states, if it does
-    offset: float = 0.0  # -1000 for digital numbers of Sentinel-2 baseline 04.00 and newer
+    scale: float = 0.0  # 0: from the scale tag of the file, 1 without one
+    # None: from the file's metadata, or an error for Sentinel-2 if they do not say. In digital numbers -1000
+    # for products of baseline 04.00 and newer as delivered, 0 for older and for harmonised ones.
+    offset: float | None = None
     nodata: tuple[float, ...] = ()  # stored values without meaning, beside the file's own nodata and NaN
     product: Product = dataclasses.field(default_factory=Product)  # what is known of its making
 
@@ -38,7 +42,8 @@ class EncodeConfig:
     absent_bands: Literal['error', 'mean'] = 'error'  # bands that a file lacks: refuse, or use the mean
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
     compress: Literal['none', 'deflate', 'zstd'] = 'zstd'
-    overwrite: bool = False
+    overwrite: bool = False  # replace the output, and the .json of an earlier run beside it
+    vrt: bool = False  # take a VRT of local GeoTIFFs as an input
 
 
 def check_settings(config: EncodeConfig) -> None:
@@ -57,8 +62,10 @@ def check_settings(config: EncodeConfig) -> None:
         )
     for name in ('s1', 's2'):
         sensor: SensorFile = getattr(config, name)
-        if sensor.scale == 0:
-            problems.append(f'{name}.scale=0 would make every value the same')
-        if doubled := {band for band in sensor.bands if sensor.bands.count(band) > 1}:
+        for field in ('scale', 'offset', 'nodata'):
+            value = getattr(sensor, field)
+            if not all(map(math.isfinite, value if isinstance(value, tuple) else (value or 0.0,))):
+                problems.append(f'{name}.{field}={value} must be finite; NaN is invalid in files anyhow')
+        if doubled := {band for band in sensor.bands if band != SKIP and sensor.bands.count(band) > 1}:
             problems.append(f'{name}.bands: {", ".join(sorted(doubled))} stands there twice')
     raise_all('config: these settings cannot be used', problems)

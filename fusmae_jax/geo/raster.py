@@ -1,0 +1,238 @@
+"""Opening a GeoTIFF, what its header says, and which of its pixels are valid.
+
+Every raster of the project is opened here, as a GeoTIFF (a COG is one) and as nothing else: other formats
+follow paths and addresses that stand in the file, so that a file from elsewhere would read other files and
+fetch from the network. GDAL opens masks and overviews beside a file in any format, so these are looked at
+before it does.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import rasterio
+import rasterio.errors
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.windows import Window
+
+from fusmae_jax.geo import UnusableError
+from fusmae_jax.geo.grid import Grid, Place, grid_of
+from fusmae_jax.geo.vrt import checked_vrt
+
+# Published archives have no files beside the images: no search for them.
+PUBLISHED = {'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
+# Files beside a user's image (.aux.xml, .msk) are looked up by name, without listing the folder each time.
+BESIDE = {'GDAL_DISABLE_READDIR_ON_OPEN': 'TRUE'}
+# The code of the reference system is taken from the file's keys; its full definition is not looked up again.
+# A third faster.
+KEYS = {'GTIFF_SRS_SOURCE': 'GEOKEYS'}
+
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+_MAKE = 'make it one: rio convert IN.tif OUT.tif'
+
+T = TypeVar('T')
+
+
+@contextmanager
+def opened(file: Path, **options: str) -> Iterator[rasterio.DatasetReader]:
+    """An open GeoTIFF under options of GDAL; whatever rasterio raises meanwhile becomes UnusableError."""
+    with rasterio.Env(**options):
+        dataset = open_raster(file, beside=options.get('GDAL_DISABLE_READDIR_ON_OPEN') != 'EMPTY_DIR')
+        try:
+            with dataset:
+                yield dataset
+        except rasterio.errors.RasterioError as error:
+            raise _damaged(file, error) from error
+
+
+def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.DatasetReader:
+    """An open GeoTIFF, which the caller closes.
+
+    Args:
+        file: on a local disk.
+        beside: whether GDAL may look for files beside it.
+        vrt: take a VRT of local GeoTIFFs as well.
+
+    Raises:
+        UnusableError: no such file, one of another format, or one that is damaged.
+    """
+    if not file.is_file():
+        raise UnusableError('', 'the file is missing', '')
+    # An absolute path is never taken for the address of something else.
+    name, driver = os.path.abspath(file), 'GTiff'
+    if beside:
+        _check_beside(file)
+    if vrt and file.suffix.lower() == '.vrt':
+        name, driver = checked_vrt(file, check_source), 'VRT'
+    try:
+        with warnings.catch_warnings():
+            # A file without a place on the ground is told by its grid.
+            warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
+            return rasterio.open(name, driver=driver)
+    except rasterio.errors.RasterioError as error:
+        raise _damaged(file, error) from error
+
+
+def check_source(file: Path) -> None:
+    """Raises UnusableError for what GDAL would open as another format, or with one beside it."""
+    if not _begins(file, *_TIFF):
+        raise UnusableError('', 'is no GeoTIFF', _MAKE)
+    _check_beside(file)
+
+
+def _check_beside(file: Path) -> None:
+    for end in ('.msk', '.MSK', '.ovr', '.OVR'):
+        if (other := Path(f'{file}{end}')).is_file() and not _begins(other, *_TIFF):
+            raise UnusableError('', f'{other.name} beside it is no GeoTIFF', f'remove {other.name}')
+    # ERDAS files name further files.
+    for other in (file.with_suffix('.aux'), Path(f'{file}.aux')):
+        if other.is_file() and _begins(other, b'EHFA_HEADER_TAG'):
+            raise UnusableError('', f'{other.name} beside it is of ERDAS', f'remove {other.name}')
+
+
+def _begins(file: Path, *starts: bytes) -> bool:
+    try:
+        with file.open('rb') as stream:
+            return stream.read(16).startswith(starts)
+    except OSError as error:
+        raise UnusableError('', f'{file.name} cannot be read: {error}', 'see to its permissions') from error
+
+
+def _damaged(file: Path, error: Exception) -> UnusableError:
+    if not _begins(file, *_TIFF):
+        return UnusableError(
+            '', f'cannot be read in full ({file.stat().st_size:,} bytes): it is no GeoTIFF', _MAKE
+        )
+    found = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
+    return UnusableError('', found, 'the GeoTIFF is truncated or damaged')
+
+
+class Header(NamedTuple):
+    """What is known of a file without reading a pixel."""
+
+    file: Path
+    grid: Grid
+    bands: tuple[str, ...]  # of each channel; '' for one that is left out
+    descriptions: tuple[str, ...]  # of each channel, as the file has them
+    dtypes: tuple[str, ...]  # of the kept channels, and so for the next ones
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+    nodatas: tuple[float | None, ...]  # None: none, or NaN
+    masked: bool  # validity lies in a mask, or in an alpha channel that is no band
+    points: bool  # it has ground control points
+    tags: Mapping[str, str]  # metadata of the file and its kept channels, names in capitals
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The numbers of the kept channels, from 1."""
+        return tuple(number for number, band in enumerate(self.bands, 1) if band)
+
+    @property
+    def rows(self) -> int:
+        """Pixels from top to bottom."""
+        return self.grid.rows
+
+    @property
+    def columns(self) -> int:
+        """Pixels from left to right."""
+        return self.grid.columns
+
+    @property
+    def resolution(self) -> float:
+        """Metres a pixel, of a grid that `check_grid` lets pass."""
+        return self.grid.resolution
+
+    @property
+    def place(self) -> Place:
+        """The upper left corner, of a grid with an EPSG code."""
+        assert self.grid.epsg is not None
+        return Place(self.grid.epsg, self.grid.left, self.grid.top)
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right and top edge in metres."""
+        return self.grid.bounds
+
+    @property
+    def dtype(self) -> str:
+        """The type of all kept channels; raises UnusableError where they differ, as the next ones do."""
+        return self._same('dtype', self.dtypes, 'write channels of one type')
+
+    @property
+    def scale(self) -> float:
+        """The scale tag of all kept channels."""
+        return self._same('scale', self.scales, 'take channels of other scales apart')
+
+    @property
+    def offset(self) -> float:
+        """The offset tag of all kept channels."""
+        return self._same('offset', self.offsets, 'take channels of other offsets apart')
+
+    @property
+    def nodata(self) -> float | None:
+        """The nodata tag of all kept channels."""
+        return self._same('nodata', self.nodatas, 'rio edit-info --nodata VALUE IN.tif')
+
+    def _same(self, field: str, values: Sequence[T], advice: str) -> T:
+        if len(set(values)) > 1:
+            raise UnusableError(field, f'{sorted(set(values), key=str)} in one file', advice)
+        return values[0]
+
+
+def read_header(file: Path, dataset: rasterio.DatasetReader, bands: Sequence[str]) -> Header:
+    """The header of an open file whose channels are `bands`, '' for one that is left out."""
+    kept = [index for index, band in enumerate(bands) if band]
+    tags = {key.upper(): value for index in kept for key, value in dataset.tags(index + 1).items()}
+    return Header(
+        file=file,
+        grid=grid_of(dataset),
+        bands=tuple(bands),
+        descriptions=descriptions(dataset),
+        dtypes=tuple(dataset.dtypes[index] for index in kept),
+        scales=tuple(dataset.scales[index] for index in kept),
+        offsets=tuple(dataset.offsets[index] for index in kept),
+        nodatas=tuple(_number(dataset.nodatavals[index]) for index in kept),
+        masked=is_masked(dataset, kept),
+        points=bool(dataset.gcps[0]),
+        tags=tags | {key.upper(): value for key, value in dataset.tags().items()},
+    )
+
+
+def descriptions(dataset: rasterio.DatasetReader) -> tuple[str, ...]:
+    """What stands beside each channel, '' for nothing."""
+    return tuple(text or '' for text in dataset.descriptions)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or value != value else value
+
+
+def is_masked(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> bool:
+    """Whether validity lies in a mask (in the file or beside it) or in an alpha channel that is not kept.
+
+    `kept`: indices of channels, from 0.
+    """
+    if not kept:
+        return False
+    flags = dataset.mask_flag_enums[kept[0]]
+    # Writers declare the fourth channel of uint8 to be alpha, whatever is in it.
+    alpha_is_a_band = MaskFlags.alpha in flags and dataset.colorinterp.index(ColorInterp.alpha) in kept
+    return MaskFlags.per_dataset in flags and not alpha_is_a_band
+
+
+def read_valid(
+    dataset: rasterio.DatasetReader, header: Header, channels: Sequence[int], window: Window | None = None
+) -> np.ndarray:
+    """Channels (by number, from 1) as stored, (bands, rows, columns), with NaN where a mask says invalid.
+
+    Whole numbers become float32 where there is such a mask, int32 and uint32 float64, and stay otherwise.
+    """
+    stored = dataset.read(list(channels), window=window)
+    if not header.masked:
+        return stored
+    valid = dataset.read_masks(channels[0], window=window) > 0
+    return np.where(valid, stored, np.array(np.nan, np.promote_types(stored.dtype, np.float32)))
