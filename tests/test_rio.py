@@ -21,7 +21,7 @@ NAMES = {'s1_bands': ('VV', 'VH'), 's2_bands': ('B02', 'B03', 'B04', 'B08')}
 
 def run(folder, text, **values):
     """Runs the first command in a text; OUT.tif lies in `folder`. Returns that file."""
-    words = shlex.split(re.search(r'rio ((?:warp|convert|edit-info) (?:'[^']*'|[^(;,'])*)', text)[1])
+    words = shlex.split(re.search(r"rio ((?:warp|convert|edit-info) (?:'[^']*'|[^(;,'])*)", text)[1])
     out = folder / 'OUT.tif'
     words = [str(out) if word == 'OUT.tif' else values.get(word, word) for word in words]
     done = CliRunner().invoke(main_group, words, catch_exceptions=False)

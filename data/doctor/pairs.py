@@ -76,16 +76,26 @@ def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[Problem]:
             found = f'{first} has EPSG {reference.epsg}, {name} EPSG {grid.epsg}'
             yield Problem('pair.crs', 'The images of a pair are in different reference systems', found)
             return
-    for name, grid in grids.items():
-        # Beyond half a pixel, the nearest pixels of the two are no longer the same ground.
-        apart = max(abs(a - b) for a, b in zip(grid.box, reference.box))
-        if apart > slack * finest:
-            yield _elsewhere(first, reference, name, grid)
-            return
+    # Beyond half a pixel, the nearest pixels of the two are no longer the same ground.
+    apart = [n for n, g in grids.items() if _distance(g, reference) > slack * finest]
+    if apart:
+        # Of several bands, one with as many pixels tells most.
+        same = [n for n in apart if _pixels(grids[n]) == _pixels(reference)]
+        name = (same or apart)[0]
+        yield _elsewhere(first, reference, name, grids[name])
+        return
     shapes = {(round(abs(g.step_x), 6), g.rows, g.columns) for g in grids.values()}
     if len({shape[0] for shape in shapes}) != len(shapes):
         what = 'Bands of one pixel size differ in their number of pixels'
         yield Problem('pair.size', what, f'{sorted(shapes)}')
+
+
+def _pixels(grid: Grid) -> tuple[int, int]:
+    return grid.rows, grid.columns
+
+
+def _distance(one: Grid, other: Grid) -> float:
+    return max(abs(a - b) for a, b in zip(one.box, other.box))
 
 
 def _nowhere(name: str) -> Problem:

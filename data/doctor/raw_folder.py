@@ -55,7 +55,7 @@ def archive(paths: Sequence[Path]) -> Listing | None:
     findings = [
         *partner_finding(lonely, len(patches)),
         *unreadable(broken, len(chosen)),
-        *_unknown(unknown, len(files)),
+        *_unknown(unknown, patches, len(files)),
         *_left(left),
     ]
     return _listing('a folder of GeoTIFFs', headers, items, total, findings)
@@ -83,18 +83,20 @@ def _patches(files: Sequence[tuple[Path, Path]]) -> tuple[Patches, list[Path]]:
     return patches, unknown
 
 
-def _unknown(files: Sequence[Path], total: int) -> Iterator[Finding]:
-    """Labels and elevations often lie beside the images; files of which nothing is known may be images."""
-    if files:
-        folders = sorted({file.parent.name for file in files})
-        yield Finding(
-            'file.sensor',
-            'note' if len(files) < total else 'warning',
-            'Files of no sensor that is known were left out',
-            f'{share(len(files), total)} files, such as {files[0].name}, in {", ".join(folders[:8])}',
-            'if they are images: describe their bands (VV, VH or B02, ...), or put S1 or S2 into the names',
-            needs='metadata',
-        )
+def _unknown(files: Sequence[Path], patches: Patches, total: int) -> Iterator[Finding]:
+    """Labels and elevations lie in folders of their own; what lies beside images may be an image."""
+    if not files:
+        return
+    images = {file.parent for parts in patches.values() for own in parts.values() for file in own}
+    folders = sorted({file.parent.name for file in files})
+    yield Finding(
+        'file.sensor',
+        'note' if images and not images & {file.parent for file in files} else 'warning',
+        'Files of no sensor that is known were left out',
+        f'{share(len(files), total)} files, such as {files[0].name}, in {", ".join(folders[:8])}',
+        'if they are images: describe their bands (VV, VH or B02, ...), or put S1 or S2 into the names',
+        needs='metadata',
+    )
 
 
 def _left(files: Sequence[Path]) -> Iterator[Finding]:

@@ -12,7 +12,9 @@ from data.doctor.own_range import scaled
 from data.doctor.summary import usable
 
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
-BRIGHTER = 5.0  # dB above the middle of the image; what surrounds a hole is as bright as any other ground
+# Of what surrounds a clipped scatterer: dB above the middle of the image, and dB at least. What surrounds a
+# hole is as bright as any other ground.
+BRIGHTER, BRIGHT = 5.0, -8.0
 SCATTERERS = 0.01  # of the image: a larger area of zeros is none
 
 
@@ -84,7 +86,8 @@ def _scatterer_pixels(image: np.ndarray) -> int:
     areas, count = ndimage.label(zero, np.ones((3, 3)))
     rims = np.where(other, ndimage.grey_dilation(areas, size=3), 0)
     number = np.arange(1, count + 1)
-    bright = ndimage.median(image, rims, number) > middle + BRIGHTER  # NaN, without a rim, is not
+    # NaN, without a rim, is not bright.
+    bright = ndimage.median(image, rims, number) > max(middle + BRIGHTER, BRIGHT)
     sizes = np.bincount(areas.ravel(), minlength=count + 1)[1:]
     return int(sizes[bright & (sizes <= SCATTERERS * image.size)].sum())
 
