@@ -187,6 +187,12 @@ def normalised(x: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
     return ((x.astype(np.float32) - mean) / std).astype(np.float32)
 
 
+def own_range(x: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Each band of each image from 0 to 1 by its own extremes."""
+    values = x.astype(np.float32)
+    return (values - values.min()) / (values.max() - values.min())
+
+
 SHARE = 'of the patches'
 SIDE = 'of the side'
 

@@ -26,6 +26,18 @@ def _moved_grid(evidence: Evidence, metres: float, rng: np.random.Generator) -> 
     return with_sensor(evidence, 's2', grids=grids)
 
 
+def _larger(evidence: Evidence, factor: float, rng: np.random.Generator) -> Evidence:
+    """The geotransforms of Sentinel-2 state other pixel sizes."""
+    grids = tuple(
+        {
+            band: grid._replace(step_x=grid.step_x * factor, step_y=grid.step_y * factor)
+            for band, grid in one.items()
+        }
+        for one in evidence.sensors['s2'].grids
+    )
+    return with_sensor(evidence, 's2', grids=grids)
+
+
 def _other_zone(evidence: Evidence, share: float, rng: np.random.Generator) -> Evidence:
     at = hit(evidence, share, rng)
     grids = tuple(
@@ -97,6 +109,14 @@ BOTH = (
         'metres',
         developed=Strengths(300.0, 10.0),
         judged=Strengths(400.0, 8.0),
+    ),
+    Fault(
+        'a wrong geotransform of S2',
+        ('pair.geotransform',),
+        _larger,
+        'times the pixel size',
+        developed=Strengths(6.0, 1.5),
+        judged=Strengths(10.0, 1.3),
     ),
     Fault(
         'S1 shifted against S2',

@@ -12,6 +12,7 @@ from tests.faults import (
     each,
     normalised,
     on_images,
+    own_range,
     whole,
     with_split,
 )
@@ -105,6 +106,7 @@ S1 = (
     whole('dB scaled to 8 bits', ('s1.unit',), 's1', each(_eight_bit)),
     whole('natural logarithm for dB', ('s1.level', 's1.ratio', 's1.unit'), 's1', each(_logarithm)),
     whole('S1 normalised before', ('s1.unit',), 's1', each(normalised)),
+    whole('S1 scaled to its own range', ('s1.unit',), 's1', each(own_range)),
     whole('VV and VH swapped', ('s1.order',), 's1', _swapped),
     whole('VV stored twice', ('s1.duplicate',), 's1', _doubled),
     Fault(

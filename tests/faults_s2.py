@@ -18,6 +18,7 @@ from tests.faults import (
     each,
     normalised,
     on_images,
+    own_range,
     whole,
     with_sensor,
 )
@@ -155,6 +156,7 @@ S2 = (
         developed=Strengths(1.0),
         judged=Strengths(1.0),
     ),
+    whole('S2 scaled to its own range', ('s2.scale',), 's2', each(own_range)),
     Fault(
         'zeros along a border of S2',
         ('s2.zero',),

@@ -43,7 +43,11 @@ FILES = {
     'no system': (lambda d: pair(d, 'b', s2={'epsg': 0}), r's2/b\.tif: s2 CRS: no reference system; '),
     'pixel size': (
         lambda d: pair(d, 'b', step=20.0),
-        r's1/b\.tif: s1 pixel: 20.0, but .*s1/a\.tif has 10.0; rio warp .* --res 10',
+        r's1/b\.tif: s1 pixel: 20.0, but .*s1/a\.tif has 10.0; if its geotransform is right .*rio warp .*',
+    ),
+    'ten times as large': (
+        lambda d: pair(d, 'b', s2={'step': 100.0}),
+        r's1/b\.tif: s1 position: .* one geotransform is wrong. Warp nothing',
     ),
     'rotated': (
         lambda d: pair(d, 'b', s1={'transform': rasterio.Affine(10, 1, 5e5, 1, -10, TOP)}),
@@ -55,7 +59,7 @@ FILES = {
     ),
     'float64': (
         lambda d: pair(d, 'b', s1={'array': radar().astype(np.float64)}),
-        r's1/b\.tif: s1 dtype: float64, expected one of .*rio convert --dtype float32 .*/s1/b\.tif',
+        r's1/b\.tif: s1 dtype: float64, expected one of .*rio convert .*/s1/b\.tif OUT\.tif --dtype float32',
     ),
     'nodata': (
         lambda d: pair(d, 'b', s1={'nodata': -9999}),
@@ -129,11 +133,18 @@ def test_bad_file(case, tmp_path):
     assert {r['scene'] for r in read(folder)} - {b'b'} == {b'a', b'c'}
 
 
+def test_a_file_without_geotransform(tmp_path):
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+        pair(tmp_path, s1={'transform': None})
+    with pytest.raises(InputError, match=r's1/a\.tif: s1 CRS: no geotransform; .*rio edit-info'):
+        pairs.source(archive(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
         ({'s1_root': '', 's2_root': ''}, 's1_root and s2_root are both empty'),
-        ({'s1_unit': ''}, r"s1_unit='': say what the Sentinel-1 files hold.*gdalinfo -stats"),
+        ({'s1_unit': ''}, r"s1_unit='': say what the Sentinel-1 files hold.*rio info --stats"),
         ({'s2_unit': ''}, r"s2_unit='': say what the Sentinel-2 files hold"),
         ({'s1_root': 'nowhere'}, 'nowhere: s1_root: no such folder'),
         ({'name': 'My data'}, "name='My data' must be small letters"),

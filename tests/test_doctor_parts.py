@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from data.doctor import backscatter, tiffs
+from data.doctor import backscatter, names, tiffs
 from data.doctor.evidence import Declared, Sensor, solar_hour
 from data.doctor.findings import Finding, by_amount, exit_code, worst
 from data.doctor.raw import find_folder, names_in, spread
@@ -102,9 +102,9 @@ def test_names_of_files_tell_sensor_band_and_patch(tmp_path):
     }
     for name, (sensor, band) in cases.items():
         file = tmp_path / name
-        assert (tiffs.sensor_in(file.stem), tiffs.band_in(file)) == (sensor, band), name
+        assert (names.sensor_in(file.stem), names.band_in(file)) == (sensor, band), name
     one, other = tmp_path / 'tile_7_S1_VH.tif', tmp_path / 'S2_tile_7_B02.tif'
-    assert tiffs.stem(one) == tiffs.stem(other) == 'tile_7'
+    assert names.stem(one) == names.stem(other) == 'tile_7'
     assert tiffs.baselines('S2A_MSIL2A_20230101T100000_N0509_R1 PROCESSING_BASELINE=02.06') == (206, 509)
 
 

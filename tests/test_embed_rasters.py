@@ -88,7 +88,7 @@ def test_files_that_are_not_on_a_metre_grid_are_refused(tmp_path, profile, part)
     write(file, stack(), BANDS['s1'], **profile)
     with pytest.raises(InputError) as error:
         opened(file)
-    assert part in str(error.value) and str(file) in str(error.value) and 'rio warp' in str(error.value)
+    assert part in str(error.value) and str(file) in str(error.value) and 'rio ' in str(error.value)
 
 
 def test_ground_control_points_are_named(tmp_path):
@@ -213,6 +213,16 @@ def test_files_are_aligned(tmp_path, first, second, part, common):
             raster.read([BANDS[name][0]], 0, 0, 1, 1)[0, 0], whole[int(row), int(column), :1]
         )
         assert np.isnan(raster.read([BANDS[name][0]], raster.part.height, 0, 1, 1)).all()
+        raster.close()
+
+
+def test_pixels_of_another_size_cannot_be_as_many(tmp_path):
+    """One geotransform is wrong; a part of the coarser file would be taken for the whole."""
+    rasters = pair(tmp_path, (40, 60, 10.0, LEFT, TOP), (40, 60, 60.0, LEFT, TOP))
+    with pytest.raises(InputError, match='one geotransform is wrong') as error:
+        align(rasters)
+    assert 'rio warp' not in str(error.value)
+    for raster in rasters.values():
         raster.close()
 
 

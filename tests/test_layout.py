@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import what stands before it, and its own neighbours in a folder.
 ORDER = [
     'errors',
+    'rio',
     'config',
     'sensors',
     'geo',

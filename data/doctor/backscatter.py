@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.doctor.evidence import Sensor
+from data.doctor.own_range import scaled
 from data.doctor.summary import WRAPPED
 
 TYPICAL = {'VV': -12.6, 'VH': -19.3}  # dB, BigEarthNet-MM over all pixels
@@ -49,6 +50,11 @@ UNITS = {
         'scaled to 8 bits, not dB',
         'take the original data; if the range that 0..255 stands for is known, declare scale and offset',
     ),
+    'min-max': Unit(
+        'scaled to 0..1 (or 0..255) by their own extremes, band by band: no unit at all',
+        'take the original data: what is left depends on the brightest pixel of each image, and images no '
+        'longer compare',
+    ),
     'normalised': Unit(
         'already normalised (mean near 0, deviation near 1), not dB',
         'undo it; the pipeline normalises with the statistics of the contract and would do so twice',
@@ -71,6 +77,8 @@ def units_of(sensor: Sensor) -> np.ndarray:
     if (small := units == 'small').any():
         units[small] = _small(sensor.declared.bands, middle[small])
     counted = units == 'digital numbers'
+    units[scaled(sensor) & (units != '')] = 'min-max'
+    counted &= units == 'digital numbers'
     if counted.any() and np.nanmax(summary.maximum[counted]) <= 255:
         units[counted] = '8 bit'
     return units

@@ -19,6 +19,12 @@ OFFSET = 1000.0
 LIMIT = 900.0  # of the smallest first percentile over the bands; see above
 SUBTRACTED = -300.0  # darker on average than any correction of the atmosphere leaves dark pixels
 FIRST_WITH_OFFSET = 400  # processing baseline 04.00
+HEAP = (950.0, 1600.0)  # where the darkest pixels of patches lie with the offset
+GAP = 600.0  # from here to HEAP next to nothing lies if it is in some patches only
+APART = (
+    'take the 1000 off the newer ones in signed integers; or convert the two apart and declare offset=-1000 '
+    'for the newer'
+)
 REPROCESSED = 9000  # numbers such as N9999 are those of a processing by users
 
 
@@ -27,27 +33,37 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     sensor = evidence.sensors.get('s2')
     if sensor is None:
         return
-    yield from _baselines(sensor)
-    if sensor.summary.usable.any() and (factor := FACTORS.get(scale_of(sensor))):
-        yield from _values(sensor, factor)
+    factor = FACTORS.get(scale_of(sensor)) if sensor.summary.usable.any() else None
+    mixed = list(_mixed(sensor, factor)) if factor else []
+    if not mixed:
+        yield from _baselines(sensor, factor)
+    yield from mixed or (_values(sensor, factor) if factor else ())
 
 
 def _newer(sensor: Sensor) -> list[int]:
     return [b for b in sensor.declared.baselines if FIRST_WITH_OFFSET <= b < REPROCESSED]
 
 
-def _baselines(sensor: Sensor) -> Iterator[Finding]:
+def _baselines(sensor: Sensor, factor: float | None) -> Iterator[Finding]:
     newer = _newer(sensor)
     older = [b for b in sensor.declared.baselines if b < FIRST_WITH_OFFSET]
-    if newer and older:
-        yield Finding(
-            's2.offset_mixed',
-            'warning',
-            'Sentinel-2: products from before and after processing baseline 04.00 are mixed',
-            f'{older[0] / 100:05.2f} to {newer[-1] / 100:05.2f} by their names; the newer have an offset',
-            'subtract 1000 from the newer ones in signed integers, or convert the two apart',
-            needs='metadata',
-        )
+    if not newer or not older:
+        return
+    evidence = (
+        f'{older[0] / 100:05.2f} to {newer[-1] / 100:05.2f} by names and tags; the newer have an offset'
+    )
+    dark = darkest(sensor, factor) if factor else np.empty(0)
+    # Harmonised products keep their names, and lose the offset.
+    off = np.isfinite(dark).sum() >= FEW and not (dark >= HEAP[0]).any()
+    yield Finding(
+        's2.offset_mixed',
+        'note' if off else 'error',
+        'Sentinel-2: products from before and after processing baseline 04.00 are mixed'
+        + (', but the offset is off' if off else ''),
+        evidence + ('; no patch is as bright as an offset would make it' if off else ''),
+        '' if off else APART,
+        needs='metadata',
+    )
 
 
 def _values(sensor: Sensor, factor: float) -> Iterator[Finding]:
@@ -87,8 +103,6 @@ def _values(sensor: Sensor, factor: float) -> Iterator[Finding]:
             'declare offset=-1000 in the contract, or subtract 1000 in signed integers and clip at 0',
             needs='64 patches',
         )
-    else:
-        yield from _mixed(sensor, factor)
 
 
 def _undecided(evidence: str, newer: bool) -> Finding:
@@ -107,25 +121,32 @@ def _mixed(sensor: Sensor, factor: float) -> Iterator[Finding]:
     """Two heaps of patches, 1000 apart, with next to nothing between them.
 
     Bright scenes (snow, desert, cloud) fill the gap and the range above it evenly, an offset does not: the
-    darkest pixels of its patches crowd right above 1000.
+    darkest pixels of its patches crowd right above 1000. Where an offset is declared and taken off all, those
+    without it lie 1000 too low.
     """
     low = darkest(sensor, factor)
     low = low[np.isfinite(low)]
-    heap = ((low >= 0.95 * OFFSET) & (low < 1.6 * OFFSET)).sum()
-    gap = ((low >= 0.6 * OFFSET) & (low < 0.95 * OFFSET)).sum()
-    beyond = (low >= 1.6 * OFFSET).sum()
-    rest = (low < 0.6 * OFFSET).sum()
-    if heap >= 3 and heap > 3 * (gap + beyond) and rest:
-        yield Finding(
-            's2.offset_mixed',
-            by_amount(len(low), 'error'),
-            'Sentinel-2: patches with and without the offset of +1000 are mixed',
-            f'the darkest pixels of {share(heap, len(low))} patches lie right above 1000, of {rest} below '
-            f'600, of {gap} between',
-            'split the set at the processing baseline (25 January 2022) and subtract the offset from the '
-            'newer part',
-            needs='64 patches',
-        )
+    for taken in (0.0, OFFSET):
+        heap, gap, rest, beyond = _heaps(low + taken)
+        declared = f', after the declared {-taken:g}' if taken else ''
+        if heap >= 3 and heap > 3 * (gap + beyond) and rest and (not taken or low.min() < SUBTRACTED):
+            yield Finding(
+                's2.offset_mixed',
+                'error' if len(low) >= FEW else 'warning',
+                'Sentinel-2: patches with and without the offset of +1000 are mixed',
+                f'the darkest pixels of {share(heap, len(low))} patches lie right above {1000 - taken:g}, of '
+                f'{rest} below {GAP - taken:g}, of {gap} between{declared}',
+                APART,
+                needs='64 patches',
+            )
+            return
+
+
+def _heaps(low: np.ndarray) -> tuple[int, int, int, int]:
+    """How many patches lie in HEAP, in the gap below it, below that, and beyond."""
+    heap = (low >= HEAP[0]) & (low < HEAP[1])
+    gap = (low >= GAP) & (low < HEAP[0])
+    return int(heap.sum()), int(gap.sum()), int((low < GAP).sum()), int((low >= HEAP[1]).sum())
 
 
 def darkest(sensor: Sensor, factor: float) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data.doctor import own_range
 from data.doctor.evidence import Evidence, Sensor
 from data.doctor.findings import FEW, Finding, by_amount, share
 from data.doctor.summary import WRAPPED
@@ -34,6 +35,11 @@ SCALES = {
         'reflectance in 0..1, not x 10,000',
         "declare unit='reflectance' in the contract, or multiply by 10,000",
     ),
+    'min-max': (
+        'each band is scaled to 0..1 (or 0..255) by its own extremes: no reflectance, and no unit at all',
+        'take the original data: what is left depends on the extremes of each image, and neither bands nor '
+        'images compare any longer',
+    ),
     '8 bit': (
         'scaled to 8 bits',
         'take the original 16-bit data; if the range is known, declare scale and offset',
@@ -57,6 +63,8 @@ def scale_of(sensor: Sensor) -> str:
     middle, high = ((column * scale + offset)[ok] for column in (summary.p50, summary.maximum))
     bright = (summary.p99 * scale + offset)[ok].max()
     whole = summary.whole[ok].min() > 0.99
+    if 2 * own_range.scaled(sensor).sum() > ok.any(axis=1).sum():
+        return 'min-max'
     if all(dtype in ('uint8', '') for dtype in summary.dtypes):
         return '8 bit'
     if (summary.minimum * scale + offset)[ok].min() < 0 and np.abs(middle).max() < 10 and bright < 15:
@@ -77,19 +85,28 @@ def _scale(sensor: Sensor, scale: str) -> Iterator[Finding]:
             scale, ('digital numbers, not reflectance', "declare unit='DN' in the contract")
         )
         ok = summary.usable > 0
+        sign = f'; {own_range.evidence(sensor)}' if scale == 'min-max' else ''
         yield Finding(
             's2.scale',
-            'error' if expected else 'warning',
+            'error' if expected or scale == 'min-max' else 'warning',
             f'Sentinel-2: {words}',
             f'values from {summary.minimum[ok].min():.4g} to {summary.maximum[ok].max():.4g}, medians '
             f'{summary.p50[ok].min():.4g} to {summary.p50[ok].max():.4g} '
-            f'({", ".join(sorted(set(summary.dtypes) - {""}))})',
+            f'({", ".join(sorted(set(summary.dtypes) - {""}))}){sign}',
             remedy,
         )
         return
     high = np.where(summary.usable > 0, summary.p99, -np.inf).max(1)
     small = (high > 0) & (high <= 2.5) & (scale == 'DN')
-    if small.any():
+    if own_range.scaled(sensor).any():
+        yield Finding(
+            's2.scale',
+            'error',
+            f'Sentinel-2: in some patches {SCALES["min-max"][0]}',
+            own_range.evidence(sensor),
+            SCALES['min-max'][1],
+        )
+    elif small.any():
         yield Finding(
             's2.scale',
             'error',

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
+from data.doctor import zeros
 from data.doctor.backscatter import decibel, units_of
 from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import Finding, Severity, share
+from data.doctor.findings import Finding, share
+from data.doctor.own_range import scaled
 from data.doctor.summary import usable
+from data.doctor.zeros import TITLES, where
 from fusmae_jax.sensors import SENSORS
 
-TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
 MOST = 0.25  # from this share of lost pixels on, a declared nodata is worth a warning
 # Calm water lies near -25 dB in VV; the noise that is left along the edge of a scene lies far lower.
 DARK, BORDER_SHARE = -32.0, 0.01
@@ -23,19 +25,11 @@ def check(evidence: Evidence) -> Iterator[Finding]:
         if sensor.images:
             yield from _not_finite(sensor)
             yield from _fills(sensor)
-            yield from _zeros(sensor)
+            yield from zeros.check(sensor)
             yield from _constant(sensor)
             yield from _clipped(sensor)
             if sensor.modality == 's1':
                 yield from _noisy_border(sensor)
-
-
-def _where(sensor: Sensor, counts: np.ndarray) -> str:
-    """How much of the sample `counts` (patches, bands) is, in words."""
-    pixels = sensor.summary.pixels.sum()
-    bands = [band for band, some in zip(sensor.declared.bands, np.any(counts, axis=0)) if some]
-    patches = share(counts.any(axis=1).sum(), sensor.summary.patches)
-    return f'{share(counts.sum(), pixels)} pixels, in {patches} patches, bands {", ".join(bands)}'
 
 
 def _not_finite(sensor: Sensor) -> Iterator[Finding]:
@@ -49,7 +43,7 @@ def _not_finite(sensor: Sensor) -> Iterator[Finding]:
             f'{sensor.modality}.{name}',
             'note' if known else 'warning',
             f'{title}: {"NaN" if name == "nan" else "infinite values"}',
-            _where(sensor, counts),
+            where(sensor, counts),
             'such pixels count as invalid and stay out of tokens, loss and statistics; other code gives NaN'
             + ('; they come from the logarithm of zero' if name == 'inf' else ''),
         )
@@ -73,37 +67,8 @@ def _fills(sensor: Sensor) -> Iterator[Finding]:
         f'{sensor.modality}.fill',
         'error' if not known else 'warning' if many else 'note',
         f'{TITLES[sensor.modality]}: a fill value stands for missing pixels',
-        f'{extreme:g}: {_where(sensor, counts)}' + ('; declared as nodata' if known else ''),
+        f'{extreme:g}: {where(sensor, counts)}' + ('; declared as nodata' if known else ''),
         '' if known else f'declare nodata=({extreme:g},) in the contract',
-    )
-
-
-def _zeros(sensor: Sensor) -> Iterator[Finding]:
-    """0 is "nothing here" in Sentinel-2; in float dB it is a strong scatterer, never hit exactly."""
-    summary = sensor.summary
-    counts = summary.zero.copy()
-    if sensor.modality == 's1':
-        # Rounded values hit 0 by themselves; a fill covers an area.
-        rounded = (summary.whole > 0.99) | (summary.step > 0)
-        counts[rounded & (counts < 0.2 * summary.pixels)] = 0
-    total, pixels = int(counts.sum()), summary.pixels.sum()
-    if not total:
-        return
-    declared = 0.0 in sensor.declared.nodata
-    if declared:
-        severity: Severity = 'warning' if total > 0.01 * pixels else 'note'
-    elif sensor.modality == 's1':
-        severity = 'error' if (counts > 0.001 * summary.pixels).any() else 'note'
-    else:
-        severity = 'warning' if (counts > 0.001 * summary.pixels).any() else 'note'
-    yield Finding(
-        f'{sensor.modality}.zero',
-        severity,
-        f'{TITLES[sensor.modality]}: zero-filled pixels',
-        _where(sensor, counts) + ('; declared as nodata' if declared else '; 0 is not declared as nodata'),
-        'mask them or leave such patches out'
-        if declared
-        else 'declare nodata=(0,) in the contract, so that they stay out of tokens, loss and statistics',
     )
 
 
@@ -134,13 +99,14 @@ def _clipped(sensor: Sensor) -> Iterator[Finding]:
     Sentinel-2 is left out too: atmospheric correction ends at 1.
     """
     summary, blocks = sensor.summary, _blocks(sensor)
+    whole_range = scaled(sensor)  # ends by definition
     few = [len(np.unique(summary.pooled(i))) < 250 for i in range(len(sensor.declared.bands))]
     for end, extreme, counts in (('upper', 'maximum', 'top'), ('lower', 'minimum', 'bottom')):
         if end == 'lower' and sensor.modality == 's2':
             continue
         values, at = getattr(summary, extreme), getattr(summary, counts)
         for index, band in enumerate(sensor.declared.bands):
-            ok = summary.usable[:, index] > 0
+            ok = (summary.usable[:, index] > 0) & ~whole_range
             if not ok.any() or few[index]:
                 continue
             column = values[ok, index]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data.doctor import own_range
 from data.doctor.backscatter import UNITS, Unit, medians, units_of
 from data.doctor.evidence import Evidence, Sensor
 from data.doctor.findings import FEW, Finding, Severity, share
@@ -44,10 +45,11 @@ def _unit(sensor: Sensor, units: np.ndarray) -> Iterator[Finding]:
         some = '' if len(at) == patches else 'some patches are '
         yield Finding(
             's1.unit',
-            # One unit for some patches and another for others fits no declaration.
-            'error' if some else severity,
+            # What no declaration can undo, or one unit for some patches and another for others.
+            'error' if some or unit == 'min-max' else severity,
             f'Sentinel-1: {some}{off.words}',
-            f'{share(len(at), patches)} patches; {_describe(sensor, int(at[0]))}',
+            f'{share(len(at), patches)} patches; {_describe(sensor, int(at[0]))}'
+            + (f'; {own_range.evidence(sensor)}' if unit == 'min-max' else ''),
             off.remedy,
         )
 
@@ -100,7 +102,7 @@ def _order(sensor: Sensor, units: np.ndarray) -> Iterator[Finding]:
     with np.errstate(invalid='ignore'):
         land = np.fmax(vv, vh) > WATER
         land |= units == 'digital numbers'  # uncalibrated: the level says nothing, the difference does
-        land &= np.isfinite(vv - vh) & ~np.isin(units, ('normalised', '8 bit', 'unknown', ''))
+        land &= np.isfinite(vv - vh) & ~np.isin(units, ('normalised', 'min-max', '8 bit', 'unknown', ''))
     difference = (vv - vh)[land]
     if not len(difference):
         yield Finding(

@@ -1,18 +1,19 @@
 """A user's own GeoTIFFs: one, a pair, or folders of them, paired by their names without sensor and band."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data.doctor import tiffs, windows
-from data.doctor.findings import Finding
+from data.doctor import names, own_files, tiffs, windows
+from data.doctor.findings import Finding, share
 from data.doctor.raw import LISTED, SAMPLE, Item, Listing, partner_finding, spread, unreadable
 from data.doctor.tiffs import Header
 from data.paired_folder.entries import EXTENSIONS
 from fusmae_jax.errors import InputError
-
-TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
+from fusmae_jax.geo import raster
+from fusmae_jax.geo.bands import SKIP, by_description
 
 
 def single(files: Sequence[Path]) -> Listing:
@@ -20,19 +21,20 @@ def single(files: Sequence[Path]) -> Listing:
     found: dict[str, list[Header]] = {}
     for file in files:
         try:
-            modality = tiffs.modality_of(file)
-            head = _header(file, modality)
+            modalities = tiffs.modalities_of(file)
+            headers = {modality: _header(file, modality) for modality in modalities}
         except OSError as error:
             raise InputError(f'{file}: cannot be read ({error}); write the GeoTIFF again') from error
-        if not modality:
+        if not modalities:
             raise InputError(
                 f'{file}: neither its bands nor its name say whether this is Sentinel-1 or Sentinel-2; '
                 'describe the bands (VV, VH or B02, ...), or put S1 or S2 into the name'
             )
-        if modality in found:
-            other = found[modality][0].file
-            raise InputError(f'{file}: of the same sensor as {other}; give one file of each sensor')
-        found[modality] = [head]
+        for modality, head in headers.items():
+            if modality in found:
+                other = found[modality][0].file
+                raise InputError(f'{file}: of the same sensor as {other}; give one file of each sensor')
+            found[modality] = [head]
     kind = 'a pair of GeoTIFFs' if len(files) > 1 else 'a GeoTIFF'
     name = files[0].stem
     return _listing(kind, {name: found}, windows.items(name, found, SAMPLE), 1, [])
@@ -43,24 +45,71 @@ def archive(paths: Sequence[Path]) -> Listing | None:
     files = list(itertools.islice(_tiffs(paths), LISTED + 1))
     if not files:
         return None
-    patches: dict[str, dict[str, list[Path]]] = {}
-    unknown = []
-    for root, file in files[:LISTED]:
-        if modality := _modality(root, file):
-            patches.setdefault(_key(root, file), {}).setdefault(modality, []).append(file)
-        else:
-            unknown.append(file.name)
+    patches, unknown = _patches(files[:LISTED])
     both = {modality for parts in patches.values() for modality in parts} == {'s1', 's2'}
     lonely = [name for name, parts in patches.items() if both and len(parts) < 2]
-    chosen, broken = spread(sorted(patches), SAMPLE), list[str]()
-    headers = {name: _headers(patches[name], broken) for name in chosen}
+    chosen, broken, left = spread(sorted(patches), SAMPLE), list[str](), list[Path]()
+    headers = {name: _headers(patches[name], broken, left) for name in chosen}
     items = [i for name in chosen for i in windows.items(name, headers[name], max(1, SAMPLE // len(chosen)))]
     total = len(patches) if len(files) <= LISTED else None
     findings = [
-        *partner_finding([*lonely, *unknown], len(patches) + len(unknown)),
+        *partner_finding(lonely, len(patches)),
         *unreadable(broken, len(chosen)),
+        *_unknown(unknown, patches, len(files)),
+        *_left(left),
     ]
     return _listing('a folder of GeoTIFFs', headers, items, total, findings)
+
+
+Patches = dict[str, dict[str, list[Path]]]  # name -> modality -> files
+
+
+def _patches(files: Sequence[tuple[Path, Path]]) -> tuple[Patches, list[Path]]:
+    """The patches that files belong to, and the files of no sensor that is known."""
+    named = {file: _by_folder(root, file) for root, file in files}
+    # Beside folders that name their sensor, one channel is an elevation or a label as well as VV.
+    guess = not any(named.values())
+    patches: Patches = {}
+    unknown = []
+    for root, file in files:
+        try:
+            modalities = (named[file],) if named[file] else tiffs.modalities_of(file, guess)
+        except OSError:
+            modalities = (sensor,) if (sensor := names.sensor_in(file.stem)) else ()
+        for modality in modalities:
+            patches.setdefault(_key(root, file), {}).setdefault(modality, []).append(file)
+        if not modalities:
+            unknown.append(file)
+    return patches, unknown
+
+
+def _unknown(files: Sequence[Path], patches: Patches, total: int) -> Iterator[Finding]:
+    """Labels and elevations lie in folders of their own; what lies beside images may be an image."""
+    if not files:
+        return
+    images = {file.parent for parts in patches.values() for own in parts.values() for file in own}
+    folders = sorted({file.parent.name for file in files})
+    yield Finding(
+        'file.sensor',
+        'note' if images and not images & {file.parent for file in files} else 'warning',
+        'Files of no sensor that is known were left out',
+        f'{share(len(files), total)} files, such as {files[0].name}, in {", ".join(folders[:8])}',
+        'if they are images: describe their bands (VV, VH or B02, ...), or put S1 or S2 into the names',
+        needs='metadata',
+    )
+
+
+def _left(files: Sequence[Path]) -> Iterator[Finding]:
+    if files:
+        folders = sorted({file.parent.name for file in files})
+        yield Finding(
+            'file.products',
+            'note',
+            'Further images of the same bands and ground were left out',
+            f'{len(files):,} files, such as {files[0].name}, in {", ".join(folders[:8])}',
+            'look at other products (S1GRD beside S1RTC, S2L1C beside S2L2A) by naming their folders',
+            needs='metadata',
+        )
 
 
 def _listing(
@@ -70,66 +119,65 @@ def _listing(
     total: int | None,
     findings: Sequence[Finding],
 ) -> Listing:
-    about, unnamed = {}, []
+    about, more = {}, list[Finding]()
     for modality in ('s1', 's2'):
         own = [head for files in headers.values() for head in files.get(modality, ())]
         if own:
             about[modality] = tiffs.declared(own, modality)
-            unnamed += [_guessed(modality, head) for head in own if not head.named][:1]
-            unnamed += tiffs.findings(own, modality)
-    return Listing(kind, items, about=about, total=total, findings=(*findings, *unnamed))
+            more += [*own_files.check(own, modality), *tiffs.findings(own, modality)]
+            if own_files.offsets(own):
+                # None of them holds for all: the values are judged as they are stored.
+                about[modality] = dataclasses.replace(about[modality], offset={})
+    return Listing(kind, items, about=about, total=total, findings=(*findings, *more))
 
 
 def _header(file: Path, modality: str) -> Header:
-    band = tiffs.band_in(file)
     with tiffs.opened(file) as dataset:
-        head = tiffs.header(file, dataset, modality, (band,) if band and dataset.count == 1 else ())
-    return head._replace(named=head.named or head.bands == (band,))
+        described = by_description(raster.descriptions(dataset), modality)
+        band = names.band_in(file) if dataset.count == 1 else ''
+        # Channels that are no band, such as an angle, would be judged like one.
+        bands = (band,) if band else tuple(name or SKIP for name in described) if any(described) else ()
+        head = tiffs.header(file, dataset, modality, bands)
+    return head._replace(named=bool(bands))
 
 
-def _headers(files: Mapping[str, Sequence[Path]], broken: list[str]) -> dict[str, list[Header]]:
+def _headers(
+    files: Mapping[str, Sequence[Path]], broken: list[str], left: list[Path]
+) -> dict[str, list[Header]]:
+    """The headers of a patch; of several files with one band, those in the last folder by name."""
     found: dict[str, list[Header]] = {}
     for modality, own in files.items():
-        for file in own:
+        bands: set[str] = set()
+        for file in sorted(sorted(own), key=lambda file: str(file.parent), reverse=True):
             try:
-                found.setdefault(modality, []).append(_header(file, modality))
+                head = _header(file, modality)
             except OSError as error:
                 broken.append(str(error))
+                continue
+            if bands & {*head.bands}:
+                left.append(file)
+                continue
+            bands |= {*head.bands}
+            found.setdefault(modality, []).append(head)
     return found
-
-
-def _guessed(modality: str, head: Header) -> Finding:
-    return Finding(
-        f'{modality}.names',
-        'note',
-        f'{TITLES[modality]}: files do not name their bands',
-        f'{head.file.name}: taken for {", ".join(head.bands)} by their number',
-        'describe the bands in the files (`descriptions` in rasterio), or name the files after them',
-        needs='metadata',
-    )
 
 
 def _tiffs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     for root in paths:
-        for folder, folders, names in os.walk(root):
+        for folder, folders, files in os.walk(root):
             folders.sort()
-            for name in sorted(names):
+            for name in sorted(files):
                 if name.lower().endswith(EXTENSIONS):
                     yield root, Path(folder, name)
 
 
-def _modality(root: Path, file: Path) -> str:
-    """By the folders between the root and the file, the nearest first, or by the file itself."""
-    for folder in reversed(file.relative_to(root.parent).parts[:-1]):
-        if found := tiffs.sensor_in(folder):
-            return found
-    try:
-        return tiffs.modality_of(file)
-    except OSError:
-        return tiffs.sensor_in(file.stem)
+def _by_folder(root: Path, file: Path) -> str:
+    """The sensor by the folders between the root and the file, the nearest first."""
+    folders = reversed(file.relative_to(root.parent).parts[:-1])
+    return next((sensor for folder in folders if (sensor := names.sensor_in(folder))), '')
 
 
 def _key(root: Path, file: Path) -> str:
     """The same for all files of a patch: name without sensor and band, folders without those of sensors."""
-    folders = [part for part in file.relative_to(root).parts[:-1] if not tiffs.sensor_in(part)]
-    return '/'.join([*folders, tiffs.stem(file)])
+    folders = [part for part in file.relative_to(root).parts[:-1] if not names.sensor_in(part)]
+    return '/'.join([*folders, names.stem(file)])

@@ -33,13 +33,16 @@ SLACK = 26.0
 
 
 def version_1_1(paths: Sequence[Path]) -> Listing | None:
-    """The folder with train/ and val/, or one of these; None if there is no S2L2A or S2L1C in it."""
+    """The folder with train/ and val/, or one of these; None if there are no zarr files of S2L2A or S2L1C."""
     split_folder = next((found for path in paths if (found := find_folder(path, _CUBES))), None)
     if split_folder is None:
         return None
     root = split_folder.parent if split_folder.name in ('train', 'val') else split_folder
     folders = [f for f in (root / 'train', root / 'val') if f.is_dir()] or [split_folder]
     optical = _level(folders[0], {'S2L2A': 'S2L2A', 'S2L1C': 'S2L1C'})
+    # Folders of these names with GeoTIFFs are those of other sets.
+    if not any(names_in(folder / optical, _ZARR, 1)[0] for folder in folders if (folder / optical).is_dir()):
+        return None
     splits: dict[str, Split] = {}
     items: list[Item] = []
     lonely: list[str] = []

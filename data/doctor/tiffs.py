@@ -15,6 +15,7 @@ from rasterio.windows import Window
 
 from data.doctor.evidence import Declared, Grid
 from data.doctor.findings import Finding, Severity
+from data.doctor.names import band_in, sensor_in
 from data.paired_folder.headers import refusals
 from fusmae_jax.geo import UnusableError, raster, values
 from fusmae_jax.geo.bands import SKIP, band_of, by_description
@@ -23,7 +24,6 @@ from fusmae_jax.sensors import SENSORS, Product
 S2_12 = tuple(SENSORS['s2'].bands)
 S2_13 = (*S2_12[:10], 'B10', *S2_12[10:])
 _USUAL = {('s1', 1): ('VV',), ('s1', 2): ('VV', 'VH'), ('s2', 12): S2_12, ('s2', 13): S2_13}
-_SENSOR = re.compile(r'(?:^|[^a-z0-9])s(?:entinel[-_]?)?([12])[a-d]?(?=[^a-z0-9]|$)')
 
 
 class Header(NamedTuple):
@@ -175,32 +175,17 @@ def _pixels(
     return dict(zip(head.bands, raster.read_valid(dataset, head.whole, head.whole.channels, window)))
 
 
-def modality_of(file: Path) -> str:
-    """'s1' or 's2' by the names of channels, the name of the file, or the number of channels; else ''."""
+def modalities_of(file: Path, guess: bool = True) -> tuple[str, ...]:
+    """The sensors of a file, by the names of its channels or its own; with `guess` by their number too."""
     with opened(file) as dataset:
-        texts, count = [text or '' for text in dataset.descriptions], dataset.count
-    for modality in ('s1', 's2'):
-        if any(band_of(text, modality) for text in [*texts, band_in(file)]):
-            return modality
-    return sensor_in(file.stem) or ('s1' if count <= 2 else 's2' if count in (12, 13) else '')
-
-
-def sensor_in(name: str) -> str:
-    """'s1' or 's2' if the name of a file or folder says so, as S1A, s2_63 and sentinel-1 do; else ''."""
-    match = _SENSOR.search(name.lower())
-    return f's{match[1]}' if match else ''
-
-
-def band_in(file: Path) -> str:
-    """The band at the end of the name of a file, such as B02 of x_B02.tif; '' if there is none."""
-    last = re.split(r'[^A-Za-z0-9]+', file.stem)[-1]
-    return band_of(last, 's1') or band_of(last, 's2')
-
-
-def stem(file: Path) -> str:
-    """The name of a file without sensor and band, so that all files of a patch have the same."""
-    words = re.split(r'[^a-z0-9]+', _SENSOR.sub('', file.stem.lower()))
-    return '_'.join(words[:-1] if band_in(file) else words).strip('_')
+        texts, count = raster.descriptions(dataset), dataset.count
+    if both := tuple(m for m in ('s1', 's2') if any(band_of(text, m) for text in texts)):
+        return both
+    by_band = next((m for m in ('s1', 's2') if band_of(band_in(file), m)), '')
+    one = by_band or sensor_in(file.stem)
+    if not one and guess:
+        one = 's1' if count <= 2 else 's2' if count in (12, 13) else ''
+    return (one,) if one else ()
 
 
 def declared(headers: Iterable[Header], modality: str) -> Declared:

@@ -7,6 +7,7 @@ from pathlib import Path
 import rasterio
 
 from data.geotiff import refused
+from fusmae_jax import rio
 from fusmae_jax.geo import UnusableError, bands, raster
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.geo.grid import check_grid, name_of, warp
@@ -91,13 +92,15 @@ def refusals(header: Header) -> Iterator[UnusableError]:
         yield UnusableError(
             'dtype',
             f'{dtype}, expected one of {", ".join(DTYPES)}',
-            'float64: rio convert --dtype float32 IN.tif OUT.tif; complex values: detect and calibrate first',
+            'detect and calibrate complex values first'
+            if dtype.startswith('complex')
+            else rio.convert(dtype='float32'),
         )
     if header.masked:
         yield UnusableError(
             'mask',
             'validity lies in a mask, which records cannot hold',
-            'write it into the pixels: rio merge IN.tif OUT.tif --nodata VALUE',
+            f'write it into the pixels: {rio.warp_mask(header.dtypes[0])}',
         )
     for field in ('dtype', 'scale', 'offset', 'nodata'):
         try:

@@ -9,9 +9,9 @@ from data.paired_folder.headers import Header
 from data.paired_folder.settings import Archive
 from data.paired_folder.values import Values, values_of
 from data.records import RecordError
+from fusmae_jax import rio
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.bands import BANDS
-from fusmae_jax.geo.grid import warp
 from fusmae_jax.input.contract import Group
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree
@@ -59,7 +59,9 @@ def check_kind(header: Header, modality: str, found: Kind, first: Kind, example:
     remedies = {
         'bands': 'all files need the same bands; leave others out by name, or convert them as another set',
         'dtype': 'all files need one type; write them again, or convert them as another set',
-        'pixel': f'rio warp {header.file} OUT.tif --res {first.pixel:g} --resampling bilinear',
+        'pixel': 'if its geotransform is right (other files of as many pixels say otherwise): '
+        * ((header.rows, header.columns) == (example.rows, example.columns))
+        + rio.warp(header.file, step=first.pixel, dtype=header.dtype, nodata=header.nodata),
         'values': 'files of another scale, offset or nodata value are another data set: convert them apart '
         '(mixtures are made when training), or rewrite them',
     }
@@ -88,14 +90,33 @@ def check_ground(headers: Mapping[str, Sequence[Header]]) -> None:
             abs(a - b) <= limit for a, b in zip(header.box, box)
         ):
             continue
-        target = warp(f'EPSG:{leader.place.epsg}', header.resolution, box, header.file)
         raise RecordError(
             header.file,
             f'{modality} position',
             f'EPSG:{header.place.epsg}, left, bottom, right, top = {header.box}, but {leader.file} has '
             f'EPSG:{leader.place.epsg} {box}',
-            f'bring it onto the same ground: {target}',
+            _onto(header, leader),
         )
+
+
+def _onto(header: Header, leader: Header) -> str:
+    """The remedy for a file that covers other ground than the leader of its image."""
+    if wrong := rio.wrong_transform(_placed(header), _placed(leader)):
+        return wrong
+    command = rio.warp(
+        header.file,
+        crs=f'EPSG:{leader.place.epsg}',
+        bounds=leader.box,
+        step=header.resolution,
+        dtype=header.dtype,
+        nodata=header.nodata,
+    )
+    return f'bring it onto the same ground: {command}'
+
+
+def _placed(header: Header) -> rio.Placed:
+    corner = header.place[1:]
+    return rio.Placed(header.file, header.rows, header.columns, *corner, header.resolution)
 
 
 def make_layout(

@@ -104,9 +104,10 @@ def _usable(
                 for m in folders
             }
             own = {m: [kind_of(h, m, archive) for h in found] for m, found in headers.items()}
+            # A file that does not fit its partner is the wrong one, whatever the other images look like.
+            check_ground(headers)
             if usable:
                 _check_like_first(headers, own, usable[0][1], kinds)
-            check_ground(headers)
             for label in entry.labels:
                 if label not in classes:
                     raise RecordError(entry.source, 'labels', repr(label), nearest(label, classes))

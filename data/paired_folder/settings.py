@@ -9,10 +9,11 @@ from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.geo.bands import BANDS, SKIP, band_of
 
 HOW_S1 = (
-    "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `gdalinfo -stats FILE` tells "
-    'over land: decibels have means from -25 to -5 and are negative almost everywhere; linear power lies '
-    'between 0 and 1 with means of 0.005 to 0.3; amplitude is its root, with means of 0.07 to 0.5; whole '
-    'numbers with means of 50 to 1000 are the digital numbers of a GRD product, to be calibrated first'
+    "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `rio info --stats --bidx 1 "
+    'FILE` prints minimum, maximum and mean; over land decibels have means from -25 to -5 and are negative '
+    'almost everywhere; linear power lies between 0 and 1 with means of 0.005 to 0.3; amplitude is its root, '
+    'with means of 0.07 to 0.5; whole numbers with means of 50 to 1000 are the digital numbers of a GRD '
+    'product, to be calibrated first'
 )
 HOW_S2 = (
     "say what the Sentinel-2 files hold, s2_unit='DN' (reflectance x 10,000: whole numbers with means of "

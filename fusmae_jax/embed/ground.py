@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rasterio.windows import Window
 
+from fusmae_jax import rio
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.windows import Axis
 from fusmae_jax.errors import InputError
@@ -43,6 +44,12 @@ def _shared(first: Raster, other: Raster) -> Grid:
     if a.crs != b.crs:
         found = f'{first.file} is in {name_of(a.crs)}, {other.file} in {name_of(b.crs)}'
         raise InputError(f'{found}; {advice}')
+    wrong = rio.wrong_transform(_placed(first), _placed(other))
+    # Another corner may be meant: a finer raster of a part of the ground.
+    if wrong and (a.left, a.top) == (b.left, b.top):
+        raise InputError(
+            f'{first.file} has pixels of {a.resolution:g} m, {other.file} of {b.resolution:g} m; {wrong}'
+        )
     # A last row or column that only the coarser grid needs does not count.
     slack = max(a.resolution, b.resolution) * (1 - SLACK)
     shared = common([a, b])
@@ -71,6 +78,11 @@ def _inside(inner: tuple[float, ...], outer: tuple[float, ...], slack: float) ->
         and inner[1] >= outer[1] - slack
         and inner[2] <= outer[2] + slack
     )
+
+
+def _placed(raster: Raster) -> rio.Placed:
+    grid = raster.extent
+    return rio.Placed(raster.file, grid.rows, grid.columns, grid.left, grid.top, grid.resolution)
 
 
 def _text(bounds: tuple[float, ...]) -> str:

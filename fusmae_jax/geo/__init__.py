@@ -4,6 +4,8 @@ What is wrong with a file is raised as `UnusableError`; whether that ends a comm
 becomes a finding is for the caller to say.
 """
 
+import shlex
+
 
 class UnusableError(Exception):
     """A raster that cannot be used: which field of it, what was found there, and what to do."""
@@ -14,4 +16,4 @@ class UnusableError(Exception):
 
     def advice_for(self, file: object) -> str:
         """What to do, with the name of the file in the commands."""
-        return self.advice.replace('IN.tif', str(file))
+        return self.advice.replace('IN.tif', shlex.quote(str(file)))

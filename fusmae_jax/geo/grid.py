@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from fusmae_jax import rio
 from fusmae_jax.geo import UnusableError
 
 SLACK = 1e-3  # pixels; grids that differ by less are the same
@@ -104,7 +105,7 @@ def check_grid(grid: Grid, points: bool = False) -> None:
     if crs is None or not grid.placed:
         found = 'no geotransform' if crs else 'no reference system'
         found += ', ground control points only' if points else ''
-        raise UnusableError('CRS', found, f'correct the terrain and bring it onto a map grid: {warp()}')
+        raise UnusableError('CRS', found, rio.georeference('IN.tif'))
     if not crs.is_projected or abs(crs.linear_units_factor[1] - 1) > 1e-9:
         unit = crs.linear_units_factor[0] if crs.is_projected else 'degree'
         advice = warp(utm_near(grid)) if crs.is_geographic and not grid.turned else warp()
@@ -199,8 +200,7 @@ def warp(
 ) -> str:
     """The command that brings a file onto a grid; its names of bands and its tags do not come along."""
     zone = ', with the UTM zone for NN' if 'NN' in crs else ''
-    edges = f'--bounds {" ".join(f"{edge:.10g}" for edge in bounds)} ' if len(bounds) else ''
-    return f'rio warp {file} OUT.tif --dst-crs {crs} {edges}--res {step:.10g} --resampling bilinear{zone}'
+    return rio.warp(file, crs=crs, bounds=bounds, step=step) + zone
 
 
 def name_of(crs: CRS) -> str:
