@@ -18,8 +18,9 @@ Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
                       over all their bands, every band of the same weight; on this grid, and with CLS
     each but the last two also with `_consistent` masks (the same patches hidden in both sensors), which those
     two have anyway; and xae, xad, xaed, joint and multimae also with
-    `_dirichlet`      masks: as many patches visible in all, in random shares (MultiMAE)
-    `_modality`       masks: as many patches visible in all, but of one sensor only in half of the samples
+    `_joint_uniform`  masks: as many patches visible in all, drawn from those of both sensors together
+    `_dirichlet`      masks: the same in random shares (MultiMAE)
+    `_modality`       masks: the same in equal shares, but of one sensor only in half of the samples
     b400 (default)    batch 2 x 200: the learning rate is MultiMAE's 1e-4 x 400 / 256
     b200              the paper's "batch size 200" taken as the total; the same learning rate
     S, L, H           ViT-S/16, ViT-L/16 or ViT-H/14 for the paper's ViT-B/16
@@ -53,7 +54,7 @@ def _masks(encoder: str, sensors: tuple[str, ...]) -> tuple[str, ...]:
     """The strategies that a variant can have, the default first."""
     if encoder == 'stack':
         return ('consistent',)
-    joint = ('dirichlet', 'modality') if len(sensors) > 1 else ()
+    joint = ('joint_uniform', 'dirichlet', 'modality') if len(sensors) > 1 else ()
     return ('independent', 'consistent', *joint)
 
 
