@@ -28,7 +28,7 @@ from fusmae_jax.eval.published import write
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.interop.files import read_state
 from fusmae_jax.interop.foreign import DINO_MM_CHANNELS
-from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.importers import import_weights, stacked_order
 from fusmae_jax.interop.layouts import reference_rules
 from fusmae_jax.interop.plans import Options
 from fusmae_jax.interop.published_kinds import (
@@ -199,13 +199,9 @@ def _stacked(params: Mapping[str, Any], source: Model, model: Model, offset: flo
 
     The numbers of a stacked patch lie modality by modality; learned positions are brought onto the grid.
     """
-    encoder, p = dict(params['encoder']), source.patch_size
-    kernel = encoder['patch'][STACK]['kernel'].reshape(p, p, -1, source.width)
-    parts, start = [], 0
-    for modality in model.modalities.values():
-        part = kernel[:, :, start : (start := start + len(modality.bands))]
-        parts.append(part.reshape(-1, source.width))
-    encoder['patch'] = {STACK: {**encoder['patch'][STACK], 'kernel': np.concatenate(parts)}}
+    encoder = dict(params['encoder'])
+    patch = encoder['patch'][STACK]
+    encoder['patch'] = {STACK: {**patch, 'kernel': patch['kernel'][stacked_order(model)]}}
     if 'position_table' in encoder:
         table = encoder['position_table']
         encoder['position_table'] = np.asarray(resize_positions(table, source.grid, model.grid, offset))
