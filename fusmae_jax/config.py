@@ -24,7 +24,7 @@ class Modality:
 
     bands: tuple[str, ...] = ()
     sensor: str = ''  # key of sensors.SENSORS for statistics; '' takes mean and std below
-    resample: Literal['bilinear', 'bicubic'] = 'bicubic'
+    resample: Literal['bilinear', 'bicubic', 'opencv_cubic'] = 'bicubic'  # opencv: `input.resample`
     loss_weight: float = 1.0  # weight of this sensor's mean squared error in the sum
     mean: tuple[float, ...] = ()  # one a band, in `unit`; replaces the table of the sensor
     std: tuple[float, ...] = ()

@@ -127,7 +127,9 @@ def _dino_mm(state: State, model: Model, options: Options) -> Plan:
 def _satvit(state: State, model: Model, options: Options) -> Plan:
     """SatViT v1: a linear projection of patches flattened channel first, no CLS, qkv without bias."""
     p, state = model.patch_size, _strip(state, r'module\.')
-    problems = [] if options.channels else ['SatViT does not document its channels: give options.channels']
+    problems = (
+        [] if options.channels else ['SatViT does not say what its channels are: give options.channels']
+    )
     weight = state.get('linear_input.weight')
     channels = len(options.channels)
     if weight is not None and options.channels:
@@ -330,14 +332,25 @@ def _split_channels(
         return state, [], []
     if weight.ndim != 4 or weight.shape[1] != len(channels):
         return state, [], [f'{source} has shape {weight.shape}, expected {len(channels)} input channels']
-    notes, problems, taken = [], [], set()
+    notes, problems, taken = [], [], set[int]()
     prefix = source.removesuffix('.weight')
     for name, modality in model.modalities.items():
         absent = [band for band in modality.bands if band not in channels]
         problems += [f'{name}: the file has no channel {band}; {nearest(band, channels)}' for band in absent]
-        index = [channels.index(band) for band in modality.bands if band in channels]
-        state[f'{prefix}.{name}.weight'] = weight[:, index]
-        taken.update(index)
+        index = [
+            [i for i, channel in enumerate(channels) if channel == band]
+            for band in modality.bands
+            if band in channels
+        ]
+        # A band that feeds several channels has one kernel here: their sum.
+        kernels = [weight[:, each].sum(axis=1, dtype=weight.dtype) for each in index]
+        state[f'{prefix}.{name}.weight'] = np.stack(kernels, axis=1)
+        taken.update(i for each in index for i in each)
+        notes += [
+            f'{channels[each[0]]} feeds {len(each)} channels: their kernels are added'
+            for each in index
+            if len(each) > 1
+        ]
     if len(model.modalities) > 1:
         notes.append('the stacked projection is split by sensor, its bias goes to each: an initialisation')
     dropped = [channel for i, channel in enumerate(channels) if i not in taken]
