@@ -14,7 +14,8 @@ of its points keeps weights and moments (1 GB for ViT-B); once it is settled, on
 Variants, joined with commas:
     paper         plain AdamW, 10 epochs, flips, the last epoch is tested (the default)
     recommended   layer-wise decay, drop path, random crops, the best epoch on validation, a rate for each row
-    sen12ms       ten classes, one a record, on the hold-out scenes; whole images of 256 px
+    sen12ms       ten classes, one a record, on the hold-out scenes; whole images of 256 px. The paper has
+                  only a linear head on this set; `paper` takes over its 10 epochs and batches of 256
     crops         four crops of 128 px instead, for sen12ms
 """
 
@@ -23,6 +24,7 @@ import ml_collections
 from configs.linear_probe import sen12ms
 from fusmae_jax.config_build import config_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval.evaluation_config import PAPER_HEAD
 from fusmae_jax.eval.finetune.config import PRESETS, RECOMMENDED, Finetune
 
 VARIANTS = (*PRESETS, 'sen12ms', 'crops')
@@ -36,6 +38,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     for part in parts:
         if part == 'sen12ms':
             sen12ms(config)
+            if 'recommended' not in parts:
+                config.batch_size = PAPER_HEAD['single_label'][1]
         elif part == 'crops':
             config.image = 'crops'
         elif part not in PRESETS:

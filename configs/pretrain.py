@@ -1,8 +1,12 @@
-"""Fus-MAE pretraining on BigEarthNet-MM: the paper's recipe, and the family around it.
+"""Fus-MAE pretraining on BigEarthNet-MM: the paper's recipe where it says one, and the family around it.
 
-Reproduces the pretraining of Chan-To-Hing and Veeravalli (IGARSS 2024): ViT-B/16 at 224 px, 75 % masked,
-100 epochs, AdamW, peak learning rate 1.5625e-4 with 10 epochs of warm-up. The paper trained on 2 RTX 3090
-Ti for about 60 hours and gives no reconstruction loss to compare with.
+After Chan-To-Hing and Veeravalli (IGARSS 2024): 75 % masked, 100 epochs, AdamW, peak learning rate 1.5625e-4
+with 10 epochs of warm-up. The paper trained on 2 RTX 3090 Ti for about 60 hours and gives no reconstruction
+loss to compare with. Where it is silent, the defaults are choices (all of them, and why: docs/paper.md):
+ViT-B/16 at 224 px; crops of 20 to 100 % of the area and horizontal flips; z-scores by the archive's published
+statistics, clipped to 5 deviations; the pairs outside the official validation and test splits, 19 classes;
+exactly 49 patches visible in each sensor; fixed sine-cosine positions; a norm after encoder and decoders;
+decoders 256 wide and 2 deep; a batch of 400.
 
     python main.py pretrain --config=configs/pretrain.py:xae --workdir=runs/xae \
         --config.data.path=data_dir/bigearthnet_mm/1.0.0
@@ -11,15 +15,17 @@ Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
     xae, xad, xaed    early fusion, feature-level fusion, both
     joint             no cross-attention: all tokens through plain blocks
     multimae          `joint` with MultiMAE's decoders, which attend to the tokens of both sensors, and
-                      without the norms that it lacks; with `_dirichlet` masks this is MultiMAE
+                      without the norms that it lacks; with `_dirichlet` masks this is MultiMAE but for its
+                      loss, whose mean is over each sample first: here every hidden number weighs the same
     mae_s1, mae_s2    one sensor alone
     stack             all bands of both sensors in one token
     satvit            `stack` with the decoder (384 wide), numerics and loss of SatViT v1: patches normalised
                       over all their bands, every band of the same weight; on this grid, and with CLS
     each but the last two also with `_consistent` masks (the same patches hidden in both sensors), which those
     two have anyway; and xae, xad, xaed, joint and multimae also with
-    `_dirichlet`      masks: as many patches visible in all, in random shares (MultiMAE)
-    `_modality`       masks: as many patches visible in all, but of one sensor only in half of the samples
+    `_joint_uniform`  masks: as many patches visible in all, drawn from those of both sensors together
+    `_dirichlet`      masks: the same in random shares (MultiMAE)
+    `_modality`       masks: the same in equal shares, but of one sensor only in half of the samples
     b400 (default)    batch 2 x 200: the learning rate is MultiMAE's 1e-4 x 400 / 256
     b200              the paper's "batch size 200" taken as the total; the same learning rate
     S, L, H           ViT-S/16, ViT-L/16 or ViT-H/14 for the paper's ViT-B/16
@@ -53,7 +59,7 @@ def _masks(encoder: str, sensors: tuple[str, ...]) -> tuple[str, ...]:
     """The strategies that a variant can have, the default first."""
     if encoder == 'stack':
         return ('consistent',)
-    joint = ('dirichlet', 'modality') if len(sensors) > 1 else ()
+    joint = ('joint_uniform', 'dirichlet', 'modality') if len(sensors) > 1 else ()
     return ('independent', 'consistent', *joint)
 
 

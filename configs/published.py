@@ -15,8 +15,9 @@ Variants, and where the files are published:
                   huggingface.co/timm. The paper does not say which of the two its row `imagenet` is
     imagenet_mae  MAE ViT-B/16, likewise, with ImageNet's pixel statistics; github.com/facebookresearch/mae
     satvit        SatViT v1, 256 px, no CLS; github.com/antofuller/SatViT. `channels` must list what its 15
-                  input channels are, in its order, which is not documented; any name that is no band
-                  ('unused') gets no input
+                  input channels are: its tutorial has 16, twelve bands, VV and VH of ascending, VV and VH of
+                  descending orbits, and does not say which is missing. A VV or VH that stands twice is
+                  fed the same image; any name that is no band ('unused') gets no input
     dino_mm       DINO-MM ViT-S/8, 128 to 112 px in 8 bits; github.com/wangyi111/DINO-MM. Its own protocol
                   reads features=('last4_cls',)
 """

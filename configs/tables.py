@@ -149,11 +149,10 @@ def _tasks(own: tuple[str, ...], small: bool) -> dict[str, Task]:
     )
     tuned = Task('100 %, fine-tuned', 'finetune', finetune, tune, 'bigearthnet', published='finetune_100')
     tasks = {'finetune_100': dataclasses.replace(tuned, systems=own if small else ()), 'linear_1': linear}
-    # The paper says 10 epochs, in v1 a batch of 256; it does not say which sensor.
-    paper = ('epochs=10.0', 'batch_size=256', 'labels.fractions=(1.0,)')
+    # The paper does not say which sensor.
     sen12ms = Task(
-        config=f'{probe}:sen12ms',
-        settings=paper + few,
+        config=f'{probe}:paper,sen12ms',
+        settings=few,
         data='sen12ms',
         columns=(('s2',), ('s1',)),
         systems=own,

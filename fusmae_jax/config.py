@@ -24,7 +24,7 @@ class Modality:
 
     bands: tuple[str, ...] = ()
     sensor: str = ''  # key of sensors.SENSORS for statistics; '' takes mean and std below
-    resample: Literal['bilinear', 'bicubic'] = 'bicubic'
+    resample: Literal['bilinear', 'bicubic', 'opencv_cubic'] = 'bicubic'  # opencv: `input.resample`
     loss_weight: float = 1.0  # weight of this sensor's mean squared error in the sum
     mean: tuple[float, ...] = ()  # one a band, in `unit`; replaces the table of the sensor
     std: tuple[float, ...] = ()
@@ -113,13 +113,18 @@ class Model:
         return self.patch_size**2 * len(self.modalities[modality].bands)
 
 
+# Strategies whose counts vary from sample to sample: they draw one sequence of slots over all sensors.
+JOINT = ('dirichlet', 'modality', 'joint_uniform')
+
+
 @dataclasses.dataclass(frozen=True)
 class Masking:
     """Section 3.3 of the paper, and the masks of MultiMAE."""
 
     # Fixed counts a sensor: independent, consistent. Counts that vary from sample to sample while their total
-    # is fixed: dirichlet (random shares), modality (a whole sensor hidden at times, else equal shares).
-    strategy: Literal['independent', 'consistent', 'dirichlet', 'modality'] = 'independent'
+    # is fixed: joint_uniform (all patches of all sensors drawn from one urn), dirichlet (random shares),
+    # modality (a whole sensor hidden at times, else equal shares).
+    strategy: Literal['independent', 'consistent', 'joint_uniform', 'dirichlet', 'modality'] = 'independent'
     ratio: float = 0.75
     concentration: float = 1.0  # dirichlet: of each sensor's share; 1 makes all shares equally likely
     hide: float = 0.5  # modality: probability that one of the sensors is hidden as a whole

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from fusmae_jax import sensors
-from fusmae_jax.config import SIZES, Augment, Config, Model
+from fusmae_jax.config import JOINT, SIZES, Augment, Config, Model
 from fusmae_jax.errors import nearest, raise_all
 
 T = TypeVar('T')
@@ -234,7 +234,7 @@ def _check_masking(config: Config) -> list[str]:
             f"masking.strategy={strategy!r}: with model.fusion.encoder='stack' a token holds all modalities, "
             "so they are hidden together; use 'consistent'"
         )
-    if strategy in ('dirichlet', 'modality') and len(model.modalities) < 2:
+    if strategy in JOINT and len(model.modalities) < 2:
         problems.append(
             f"masking.strategy={strategy!r} needs two modalities or more; use 'independent' for one"
         )

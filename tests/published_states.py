@@ -15,17 +15,19 @@ DINO = Weights('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
 SAT = Weights('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
 
 
-def _draw(seed):
+def drawer(seed):
+    """Draws float32 arrays of a shape around `middle`."""
     rng = np.random.default_rng(seed)
     return lambda *shape, middle=0.0: rng.normal(middle, 0.3, shape).astype(np.float32)
 
 
-def _block(draw, names, prefix, bias):
+def block(draw, names, prefix, bias=True, width=WIDTH):
+    """The weights of one block under the names of a file."""
     norm1, qkv, out, norm2, up, down = (f'{prefix}.{name}' for name in names)
-    state = {f'{n}.weight': draw(WIDTH, middle=1.0) for n in (norm1, norm2)}
-    state |= {f'{n}.bias': draw(WIDTH) for n in (norm1, norm2, out, down)}
-    state |= {f'{up}.bias': draw(4 * WIDTH)} | ({f'{qkv}.bias': draw(3 * WIDTH)} if bias else {})
-    sizes = {qkv: (3 * WIDTH, WIDTH), out: (WIDTH, WIDTH), up: (4 * WIDTH, WIDTH), down: (WIDTH, 4 * WIDTH)}
+    state = {f'{n}.weight': draw(width, middle=1.0) for n in (norm1, norm2)}
+    state |= {f'{n}.bias': draw(width) for n in (norm1, norm2, out, down)}
+    state |= {f'{up}.bias': draw(4 * width)} | ({f'{qkv}.bias': draw(3 * width)} if bias else {})
+    sizes = {qkv: (3 * width, width), out: (width, width), up: (4 * width, width), down: (width, 4 * width)}
     return state | {f'{n}.weight': draw(*size) for n, size in sizes.items()}
 
 
@@ -35,7 +37,7 @@ LUCID = ('0.input_norm', '0.to_qkv', '0.to_out', '1.input_norm', '1.net.0', '1.n
 
 def timm(channels, patch, grid, seed=0, sincos=False):
     """timm, MAE and DINO: `cls_token`, `pos_embed` with a row for it, `blocks.N`, `norm`."""
-    draw = _draw(seed)
+    draw = drawer(seed)
     table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
     rows = np.concatenate([np.zeros((1, WIDTH)), table]) if sincos else draw(1 + grid**2, WIDTH)
     state = {
@@ -47,13 +49,13 @@ def timm(channels, patch, grid, seed=0, sincos=False):
         'norm.bias': draw(WIDTH),
     }
     for layer in range(DEPTH):
-        state |= _block(draw, TIMM, f'blocks.{layer}', True)
+        state |= block(draw, TIMM, f'blocks.{layer}', True)
     return state
 
 
 def satvit(patch, grid, seed=0):
     """SatViT v1: no CLS, qkv without bias, patches flattened channel first, MAE's positions."""
-    draw = _draw(seed)
+    draw = drawer(seed)
     table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
     state = {
         'pos_embed': table.astype(np.float32)[None],
@@ -64,7 +66,7 @@ def satvit(patch, grid, seed=0):
         'enc_to_dec.weight': draw(16, WIDTH),
     }
     for layer in range(DEPTH):
-        state |= _block(draw, LUCID, f'encoder.layers.{layer}', False)
+        state |= block(draw, LUCID, f'encoder.layers.{layer}', False)
     return state
 
 
@@ -73,24 +75,34 @@ def layer_norm(x, state, name, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * state[f'{name}.weight'] + state[f'{name}.bias']
 
 
-def _linear(x, state, name):
+def linear(x, state, name):
     return x @ state[f'{name}.weight'].T.astype(np.float64) + state.get(f'{name}.bias', 0)
 
 
-def blocks(x, state, names, prefix, eps):
+def attend(q, k, v):
+    """Softmax attention of (b, n, heads, e) over (b, m, heads, e), heads joined: (b, n, d)."""
+    scores = np.einsum('bnhe,bmhe->bhnm', q, k) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum('bhnm,bmhe->bnhe', weights, v).reshape(*q.shape[:2], -1)
+
+
+def mlp(x, state, up, down):
+    """Two layers with the exact GELU between them."""
+    hidden = linear(x, state, up)
+    return linear(0.5 * hidden * (1 + erf(hidden / np.sqrt(2))), state, down)
+
+
+def blocks(x, state, names, prefix, eps, depth=DEPTH):
     """The tokens (b, n, d) after each block of a pre-norm transformer."""
     after = []
-    for layer in range(DEPTH):
+    for layer in range(depth):
         norm1, qkv, out, norm2, up, down = (f'{prefix}.{layer}.{name}' for name in names)
         b, n, d = x.shape
-        parts = _linear(layer_norm(x, state, norm1, eps), state, qkv).reshape(b, n, 3, HEADS, d // HEADS)
+        parts = linear(layer_norm(x, state, norm1, eps), state, qkv).reshape(b, n, 3, HEADS, d // HEADS)
         q, k, v = np.moveaxis(parts, 2, 0)
-        scores = np.einsum('bnhe,bmhe->bhnm', q, k) / np.sqrt(d // HEADS)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        x = x + _linear(np.einsum('bhnm,bmhe->bnhe', weights, v).reshape(b, n, d), state, out)
-        hidden = _linear(layer_norm(x, state, norm2, eps), state, up)
-        x = x + _linear(0.5 * hidden * (1 + erf(hidden / np.sqrt(2))), state, down)
+        x = x + linear(attend(q, k, v), state, out)
+        x = x + mlp(layer_norm(x, state, norm2, eps), state, up, down)
         after.append(x)
     return after
 
@@ -122,6 +134,6 @@ def timm_tokens(images, state, table, eps=1e-6):
 def satvit_tokens(images, state, patch):
     """The encoded patches (b, n, d) of images whose channels are those of the file."""
     flat = windows(images, patch).reshape(len(images), -1, len(SATVIT) * patch**2)
-    x = _linear(flat, state, 'linear_input') + state['pos_embed'][0]
+    x = linear(flat, state, 'linear_input') + state['pos_embed'][0]
     last = blocks(x, state, LUCID, 'encoder.layers', 1e-5)[-1]
     return layer_norm(last, state, 'encoder.norm_out', 1e-5)

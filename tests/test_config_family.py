@@ -15,13 +15,13 @@ def test_every_variant_builds():
     for name in MODELS:
         config = build(load_config(f'{PRETRAIN}:{name}'))
         fusion, strategy = config.model.fusion, config.masking.strategy
-        suffix = name.rpartition('_')[2]
-        expected = suffix if suffix in ('consistent', 'dirichlet', 'modality') else 'independent'
+        suffixes = ('consistent', 'joint_uniform', 'dirichlet', 'modality')
+        expected = next((x for x in suffixes if name.endswith(f'_{x}')), 'independent')
         assert strategy == ('consistent' if fusion.encoder == 'stack' else expected)
         assert (fusion.encoder == 'stack') == (name in ('stack', 'satvit'))
         assert (fusion.decoder == 'multimae') == name.startswith('multimae')
-    assert {'multimae_dirichlet', 'xaed_modality', 'mae_s1_consistent'} <= set(MODELS)
-    assert not {'mae_s1_dirichlet', 'stack_dirichlet', 'mae_s2_modality'} & set(MODELS)
+    assert {'multimae_dirichlet', 'xaed_modality', 'mae_s1_consistent', 'xae_joint_uniform'} <= set(MODELS)
+    assert not {'mae_s1_joint_uniform', 'stack_dirichlet', 'mae_s2_modality'} & set(MODELS)
 
 
 def test_what_the_baselines_are_published_with():
@@ -52,6 +52,10 @@ def test_what_the_baselines_are_published_with():
         ({'masking': {'strategy': 'dirichlet', 'concentration': 0.0}}, 'concentration=0.0 must be positive'),
         ({'masking': {'strategy': 'modality', 'hide': 1.5}}, 'hide=1.5 must be a probability'),
         ({'masking': {'strategy': 'modalities'}}, "'modality'"),
+        (
+            {'masking': {'strategy': 'joint_uniform'}, 'model': {'fusion': {'encoder': 'stack'}}},
+            "hidden together; use 'consistent'",
+        ),
     ],
 )
 def test_impossible_combinations_are_refused(change, part):

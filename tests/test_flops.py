@@ -106,7 +106,10 @@ def test_recomputation_runs_the_stacked_blocks_once_more():
 
 def test_joint_masks_show_as_many_patches():
     """The encoder's blocks cost the same; projections and decoders, which see slots of all sensors, more."""
-    fixed, joint = (tiny_config(masking=cfg.Masking(s)) for s in ('independent', 'dirichlet'))
+    fixed, joint, urn = (
+        tiny_config(masking=cfg.Masking(s)) for s in ('independent', 'dirichlet', 'joint_uniform')
+    )
+    assert flops.train_flops_per_image(urn) == flops.train_flops_per_image(joint)
     assert flops.forward(joint.model, 8, joint=True)['blocks'] == flops.forward(fixed.model, 4)['blocks']
     assert 1 < flops.train_flops_per_image(joint) / flops.train_flops_per_image(fixed) < 2
 

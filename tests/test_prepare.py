@@ -83,7 +83,8 @@ def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
         w = np.asarray(weights(out_size, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic'))[0]
         np.testing.assert_allclose(w.sum(1), 1, atol=1e-6)
         assert (w[10:-10] != 0).sum(1).max() == support
-    assert [float(kernel_weight(jnp.float32(x), 'bicubic')) for x in (0, 1, 2, 3)] == [1, 0, 0, 0]
+    for kernel in ('bicubic', 'opencv_cubic'):
+        assert [float(kernel_weight(jnp.float32(x), kernel)) for x in (0, 1, 2, 3)] == [1, 0, 0, 0]
 
 
 def test_random_boxes_stay_inside_and_cover_the_range():

@@ -122,6 +122,52 @@ def test_the_preset_of_dino_mm_is_that_of_its_code():
     assert (found['s1'][0, ..., vv] == found['s1'][0, ..., vv].max()).sum() > 1
 
 
+def opencv_cubic(x, size):
+    """What `cv2.resize` makes of images (b, n, n) with INTER_CUBIC, in float64: a = -0.75."""
+    matrix = np.zeros((size, x.shape[1]))
+    for row in range(size):
+        centre = (row + 0.5) * x.shape[1] / size - 0.5
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            t = abs(centre - tap)
+            weight = 1.25 * t**3 - 2.25 * t**2 + 1 if t <= 1 else -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            matrix[row, np.clip(tap, 0, x.shape[1] - 1)] += weight
+    return np.einsum('yi,bij,xj->byx', matrix, x, matrix)
+
+
+def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
+    """Sentinel-2 on its native grids, before it is resized; Sentinel-1, whose tails are cut, after."""
+    _, (settings, _, _) = dino()
+    grids = {
+        20: ('B02', 'B03', 'B04', 'B08'),
+        10: ('B05', 'B06', 'B07', 'B8A', 'B11', 'B12'),
+        5: ('B01', 'B09'),
+    }
+    groups = {f's2_{n}': Group('s2', bands, (n, n), 'uint16', 'DN') for n, bands in grids.items()}
+    groups['s1'] = Group('s1', ('VV', 'VH'), (20, 20), 'float32', 'dB')
+    rng = np.random.default_rng(0)
+    batch = {name: rng.gamma(2, 700, (8, *g.size, len(g.bands))).astype('u2') for name, g in groups.items()}
+    batch['s1'] = rng.normal([-12, -19], 5, (8, 20, 20, 2)).astype('f')
+    patches = make_inputs(settings, Contract(dataset='test', groups=groups))(batch, None)
+    differ = []
+    for name, modality in settings.model.modalities.items():
+        found = unpatchify(np.asarray(patches[name].values), settings.model.grid, settings.model.patch_size)
+        for index, band in enumerate(modality.bands):
+            field, g = next((f, g) for f, g in groups.items() if band in g.bands)
+            mean, std = (float(x[index]) for x in statistics(modality))
+            x = batch[field][..., g.bands.index(band)].astype(np.float64)
+            if name == 's1':
+                x = opencv_cubic(x, 24)
+                low, high = np.quantile(x, [0.01, 0.99], axis=(1, 2), keepdims=True)
+                x = np.clip(x, low, high)
+            x = np.floor(np.clip((x - mean + 2 * std) / (4 * std) * 255, 0, 255))
+            if name == 's2':
+                x = np.clip(np.round(opencv_cubic(x, 24)), 0, 255)
+            off = np.abs(found[..., index] * 255 - x[:, 1:22, 1:22])
+            assert off.max() < 1.001, band  # where float32 falls on the other side of a step
+            differ.append((off > 0.01).mean())
+    assert np.mean(differ) < 1e-3
+
+
 def test_full_size_is_128_and_112_pixels():
     _, settings = importing.describe(Weights('dino_mm', 'x'), 'own')
     assert (settings.preset.resize, settings.model.image_size, settings.model.patch_size) == (
@@ -210,6 +256,33 @@ def test_satvit_is_that_of_numpy_and_has_no_cls():
             check_pooled((name,), settings.model, 'it')
 
 
+def test_satvit_takes_one_image_for_both_orbits():
+    """As its code does on images of which VV and VH stand twice, each time with their own statistics."""
+    channels = (*S2[:11], 'VV', 'VH', 'VV', 'VH')
+    config, state, batch = dataclasses.replace(SAT, channels=channels), theirs.satvit(4, 8), records(32)
+    settings, params, notes = importing.build(config, state, 'own')
+    found, _ = features(settings, params, 32, batch, ('mean_patch',))
+    z = zscores(batch, settings.model.modalities)
+    ascending = [(-10.97, 3.6673), (-17.9148, 4.5137)]
+    descending = [(-10.9671, 3.6928), (-18.0231, 4.4928)]
+    orbits = [(batch['s1'] - np.array(x)[:, 0]) / np.array(x)[:, 1] for x in (ascending, descending)]
+    np.testing.assert_allclose(z['s1'], orbits[0], rtol=1e-5, atol=1e-5)
+    images = np.concatenate([z['s2'], *orbits], axis=-1)
+    expected = theirs.satvit_tokens(images, state, 4).mean(axis=1)
+    np.testing.assert_allclose(np.roll(found['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
+    assert any('VV feeds 2 channels' in line for line in notes)
+    # With our z-scores there is one scale: the kernels are added as they are.
+    _, common, _ = importing.build(config, state, 'common')
+    once = tuple(f'unused{i}' if i > 12 else channel for i, channel in enumerate(channels))
+    _, first, _ = importing.build(dataclasses.replace(config, channels=once), state, 'common')
+    again = (*S2[:11], 'unused', 'unused', 'VV', 'VH')
+    _, second, _ = importing.build(dataclasses.replace(config, channels=again), state, 'common')
+    kernels = [p['encoder']['patch']['stack']['kernel'] for p in (common, first, second)]
+    s1 = slice(11 * 16, None)  # behind the bands of Sentinel-2
+    np.testing.assert_allclose(kernels[0][s1], kernels[1][s1] + kernels[2][s1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(kernels[0][: 11 * 16], kernels[1][: 11 * 16])
+
+
 def test_satvit_is_fed_the_bands_that_are_listed():
     channels = ('B04', 'VV', 'B03', 'B02')
     state = theirs.satvit(4, 8)
@@ -228,7 +301,7 @@ def test_satvit_is_fed_the_bands_that_are_listed():
 @pytest.mark.parametrize('kind', ['imagenet_vit', 'imagenet_mae'])
 @pytest.mark.parametrize('modalities', [('s1',), ('s1', 's2')])
 def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
-    """As a ViT whose kernel has the mean over RGB times 3 / bands for each band that is given."""
+    """As the ViT itself on a gray image, the mean of the bands that are given."""
     config = Weights(kind, 'x', **SIZES, patch_size=4, image_size=32)
     state = theirs.timm(3, 4, 8, sincos=kind == 'imagenet_mae')
     settings, params, _ = importing.build(config, state, 'own')
@@ -236,14 +309,18 @@ def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
     found, _ = features(settings, params, 32, batch, ('cls',), *modalities)
     z = zscores(batch, settings.model.modalities)
     joined = np.concatenate([z[name] for name in modalities], axis=-1)
-    mean, std = (0.449, 0.226) if kind == 'imagenet_mae' else (0.5, 0.5)
     pixels = np.floor(np.clip((joined + 2) / 4, 0, 1) * 255) / 255
-    rgb, bands = state['patch_embed.proj.weight'], joined.shape[-1]
-    kernel = np.repeat(rgb.mean(1, keepdims=True) * 3 / bands, bands, axis=1)
-    inflated = state | {'patch_embed.proj.weight': kernel}
-    expected = theirs.timm_tokens((pixels - mean) / std, inflated, state['pos_embed'][0])[-1][:, 0]
+    # What each channel of the file sees: the mean over the bands, with the statistics of red, green or blue.
+    gray = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
+    if kind == 'imagenet_mae':
+        images = (gray - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    else:
+        images = (gray - 0.5) / 0.5
+    expected = theirs.timm_tokens(images, state, state['pos_embed'][0])[-1][:, 0]
     turned = np.roll(found['cls'], -WIDTH // 2, axis=1) if kind == 'imagenet_mae' else found['cls']
-    np.testing.assert_allclose(turned, expected, rtol=5e-3, atol=5e-3)
+    np.testing.assert_allclose(turned, expected, **CLOSE)
+    with pytest.raises(InputError, match='expected 3 channels: red, green, blue'):
+        importing.build(config, theirs.timm(4, 4, 8, sincos=kind == 'imagenet_mae'), 'own')
 
 
 def test_the_common_preset_is_our_zscores():

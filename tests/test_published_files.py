@@ -74,7 +74,9 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     ('config', 'message'),
     [
         (Weights('satvit', 'x'), 'channels is empty: the order of the 15 input channels of SatViT'),
-        (Weights('satvit', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),
+        (Weights('satvit', 'x', channels=('B02', 'VV', 'B02')), 'B02 stands there twice'),
+        (Weights('satvit', 'x', channels=('VV', 'B02', 'VV', 'VV')), 'VV stands there 3 times'),
+        (Weights('dino_mm', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),
         (Weights('satvit', 'x', channels=('a', 'VV')), r'no band of s2 \(B01'),
         (Weights('imagenet_vit', 'x', channels=('B04',)), 'leave the list empty'),
         (Weights('imagenet_vit', 'x', pixel_mean=0.4), 'pixel_std must be positive'),

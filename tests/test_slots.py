@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fusmae_jax.config import JOINT
 from fusmae_jax.models.slots import Slots, hidden_patches, num_slots, own_slots, sample_slots
 from tests.conftest import cfg
 
@@ -25,7 +26,7 @@ def counts(slots, names=('s1', 's2')):
     return {name: np.asarray(own.sum(axis=1)) for name, own in own_slots(slots, names).items()}
 
 
-@pytest.mark.parametrize('strategy', ['dirichlet', 'modality'])
+@pytest.mark.parametrize('strategy', JOINT)
 def test_exactly_k_different_patches(strategy):
     assert num_slots(N, 2, cfg.Masking(strategy)) == K
     slots = draw(strategy)
@@ -51,6 +52,35 @@ def test_dirichlet_shares_have_their_distribution():
                             stats.beta(1, 2).cdf).pvalue > 1e-3  # fmt: skip
 
 
+def test_drawn_from_one_urn_the_counts_are_hypergeometric():
+    """98 of 392 patches of two sensors: 49 +- 4.3 of each."""
+    own = counts(draw('joint_uniform', draws=8000))['s1']
+    law = stats.hypergeom(2 * N, N, K)
+    assert (law.mean(), round(law.std(), 1)) == (49, 4.3)
+    edges = np.arange(38, 61, 2)  # the tails together, so that every bin expects a hundred or so
+    bins = np.diff(law.cdf(edges), prepend=0, append=1)
+    assert stats.chisquare(np.bincount(np.searchsorted(edges, own), minlength=12), bins * 8000).pvalue > 1e-3
+    three = counts(draw('joint_uniform', ('a', 'b', 'c'), count=147), ('a', 'b', 'c'))
+    for n in three.values():
+        assert abs(n.mean() - 49) < 0.5 and abs(n.std() - stats.hypergeom(3 * N, N, 147).std()) < 0.4
+
+
+def test_drawn_from_one_urn_every_set_of_patches_is_as_likely():
+    """All 70 sets of four of the eight patches of two sensors; and of three of the five valid ones."""
+    slots = draw('joint_uniform', n=4, count=4, draws=14000)
+    place = np.sort(np.asarray(slots.sensor * 4 + slots.position), axis=1)
+    _, seen = np.unique(place, axis=0, return_counts=True)
+    assert len(seen) == 70 and stats.chisquare(seen).pvalue > 1e-3
+    # The order within the sequence says nothing of the sensor.
+    assert stats.binomtest(int((np.asarray(slots.sensor)[:, 0] == 0).sum()), 14000).pvalue > 1e-3
+    valid = {'s1': jnp.arange(4) < 1, 's2': jnp.arange(4) >= 0}
+    valid = {name: jnp.broadcast_to(v, (10000, 4)) for name, v in valid.items()}
+    slots = draw('joint_uniform', valid=valid, count=3)
+    place = np.sort(np.asarray(slots.sensor * 4 + slots.position), axis=1)
+    _, seen = np.unique(place, axis=0, return_counts=True)
+    assert np.asarray(slots.valid).all() and len(seen) == 10 and stats.chisquare(seen).pvalue > 1e-3
+
+
 def test_a_modality_is_hidden_as_often_as_asked():
     own = counts(draw('modality', hide=0.4))
     assert set(own['s1']) == {0, K // 2, K}
@@ -71,7 +101,7 @@ def test_patches_of_a_sensor_are_uniform():
     assert stats.chisquare(np.bincount(first, minlength=32)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize('strategy', ['dirichlet', 'modality'])
+@pytest.mark.parametrize('strategy', JOINT)
 def test_invalid_patches_rank_last_and_left_over_slots_are_invalid(strategy):
     rows = 400
     s1 = jnp.arange(16)[None] < jnp.array([3, 0, 16, 0])[jnp.arange(rows) % 4][:, None]
@@ -84,7 +114,7 @@ def test_invalid_patches_rank_last_and_left_over_slots_are_invalid(strategy):
     total = np.asarray(slots.valid).sum(axis=1)
     assert (total[1::4] == 3).all() and (total[2::4] == 8).all() and (total[3::4] == 0).all()
     # Three of s1 and two of s2: all five fit, unless one sensor is hidden.
-    assert set(total[::4]) == ({5} if strategy == 'dirichlet' else {2, 3, 5})
+    assert set(total[::4]) == ({2, 3, 5} if strategy == 'modality' else {5})
 
 
 def test_slots_follow_their_key_alone():

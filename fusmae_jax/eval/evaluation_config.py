@@ -11,6 +11,8 @@ METRICS = {
     'multi_label': ('ap_micro', 'ap_macro', 'f1_micro', 'f1_macro'),
     'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
 }
+# Epochs and batch of the paper's linear heads: BigEarthNet-MM, and SEN12MS (its batch is in version 1 only).
+PAPER_HEAD = {'multi_label': (20.0, 128), 'single_label': (10.0, 256)}
 POOLED = ('mean_patch', 'mean_all', 'concat_per_sensor', 'cls', 'last4_cls')
 
 
@@ -108,15 +110,13 @@ def metric_of(config: LinearProbe) -> str:
 
 
 def recipe_of(config: LinearProbe) -> str:
-    """The preset, or 'custom' where what the paper says of its head, or plain AdamW, was changed.
-
-    20 epochs of 128 (BigEarthNet-MM), or 10 of 256 (SEN12MS; version 1).
-    """
+    """The preset, or 'custom' where what the paper says of its head (`PAPER_HEAD`), or AdamW, was changed."""
     if config.preset != 'paper':
         return config.preset
-    lengths = [(20.0, 128), *([(10.0, 256)] if config.data.kind == 'single_label' else [])]
     plain = (config.batch_norm, config.weight_decays) == ((False,), (0.0,))
-    return 'paper' if plain and (config.epochs, config.batch_size) in lengths else 'custom'
+    plain &= config.data.kind == 'multi_label' or config.label_smoothing == 0.1
+    said = (config.epochs, config.batch_size) == PAPER_HEAD[config.data.kind]
+    return 'paper' if plain and said else 'custom'
 
 
 def check(config: LinearProbe | Knn) -> None:

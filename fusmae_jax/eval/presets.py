@@ -36,6 +36,9 @@ class Preset:
     # there, a sensor or a patch without a valid pixel, is 0 on the scale.
     scale: Literal['zscore', 'symmetric', 'unit'] = 'zscore'
     levels: int = 0  # 255: values become whole steps of 8 bits, rounded down
+    # Modalities that become those steps on their native grids and are resampled as 8 bits, so that they are
+    # rounded once more, to the nearest; all others are resampled first.
+    native_levels: tuple[str, ...] = ()
     # Of all modalities; if not 0, inputs are multiplied by bands / bands given: for a projection whose
     # kernel was divided by the number of bands. 0 is off.
     bands: int = 0
@@ -100,7 +103,8 @@ def _own(config: PresetConfig, preset: Preset, contract: Contract, augment: Augm
         model=dataclasses.replace(config.model, image_size=side, patch_size=1),
         data=dataclasses.replace(config.data, normalisation='zscore', clip=FAR),
     )
-    zscores, native = make_prepare(pixels, contract, augment), preset.quantile_grid == 'native'
+    zscores = make_prepare(pixels, contract, augment, preset.native_levels)
+    native = preset.quantile_grid == 'native'
 
     def own(batch: Mapping[str, Array], keys: Array | None = None) -> dict[str, Patches]:
         if native:
@@ -109,8 +113,9 @@ def _own(config: PresetConfig, preset: Preset, contract: Contract, augment: Augm
             name: tuple(x.reshape(-1, *side, x.shape[-1]) for x in p)  # type: ignore[misc]
             for name, p in zscores(batch, keys).items()
         }
+        clipped = None if native else preset.quantile_modality
         return {
-            name: _finish(*grids[name], config, preset, not native and name == preset.quantile_modality)
+            name: _finish(*grids[name], config, preset, name == clipped, name in preset.native_levels)
             for name in config.model.modalities
         }
 
@@ -128,8 +133,9 @@ def _finish(
     config: Config,
     preset: Preset,
     clipped: bool,
+    in_bytes: bool,
 ) -> Patches:
-    """From z-scores of one modality to its patches."""
+    """From z-scores of one modality, or resampled bytes, to its patches."""
     if clipped:
         measured = jnp.where(valid, values, jnp.nan)
         low, high = jnp.nanquantile(measured, jnp.array(preset.quantile_clip), axis=(1, 2))[:, :, None, None]
@@ -140,9 +146,11 @@ def _finish(
     if preset.scale == 'zscore':
         values = jnp.clip(values, -config.data.clip, config.data.clip)
     else:
-        values = (jnp.clip(values, -2, 2) + 2) / 4
-        if preset.levels:
-            values = jnp.floor(values * preset.levels) / preset.levels
+        if in_bytes:
+            values = jnp.clip(jnp.round(values), 0, 255) / 255
+        else:
+            values = (jnp.clip(values, -2, 2) + 2) / 4
+            values = jnp.floor(values * preset.levels) / preset.levels if preset.levels else values
         values = values if preset.scale == 'unit' else 2 * values - 1
     size = config.model.patch_size
     return Patches(patchify(values, size), patchify(valid, size))
@@ -168,6 +176,7 @@ def describe_statistics(config: Config) -> str:
     if isinstance(config, PresetConfig) and scale != 'zscore':
         words = f'mean +- 2 std to {"[0, 1]" if scale == "unit" else "[-1, 1]"}'
         words += f' in {preset.levels + 1} levels' if preset.levels else ''
+        words += f' ({", ".join(preset.native_levels)}: native grid)' if preset.native_levels else ''
     else:
         words = config.data.normalisation
     if preset.quantile_modality and (low, high) != (0, 1):

@@ -4,7 +4,7 @@ For each group of bands: native validity, unit, z-score, fill with the mean, one
 grid to the model grid through the shared crop box, clip; then patches. Driven by the input contract.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +31,17 @@ def fields(config: Config, contract: Contract) -> list[str]:
     ]
 
 
-def make_prepare(config: Config, contract: Contract, augment: Augment | None) -> Prepare:
+def make_prepare(
+    config: Config, contract: Contract, augment: Augment | None, eight_bit: Collection[str] = ()
+) -> Prepare:
     """The function `prepare(batch, keys)` for one kind of data.
 
     Args:
         config: model grid, modalities, statistics and clip.
         contract: the record's image fields.
         augment: random crop and flips, or None for the whole image as it is.
+        eight_bit: modalities that are brought to 8 bits (`to_bytes`) on their native grids, before they are
+            resampled. Their values stay on that scale; `config.data` does not apply to them.
 
     Returns:
         A traceable function of a batch, with each image field of `fields` as (b, rows, columns, bands) in
@@ -49,23 +53,29 @@ def make_prepare(config: Config, contract: Contract, augment: Augment | None) ->
         box = full_box(size) if augment is None or keys is None else sample_box(keys, augment)
         moved = augment is not None and augment.crop
         return {
-            name: _modality(modality, contract.modality_bands(name), batch, contract, config, box, moved)
-            for name, modality in config.model.modalities.items()
+            name: _modality(name, batch, contract, config, box, moved, name in eight_bit)
+            for name in config.model.modalities
         }
 
     return prepare
 
 
+def to_bytes(zscores: Array) -> Array:
+    """[mean - 2 std, mean + 2 std] to whole numbers from 0 to 255, rounded down, as float32."""
+    return jnp.floor((jnp.clip(zscores, -2, 2) + 2) / 4 * 255)
+
+
 def _modality(
-    modality: Modality,
-    where: Mapping[str, str],
+    name: str,
     batch: Mapping[str, Array],
     contract: Contract,
     config: Config,
     box: Box,
     moved: bool,
+    eight_bit: bool,
 ) -> Patches:
     """Patches of one modality; its bands may come from several groups with different native grids."""
+    modality, where = config.model.modalities[name], contract.modality_bands(name)
     mean, std = statistics(modality)
     parts, order = [], []
     for field in dict.fromkeys(where[band] for band in modality.bands if band in where):
@@ -75,18 +85,21 @@ def _modality(
         channels = batch[field]
         if take != list(group.bands):
             channels = jnp.stack([channels[..., group.bands.index(band)] for band in take], axis=-1)
-        parts.append(_group(channels, group, mean[rows], std[rows], modality, config, box, moved))
+        parts.append(_group(channels, group, mean[rows], std[rows], modality, config, box, moved, eight_bit))
         order += take
     if absent := [band for band in modality.bands if band not in where]:
         # data.absent_bands='mean': 0 is the mean, and an invalid pixel is never a target.
         shape = (*parts[0][0].shape[:3], len(absent))
-        parts.append((jnp.zeros(shape, parts[0][0].dtype), jnp.zeros(shape, bool)))
+        mean_value = jnp.zeros(shape, parts[0][0].dtype)
+        parts.append((to_bytes(mean_value) if eight_bit else mean_value, jnp.zeros(shape, bool)))
         order += absent
     values, valid = (jnp.concatenate(part, axis=-1) for part in zip(*parts))
     if order != list(modality.bands):
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
-    if config.data.normalisation == 'mean_2sigma':
+    if eight_bit:
+        pass  # on its scale already
+    elif config.data.normalisation == 'mean_2sigma':
         values = jnp.clip(values, -2, 2) / 2
     else:
         values = jnp.clip(values, -config.data.clip, config.data.clip)
@@ -103,6 +116,7 @@ def _group(
     config: Config,
     box: Box,
     moved: bool,
+    eight_bit: bool,
 ) -> tuple[Array, Array]:
     """Z-scores and validity of one group of bands on the model grid."""
     physical = stored.astype(jnp.float32)
@@ -117,6 +131,7 @@ def _group(
     # Filled before resampling: a NaN that met the kernel would spread over the whole image.
     mean, std = mean[None, None, None], std[None, None, None]
     values = jnp.where(valid, (physical - mean) / std, 0)
+    values = to_bytes(values) if eight_bit else values
     if moved or stored.shape[1:3] != config.model.image_size:
         return resample(values, valid, box, config.model.image_size, modality.resample)
     for flip, axis in ((box.vflip, 1), (box.hflip, 2)):

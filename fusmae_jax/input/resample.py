@@ -3,6 +3,9 @@
 Pixel centres lie at half-integers. A kernel is widened only when shrinking (no antialias when enlarging);
 rows of weights are normalised at the border of the image. Values and validity use the same weights: a
 model pixel is valid only if every source pixel that contributes to it is.
+
+`opencv_cubic` is what `cv2.resize` does with INTER_CUBIC, for weights that learned from its images:
+a = -0.75, never widened, the border repeated.
 """
 
 import math
@@ -10,11 +13,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.config import Augment
 
-Kernel = Literal['bilinear', 'bicubic']
+Kernel = Literal['bilinear', 'bicubic', 'opencv_cubic']
 
 
 class Box(NamedTuple):
@@ -57,12 +61,13 @@ def sample_box(keys: Array, augment: Augment) -> Box:
 
 
 def kernel_weight(distance: Array, kernel: Kernel) -> Array:
-    """Interpolation weight at a distance in source pixels; the cubic is Keys's with a = -1/2."""
+    """Interpolation weight at a distance in source pixels; cubic: Keys's with a = -1/2 (OpenCV: -3/4)."""
     x = jnp.abs(distance)
     if kernel == 'bilinear':
         return jnp.maximum(1 - x, 0)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    a = -0.5 if kernel == 'bicubic' else -0.75
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
@@ -79,9 +84,20 @@ def weights(
     index = jnp.arange(out_size, dtype=jnp.float32)[None]
     centres = (start * in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
     centres = jnp.where(flip[:, None], centres[:, ::-1], centres)
+    if kernel == 'opencv_cubic':
+        return _border_repeated(centres, in_size)
     distance = centres[:, :, None] - jnp.arange(in_size, dtype=jnp.float32)[None, None]
     weight = kernel_weight(distance / jnp.maximum(scale, 1)[:, None, None], kernel)
     return weight / jnp.sum(weight, axis=2, keepdims=True)
+
+
+def _border_repeated(centres: Float[Array, 'b out'], in_size: int) -> Float[Array, 'b out in']:
+    """OpenCV's weights of four source pixels; what falls outside counts for the pixel at the border."""
+    outside = np.arange(-2, in_size + 2)
+    distance = centres[:, :, None] - jnp.asarray(outside, jnp.float32)[None, None]
+    inside = np.clip(outside, 0, in_size - 1)[:, None] == np.arange(in_size)
+    weight = kernel_weight(distance, 'opencv_cubic')
+    return jnp.einsum('boi,ij->boj', weight, jnp.asarray(inside, jnp.float32), precision='highest')
 
 
 def resample(

@@ -44,30 +44,40 @@ def _hf_vitmae(state: State, model: Model, options: Options) -> Plan:
     plan.ignore = (
         (*plan.ignore, r'decoder\.decoder_norm\..*') if not model.decoder.final_norm else plan.ignore
     )
-    name, *others = model.modalities
-    if others:
+    if not _takes_decoder(plan, model):
         plan.ignore = (*plan.ignore, r'decoder\..*')
-        plan.notes.append('the decoder is left out: a decoder of one sensor fits a model of one modality')
         return plan
-    if not model.decoder.cls:
-        plan.notes.append('decoder.cls=False: the file was trained with CLS in the decoder')
+    (name,) = model.modalities
     filed = any(key.startswith('decoder.decoder_encoder.') for key in plan.state)
     prefix, names = (
         ('decoder.decoder_encoder.layer', layouts.HUGGING_FACE_FILE)
         if filed
         else ('decoder.decoder_layers', layouts.HUGGING_FACE)
     )
-    plan.rules += layouts.decoder_rules(name, model, _MAE_DECODER, prefix, names)
+    parts = {part: f'decoder.{full}' for part, full in _MAE_DECODER.items()}
+    plan.rules += layouts.decoder_rules(name, model, model.patch_dim(name), parts, prefix, names)
     plan.decoder_table = 'decoder.decoder_pos_embed'
     return plan
 
 
 _MAE_DECODER = {
-    'project': 'decoder.decoder_embed',
-    'mask_token': 'decoder.mask_token',
-    'norm': 'decoder.decoder_norm',
-    'predict': 'decoder.decoder_pred',
+    'project': 'decoder_embed',
+    'mask_token': 'mask_token',
+    'norm': 'decoder_norm',
+    'predict': 'decoder_pred',
 }
+
+
+def _takes_decoder(plan: Plan, model: Model) -> bool:
+    """Whether a model has a place for the decoder of an MAE; notes in the plan what a reader should know."""
+    if len(model.modalities) > 1 or model.fusion.decoder == 'multimae':
+        plan.notes.append(
+            'the decoder is left out: it fits a model of one modality whose decoder is a plain one'
+        )
+        return False
+    if not model.decoder.cls:
+        plan.notes.append('decoder.cls=False: the file was trained with CLS in the decoder')
+    return True
 
 
 def _timm(state: State, model: Model, options: Options) -> Plan:
@@ -77,9 +87,25 @@ def _timm(state: State, model: Model, options: Options) -> Plan:
     plan.rules += layouts.norm_rules('encoder/norm', 'norm', model.width) if model.final_norm else []
     plan.rules.append(_cls(model, 'cls_token'))
     plan.table, plan.cls_row = 'pos_embed', True
-    decoder = (r'decoder_.*', 'mask_token')  # of a published MAE pretraining file
-    heads = (r'(head|fc|pre_logits|fc_norm|head_dist)(\..*)?', *decoder)
-    plan.ignore = (*heads, *_unused_norm(model, 'norm'))
+    decoder = (r'decoder_.*', 'mask_token')  # of a published MAE pretraining file; `mae` takes them
+    plan.ignore = (*_HEADS, *decoder, *_unused_norm(model, 'norm'))
+    return plan
+
+
+_HEADS = (r'(head|fc|pre_logits|fc_norm|head_dist)(\..*)?',)
+
+
+def _mae(state: State, model: Model, options: Options) -> Plan:
+    """MAE's own pretraining file: encoder and, for a model of one modality, its decoder."""
+    plan = _timm(state, model, options)
+    if not _takes_decoder(plan, model):
+        return plan
+    (name,) = model.modalities
+    numbers = model.patch_dim(name)
+    plan.rules += layouts.decoder_rules(name, model, numbers, _MAE_DECODER, 'decoder_blocks')
+    plan.decoder_table = 'decoder_pos_embed'
+    norm = () if model.decoder.final_norm else (r'decoder_norm\..*',)
+    plan.ignore = (*_HEADS, *_unused_norm(model, 'norm'), *norm)
     return plan
 
 
@@ -101,7 +127,9 @@ def _dino_mm(state: State, model: Model, options: Options) -> Plan:
 def _satvit(state: State, model: Model, options: Options) -> Plan:
     """SatViT v1: a linear projection of patches flattened channel first, no CLS, qkv without bias."""
     p, state = model.patch_size, _strip(state, r'module\.')
-    problems = [] if options.channels else ['SatViT does not document its channels: give options.channels']
+    problems = (
+        [] if options.channels else ['SatViT does not say what its channels are: give options.channels']
+    )
     weight = state.get('linear_input.weight')
     channels = len(options.channels)
     if weight is not None and options.channels:
@@ -130,7 +158,10 @@ def _satvit(state: State, model: Model, options: Options) -> Plan:
 
 
 def _multimae(state: State, model: Model, options: Options) -> Plan:
-    """MultiMAE's encoder: one input adapter for each task, `encoder.N`, one global token at the end."""
+    """MultiMAE: one input adapter for each task, `encoder.N`, one global token at the end.
+
+    Its output adapters are the decoders of a model with fusion.decoder='multimae'.
+    """
     plan = Plan(dict(state), layouts.vit_blocks(model, 'encoder', layouts.REFERENCE))
     used = []
     for name, modality in model.modalities.items():
@@ -143,28 +174,76 @@ def _multimae(state: State, model: Model, options: Options) -> Plan:
         plan.state.pop(
             f'input_adapters.{task}.proj.weight', None
         )  # one copy for each modality was made above
-    _shared_table(plan, used)
+    plan.table = _shared_table(plan, [f'input_adapters.{task}' for task in used], 'input')
     plan.rules.append(_cls(model, 'global_tokens'))
-    plan.ignore = (
-        r'output_adapters\..*',
-        rf'input_adapters\.(?!({"|".join(map(re.escape, used))})\.).*',
-    )
+    plan.ignore = (rf'input_adapters\.(?!({"|".join(map(re.escape, used))})\.).*',)
+    filed = any(name.startswith('output_adapters.') for name in plan.state)
+    if model.fusion.decoder == 'multimae' and options.decoders and filed:
+        _output_adapters(plan, model, options)
+    else:
+        plan.ignore = (*plan.ignore, r'output_adapters\..*')
     plan.notes.append('MultiMAE has no final norm in pretraining; set model.final_norm=False to match it')
     return plan
 
 
-def _shared_table(plan: Plan, tasks: list[str]) -> None:
-    """The one table (1, n, d) that the adapters of the tasks share, from theirs (1, d, rows, columns)."""
-    plan.table = f'input_adapters.{tasks[0]}.pos_emb'
-    found = [plan.state.pop(f'input_adapters.{task}.pos_emb', None) for task in dict.fromkeys(tasks)]
+def _shared_table(plan: Plan, adapters: list[str], kind: str) -> str:
+    """Puts the one table (1, n, d) that adapters share, from theirs (1, d, rows, columns), into the state.
+
+    Returns its name there.
+    """
+    name = f'{adapters[0]}.pos_emb'
+    found = [plan.state.pop(f'{adapter}.pos_emb', None) for adapter in dict.fromkeys(adapters)]
     tables = [table for table in found if table is not None and table.ndim == 4]
     if len(tables) < len(found):
-        plan.problems.append('every input adapter needs a pos_emb of shape (1, width, rows, columns)')
-        return
+        plan.problems.append(f'every {kind} adapter needs a pos_emb of shape (1, width, rows, columns)')
+        return name
     if any(not np.array_equal(table, tables[0]) for table in tables[1:]):
-        plan.problems.append('the input adapters have different positional tables; ours share one')
-    plan.grid = (tables[0].shape[2], tables[0].shape[3])
-    plan.state[plan.table] = tables[0].reshape(*tables[0].shape[:2], -1).swapaxes(1, 2)
+        plan.problems.append(f'the {kind} adapters have different positional tables; ours share one')
+    grid = (tables[0].shape[2], tables[0].shape[3])
+    if plan.grid not in ((0, 0), grid):
+        plan.problems.append(f'the {kind} adapters have positions for another grid than the others')
+    plan.grid = grid
+    plan.state[name] = tables[0].reshape(*tables[0].shape[:2], -1).swapaxes(1, 2)
+    return name
+
+
+def _output_adapters(plan: Plan, model: Model, options: Options) -> None:
+    """MultiMAE's decoders, each by the name of its modality's task or by `options.outputs`."""
+    tasks = {name: options.adapters.get(name, name) for name in model.modalities}
+    outputs = {name: options.outputs.get(name, task) for name, task in tasks.items()}
+    size = model.patch_size**2
+    for name, output in outputs.items():
+        own = f'output_adapters.{output}'
+        theirs = layouts.AttendingDecoder(
+            project=f'{own}.proj_context',
+            mask_token=f'{own}.mask_token',
+            modality={key: f'{own}.task_embeddings.{task}' for key, task in tasks.items()},
+            cross=own,
+            cross_names=layouts.MULTIMAE_CROSS,
+            norm2=f'{own}.out_norm',
+            mlp=f'{own}.mlp',
+            blocks=f'{own}.decoder_transformer',
+            norm='',
+            predict=f'{own}.out_proj',
+        )
+        plan.rules += layouts.attending_decoder_rules(name, model, theirs)
+    used = [f'output_adapters.{output}' for output in dict.fromkeys(outputs.values())]
+    for full in [f'{own}.out_proj.{part}' for own in used for part in ('weight', 'bias')]:
+        x = plan.state.get(full)
+        if x is not None and len(x) % size == 0:  # pixels of a patch lie channel, row, column there
+            plan.state[full] = np.moveaxis(x.reshape(-1, size, *x.shape[1:]), 0, 1).reshape(x.shape)
+    plan.decoder_table = _shared_table(plan, used, 'output')
+    kept = '|'.join(re.escape(adapter) for adapter in used)
+    known = '|'.join(map(re.escape, tasks.values()))
+    plan.ignore = (
+        *plan.ignore,
+        rf'(?!({kept})\.)output_adapters\..*',
+        rf'({kept})\.task_embeddings\.(?!({known})$).*',
+    )
+    if not model.decoder.cls:
+        plan.notes.append('decoder.cls=False: in the file CLS is among what the decoders attend to')
+    if model.decoder.final_norm:
+        plan.notes.append('MultiMAE has no norm after its decoders: set model.decoder.final_norm=False')
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -172,6 +251,7 @@ LAYOUTS: dict[str, Layout] = {
     'hf_vit': _hf_vit,
     'hf_vitmae': _hf_vitmae,
     'timm': _timm,
+    'mae': _mae,
     'dino_mm': _dino_mm,
     'satvit': _satvit,
     'multimae': _multimae,
@@ -252,14 +332,25 @@ def _split_channels(
         return state, [], []
     if weight.ndim != 4 or weight.shape[1] != len(channels):
         return state, [], [f'{source} has shape {weight.shape}, expected {len(channels)} input channels']
-    notes, problems, taken = [], [], set()
+    notes, problems, taken = [], [], set[int]()
     prefix = source.removesuffix('.weight')
     for name, modality in model.modalities.items():
         absent = [band for band in modality.bands if band not in channels]
         problems += [f'{name}: the file has no channel {band}; {nearest(band, channels)}' for band in absent]
-        index = [channels.index(band) for band in modality.bands if band in channels]
-        state[f'{prefix}.{name}.weight'] = weight[:, index]
-        taken.update(index)
+        index = [
+            [i for i, channel in enumerate(channels) if channel == band]
+            for band in modality.bands
+            if band in channels
+        ]
+        # A band that feeds several channels has one kernel here: their sum.
+        kernels = [weight[:, each].sum(axis=1, dtype=weight.dtype) for each in index]
+        state[f'{prefix}.{name}.weight'] = np.stack(kernels, axis=1)
+        taken.update(i for each in index for i in each)
+        notes += [
+            f'{channels[each[0]]} feeds {len(each)} channels: their kernels are added'
+            for each in index
+            if len(each) > 1
+        ]
     if len(model.modalities) > 1:
         notes.append('the stacked projection is split by sensor, its bias goes to each: an initialisation')
     dropped = [channel for i, channel in enumerate(channels) if i not in taken]

@@ -1,4 +1,4 @@
-"""Importing other people's encoders: Hugging Face ViT and ViTMAE, timm, DINO-MM, SatViT, MultiMAE.
+"""Importing other people's weights: Hugging Face ViT and ViTMAE, timm, MAE, DINO-MM, SatViT, MultiMAE.
 
 `import_weights(layout, state, model)` reads a state dict of name -> numpy array (see `files.read_state`).
 What a file lacks stays as it is in `base`, what has no place is listed as unused, and both are in the
@@ -6,16 +6,17 @@ report; a name that is neither is an error. Layer-norm epsilons are not in such 
 `numerics.norm_eps` (timm, DINO-MM, MultiMAE 1e-6; SatViT 1e-5; Hugging Face in its config, 1e-12).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fusmae_jax.config import Model
+from fusmae_jax.config import Modality, Model
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.interop import positions
 from fusmae_jax.interop.foreign import LAYOUTS
-from fusmae_jax.interop.layouts import reference_rules
+from fusmae_jax.interop.layouts import STACK, reference_rules
 from fusmae_jax.interop.plans import Options, Plan
 from fusmae_jax.interop.rules import (
     Report,
@@ -38,8 +39,8 @@ def import_weights(
     """Parameters of `model` from a file of another project.
 
     Args:
-        layout: 'hf_vit', 'hf_vitmae', 'timm', 'dino_mm', 'satvit', 'multimae', or 'fusmae' for the PyTorch
-            reference's names.
+        layout: 'hf_vit', 'hf_vitmae', 'timm', 'mae', 'dino_mm', 'satvit', 'multimae', or 'fusmae' for the
+            PyTorch reference's names.
         state: name -> numpy array.
         model: the resolved model settings.
         base: our parameters, nested; they stay where the file has none.
@@ -55,6 +56,8 @@ def import_weights(
     options = options or Options()
     if layout not in LAYOUTS:
         raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
+    if model.fusion.encoder == 'stack' and layout != 'fusmae':
+        return _import_stacked(layout, state, model, base, options)
     plan = LAYOUTS[layout](state, model, options)
     report = Report(notes=plan.notes)
     tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
@@ -78,6 +81,34 @@ def import_weights(
     report.imported = sorted(params)
     params.update({path: flat_base[path] for path in report.kept})
     return unflatten({path: params[path] for path in shapes}), report
+
+
+def _import_stacked(
+    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: Options
+) -> tuple[dict[str, Any], Report]:
+    """Parameters of a model that stacks the bands of its sensors: those of one sensor that has them all.
+
+    Their trees are the same; the numbers of a stacked patch lie sensor by sensor.
+    """
+    bands = tuple(band for modality in model.modalities.values() for band in modality.bands)
+    single = dataclasses.replace(
+        model, modalities={STACK: Modality(bands)}, fusion=dataclasses.replace(model.fusion, encoder='none')
+    )
+    params, report = import_weights(layout, state, single, base, options)
+    flat, order = flatten(params), stacked_order(model)
+    for path, axis in ((f'encoder/patch/{STACK}/kernel', 0), (f'decoders/{STACK}/predict/kernel', 1)):
+        if path in report.imported:
+            flat[path] = np.take(flat[path], order, axis)
+    if f'decoders/{STACK}/predict/bias' in report.imported:
+        flat[f'decoders/{STACK}/predict/bias'] = flat[f'decoders/{STACK}/predict/bias'][order]
+    return unflatten(flat), report
+
+
+def stacked_order(model: Model) -> np.ndarray:
+    """Where the numbers of a stacked patch stand in a patch (row, column, band) of all its bands."""
+    counts = [len(modality.bands) for modality in model.modalities.values()]
+    index = np.arange(model.patch_size**2 * sum(counts)).reshape(-1, sum(counts))
+    return np.concatenate([part.ravel() for part in np.split(index, np.cumsum(counts)[:-1], axis=1)])
 
 
 def _positions(

@@ -48,7 +48,30 @@ CROSS: Names = {  # cross-attention of the reference
     'kv': ('kv',),
     'out': ('proj',),
 }
+MULTIMAE_CROSS: Names = {  # of its decoders
+    **CROSS,
+    'query': ('decoder.q',),
+    'kv': ('decoder.kv',),
+    'out': ('decoder.proj',),
+}
 _DECODER = {'project': 'embed', 'mask_token': 'mask_token', 'norm': 'norm', 'predict': 'pred'}
+STACK = 'stack'  # the stream of a model whose sensors share one projection
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendingDecoder:
+    """Full names in a file of the parts of one of MultiMAE's decoders."""
+
+    project: str
+    mask_token: str
+    modality: Mapping[str, str]  # our modality -> its embedding
+    cross: str  # what `cross_names` come after
+    cross_names: Names
+    norm2: str
+    mlp: str
+    blocks: str
+    norm: str  # '' where the file has none
+    predict: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +200,11 @@ def vit_blocks(model: Model, theirs: str, names: Names) -> list[Rule]:
 def reference_rules(model: Model) -> list[Rule]:
     """Every parameter of a model <-> the state dict of `torch_reference.TorchFusMAE`."""
     d, size = model.width, encoder_size(model)
-    rules = [rule for name in model.modalities for rule in conv_rules(name, f'patch_embed.{name}', model)]
+    streams = _streams(model)
+    if STACK in streams:  # as SatViT has it: a linear layer on patches flattened sensor by sensor
+        rules = linear_rules(f'{ENCODER}/patch/{STACK}', (f'patch_embed.{STACK}',), (streams[STACK], d))
+    else:
+        rules = [rule for name in streams for rule in conv_rules(name, f'patch_embed.{name}', model)]
     rules.append(Rule(f'{ENCODER}/cls', (d,), ('cls_token',), (1, 1, d), 'copy'))
     if model.positions == 'learned':
         n = model.num_patches
@@ -189,13 +216,35 @@ def reference_rules(model: Model) -> list[Rule]:
     rules += plain_blocks(model, 'blocks', REFERENCE)
     if model.final_norm:
         rules += norm_rules(f'{ENCODER}/norm', 'norm', d)
-    for name in model.modalities:
+    for name, numbers in streams.items():
         if model.fusion.decoder == 'xad':
             rules += group_rules(f'xad/{name}', f'xattn_decoder.{name}.cross', CROSS, size)
             rules += _norm_and_mlp(f'xad/{name}', f'xattn_decoder.{name}', size)
         parts = {a: f'decoders.{name}.{b}' for a, b in _DECODER.items()}
-        rules += decoder_rules(name, model, parts, f'decoders.{name}.blocks')
+        if model.fusion.decoder == 'multimae':
+            rules += attending_decoder_rules(name, model, _reference_attending(name, model, parts))
+        else:
+            rules += decoder_rules(name, model, numbers, parts, f'decoders.{name}.blocks')
     return rules
+
+
+def _streams(model: Model) -> dict[str, int]:
+    """Name -> numbers in one patch, as `models.streams.streams`, which brings jax in."""
+    sizes = {name: model.patch_dim(name) for name in model.modalities}
+    return {STACK: sum(sizes.values())} if model.fusion.encoder == 'stack' else sizes
+
+
+def _reference_attending(name: str, model: Model, parts: Mapping[str, str]) -> AttendingDecoder:
+    own = f'decoders.{name}'
+    return AttendingDecoder(
+        modality={key: f'{own}.modality.{key}' for key in model.modalities},
+        cross=f'{own}.cross',
+        cross_names=CROSS,
+        norm2=f'{own}.norm2',
+        mlp=f'{own}.mlp',
+        blocks=f'{own}.blocks',
+        **parts,
+    )
 
 
 def _norm_and_mlp(ours: str, theirs: str, size: Size) -> list[Rule]:
@@ -204,9 +253,23 @@ def _norm_and_mlp(ours: str, theirs: str, size: Size) -> list[Rule]:
 
 
 def decoder_rules(
-    name: str, model: Model, parts: Mapping[str, str], blocks: str, names: Names = REFERENCE
+    name: str,
+    model: Model,
+    numbers: int,
+    parts: Mapping[str, str],
+    blocks: str,
+    names: Names = REFERENCE,
 ) -> list[Rule]:
-    """The decoder of one modality; `parts` gives their full names for project, mask_token, norm, predict."""
+    """The plain decoder of one stream of patches.
+
+    Args:
+        name: of the stream.
+        model: with its sizes filled in.
+        numbers: in a patch of it.
+        parts: full names in the file for project, mask_token, norm, predict.
+        blocks: what the numbers of the blocks come after.
+        names: of the parts of a block.
+    """
     w, ours = model.decoder.width, f'decoders/{name}'
     rules = linear_rules(f'{ours}/project', (parts['project'],), (model.width, w))
     rules.append(Rule(f'{ours}/mask_token', (w,), (parts['mask_token'],), (1, 1, w), 'copy'))
@@ -214,4 +277,22 @@ def decoder_rules(
         rules += group_rules(f'{ours}/blocks', f'{blocks}.{layer}', names, decoder_size(model), layer)
     if model.decoder.final_norm:
         rules += norm_rules(f'{ours}/norm', parts['norm'], w)
-    return rules + linear_rules(f'{ours}/predict', (parts['predict'],), (w, model.patch_dim(name)))
+    return rules + linear_rules(f'{ours}/predict', (parts['predict'],), (w, numbers))
+
+
+def attending_decoder_rules(name: str, model: Model, theirs: AttendingDecoder) -> list[Rule]:
+    """MultiMAE's decoder of one modality, which attends to the tokens of all of them."""
+    w, ours, size = model.decoder.width, f'decoders/{name}', decoder_size(model)
+    rules = linear_rules(f'{ours}/project', (theirs.project,), (model.width, w))
+    rules.append(Rule(f'{ours}/mask_token', (w,), (theirs.mask_token,), (1, 1, w), 'copy'))
+    for key, embedding in theirs.modality.items():
+        rules.append(Rule(f'{ours}/modality/{key}/bias', (w,), (embedding,), (1, 1, w), 'copy'))
+    rules += group_rules(f'{ours}/cross', theirs.cross, theirs.cross_names, size)
+    rules += norm_rules(f'{ours}/norm2', theirs.norm2, w)
+    for part, layer_name in (('mlp/up', 'fc1'), ('mlp/down', 'fc2')):
+        rules += linear_rules(f'{ours}/{part}', (f'{theirs.mlp}.{layer_name}',), size.linear(part))
+    for layer in range(model.decoder.depth):
+        rules += group_rules(f'{ours}/blocks', f'{theirs.blocks}.{layer}', REFERENCE, size, layer)
+    if theirs.norm and model.decoder.final_norm:
+        rules += norm_rules(f'{ours}/norm', theirs.norm, w)
+    return rules + linear_rules(f'{ours}/predict', (theirs.predict,), (w, model.patch_dim(name)))

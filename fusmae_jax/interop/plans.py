@@ -17,6 +17,8 @@ class Options:
     adapters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its task
     grid: tuple[int, int] = (0, 0)  # of the file's positional table; (0, 0) is square
     drop_positions: bool = False  # leave a learned table out when the model has sine-cosine positions
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its decoder
+    decoders: bool = True  # MultiMAE: the file's decoders too, if the model has such
     branch: str = 'teacher'  # DINO-MM: 'teacher' or 'student'
 
 

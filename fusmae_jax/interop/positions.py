@@ -23,6 +23,8 @@ _STREAMS: tuple[tuple[str, Mapping[int, str]], ...] = (
     (r'decoders/[^/]+/project/kernel', {-2: 'e', -1: 'd'}),
     (r'decoders/[^/]+/(project/bias|mask_token|norm/.*)', {-1: 'd'}),
     (r'decoders/[^/]+/blocks/(norm\d|attention/out|mlp/down)/.*', {-1: 'd'}),
+    (r'decoders/[^/]+/(modality/[^/]+|cross/(query|context)_norm|norm2|cross/out|mlp/down)/.*', {-1: 'd'}),
+    (r'decoders/[^/]+/(cross/(query|kv)|mlp/up)/kernel', {-2: 'd'}),
     (r'decoders/[^/]+/(blocks/(attention/qkv|mlp/up)|predict)/kernel', {-2: 'd'}),
     (r'(encoder/block1/cross|xad)/[^/]+/((query|context)_norm|norm|out|mlp/down)/.*', {-1: 'e'}),
     (r'(encoder/block1/cross|xad)/[^/]+/(query|kv|mlp/up)/kernel', {-2: 'e'}),

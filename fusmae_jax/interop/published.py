@@ -28,13 +28,14 @@ from fusmae_jax.eval.published import write
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.interop.files import read_state
 from fusmae_jax.interop.foreign import DINO_MM_CHANNELS
-from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.importers import import_weights, stacked_order
 from fusmae_jax.interop.layouts import reference_rules
 from fusmae_jax.interop.plans import Options
 from fusmae_jax.interop.published_kinds import (
     COMMON_SIDE,
     DINO_MM_SIDES,
     KINDS,
+    SATVIT_DESCENDING,
     SATVIT_STATISTICS,
     Kind,
     Weights,
@@ -83,10 +84,12 @@ def build(config: Weights, state: State, preset: str) -> tuple[PresetConfig, dic
     base = {path: np.zeros(s, np.float32) for path, s in shapes.items() if path.startswith('decoders')}
     base |= {'encoder/cls': np.zeros(source.width, np.float32)} if satvit else {}
     options = Options(channels=_channels(config))
+    if preset == 'own' and kind.pixel_std:
+        state = _fold_pixels(state, config, kind)
+    elif preset == 'own' and satvit:
+        state = _fold_descending(state, config)
     found, report = import_weights(kind.layout, state, source, unflatten(base), options)
     params = _stacked(found, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
-    if preset == 'own' and kind.pixel_std:
-        _fold_pixels(params['encoder']['patch'][STACK], config, kind)
     lines = report.text().split('\n')
     return settings, params, [x for x in lines if 'decoders' not in x and 'SatViT has no CLS' not in x]
 
@@ -165,7 +168,8 @@ def _modalities(kind: str, channels: tuple[str, ...], common: bool) -> dict[str,
             modality = dataclasses.replace(
                 modality, mean=mean, std=std, statistics_from=given.statistics_from
             )
-        made[name] = dataclasses.replace(modality, resample=modality.resample if common else 'bicubic')
+        kernel = modality.resample if common else 'opencv_cubic' if kind == 'dino_mm' else 'bicubic'
+        made[name] = dataclasses.replace(modality, resample=kernel)
     return made
 
 
@@ -190,6 +194,7 @@ def _preset(config: Weights, kind: Kind, preset: str, bands: int, side: int) -> 
             quantile_modality='s1',
             scale='unit',
             levels=255,
+            native_levels=('s2',),
         )
     return Preset('own', scale='symmetric', levels=255, bands=shared)
 
@@ -199,27 +204,55 @@ def _stacked(params: Mapping[str, Any], source: Model, model: Model, offset: flo
 
     The numbers of a stacked patch lie modality by modality; learned positions are brought onto the grid.
     """
-    encoder, p = dict(params['encoder']), source.patch_size
-    kernel = encoder['patch'][STACK]['kernel'].reshape(p, p, -1, source.width)
-    parts, start = [], 0
-    for modality in model.modalities.values():
-        part = kernel[:, :, start : (start := start + len(modality.bands))]
-        parts.append(part.reshape(-1, source.width))
-    encoder['patch'] = {STACK: {**encoder['patch'][STACK], 'kernel': np.concatenate(parts)}}
+    encoder = dict(params['encoder'])
+    patch = encoder['patch'][STACK]
+    encoder['patch'] = {STACK: {**patch, 'kernel': patch['kernel'][stacked_order(model)]}}
     if 'position_table' in encoder:
         table = encoder['position_table']
         encoder['position_table'] = np.asarray(resize_positions(table, source.grid, model.grid, offset))
     return {'encoder': encoder, 'decoders': params['decoders']}
 
 
-def _fold_pixels(projection: dict[str, Any], config: Weights, kind: Kind) -> None:
-    """Makes a projection of pixels at (x - mean) / std, x on [0, 1], one of inputs on [-1, 1]."""
-    given = config.pixel_mean != -1
-    mean, std = (config.pixel_mean, config.pixel_std) if given else (kind.pixel_mean, kind.pixel_std)
-    kernel = projection['kernel'].astype(np.float64)
-    bias = projection['bias'] + kernel.sum(axis=0) * (0.5 - mean) / std
-    projection['kernel'] = (kernel / (2 * std)).astype(np.float32)
-    projection['bias'] = bias.astype(np.float32)
+def _fold_pixels(state: State, config: Weights, kind: Kind) -> State:
+    """Makes a projection of pixels at (x - mean) / std, x on [0, 1], one of inputs on [-1, 1].
+
+    Channel by channel, before the mean over red, green and blue is taken: each has statistics of its own.
+    """
+    name = 'patch_embed.proj'
+    if f'{name}.weight' not in state or f'{name}.bias' not in state:
+        return state  # the import says what is missing
+    given, kernel = config.pixel_mean != -1, state[f'{name}.weight'].astype(np.float64)
+    mean = np.array((config.pixel_mean,) * len(kind.pixel_mean) if given else kind.pixel_mean)
+    std = np.array((config.pixel_std,) * len(kind.pixel_std) if given else kind.pixel_std)
+    if kernel.ndim != 4 or kernel.shape[1] != len(mean):
+        problem = f'{name}.weight has shape {kernel.shape}, expected {len(mean)} channels: red, green, blue'
+        raise_all(f'{kind.layout} weights do not fit the model', [problem])
+    mean, std = mean[:, None, None], std[:, None, None]
+    bias = state[f'{name}.bias'] + (kernel * (0.5 - mean) / std).sum(axis=(1, 2, 3))
+    folded = {f'{name}.weight': kernel / (2 * std), f'{name}.bias': bias}
+    return {**state, **{key: x.astype(np.float32) for key, x in folded.items()}}
+
+
+def _fold_descending(state: State, config: Weights) -> State:
+    """Makes the projection of a second VV or VH, of descending orbits, one of z-scores of ascending ones.
+
+    The two have means and deviations of their own, and one image feeds both. Where there is no radar image at
+    all, the descending channels see the mean of the ascending ones.
+    """
+    key = next((name for name in state if name.endswith('linear_input.weight')), '')
+    bias_key = key.replace('weight', 'bias')
+    weight, channels = state.get(key), config.channels
+    if weight is None or bias_key not in state or weight.ndim != 2 or weight.shape[1] % len(channels):
+        return state  # the import says what is wrong
+    kernel = weight.astype(np.float64).reshape(len(weight), len(channels), -1)
+    bias = state[bias_key].astype(np.float64)
+    for band, (mean, std) in SATVIT_DESCENDING.items():
+        for index in [i for i, channel in enumerate(channels) if channel == band][1:]:
+            ascending_mean, ascending_std = SATVIT_STATISTICS[band]
+            bias = bias + kernel[:, index].sum(axis=1) * (ascending_mean - mean) / std
+            kernel[:, index] *= ascending_std / std
+    folded = {key: kernel.reshape(weight.shape), bias_key: bias}
+    return {**state, **{name: x.astype(np.float32) for name, x in folded.items()}}
 
 
 def _contract(kind: str) -> Contract:

@@ -23,6 +23,7 @@ SATVIT_STATISTICS = {  # band: mean, std of SatViT's pretraining data; VV and VH
     'VV': (-10.97, 3.6673),
     'VH': (-17.9148, 4.5137),
 }
+SATVIT_DESCENDING = {'VV': (-10.9671, 3.6928), 'VH': (-18.0231, 4.4928)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +34,16 @@ class Weights:
     file: str = ''  # .safetensors, or a PyTorch pickle without code in it
     name: str = ''  # in the results; '' is the kind
     # What each input channel of the file is, in its order: 'B02', 'VV', ... A channel under any other name
-    # gets no input. SatViT's order is not documented, so it must be given; that of DINO-MM is known.
+    # gets no input. SatViT's must be given: its tutorial has 16 (twelve bands, VV and VH of ascending orbits,
+    # VV and VH of descending ones), its weights 15. VV and VH may stand twice, the ascending one first:
+    # images of one orbit then feed both channels, as the tutorial does it. DINO-MM's are known.
     channels: tuple[str, ...] = ()
     width: int = 0
     depth: int = 0
     heads: int = 0  # cannot be told from a file
     patch_size: int = 0
     image_size: int = 0  # that the positions of the file are for
-    pixel_mean: float = -1.0  # ImageNet: of pixels on [0, 1]; -1 takes the published mean over RGB
+    pixel_mean: float = -1.0  # ImageNet: of pixels on [0, 1]; -1 takes the published ones of R, G and B
     pixel_std: float = 0.0
 
 
@@ -55,15 +58,18 @@ class Kind:
     patch_size: int
     image_size: int
     norm_eps: float = 1e-6
-    pixel_mean: float = 0.0
-    pixel_std: float = 0.0
+    pixel_mean: tuple[float, ...] = ()  # of red, green and blue on [0, 1]
+    pixel_std: tuple[float, ...] = ()
     positions: Literal['sincos', 'learned'] = 'learned'
 
 
+IMAGENET_MEAN, IMAGENET_STD, HALF = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.5, 0.5, 0.5)
 KINDS = {
-    # timm's vit_base_patch16_224 takes pixels at mean 0.5, std 0.5; MAE at ImageNet's (means over RGB here).
-    'imagenet_vit': Kind('ImageNet ViT, supervised', 'timm', 768, 12, 16, 224, 1e-6, 0.5, 0.5),
-    'imagenet_mae': Kind('ImageNet MAE', 'timm', 768, 12, 16, 224, 1e-6, 0.449, 0.226, 'sincos'),
+    # timm's vit_base_patch16_224 takes pixels at mean 0.5, std 0.5; MAE at ImageNet's.
+    'imagenet_vit': Kind('ImageNet ViT, supervised', 'timm', 768, 12, 16, 224, 1e-6, HALF, HALF),
+    'imagenet_mae': Kind(
+        'ImageNet MAE', 'timm', 768, 12, 16, 224, 1e-6, IMAGENET_MEAN, IMAGENET_STD, 'sincos'
+    ),
     'satvit': Kind('SatViT v1', 'satvit', 768, 12, 16, 256, 1e-5, positions='sincos'),
     'dino_mm': Kind('DINO-MM', 'dino_mm', 384, 6, 8, 224),
 }
@@ -79,16 +85,30 @@ def check(config: Weights) -> None:
         problems.append("file='': give the weight file")
     if config.kind == 'satvit' and not config.channels:
         problems.append(
-            'channels is empty: the order of the 15 input channels of SatViT is not documented and is not '
-            "guessed; list them as the file has them, such as ('B02', 'B03', ..., 'VV', 'VH', 'unused')"
+            'channels is empty: the weights of SatViT have 15 input channels, its tutorial has 16, and which '
+            'one is missing is not guessed; list them as the file has them, such as '
+            "('B01', ..., 'B12', 'VV', 'VH', 'VV')"
         )
     if config.kind.startswith('imagenet') and config.channels:
         problems.append('channels: an ImageNet file has red, green and blue; leave the list empty')
-    if twice := sorted({c for c in config.channels if config.channels.count(c) > 1}):
-        problems.append(f'channels: {", ".join(twice)} stands there twice; a band has one channel')
+    problems += _repeated(config)
     for name, sensor in SENSORS.items():
         if config.channels and not set(sensor.bands) & set(config.channels):
             problems.append(f'channels={config.channels}: no band of {name} ({", ".join(sensor.bands)})')
     if config.pixel_mean != -1 and not config.pixel_std > 0:
         problems.append('pixel_std must be positive where pixel_mean is given')
     raise_all('config: these settings cannot be used', problems)
+
+
+def _repeated(config: Weights) -> list[str]:
+    """Bands that stand there more often than a file of this kind has them."""
+    bands = {band for sensor in SENSORS.values() for band in sensor.bands}
+    problems = []
+    for channel in sorted(bands & set(config.channels)):
+        count = config.channels.count(channel)
+        if config.kind == 'satvit' and channel in SATVIT_DESCENDING:
+            if count > 2:
+                problems.append(f'channels: {channel} stands there {count} times; SatViT has two orbits')
+        elif count > 1:
+            problems.append(f'channels: {channel} stands there twice; a band has one channel')
+    return problems

@@ -1,13 +1,12 @@
 """The light MAE decoder of one stream of tokens, eq. (9), on tokens in shuffled order."""
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config import Model
 from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Policy, layer_norm, linear
+from fusmae_jax.models.layers import Policy, layer_norm, linear, trunc_normal
 from fusmae_jax.models.posembed import sincos_2d
 
 
@@ -22,7 +21,7 @@ class Decoder(nnx.Module):
         settings = model.decoder
         self.model, self.policy = nnx.static(model), nnx.static(policy)
         self.project = linear(model.width, settings.width, policy, rngs=rngs)
-        self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs(), (settings.width,), policy.wide))
+        self.mask_token = nnx.Param(trunc_normal(rngs(), (settings.width,), policy.wide))
         if settings.depth:
             self.blocks = stack(
                 settings.depth,

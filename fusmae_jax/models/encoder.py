@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fusmae_jax.config import Model
 from fusmae_jax.models.blocks import Block, run_stack, stack
 from fusmae_jax.models.fusion import XAttnEncoder
-from fusmae_jax.models.layers import Policy, layer_norm, linear
+from fusmae_jax.models.layers import Policy, layer_norm, linear, trunc_normal
 from fusmae_jax.models.posembed import sincos_2d
 from fusmae_jax.models.streams import streams
 
@@ -30,9 +30,9 @@ class Encoder(nnx.Module):
             {name: linear(size, model.width, policy, rngs=rngs) for name, size in streams(model).items()}
         )
         if model.positions == 'learned':
-            table = jax.random.truncated_normal(rngs(), -2, 2, (model.num_patches, model.width), policy.wide)
-            self.position_table = nnx.Param(0.02 * table)
-        self.cls = nnx.Param(0.02 * jax.random.truncated_normal(rngs(), -2, 2, (model.width,), policy.wide))
+            shape = (model.num_patches, model.width)
+            self.position_table = nnx.Param(trunc_normal(rngs(), shape, policy.wide))
+        self.cls = nnx.Param(trunc_normal(rngs(), (model.width,), policy.wide))
 
         def block(rngs: nnx.Rngs) -> Block:
             return Block(model.width, model.heads, model.mlp_ratio, policy, rngs=rngs)

@@ -44,6 +44,14 @@ def xavier_uniform(parts: int = 1) -> Callable[..., Array]:
     return init
 
 
+def trunc_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Draws from N(0, 0.02^2): `trunc_normal_(std=.02)` of timm and PyTorch.
+
+    That function cuts at -2 and 2, a hundred deviations away and not at two of them, so nothing is ever cut.
+    """
+    return 0.02 * jax.random.normal(key, shape, dtype)
+
+
 def linear(
     in_width: int, out_width: int, policy: Policy, *, rngs: nnx.Rngs, parts: int = 1, bias: bool = True
 ) -> nnx.Linear:

@@ -8,7 +8,6 @@ without a residual around it, an MLP with one, then self-attention blocks on the
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fusmae_jax.config import Model
 from fusmae_jax.models.attention import CrossAttention
 from fusmae_jax.models.blocks import Block, constrain_batch, run_stack, stack
-from fusmae_jax.models.layers import Mlp, Policy, layer_norm, linear
+from fusmae_jax.models.layers import Mlp, Policy, layer_norm, linear, trunc_normal
 from fusmae_jax.models.posembed import sincos_2d
 
 
@@ -45,7 +44,7 @@ class ModalityEmbedding(nnx.Module):
     """A learned vector for all tokens of a modality, as a bias of their projection."""
 
     def __init__(self, width: int, policy: Policy, *, rngs: nnx.Rngs):
-        self.bias = nnx.Param(0.02 * jax.random.truncated_normal(rngs(), -2, 2, (width,), policy.wide))
+        self.bias = nnx.Param(trunc_normal(rngs(), (width,), policy.wide))
 
 
 class MultiMaeDecoder(nnx.Module):

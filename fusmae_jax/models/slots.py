@@ -1,7 +1,8 @@
 """Joint sequences: masks whose counts vary from sample to sample, as exactly K slots over all sensors.
 
-Drawn for `masking.strategy='dirichlet'` (MultiMAE) and `'modality'`. The total is fixed, so all shapes are
-static, and no sensor is padded to the largest count that it could get.
+Drawn for the strategies in `config.JOINT`: `joint_uniform` (the literal reading of the paper), `dirichlet`
+(MultiMAE) and `modality`. The total is fixed, so all shapes are static, and no sensor is padded to the
+largest count that it could get.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config import Masking
 from fusmae_jax.models.masking import num_visible
-
-JOINT = ('dirichlet', 'modality')  # the strategies that draw slots
 
 
 class Slots(NamedTuple):
@@ -33,7 +32,7 @@ def num_slots(num_patches: int, sensors: int, masking: Masking) -> int:
 def sample_slots(
     keys: Array, patch_valid: Mapping[str, Bool[Array, 'b n']], masking: Masking, count: int
 ) -> Slots:
-    """Draws the visible patches: a share for each sensor, then that many of its patches.
+    """Draws the visible patches: all from one urn, or a share for each sensor, then that many of its patches.
 
     Shares are rounded to counts; what the rounding or a sensor with too few valid patches leaves open goes
     to any other valid patches, and what goes beyond K is dropped at random. Slots that are still left over
@@ -42,9 +41,11 @@ def sample_slots(
     Args:
         keys: one random key for each sample, (b,).
         patch_valid: False for patches without a single valid pixel.
-        masking: `dirichlet`: shares from a symmetric Dirichlet distribution over the sensors that have a
-            valid patch. `modality`: with probability `hide` one of those sensors, each as likely, gets no
-            slot at all, unless it is the only one; the others have equal shares.
+        masking: `joint_uniform`: K of the valid patches of all sensors, every set of K as likely, so that
+            the count of a sensor is hypergeometric. `dirichlet`: shares from a symmetric Dirichlet
+            distribution over the sensors that have a valid patch. `modality`: with probability `hide` one
+            of those sensors, each as likely, gets no slot at all, unless it is the only one; the others
+            have equal shares.
         count: K.
     """
     names = sorted(patch_valid)
@@ -54,6 +55,22 @@ def sample_slots(
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     if masking.strategy == 'modality':
         eligible &= ~_hidden_sensor(keys[:, 1], jnp.any(eligible, axis=2), masking.hide)[..., None]
+    first_choice = eligible
+    if masking.strategy != 'joint_uniform':
+        first_choice &= _shared(keys, eligible, masking, count)
+    behind = jnp.where(first_choice, 0.0, jnp.where(eligible, 1.0, 2.0))
+    flat = (_uniform(keys[:, 3], (sensors, patches)) + behind).reshape(-1, sensors * patches)
+    first = jnp.argsort(flat, axis=1)[:, :count]
+    valid = jnp.take_along_axis(eligible.reshape(flat.shape), first, axis=1, mode='clip')
+    return Slots(first // patches, first % patches, valid)
+
+
+def _shared(
+    keys: Array, eligible: Bool[Array, 'b s n'], masking: Masking, count: int
+) -> Bool[Array, 'b s n']:
+    """The patches within the share of their sensor; `eligible` ones come first in it."""
+    _, sensors, patches = eligible.shape
+    if masking.strategy == 'modality':
         weights = jnp.zeros(eligible.shape[:2])
     else:
         concentration = jnp.full((sensors,), masking.concentration, jnp.float32)
@@ -61,14 +78,9 @@ def sample_slots(
     there = jnp.any(eligible, axis=2)
     share = jax.nn.softmax(jnp.where(there, weights, jnp.finfo(jnp.float32).min), axis=1)
     wanted = jnp.round(share * count).astype(jnp.int32)
-
     noise = _uniform(keys[:, 2], (sensors, patches)) + (~eligible).astype(jnp.float32)
     rank = jnp.argsort(jnp.argsort(noise, axis=2), axis=2)
-    behind = jnp.where(eligible & (rank < wanted[..., None]), 0.0, jnp.where(eligible, 1.0, 2.0))
-    flat = (_uniform(keys[:, 3], (sensors, patches)) + behind).reshape(-1, sensors * patches)
-    first = jnp.argsort(flat, axis=1)[:, :count]
-    valid = jnp.take_along_axis(eligible.reshape(flat.shape), first, axis=1, mode='clip')
-    return Slots(first // patches, first % patches, valid)
+    return rank < wanted[..., None]
 
 
 def _uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, 'b ...']:

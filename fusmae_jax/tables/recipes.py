@@ -8,7 +8,7 @@ from fusmae_jax.config_build import from_dict, to_dict
 from fusmae_jax.config_file import load_config
 from fusmae_jax.dino_config import build_any
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM, Encoder, LinearProbe
+from fusmae_jax.eval.evaluation_config import BANDS, PAPER_HEAD, PRIOR, RANDOM, Encoder, LinearProbe
 from fusmae_jax.tables.commands import KINDS, Evaluation
 from fusmae_jax.tables.config import System, Tables
 from fusmae_jax.workdir import FREE, flatten
@@ -46,7 +46,8 @@ def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str,
     found: Evaluation = from_dict(KINDS[about.command], values, where)
     if command(config, task, system) != about.command:
         shared = {name: getattr(found, name) for name in ('data', 'labels', 'intervals', 'preset')}
-        found = LinearProbe(**shared)
+        epochs, batch_size = PAPER_HEAD[found.data.kind]
+        found = LinearProbe(**shared, epochs=epochs, batch_size=batch_size)
     for name in ('features', 'batch_norm'):
         if len(getattr(found, name, ('',))) != 1:
             raise InputError(f'{where}: {name}={getattr(found, name)}; a cell shows one, name it')

@@ -8,9 +8,9 @@ import re
 
 import jax
 
-from fusmae_jax.config import Config, Model
+from fusmae_jax.config import JOINT, Config, Model
 from fusmae_jax.models.masking import num_visible
-from fusmae_jax.models.slots import JOINT, num_slots
+from fusmae_jax.models.slots import num_slots
 from fusmae_jax.models.streams import streams
 
 # bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets, by the beginning of

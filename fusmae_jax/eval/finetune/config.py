@@ -10,6 +10,7 @@ from fusmae_jax.errors import raise_all
 from fusmae_jax.eval import evaluation_config
 from fusmae_jax.eval.evaluation_config import (
     BANDS,
+    PAPER_HEAD,
     PRIOR,
     RANDOM,
     Encoder,
@@ -87,8 +88,14 @@ PRESETS = {'paper': Finetune(), 'recommended': RECOMMENDED}
 
 
 def recipe_of(config: Finetune) -> str:
-    """The preset, or 'custom' where its recipe was changed."""
+    """The preset, or 'custom' where its recipe was changed.
+
+    `paper` on a set with one class a record has epochs and batch of the paper's linear head on SEN12MS.
+    """
     preset = PRESETS.get(config.preset, config)
+    if (config.preset, config.data.kind) == ('paper', 'single_label'):
+        epochs, batch_size = PAPER_HEAD['single_label']
+        preset = dataclasses.replace(preset, epochs=epochs, batch_size=batch_size)
     same = all(getattr(config, name) == getattr(preset, name) for name in RECIPE if name != 'image')
     return config.preset if same else 'custom'
 
