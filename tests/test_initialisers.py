@@ -10,8 +10,9 @@ import pytest
 
 from fusmae_jax.config_build import resolve
 from fusmae_jax.interop.rules import flatten
-from fusmae_jax.models import fusmae
+from fusmae_jax.models import dino, fusmae, heads
 from tests.conftest import cfg, tiny_model
+from tests.dino_helpers import tiny
 
 pytestmark = pytest.mark.usefixtures('strict')
 
@@ -65,3 +66,28 @@ def test_no_two_parameters_start_alike():
     layers = [layer.ravel() for x in drawn for layer in (x if x.ndim == 3 else x[None])]
     firsts = {tuple(layer[:4].tolist()) for layer in layers}
     assert len(firsts) == len(layers)
+
+
+def check_uniform(path, x, limit):
+    assert np.abs(x).max() <= limit, path
+    # Of 32 numbers, the smallest of these arrays, to four standard errors of the deviation of a uniform.
+    np.testing.assert_allclose(x.std(), limit / 3**0.5, rtol=4 * (0.2 / x.size) ** 0.5, err_msg=path)
+
+
+def test_dino_mm_starts_as_its_code_does():
+    config = tiny()
+    for path, x in flatten(dino.init_params(config.model, config.dino, jax.random.key(3))).items():
+        if path.startswith('backbone/patch/stack/'):
+            check_uniform(path, np.asarray(x), (14 * 4 * 4) ** -0.5)
+        elif path == 'head/last/kernel':
+            check_uniform(path, np.asarray(x), x.shape[0] ** -0.5)
+        elif path.endswith(('kernel', 'cls', 'position_table')):
+            np.testing.assert_allclose(x.std(), 0.02, rtol=4 / (2 * x.size) ** 0.5, err_msg=path)
+        else:
+            assert (x == (1 if path.endswith('scale') else 0)).all(), path
+
+
+def test_a_fresh_head_is_small_and_has_no_bias():
+    head = heads.init_head(jax.random.key(2), 300, 40)
+    np.testing.assert_allclose(np.std(head['kernel']), 0.01, rtol=0.03)
+    assert not np.asarray(head['bias']).any()
