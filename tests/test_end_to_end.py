@@ -188,7 +188,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert [event.step for event in board.Images('reconstruction')] == [25, 50]
     assert [event.step for event in board.Scalars('loss')] == list(range(5, 51, 5))
     card = (run / 'MODEL_CARD.md').read_text()
-    assert '16 pairs' in card and 'still training' not in card
+    assert '16 records' in card and 'still training' not in card
 
 
 def test_metrics_are_written_when_they_are_due(finished):

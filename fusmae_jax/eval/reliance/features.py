@@ -66,7 +66,7 @@ class Disturbed:
         shuffled.
 
         Raises:
-            InputError: a feature that is not finite.
+            InputError: a feature that is not finite, or a condition without any valid pixel.
         """
         source = WithOther(Source(self._config.data.path, self._config.data.test_split, self._fields), other)
         names = [*self._fields, *(f'{OTHER}{name}' for name in self._fields)]
@@ -75,7 +75,12 @@ class Disturbed:
             key: Features(*(np.concatenate(x)[: len(source)] for x in zip(*(part[key] for part in parts))))
             for key in parts[0]
         }
-        for key, (values, _) in found.items():
+        for key, (values, valid) in found.items():
+            if not valid.any():
+                raise InputError(
+                    f'{self._config.data.path}, {self._config.data.test_split}: no record has a valid pixel '
+                    f'({key}); there is nothing to compare'
+                )
             if not np.isfinite(values).all():
                 where = int(np.argmin(np.isfinite(values).all(axis=1)))
                 raise InputError(
