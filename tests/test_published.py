@@ -122,16 +122,23 @@ def test_the_preset_of_dino_mm_is_that_of_its_code():
     assert (found['s1'][0, ..., vv] == found['s1'][0, ..., vv].max()).sum() > 1
 
 
-def opencv_cubic(x, size):
-    """What `cv2.resize` makes of images (b, n, n) with INTER_CUBIC, in float64: a = -0.75."""
-    matrix = np.zeros((size, x.shape[1]))
-    for row in range(size):
-        centre = (row + 0.5) * x.shape[1] / size - 0.5
+@functools.cache
+def opencv_matrix(old, new):
+    """The weights of `cv2.resize` with INTER_CUBIC along one axis: a = -0.75, the border repeated."""
+    matrix = np.zeros((new, old))
+    for row in range(new):
+        centre = (row + 0.5) * old / new - 0.5
         for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
             t = abs(centre - tap)
             weight = 1.25 * t**3 - 2.25 * t**2 + 1 if t <= 1 else -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
-            matrix[row, np.clip(tap, 0, x.shape[1] - 1)] += weight
-    return np.einsum('yi,bij,xj->byx', matrix, x, matrix)
+            matrix[row, np.clip(tap, 0, old - 1)] += weight
+    return matrix
+
+
+def opencv_cubic(x, size):
+    """Images (b, n, n) on another grid, in float64."""
+    matrix = opencv_matrix(x.shape[1], size)
+    return matrix @ x @ matrix.T
 
 
 def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
@@ -147,7 +154,7 @@ def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
     rng = np.random.default_rng(0)
     batch = {name: rng.gamma(2, 700, (8, *g.size, len(g.bands))).astype('u2') for name, g in groups.items()}
     batch['s1'] = rng.normal([-12, -19], 5, (8, 20, 20, 2)).astype('f')
-    patches = make_inputs(settings, Contract(dataset='test', groups=groups))(batch, None)
+    patches = jax.jit(make_inputs(settings, Contract(dataset='test', groups=groups)))(batch, None)
     differ = []
     for name, modality in settings.model.modalities.items():
         found = unpatchify(np.asarray(patches[name].values), settings.model.grid, settings.model.patch_size)

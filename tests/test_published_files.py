@@ -57,7 +57,8 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
         'modalities': ('s1',),
         'absent': 'zero_image',
         'image': 'resize 24 x 24, centre 21 x 21',
-        'statistics': 'mean +- 2 std to [0, 1] in 256 levels; s1 clipped to 1% .. 99% of each resized image; '
+        'statistics': 'mean +- 2 std to [0, 1] in 256 levels (s2: native grid); '
+        's1 clipped to 1% .. 99% of each resized image; '
         's1: the code of DINO-MM',
         'accepted': (),
     }
@@ -73,7 +74,7 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (Weights('satvit', 'x'), 'channels is empty: the order of the 15 input channels of SatViT'),
+        (Weights('satvit', 'x'), 'channels is empty: the weights of SatViT have 15 input channels'),
         (Weights('satvit', 'x', channels=('B02', 'VV', 'B02')), 'B02 stands there twice'),
         (Weights('satvit', 'x', channels=('VV', 'B02', 'VV', 'VV')), 'VV stands there 3 times'),
         (Weights('dino_mm', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),

@@ -97,14 +97,17 @@ def _modality(
     if order != list(modality.bands):
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
-    if eight_bit:
-        pass  # on its scale already
-    elif config.data.normalisation == 'mean_2sigma':
-        values = jnp.clip(values, -2, 2) / 2
-    else:
-        values = jnp.clip(values, -config.data.clip, config.data.clip)
+    if not eight_bit:  # those are on their scale already
+        values = _scaled(values, config)
     size = config.model.patch_size
     return Patches(patchify(values, size), patchify(valid, size))
+
+
+def _scaled(zscores: Array, config: Config) -> Array:
+    """Z-scores as `config.data` wants them."""
+    if config.data.normalisation == 'mean_2sigma':
+        return jnp.clip(zscores, -2, 2) / 2
+    return jnp.clip(zscores, -config.data.clip, config.data.clip)
 
 
 def _group(
