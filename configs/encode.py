@@ -7,10 +7,12 @@ with both files or one of them, projected in metres, north up, covering the same
 the files do not say themselves is declared here; the model's input contract is checked against it first.
 
     --config.s1.unit=linear                    power instead of decibels
-    --config.s2.offset=-1000                   digital numbers of processing baseline 04.00 and newer
+    --config.s2.offset=-1000                   digital numbers of processing baseline 04.00 and newer, 0 for
+                                               others; needed where the metadata of the file do not say it
     --config.s2.bands="('B02', 'B03', ...)"    for a file whose bands have no names
     --config.s1.product.calibration=gamma0     told to the contract; a shift has to be accepted
     --config.accept="('calibration',)"
+    --config.vrt=True                          take a VRT of local GeoTIFFs
     --config.dtype=int8                        a quarter of the size; the scale of each channel is stored
 
 Variants: `int8`, `pooled` (one vector a window), `cls`.

@@ -1,15 +1,19 @@
+import contextlib
 import dataclasses
 import json
+import os
 import resource
 import tracemalloc
 
 import jax
 import numpy as np
 import pytest
+import rasterio
 
 from configs.encode import get_config
 from fusmae_jax import inference
 from fusmae_jax.config_build import from_dict
+from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.errors import InputError
@@ -156,6 +160,95 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, model, name):
 def test_defaults_of_the_configuration_file():
     config = from_dict(EncodeConfig, get_config('int8,pooled').to_dict())
     assert (config.dtype, config.output, config.s1.unit, config.s2.unit) == ('int8', 'pooled', 'dB', 'DN')
-    assert from_dict(EncodeConfig, get_config().to_dict()) == dataclasses.replace(CONFIG, batch=32)
+    told = {'s2': SensorFile(unit='DN', offset=0.0)}
+    plain = from_dict(EncodeConfig, get_config().to_dict())
+    assert plain.s2.offset is None
+    assert dataclasses.replace(plain, **told) == dataclasses.replace(CONFIG, batch=32)
     with pytest.raises(InputError, match="'int8'"):
         get_config('int4')
+
+
+def test_neither_output_nor_a_file_beside_it_is_replaced_unasked(tmp_path, model):
+    s1, _, _ = write_pair(tmp_path, 130, 130)
+    out, beside = tmp_path / 'e.tif', tmp_path / 'e.tif.json'
+    beside.write_text('{"mine": 1}')
+    with pytest.raises(InputError, match=r'e\.tif\.json exists, where the description'):
+        run(model, CONFIG, out, s1=s1)
+    with pytest.raises(InputError, match=r'e\.tif\.json exists and is not by `encode`'):
+        run(model, changed(overwrite=True), out, s1=s1)
+    assert beside.read_text() == '{"mine": 1}' and not out.exists()
+    beside.unlink()
+    run(model, CONFIG, out, s1=s1)
+    before = out.read_bytes()
+    with pytest.raises(InputError, match=r'e\.tif exists; name another file'):
+        run(model, CONFIG, out, s1=s1)
+    run(model, changed(overwrite=True, output='cls'), out, s1=s1)
+    assert out.read_bytes() != before
+    assert json.loads(beside.read_text())['settings']['output'] == 'cls'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['e.tif', 'e.tif.json', 's1.tif', 's2.tif']
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_stop_between_the_two_files_leaves_no_description_of_another(tmp_path, monkeypatch, overwrite):
+    """Whatever call is the last that is made: a description stands beside its own raster or not at all."""
+    names = ('unlink', 'replace', 'link')
+    for last in range(6):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        target, part = folder / 'e.tif', folder / '.e.tif.1.part'
+        files = {part: 'new', embed_run._beside(part): 'about new'}
+        files |= {target: 'old', embed_run._beside(target): 'about old'} if overwrite else {}
+        for file, text in files.items():
+            file.write_text(text)
+        calls = []
+
+        def counted(real, last=last, calls=calls):
+            def call(*arguments, **options):
+                if len(calls) == last:
+                    raise KeyboardInterrupt  # what is left of a process that was killed here
+                calls.append(real)
+                return real(*arguments, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in names:
+                patch.setattr(os, name, counted(getattr(os, name)))
+            with contextlib.suppress(KeyboardInterrupt):
+                embed_run._publish(part, embed_run._beside(part), target, overwrite)
+        raster = target.read_text() if target.exists() else ''
+        beside = embed_run._beside(target)
+        assert not beside.exists() or beside.read_text() == f'about {raster}'
+        assert raster in (('old', 'new') if overwrite else ('', 'new'))
+
+
+def test_a_name_that_was_taken_meanwhile_is_left_alone(tmp_path):
+    part, target = tmp_path / '.e.tif.1.part', tmp_path / 'e.tif'
+    for file in (part, embed_run._beside(part), embed_run._beside(target)):
+        file.write_text(file.name)
+    with pytest.raises(InputError, match=r'e\.tif\.json was written by something else meanwhile'):
+        embed_run._publish(part, embed_run._beside(part), target, False)
+    assert not target.exists() and embed_run._beside(target).read_text() == 'e.tif.json'
+
+
+@pytest.mark.parametrize('value', ['5%', '512MB', ''])
+def test_the_cache_of_gdal_is_left_to_its_variable(monkeypatch, value):
+    monkeypatch.setenv('GDAL_CACHEMAX', value)
+    assert 'GDAL_CACHEMAX' not in embed_run._gdal_options()
+    monkeypatch.delenv('GDAL_CACHEMAX')
+    assert embed_run._gdal_options()['GDAL_CACHEMAX'] == 256
+
+
+def test_offsets_of_tags_are_applied_and_written_down(tmp_path, model):
+    pixels = image('s2', 130, 130)
+    plain = write(tmp_path / 'plain.tif', pixels, BANDS['s2'])
+    shifted = write(tmp_path / 'shifted.tif', pixels + np.uint16(1000), BANDS['s2'])
+    with rasterio.open(shifted, 'r+') as dataset:
+        dataset.update_tags(BOA_ADD_OFFSET='-1000', BOA_QUANTIFICATION_VALUE='10000')
+    run(model, CONFIG, tmp_path / 'a.tif', s2=plain)
+    believing = changed(s2=SensorFile(unit='DN'))
+    run(model, believing, tmp_path / 'b.tif', s2=shifted)
+    np.testing.assert_allclose(embedded(tmp_path / 'b.tif'), embedded(tmp_path / 'a.tif'), atol=1e-4)
+    assert json.loads((tmp_path / 'b.tif.json').read_text())['inputs']['s2']['offset'] == -1000
+    with pytest.raises(InputError, match=r'config\.s2\.offset=-1000 if they are'):
+        run(model, believing, tmp_path / 'c.tif', s2=plain)

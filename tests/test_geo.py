@@ -1,4 +1,4 @@
-"""What a GeoTIFF says, read alike by `convert`, `doctor` and `encode`: format, ground, numbers, masks, names."""
+"""What a GeoTIFF says, alike for `convert`, `doctor` and `encode`: format, ground, numbers, masks, names."""
 
 import http.server
 import json
@@ -11,6 +11,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 
 from data.doctor import tiffs
 from data.doctor.command import run as doctor
@@ -24,6 +25,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.bands import by_description
 from fusmae_jax.geo.grid import Grid, check_grid, common, ground_scale, window_onto
+from fusmae_jax.geo.raster import read_header
 from tests.embed_fixtures import changed
 from tests.paired_folder_files import S2, archive, optical, put, radar
 
@@ -31,11 +33,11 @@ ROOT = Path(__file__).parents[1]
 DB, DN = SensorFile(unit='dB'), SensorFile(unit='DN')
 
 
-def refusals(file, modality='s1', **options):
+def refusals(file, modality='s1'):
     """What `convert`, `doctor` and `encode` say of a file that none of them takes."""
+    settings = archive(file.parent, s2_offset='auto')
     with pytest.raises(RecordError) as convert:
-        (header,) = read_headers([file], modality, ())
-        values_of(header, modality, archive(file.parent, **{'s2_offset': 'auto', 's1_scale': 1.0, **options}))
+        [values_of(header, modality, settings) for header in read_headers([file], modality, ())]
     with pytest.raises(InputError) as encode:
         Raster(file, modality, DB if modality == 's1' else DN)
     with tiffs.opened(file) as dataset:
@@ -186,7 +188,7 @@ def test_the_length_of_a_metre_on_the_ground(crs, left, top, scale):
     ],
 )
 def test_metres_that_are_none_on_the_ground_are_refused_with_the_zone(crs, left, top, near, tmp_path):
-    with pytest.raises(UnusableError, match='of ground|does not reach') as error:
+    with pytest.raises(UnusableError, match=r'of ground|does not reach') as error:
         check_grid(grid(crs, left, top))
     assert f'rio warp a.tif OUT.tif --dst-crs {near}' in error.value.advice_for('a.tif')
 
@@ -320,7 +322,9 @@ def masked(file, kind):
     mask = np.full((48, 48), 255, np.uint8)
     mask[:10] = 0
     if kind == 'alpha':
-        put(file, np.concatenate([pixels, mask[None].astype(np.float32)]), ('VV', 'VH', None), ALPHA='YES')
+        put(file, np.concatenate([pixels, mask[None].astype(np.float32)]), ('VV', 'VH', None))
+        with rasterio.open(file, 'r+') as dataset:
+            dataset.colorinterp = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
         return
     put(file, pixels, ('VV', 'VH'))
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == 'internal'), rasterio.open(file, 'r+') as dataset:
@@ -333,7 +337,7 @@ def test_masks_are_honoured_by_doctor_and_encode_and_refused_by_convert(tmp_path
     masked(file, kind)
     assert Path(f'{file}.msk').exists() == (kind == 'beside')
     names = ('VV', 'VH', '-') if kind == 'alpha' else ('VV', 'VH')
-    with pytest.raises(RecordError, match='s1 mask: validity lies in a mask, .*; .* rio warp .*'):
+    with pytest.raises(RecordError, match=r's1 mask: validity lies in a mask, .*; .* rio warp '):
         read_headers([file], 's1', names)
     raster = Raster(file, 's1', SensorFile(unit='dB', bands=names))
     pixels = raster.read(['VV', 'VH'], 0, 0, 48, 48)
@@ -352,7 +356,11 @@ def test_masks_are_honoured_by_doctor_and_encode_and_refused_by_convert(tmp_path
 def test_a_fourth_channel_called_alpha_is_a_band_where_it_is_named(tmp_path):
     image = (optical() // 16).astype(np.uint8)
     image[3, :5] = 0
-    put(tmp_path / 'a.tif', image, S2, photometric='RGB')
+    put(tmp_path / 'a.tif', image, S2, photometric='RGB', ALPHA='YES')
+    with rasterio.open(tmp_path / 'a.tif') as dataset:
+        assert dataset.colorinterp[3] == ColorInterp.alpha
+        # To another sensor it is none either.
+        assert not read_header(tmp_path / 'a.tif', dataset, ('B02', '', '', '')).masked
     raster = Raster(tmp_path / 'a.tif', 's2', SensorFile(unit='DN', scale=16.0, offset=0.0, nodata=(255.0,)))
     assert np.isfinite(raster.read(['B02'], 0, 0, 5, 48)).all()
     raster.close()

@@ -14,7 +14,7 @@ import rasterio
 from rasterio.windows import Window
 
 from data.doctor.evidence import Declared, Grid
-from data.doctor.findings import Finding
+from data.doctor.findings import Finding, Severity
 from data.doctor.names import band_in, sensor_in
 from data.paired_folder.headers import refusals
 from fusmae_jax.geo import UnusableError, raster, values
@@ -39,7 +39,6 @@ class Header(NamedTuple):
     nodata: tuple[float, ...]
     tags: str
     whole: raster.Header  # the same of all channels, as the converters read it
-    problem: UnusableError | None = None  # why the offset of the values is not known
 
 
 @contextmanager
@@ -63,7 +62,7 @@ def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Se
         bands = _bands(dataset, modality, described)
     kept = [*('' if band == SKIP else band for band in bands), *[''] * dataset.count][: dataset.count]
     whole = raster.read_header(file, dataset, kept)
-    offsets, problem = _offsets(whole, modality)
+    hidden = (np.nan,) if whole.masked else ()  # what a mask hides, see `load`
     return Header(
         file,
         whole.grid,
@@ -71,11 +70,10 @@ def header(file: Path, dataset: rasterio.DatasetReader, modality: str, bands: Se
         named,
         whole.dtypes[0] if whole.dtypes else dataset.dtypes[0],
         whole.scales,
-        offsets,
-        tuple(sorted({value for value in whole.nodatas if value is not None})),
+        _offsets(whole, modality),
+        tuple(sorted({float(v) for v in dataset.nodatavals if v is not None}, key=repr)) + hidden,
         ' '.join(f'{key}={value}' for key, value in dataset.tags().items()),
         whole,
-        problem,
     )
 
 
@@ -93,42 +91,72 @@ def _bands(
     )
 
 
-def _offsets(head: raster.Header, modality: str) -> tuple[tuple[float, ...], UnusableError | None]:
-    """The offsets of the values, and why they are not known; of Sentinel-2 as the converters read them."""
-    if modality != 's2' or not head.channels:
-        return head.offsets, None
+def _offsets(head: raster.Header, modality: str) -> tuple[float, ...]:
+    """The offsets of the values; of whole numbers of Sentinel-2 as the converters read them.
+
+    The unit of floats is not known, and so neither what an offset in digital numbers is.
+    """
     try:
-        # The unit of floats is not known, and so neither what an offset in digital numbers is.
-        if head.dtype.startswith('float'):
-            return head.offsets, None
-        unit = 'reflectance' if head.scale < values.FEW else 'DN'
-        stated = values.stated_offset(head, values.DN[unit])
-        if stated is None:
-            return head.offsets, values.unknown_offset(
-                head, values.Declared('s2_', unit, step=values.DN[unit])
-            )
-        return (stated,) * len(head.channels), None
-    except UnusableError as error:
-        return head.offsets, error
+        stated = _stated(head) if modality == 's2' and head.channels else None
+        whole = not head.channels or not head.dtype.startswith('float')
+    except UnusableError:
+        return head.offsets
+    return head.offsets if stated is None or not whole else (stated,) * len(head.offsets)
+
+
+def stated_offset(head: Header) -> float | None:
+    """The offset of Sentinel-2 that a file states as `convert` reads it; None where it states none."""
+    try:
+        return _stated(head.whole) if head.bands else None
+    except UnusableError:
+        return None
+
+
+def _stated(head: raster.Header) -> float | None:
+    return values.stated_offset(head, values.DN['reflectance' if head.scale < values.FEW else 'DN'])
 
 
 def findings(headers: Iterable[Header], modality: str) -> Iterator[Finding]:
     """What the headers of a user's files say that `convert` refuses, in its words."""
     headers, refused = list(headers), dict[str, list[tuple[Path, UnusableError]]]()
     for head in headers:
-        for problem in (*refusals(head.whole), *([head.problem] if head.problem else [])):
+        for problem in _problems(head.whole, modality):
             refused.setdefault(problem.field, []).append((head.file, problem))
-    for field, cases in refused.items():
-        file, problem = cases[0]
-        yield Finding(
-            f'{modality}.{field.replace(" ", "_").lower()}_refused',
-            # What nobody can know is no fault of the files.
-            'cannot tell' if field == 'offset' else 'warning',
-            f'Sentinel-{modality[1]}: `convert` refuses the files as they are ({field})',
-            f'{len(cases):,} of {len(headers):,} files, such as {file.name}: {problem.found}',
-            problem.advice_for(file),
-            needs='metadata',
-        )
+    if unstated := [head for head in headers if modality == 's2' and _is_unstated(head.whole)]:
+        # The first stands for all: pixels are looked at.
+        problem = values.unknown_offset(unstated[0].whole, values.Declared('s2_', 'DN'))
+        yield _refused(modality, unstated[0].file, problem, len(unstated), len(headers), 'cannot tell')
+    for cases in refused.values():
+        yield _refused(modality, *cases[0], len(cases), len(headers), 'warning')
+
+
+def _problems(head: raster.Header, modality: str) -> Iterator[UnusableError]:
+    yield from refusals(head)
+    if modality == 's2' and head.channels:
+        try:
+            _stated(head)
+        except UnusableError as problem:
+            yield problem
+
+
+def _is_unstated(head: raster.Header) -> bool:
+    try:
+        return bool(head.channels) and _stated(head) is None
+    except UnusableError:
+        return False
+
+
+def _refused(
+    modality: str, file: Path, problem: UnusableError, count: int, total: int, severity: Severity
+) -> Finding:
+    return Finding(
+        f'{modality}.{problem.field.replace(" ", "_").lower()}_refused',
+        severity,
+        f'Sentinel-{modality[1]}: `convert` refuses the files as they are ({problem.field})',
+        f'{count:,} of {total:,} files, such as {file.name}: {problem.found}',
+        problem.advice_for(file),
+        needs='metadata',
+    )
 
 
 def load(file: Path, modality: str, bands: Sequence[str] = ()) -> tuple[Header, dict[str, np.ndarray]]:

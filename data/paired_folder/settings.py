@@ -46,7 +46,7 @@ class Archive:
     s1_scale: float = 0.0  # 0: from the scale tag of the files, 1 without one
     s2_scale: float = 0.0
     s2_offset: Literal['auto', '0', '-1000'] = 'auto'  # in DN; auto: from the metadata in the files, or error
-    s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing; (): from the files
+    s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing, beside those of the files
     s2_nodata: tuple[float, ...] = ()  # the same; whole numbers without such a tag: 0, as in all products
     # How the values came about; '' where it is not known.
     s1_calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''

@@ -20,6 +20,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
+from fusmae_jax.geo.bands import BANDS, band_of
 from fusmae_jax.geo.grid import Grid, Place, grid_of
 from fusmae_jax.geo.vrt import checked_vrt
 
@@ -85,21 +86,22 @@ def check_source(file: Path) -> None:
 
 
 def _check_beside(file: Path) -> None:
-    for end in ('.msk', '.MSK', '.ovr', '.OVR'):
-        if (other := Path(f'{file}{end}')).is_file() and not _begins(other, *_TIFF):
-            raise UnusableError('', f'{other.name} beside it is no GeoTIFF', f'remove {other.name}')
+    # As text: this is done for every tile that is read.
+    for other in (f'{file}.msk', f'{file}.MSK', f'{file}.ovr', f'{file}.OVR'):
+        if os.path.isfile(other) and not _begins(other, *_TIFF):
+            raise UnusableError('', f'{other} beside it is no GeoTIFF', f'remove {other}')
     # ERDAS files name further files.
-    for other in (file.with_suffix('.aux'), Path(f'{file}.aux')):
-        if other.is_file() and _begins(other, b'EHFA_HEADER_TAG'):
-            raise UnusableError('', f'{other.name} beside it is of ERDAS', f'remove {other.name}')
+    for other in (f'{file}.aux', f'{os.path.splitext(file)[0]}.aux'):
+        if os.path.isfile(other) and _begins(other, b'EHFA_HEADER_TAG'):
+            raise UnusableError('', f'{other} beside it is of ERDAS', f'remove {other}')
 
 
-def _begins(file: Path, *starts: bytes) -> bool:
+def _begins(file: Path | str, *starts: bytes) -> bool:
     try:
-        with file.open('rb') as stream:
+        with open(file, 'rb') as stream:
             return stream.read(16).startswith(starts)
     except OSError as error:
-        raise UnusableError('', f'{file.name} cannot be read: {error}', 'see to its permissions') from error
+        raise UnusableError('', f'{file} cannot be read: {error}', 'see to its permissions') from error
 
 
 def _damaged(file: Path, error: Exception) -> UnusableError:
@@ -123,6 +125,7 @@ class Header(NamedTuple):
     offsets: tuple[float, ...]
     nodatas: tuple[float | None, ...]  # None: none, or NaN
     masked: bool  # validity lies in a mask, or in an alpha channel that is no band
+    alpha: int  # number of the latter, 0 for none
     points: bool  # it has ground control points
     tags: Mapping[str, str]  # metadata of the file and its kept channels, names in capitals
 
@@ -186,6 +189,7 @@ class Header(NamedTuple):
 def read_header(file: Path, dataset: rasterio.DatasetReader, bands: Sequence[str]) -> Header:
     """The header of an open file whose channels are `bands`, '' for one that is left out."""
     kept = [index for index, band in enumerate(bands) if band]
+    alpha = _alpha(dataset, kept)
     tags = {key.upper(): value for index in kept for key, value in dataset.tags(index + 1).items()}
     return Header(
         file=file,
@@ -196,7 +200,8 @@ def read_header(file: Path, dataset: rasterio.DatasetReader, bands: Sequence[str
         scales=tuple(dataset.scales[index] for index in kept),
         offsets=tuple(dataset.offsets[index] for index in kept),
         nodatas=tuple(_number(dataset.nodatavals[index]) for index in kept),
-        masked=is_masked(dataset, kept),
+        masked=bool(alpha) or _has_mask(dataset, kept),
+        alpha=alpha,
         points=bool(dataset.gcps[0]),
         tags=tags | {key.upper(): value for key, value in dataset.tags().items()},
     )
@@ -211,17 +216,21 @@ def _number(value: float | None) -> float | None:
     return None if value is None or value != value else value
 
 
-def is_masked(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> bool:
-    """Whether validity lies in a mask (in the file or beside it) or in an alpha channel that is not kept.
+def _alpha(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> int:
+    """The number of an alpha channel that is no band, 0 for none; GDAL itself takes none of floats.
 
-    `kept`: indices of channels, from 0.
+    Writers declare channels to be alpha whatever is in them, so that one with the name of a band is a band.
     """
-    if not kept:
-        return False
-    flags = dataset.mask_flag_enums[kept[0]]
-    # Writers declare the fourth channel of uint8 to be alpha, whatever is in it.
-    alpha_is_a_band = MaskFlags.alpha in flags and dataset.colorinterp.index(ColorInterp.alpha) in kept
-    return MaskFlags.per_dataset in flags and not alpha_is_a_band
+    for index, (kind, text) in enumerate(zip(dataset.colorinterp, descriptions(dataset))):
+        if kind == ColorInterp.alpha and index not in kept and not any(band_of(text, m) for m in BANDS):
+            return index + 1
+    return 0
+
+
+def _has_mask(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> bool:
+    """Whether there is a mask in the file or beside it, which is one for all channels."""
+    flags = dataset.mask_flag_enums[kept[0]] if kept else ()
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def read_valid(
@@ -234,5 +243,6 @@ def read_valid(
     stored = dataset.read(list(channels), window=window)
     if not header.masked:
         return stored
-    valid = dataset.read_masks(channels[0], window=window) > 0
+    read = dataset.read if header.alpha else dataset.read_masks
+    valid = read(header.alpha or channels[0], window=window) > 0
     return np.where(valid, stored, np.array(np.nan, np.promote_types(stored.dtype, np.float32)))
