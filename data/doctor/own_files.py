@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from data.doctor import tiffs
 from data.doctor.findings import Finding
 from data.doctor.tiffs import Header
 from fusmae_jax.geo.bands import SKIP
@@ -12,7 +13,7 @@ KINDS: Mapping[str, Callable[[Header], Any]] = {
     'type': lambda head: head.dtype,
     'pixel size': lambda head: round(abs(head.grid.step_x), 6),
     'scale': lambda head: head.scales,
-    'nodata value': lambda head: head.nodata,
+    'nodata value': lambda head: str(head.nodata),  # NaN is not equal to itself
 }
 
 
@@ -21,7 +22,8 @@ def check(headers: Sequence[Header], modality: str) -> Iterator[Finding]:
     yield from [_guessed(modality, head) for head in headers if not head.named][:1]
     yield from [_stacked(modality, head) for head in headers if _others(head)][:1]
     yield from _unlike(modality, headers)
-    yield from _offsets(modality, headers)
+    if modality == 's2':
+        yield from _offsets(headers)
 
 
 def _guessed(modality: str, head: Header) -> Finding:
@@ -75,26 +77,24 @@ def _unlike(modality: str, headers: Sequence[Header]) -> Iterator[Finding]:
             )
 
 
-def _offsets(modality: str, headers: Sequence[Header]) -> Iterator[Finding]:
+def _offsets(headers: Sequence[Header]) -> Iterator[Finding]:
     if stated := offsets(headers):
         yield Finding(
-            f'{modality}.offset_tags',
+            's2.offset_tags',
             'error',
-            f'{TITLES[modality]}: files state different offsets',
+            'Sentinel-2: files state different offsets',
             ', '.join(
-                f'{value:g} in {count:,} files, such as {name}' for value, (count, name) in stated.items()
+                f'{value:g} in {len(some):,} files, such as {some[0]}' for value, some in stated.items()
             ),
             'convert them apart, or give each its offset in the table of `convert`',
             needs='metadata',
         )
 
 
-def offsets(headers: Sequence[Header]) -> dict[float, tuple[int, str]]:
-    """offset -> files, if several are stated for one band."""
-    cases: dict[tuple[str, ...], dict[float, tuple[int, str]]] = {}
+def offsets(headers: Sequence[Header]) -> dict[float, list[str]]:
+    """Offset -> files of Sentinel-2, if several are stated; else nothing."""
+    cases: dict[float, list[str]] = {}
     for head in headers:
-        if head.problem is None and head.offsets:
-            case = cases.setdefault(head.bands, {})
-            count, name = case.get(head.offsets[0], (0, head.file.name))
-            case[head.offsets[0]] = (count + 1, name)
-    return next((case for case in cases.values() if len(case) > 1), {})
+        if (stated := tiffs.stated_offset(head)) is not None:
+            cases.setdefault(stated, []).append(head.file.name)
+    return cases if len(cases) > 1 else {}

@@ -125,7 +125,7 @@ def _listing(
         if own:
             about[modality] = tiffs.declared(own, modality)
             more += [*own_files.check(own, modality), *tiffs.findings(own, modality)]
-            if own_files.offsets(own):
+            if modality == 's2' and own_files.offsets(own):
                 # None of them holds for all: the values are judged as they are stored.
                 about[modality] = dataclasses.replace(about[modality], offset={})
     return Listing(kind, items, about=about, total=total, findings=(*findings, *more))

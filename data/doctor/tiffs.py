@@ -104,6 +104,14 @@ def _offsets(head: raster.Header, modality: str) -> tuple[float, ...]:
     return head.offsets if stated is None or not whole else (stated,) * len(head.offsets)
 
 
+def stated_offset(head: Header) -> float | None:
+    """The offset of Sentinel-2 that a file states as `convert` reads it; None where it states none."""
+    try:
+        return _stated(head.whole) if head.bands else None
+    except UnusableError:
+        return None
+
+
 def _stated(head: raster.Header) -> float | None:
     return values.stated_offset(head, values.DN['reflectance' if head.scale < values.FEW else 'DN'])
 

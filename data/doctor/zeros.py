@@ -12,9 +12,9 @@ from data.doctor.own_range import scaled
 from data.doctor.summary import usable
 
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
-# Of what surrounds a clipped scatterer: dB above the middle of the image, and dB at least. What surrounds a
-# hole is as bright as any other ground.
-BRIGHTER, BRIGHT = 5.0, -8.0
+# What surrounds a clipped scatterer lies this much above the middle of the image, within these limits (dB). What
+# surrounds a hole is as bright as any other ground.
+BRIGHTER, BRIGHT = 5.0, (-8.0, -5.0)
 SCATTERERS = 0.01  # of the image: a larger area of zeros is none
 
 
@@ -87,7 +87,7 @@ def _scatterer_pixels(image: np.ndarray) -> int:
     rims = np.where(other, ndimage.grey_dilation(areas, size=3), 0)
     number = np.arange(1, count + 1)
     # NaN, without a rim, is not bright.
-    bright = ndimage.median(image, rims, number) > max(middle + BRIGHTER, BRIGHT)
+    bright = ndimage.median(image, rims, number) > np.clip(middle + BRIGHTER, *BRIGHT)
     sizes = np.bincount(areas.ravel(), minlength=count + 1)[1:]
     return int(sizes[bright & (sizes <= SCATTERERS * image.size)].sum())
 
