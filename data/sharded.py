@@ -32,6 +32,7 @@ from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.index import FILE as INDEX
+from fusmae_jax.setting import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Beam:
     """How the pipeline runs. The default is Beam's local runner inside this machine."""
 
     runner: str = 'DirectRunner'  # on this machine; or DataflowRunner, FlinkRunner, SparkRunner, ...
-    direct_num_workers: int = 1  # processes of the DirectRunner; 0 takes one for each core
+    direct_num_workers: int = setting(1, least=0)  # processes of the DirectRunner; 0 takes one for each core
     flags: tuple[str, ...] = ()  # passed to Beam as they are, such as '--flink_master=host:8081'
 
 

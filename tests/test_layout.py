@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # A module may import what stands before it, and its own neighbours in a folder.
 ORDER = [
     'errors',
+    'setting',
     'config',
     'sensors',
     'config_build',

@@ -17,6 +17,7 @@ from data.bigearthnet_mm.schema import SCHEMA
 from data.bigearthnet_mm.splits import Flag, Selection
 from data.records import Item, RecordError, Source
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 
@@ -25,8 +26,8 @@ OnError = Literal['fail', 'skip']
 class Archive:
     """Where the archive is and how it is split."""
 
-    s1_root: str = ''  # folder of the unpacked Sentinel-1 archive, one folder a patch
-    s2_root: str = ''  # the same for Sentinel-2
+    s1_root: str = setting('', path=True)  # folder of the unpacked Sentinel-1 archive, one folder a patch
+    s2_root: str = setting('', path=True)  # the same for Sentinel-2
     # official: train, val, test and rest; one: every pair into train; lists: as split_lists says
     splits: Literal['official', 'one', 'lists'] = 'official'
     split_lists: tuple[str, ...] = ()  # with lists: ('train=FILE', 'val=FILE', ...), see lists.read_lists
