@@ -66,8 +66,11 @@ def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os
     output = config.output or os.fspath(workdir)
     if not output:
         raise InputError("config.output='': give the folder for the data set (or --workdir)")
+    source = _source(config, archive, output)
+    for note in source.notes:
+        print(f'note: {note}', flush=True)
     folder, result = sharded.convert(
-        _source(config, archive, output),
+        source,
         output,
         records_per_shard=config.records_per_shard,
         on_error=config.on_error,

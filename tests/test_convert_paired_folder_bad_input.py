@@ -92,7 +92,7 @@ FILES = {
     ),
     'too small': (
         lambda d: pair(d, 'b', s1={'array': radar(20)}, s2={'array': optical(20)}),
-        r"b\.tif: size: no tile of 24 pixels in 20 x 20; choose a smaller tile, edge='pad'",
+        r"b\.tif: size: no tile of 24 pixels in 20 x 20; choose tile=20 or smaller, edge='pad'",
     ),
     'linear power': (
         lambda d: pair(d, 'b', s1={'array': 10 ** (radar() / 10)}),

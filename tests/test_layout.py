@@ -16,7 +16,6 @@ ORDER = [
     'sensors',
     'config_build',
     'config_file',
-    'arguments',
     'dino_config',
     'input',
     'leak',

@@ -15,6 +15,7 @@ from data.bigearthnet_mm.lists import SplitLists, read_lists
 from data.bigearthnet_mm.names import parse_name
 from data.bigearthnet_mm.schema import SCHEMA
 from data.bigearthnet_mm.splits import Flag, Selection
+from data.paths import check_name
 from data.records import Item, RecordError, Source
 from fusmae_jax.errors import InputError
 from fusmae_jax.setting import setting
@@ -129,6 +130,7 @@ def _pair_up(
     taken: dict[str, str] = {}
     for s1_name in sorted(s1_names | rows.keys()):
         try:
+            check_name(s1_name, s1_root)
             pair = _pair(rows[s1_name]) if s1_name in rows else _unlisted(s1_root, s1_name)
             _check_pair(s1_root, s2_root, pair, s1_names, s2_names, taken)
         except RecordError as error:

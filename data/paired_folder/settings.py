@@ -20,6 +20,8 @@ HOW_S2 = (
     'or s2_scale makes it so)'
 )
 
+Offset = Literal['auto', '0', '-1000']
+
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
@@ -46,7 +48,7 @@ class Archive:
     s2_unit: Literal['', 'DN', 'reflectance'] = ''  # must be said; DN is reflectance x 10,000
     s1_scale: float = setting(0.0, least=0)  # 0: from the scale tag of the files, 1 without one
     s2_scale: float = setting(0.0, least=0)
-    s2_offset: Literal['auto', '0', '-1000'] = 'auto'  # in DN; auto: from the metadata in the files, or error
+    s2_offset: Offset = 'auto'  # in DN; auto: from the metadata in the files, or error
     s1_nodata: tuple[
         float, ...
     ] = ()  # stored values that mean nothing, as NaN and inf do; (): from the files
@@ -75,6 +77,8 @@ class Archive:
     # Share of the files that goes to val, whole files by a hash of their name
     val_share: float = setting(0.0, least=0, below=1)
     classes: tuple[str, ...] = ()  # in the order of the label vector; (): those in the table, sorted
+    # Parts the texts of the column labels; '' is ';', and refuses other signs that may part them.
+    labels_separator: str = ''
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -98,6 +102,10 @@ def check(archive: Archive) -> None:
         problems += _modality_problems(archive, modality)
     if archive.classes and not archive.table:
         problems.append('classes: labels come from the table; give one, or leave the classes out')
+    if archive.labels_separator and not archive.table:
+        problems.append('labels_separator: labels come from the table; give one, or leave the separator out')
+    if any(map(str.isalnum, archive.labels_separator)):
+        problems.append(f'labels_separator={archive.labels_separator!r} must hold no letter and no digit')
     if len(set(archive.classes)) < len(archive.classes):
         problems.append(f'classes={archive.classes}: a class is named twice')
     raise_all('config.archive: these settings cannot be used', problems)
