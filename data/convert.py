@@ -13,6 +13,7 @@ from data import report, sharded
 from data.records import Source
 from fusmae_jax.config_build import config_dict, from_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.setting import setting
 
 # Name of a data set -> the module with its settings (`Archive`), its listing (`source`) and, for some, a
 # sample that needs no download (`examples`).
@@ -31,10 +32,11 @@ class ConvertConfig:
 
     builder: str = 'bigearthnet_mm'  # a key of BUILDERS
     example: bool = False  # True: the sample that ships with the builder, instead of an archive
-    output: str = ''  # the data set goes to <output>/<name>/<version>; '' takes the workdir
-    records_per_shard: int = 512
+    # The data set goes to <output>/<name>/<version>; '' takes the workdir
+    output: str = setting('', path=True)
+    records_per_shard: int = setting(512, least=1)
     on_error: Literal['fail', 'skip'] = 'fail'  # skip: leave unusable records out and list them
-    max_skips: int = 100  # with skip: stop when more records than this were left out
+    max_skips: int = setting(100, least=0)  # with skip: stop when more records than this were left out
     beam: sharded.Beam = dataclasses.field(default_factory=sharded.Beam)
 
 
@@ -64,10 +66,11 @@ def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os
     output = config.output or os.fspath(workdir)
     if not output:
         raise InputError("config.output='': give the folder for the data set (or --workdir)")
-    if config.max_skips < 0 or config.beam.direct_num_workers < 0:
-        raise InputError('config.max_skips and config.beam.direct_num_workers must be at least 0')
+    source = _source(config, archive, output)
+    for note in source.notes:
+        print(f'note: {note}', flush=True)
     folder, result = sharded.convert(
-        _source(config, archive, output),
+        source,
         output,
         records_per_shard=config.records_per_shard,
         on_error=config.on_error,

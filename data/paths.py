@@ -3,6 +3,15 @@
 from pathlib import Path, PurePosixPath
 
 from data.records import RecordError
+from fusmae_jax.setting import escaped
+
+
+def check_name(name: str, source: object, field: str = 'name') -> None:
+    """Raises RecordError for a name that is not UTF-8, which no record and no report can hold."""
+    if (text := escaped(name)) != name:
+        raise RecordError(
+            source, field, f"'{text}' is not UTF-8", 'rename the file or the folder that it is in'
+        )
 
 
 def inside(root: Path, name: str, source: object = '', field: str = 'name') -> Path:
@@ -15,8 +24,10 @@ def inside(root: Path, name: str, source: object = '', field: str = 'name') -> P
       field: the column or key that it stands in.
 
     Raises:
-      RecordError: an empty or absolute name, one with `..`, or a link that leaves `root`.
+      RecordError: a name that is not UTF-8; an empty or absolute name, one with `..`, or a link that leaves
+        `root`.
     """
+    check_name(name, source or root, field)
     parts = PurePosixPath(name.replace('\\', '/')).parts
     escapes = not parts or parts[0] == '/' or '..' in parts or ':' in parts[0] or '\0' in name
     path = root / Path(*parts) if not escapes else root

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group, Product, Statistics
+from fusmae_jax.setting import check_text, escaped
 
 Record = dict[str, Any]
 
@@ -22,8 +23,9 @@ class RecordError(InputError):
     """A record that cannot be read: which file and field, what was found there, and what to do."""
 
     def __init__(self, file: object, field: str, found: str, advice: str):
-        super().__init__(f'{file}: {field}: {found}; {advice}')
-        self.file, self.field, self.found, self.advice = str(file), field, found, advice
+        # A name may be bytes that are no text; the message goes to terminals, the rest of it into the report.
+        self.file, self.field, self.found, self.advice = map(escaped, (file, field, found, advice))
+        super().__init__(f'{self.file}: {self.field}: {self.found}; {self.advice}')
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled with the arguments of its base class, which are not those of __init__.
@@ -31,7 +33,7 @@ class RecordError(InputError):
 
     def skip(self, record: str) -> dict[str, str]:
         """The entry of the conversion report for a record that is left out."""
-        return {'record': record, 'file': self.file, 'field': self.field, 'reason': self.found}
+        return {'record': escaped(record), 'file': self.file, 'field': self.field, 'reason': self.found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Source:
     published_labels: Mapping[str, Mapping[str, Mapping[str, int]]] = dataclasses.field(
         default_factory=dict
     )  # split -> label field -> class -> records, whole archive
+    notes: Sequence[str] = ()  # sentences that a person should read before the records are written
     together: Callable[[Item], tuple[str, ...]] | None = None  # what is read at once, coarsest part first
 
 
@@ -95,6 +98,7 @@ def folder(path: str, setting: str) -> Path:
     """The folder that a setting of an archive names, resolved; raises InputError if there is none."""
     if not path:
         raise InputError(f"config.archive.{setting}='': give the folder of the unpacked archive")
+    check_text(path)
     if not Path(path).is_dir():
         raise InputError(f'{path}: {setting}: no such folder; give that of the unpacked archive')
     return Path(path).resolve()

@@ -56,6 +56,7 @@ def build(
         'records': sum(split['records'] for split in splits.values()),
         'splits': splits,
         'published_but_absent': [name for name in source.published if name not in splits],
+        'notes': [*source.notes],
         'skips': skips,
         'timing': {
             'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),

@@ -34,6 +34,7 @@ from fusmae_jax import lock
 from fusmae_jax.disk import explain_full_disk
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.index import FILE as INDEX
+from fusmae_jax.setting import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Beam:
     """How the pipeline runs. The default is Beam's local runner inside this machine."""
 
     runner: str = 'DirectRunner'  # on this machine; or DataflowRunner, FlinkRunner, SparkRunner, ...
-    direct_num_workers: int = 1  # processes of the DirectRunner; 0 takes one for each core
+    direct_num_workers: int = setting(1, least=0)  # processes of the DirectRunner; 0 takes one for each core
     flags: tuple[str, ...] = ()  # passed to Beam as they are, such as '--flink_master=host:8081'
 
 

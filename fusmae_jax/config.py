@@ -8,6 +8,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+from fusmae_jax.setting import setting
+
+MAX_SEED = 2**32 - 1  # jax keeps 32 bits of a seed: another one would give the numbers of a smaller one
+MAX_STEPS = 2**31 - 1  # steps are counted in int32
 # name: (width, depth, heads) of the encoder, as in ViT and MAE.
 SIZES: dict[str, tuple[int, int, int]] = {
     'tiny': (32, 3, 2),  # for tests
@@ -17,6 +21,16 @@ SIZES: dict[str, tuple[int, int, int]] = {
     'H': (1280, 32, 16),  # in MAE with 14 px patches
 }
 
+# A modality names its parameters and its fields in a batch, so it may not be called like a part of the model,
+# or like a method of the containers that hold modules by modality.
+RESERVED = frozenset(
+    [
+        *('shared', 'stack', 'cls', 'blocks', 'absent'),
+        *('clear', 'copy', 'eval', 'get', 'items', 'iter_children', 'iter_modules', 'keys', 'perturb', 'pop'),
+        *('popitem', 'set_attributes', 'setdefault', 'sow', 'train', 'update', 'values'),
+    ]
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
@@ -25,9 +39,9 @@ class Modality:
     bands: tuple[str, ...] = ()
     sensor: str = ''  # key of sensors.SENSORS for statistics; '' takes mean and std below
     resample: Literal['bilinear', 'bicubic', 'opencv_cubic'] = 'bicubic'  # opencv: `input.resample`
-    loss_weight: float = 1.0  # weight of this sensor's mean squared error in the sum
+    loss_weight: float = setting(1.0, least=0)  # weight of this sensor's mean squared error in the sum
     mean: tuple[float, ...] = ()  # one a band, in `unit`; replaces the table of the sensor
-    std: tuple[float, ...] = ()
+    std: tuple[float, ...] = setting((), above=0)
     unit: str = ''  # of mean, std and what the model sees; '' takes the sensor's, or else that of the data
     statistics_from: str = ''  # where mean and std come from, in words; filled in
 
@@ -60,9 +74,9 @@ class Fusion:
 class Decoder:
     """The light decoder; there is one for each modality."""
 
-    width: int = 256  # MultiMAE; 512 in MAE
-    depth: int = 2  # MultiMAE; 8 in MAE
-    heads: int = 8  # MultiMAE; 16 in MAE
+    width: int = setting(256, least=1)  # MultiMAE; 512 in MAE
+    depth: int = setting(2, least=0)  # MultiMAE; 8 in MAE
+    heads: int = setting(8, least=1)  # MultiMAE; 16 in MAE
     cls: bool = False  # True passes the CLS token through the decoder, as MAE does
     final_norm: bool = True
 
@@ -72,7 +86,7 @@ class Numerics:
     """The choices in which frameworks silently differ."""
 
     gelu: Literal['exact', 'tanh'] = 'exact'
-    norm_eps: float = 1e-6  # MAE, MultiMAE; PyTorch's own default is 1e-5
+    norm_eps: float = setting(1e-6, above=0)  # MAE, MultiMAE; PyTorch's own default is 1e-5
     norm_variance: Literal['two_pass', 'fast'] = 'two_pass'  # 'fast' is E[x^2] - E[x]^2
     matmul_precision: Literal['default', 'high', 'highest'] = 'default'
     qkv_bias: bool = True
@@ -83,13 +97,13 @@ class Model:
     """Encoder, fusion and decoders."""
 
     modalities: Mapping[str, Modality] = dataclasses.field(default_factory=_paper_modalities)
-    image_size: tuple[int, int] = (224, 224)  # rows, columns of the model grid, in pixels
-    patch_size: int = 16
+    image_size: tuple[int, int] = setting((224, 224), least=1)  # rows, columns of the model grid, in pixels
+    patch_size: int = setting(16, least=1)
     size: str = 'B'  # tiny | S | B | L | H; fills the three fields below where they are 0
-    width: int = 0
-    depth: int = 0  # block 1 included
-    heads: int = 0
-    mlp_ratio: float = 4.0
+    width: int = setting(0, least=0)
+    depth: int = setting(0, least=0)  # block 1 included
+    heads: int = setting(0, least=0)
+    mlp_ratio: float = setting(4.0, above=0)
     positions: Literal['sincos', 'learned'] = 'sincos'  # fixed 2-D sine-cosine, or a trained table
     final_norm: bool = True  # LayerNorm after the last encoder block (MAE); MultiMAE has none
     fusion: Fusion = dataclasses.field(default_factory=Fusion)
@@ -125,9 +139,11 @@ class Masking:
     # is fixed: joint_uniform (all patches of all sensors drawn from one urn), dirichlet (random shares),
     # modality (a whole sensor hidden at times, else equal shares).
     strategy: Literal['independent', 'consistent', 'joint_uniform', 'dirichlet', 'modality'] = 'independent'
-    ratio: float = 0.75
-    concentration: float = 1.0  # dirichlet: of each sensor's share; 1 makes all shares equally likely
-    hide: float = 0.5  # modality: probability that one of the sensors is hidden as a whole
+    ratio: float = setting(0.75, above=0, below=1)
+    # With dirichlet: of each sensor's share; 1 makes all shares equally likely
+    concentration: float = setting(1.0, above=0)
+    # With modality: probability that one of the sensors is hidden as a whole
+    hide: float = setting(0.5, least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,27 +158,27 @@ class Augment:
     """Random geometry of a training sample, shared by all sensors."""
 
     crop: bool = True  # random resized crop; MultiMAE's default
-    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image area
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)  # width / height
-    hflip: float = 0.5  # probability
-    vflip: float = 0.0
+    crop_scale: tuple[float, float] = setting((0.2, 1.0), above=0, most=1)  # share of the image area
+    crop_ratio: tuple[float, float] = setting((0.75, 4 / 3), above=0)  # width / height
+    hflip: float = setting(0.5, least=0, most=1)  # probability
+    vflip: float = setting(0.0, least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One data set of a mixture."""
 
-    path: str = ''
+    path: str = setting('', path=True)
     train_split: str = 'train'
     val_split: str = ''
-    weight: float = 1.0  # share of each batch, relative to the others
+    weight: float = setting(1.0, above=0)  # share of each batch, relative to the others
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where the records come from and how they are normalised."""
 
-    path: str = ''  # a folder written by `convert`: <name>/<version> with features.json
+    path: str = setting('', path=True)  # a folder written by `convert`: <name>/<version> with features.json
     train_split: str = 'train'  # 'all_minus_val_test' is every BigEarthNet-MM pair outside val and test
     val_split: str = ''  # '' turns validation off
     mixture: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # several sets instead of `path`
@@ -176,40 +192,41 @@ class Data:
         'error'  # bands that the data lack: refuse, fill with the mean, or take them out of the model
     )
     accept: tuple[str, ...] = ()  # differences from what the statistics are of, such as 'level'
-    clip: float = 5.0  # z-scores are clipped to [-clip, clip]
-    threads: int = 4  # reader threads of one process
-    prefetch: int = 4  # batches read ahead
+    clip: float = setting(5.0, above=0)  # z-scores are clipped to [-clip, clip]
+    threads: int = setting(4, least=1)  # reader threads of one process
+    prefetch: int = setting(4, least=1)  # batches read ahead
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """AdamW with linear warm-up and cosine decay to 0; the schedule counts examples."""
 
-    learning_rate: float = 1.5625e-4  # absolute peak; nothing rescales it
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    learning_rate: float = setting(1.5625e-4, least=0)  # absolute peak; nothing rescales it
+    b1: float = setting(0.9, least=0, below=1)
+    b2: float = setting(0.95, least=0, below=1)
+    eps: float = setting(1e-8, above=0)
+    weight_decay: float = setting(0.05, least=0)
     decay_all: bool = False  # True: also biases, norms and tokens (MultiMAE's pretraining by accident)
-    warmup_epochs: float = 10.0  # a float, so that a part of an epoch can be given
-    warmup_steps: int = 0  # if not 0, replaces warmup_epochs
-    clip_norm: float = 0.0  # global gradient norm; 0 is off, as in the paper
+    warmup_epochs: float = setting(10.0, least=0)  # a float, so that a part of an epoch can be given
+    warmup_steps: int = setting(0, least=0)  # if not 0, replaces warmup_epochs
+    clip_norm: float = setting(0.0, least=0)  # global gradient norm; 0 is off, as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Length, batch and number formats of a run."""
 
-    batch_size: int = 400  # global; the paper's "200" is read as 2 x 200
-    epochs: float = 100.0
-    steps: int = 0  # if not 0, replaces epochs
+    batch_size: int = setting(400, least=1)  # global; the paper's "200" is read as 2 x 200
+    epochs: float = setting(100.0, least=0)
+    steps: int = setting(0, least=0, most=MAX_STEPS)  # if not 0, replaces epochs
     compute_dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = (
         'auto'  # auto: bfloat16, float32 on CPU
     )
-    max_skips: int = 10  # this many non-finite steps in a row stop the run
+    max_skips: int = setting(10, least=1)  # this many non-finite steps in a row stop the run
     # Micro-batches a step: less memory, the same batch, gradient and randomness.
-    accumulation: int = 1
-    ema: float = 0.0  # decay of an average of the weights, kept beside them; 0 is off
+    accumulation: int = setting(1, least=1)
+    # Decay of an average of the weights, kept beside them; 0 is off
+    ema: float = setting(0.0, least=0, below=1)
     compilation_cache: bool = True  # in the working directory: a restart need not compile again
 
 
@@ -220,49 +237,50 @@ class Parallel:
     Of devices in several slices, `data` spans the slices and `fsdp` stays within one.
     """
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = setting(-1, least=-1)
+    fsdp: int = setting(1, least=-1)
     # auto: what TPU pods, SLURM, Open MPI or the settings below tell; off: this process alone.
     distributed: Literal['auto', 'off'] = 'auto'
     coordinator: str = ''  # address:port of process 0, where nothing tells it
-    num_processes: int = 0
-    process_id: int = -1
-    heartbeat_seconds: int = 100  # a process that is silent for so long counts as lost
+    num_processes: int = setting(0, least=0)
+    process_id: int = setting(-1, least=-1)
+    heartbeat_seconds: int = setting(100, least=1)  # a process that is silent for so long counts as lost
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """When to save and what to keep."""
 
-    every_steps: int = 1000
-    keep: int = 2  # newest ones; the best by validation loss is kept beside them
-    keep_every_steps: int = 0  # multiples of it are kept for good; 0: none
-    preempt_exit_code: int = 0  # of a run that SIGTERM has stopped; some schedulers restart on others only
-    checksum_every_steps: int = 1000  # compares the parameters of all replicas; 0 is off
+    every_steps: int = setting(1000, least=1)
+    keep: int = setting(2, least=1)  # newest ones; the best by validation loss is kept beside them
+    keep_every_steps: int = setting(0, least=0)  # multiples of it are kept for good; 0: none
+    # Exit code of a run that SIGTERM has stopped; some schedulers restart on others only
+    preempt_exit_code: int = setting(0, least=0, most=255)
+    checksum_every_steps: int = setting(1000, least=0)  # compares the parameters of all replicas; 0 is off
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
     """kNN on a labelled set while the model trains; the test split is never opened."""
 
-    every_steps: int = 0  # 0 is off
-    path: str = ''
+    every_steps: int = setting(0, least=0)  # 0 is off
+    path: str = setting('', path=True)
     labels: str = 'labels_19'  # the label field
     kind: Literal['multi_label', 'single_label'] = 'multi_label'
     train_split: str = 'train[:5000]'
     val_split: str = 'val[:2000]'
-    k: int = 20
+    k: int = setting(20, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
     """Metrics, pictures and validation."""
 
-    every_steps: int = 50
-    images_every_steps: int = 5000  # 0 is off
-    num_images: int = 6
-    eval_every_steps: int = 2000  # held-out masked loss
-    eval_batches: int = 0  # 0: the whole validation split
+    every_steps: int = setting(50, least=1)
+    images_every_steps: int = setting(5000, least=0)  # 0 is off
+    num_images: int = setting(6, least=1)
+    eval_every_steps: int = setting(2000, least=1)  # held-out masked loss
+    eval_batches: int = setting(0, least=0)  # 0: the whole validation split
     knn: Neighbours = dataclasses.field(default_factory=Neighbours)
 
 
@@ -271,7 +289,7 @@ class Config:
     """Everything a pretraining run needs."""
 
     name: str = 'pretrain'
-    seed: int = 0
+    seed: int = setting(0, least=0, most=MAX_SEED)
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     model: Model = dataclasses.field(default_factory=Model)

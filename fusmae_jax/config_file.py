@@ -6,13 +6,15 @@ problem is one line that names the nearest valid name.
 
 import ast
 import importlib.util
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.setting import user_path
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         InputError: no such file or variant, or keys that the configuration does not have.
     """
     name, _, variant = spec.partition(':')
-    file = Path(name)
+    file = Path(user_path(name))
     if not file.is_file() or file.suffix != '.py':
         there = [str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__']
         raise InputError(f'--config: {name} is not a Python file that exists; {nearest(name, there)}')
@@ -36,10 +38,25 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     module_spec.loader.exec_module(module)
     if not hasattr(module, 'get_config'):
         raise InputError(f'--config: {name} defines no get_config()')
-    config: ml_collections.ConfigDict = module.get_config(variant) if variant else module.get_config()
+    config = _call(module.get_config, name, variant)
     for override in overrides:
         _set(config, override, name)
     return config.to_dict()
+
+
+def _call(get_config: Callable[..., Any], name: str, variant: str) -> ml_collections.ConfigDict:
+    given = [variant] if variant else []
+    try:
+        inspect.signature(get_config).bind(*given)
+    except TypeError as error:
+        found = f'takes no variant, found {variant!r}' if variant else 'needs a variant: FILE.py:VARIANT'
+        raise InputError(f'--config: get_config() of {name} {found}') from error
+    config = get_config(*given)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise InputError(
+            f'--config: get_config() of {name} must return a ConfigDict, found {type(config).__name__}'
+        )
+    return config
 
 
 def _set(config: ml_collections.ConfigDict, override: str, file: str) -> None:

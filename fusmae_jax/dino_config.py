@@ -12,40 +12,42 @@ from fusmae_jax import config as cfg
 from fusmae_jax import config_build
 from fusmae_jax.config import Config
 from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.setting import setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Crops:
     """Random crops of one size. `blur` and `solarize` are probabilities: one for all crops, or one each."""
 
-    count: int
-    size: int  # pixels, after resampling
-    scale: tuple[float, float]  # share of the image area
-    blur: tuple[float, ...]
-    solarize: tuple[float, ...] = (0.0,)
+    count: int = setting(least=1)
+    size: int = setting(least=1)  # pixels, after resampling
+    scale: tuple[float, float] = setting(above=0, most=1)  # share of the image area
+    blur: tuple[float, ...] = setting(least=0, most=1)
+    solarize: tuple[float, ...] = setting((0.0,), least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distortion:
     """Radiometric augmentation of one crop, on a scale where 0 and 255 are mean - 2 std and mean + 2 std."""
 
-    jitter: float = 0.8  # probability of brightness and contrast, together
-    brightness: float = 0.4  # factor in [1 - x, 1 + x]
-    contrast: float = 0.4  # the same, about the mean of each band in the crop
-    gray: float = 0.2  # probability of the mean over all bands of all sensors
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    solarize_below: float = 128.0  # x becomes 255 - x below this
-    sensor_drop: float = 0.5  # probability that one of the sensors, each as likely, is 0 as a whole
+    jitter: float = setting(0.8, least=0, most=1)  # probability of brightness and contrast, together
+    brightness: float = setting(0.4, least=0, most=1)  # factor in [1 - x, 1 + x]
+    contrast: float = setting(0.4, least=0, most=1)  # the same, about the mean of each band in the crop
+    gray: float = setting(0.2, least=0, most=1)  # probability of the mean over all bands of all sensors
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), above=0)  # pixels
+    solarize_below: float = setting(128.0, least=0, most=256)  # x becomes 255 - x below this
+    # Probability that one of the sensors, each as likely, is 0 as a whole
+    sensor_drop: float = setting(0.5, least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
     """The projection head: an MLP, an L2 norm, and a last layer whose columns have length 1."""
 
-    out_dim: int = 65_536
-    hidden: int = 2048
-    bottleneck: int = 256
-    layers: int = 3  # linear layers of the MLP
+    out_dim: int = setting(65_536, least=1)
+    hidden: int = setting(2048, least=1)
+    bottleneck: int = setting(256, least=1)
+    layers: int = setting(3, least=1)  # linear layers of the MLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +59,23 @@ class Dino:
     )
     local_crops: Crops = dataclasses.field(default_factory=lambda: Crops(8, 48, (0.05, 0.4), (0.5,)))
     distortion: Distortion = dataclasses.field(default_factory=Distortion)
-    quantile_clip: tuple[float, float] = (0.01, 0.99)  # each image and band, before the crops; (0, 1) is off
+    # Each image and band, before the crops; (0, 1) is off
+    quantile_clip: tuple[float, float] = setting((0.01, 0.99), least=0, most=1)
     quantile_clip_modality: str = 's1'  # '' is off
     head: Head = dataclasses.field(default_factory=Head)
-    drop_path: float = 0.1  # of the student's last block; rises linearly from 0 at the first
-    position_offset: float = 0.1  # patches, in the scale of interpolated positions, as in DINO's code
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    centre_momentum: float = 0.9
-    teacher_momentum: float = 0.996  # at the start; 1 at the end, along a half cosine
-    final_learning_rate: float = 1e-6
-    final_weight_decay: float = 0.4  # `optimizer.weight_decay` is that of the start
-    freeze_last_layer_epochs: float = 1.0  # a float, so that a part of an epoch can be given
+    # Of the student's last block; rises linearly from 0 at the first
+    drop_path: float = setting(0.1, least=0, below=1)
+    # Patches, in the scale of interpolated positions, as in DINO's code
+    position_offset: float = setting(0.1, least=0)
+    student_temperature: float = setting(0.1, above=0)
+    teacher_temperature: float = setting(0.04, above=0)
+    centre_momentum: float = setting(0.9, least=0, most=1)
+    # At the start; 1 at the end, along a half cosine
+    teacher_momentum: float = setting(0.996, least=0, most=1)
+    final_learning_rate: float = setting(1e-6, least=0)
+    final_weight_decay: float = setting(0.4, least=0)  # `optimizer.weight_decay` is that of the start
+    # In epochs; a float, so that a part of an epoch can be given
+    freeze_last_layer_epochs: float = setting(1.0, least=0)
 
 
 def _model() -> cfg.Model:
@@ -146,7 +153,7 @@ def _check_run(config: DinoConfig) -> list[str]:
             problems.append(f'{name}: DINO-MM has no masks and reconstructs nothing; leave it as it is')
     patch = config.model.patch_size
     for name, crops in _crops(config.dino):
-        if crops.size < 1 or crops.size % patch:
+        if crops.size % patch:
             problems.append(f'{name}.size={crops.size} is not a multiple of model.patch_size={patch}')
     modality = config.dino.quantile_clip_modality
     if modality and modality not in config.model.modalities:
@@ -159,46 +166,21 @@ def _check_dino(dino: Dino) -> list[str]:
     problems = []
     for name, crops in _crops(dino):
         low, high = crops.scale
-        if not 0 < low <= high <= 1:
-            problems.append(f'{name}.scale={crops.scale} must lie in (0, 1], low first')
+        if not low <= high:
+            problems.append(f'{name}.scale={crops.scale} must have the low one first')
         for field in ('blur', 'solarize'):
             values = getattr(crops, field)
-            if len(values) not in (1, crops.count) or not all(0 <= x <= 1 for x in values):
+            if len(values) not in (1, crops.count):
                 problems.append(f'{name}.{field}={values} must be one probability, or {crops.count}')
-    if dino.global_crops.count < 2 or dino.local_crops.count < 1:
-        problems.append('dino.global_crops.count must be at least 2, dino.local_crops.count at least 1')
-    probabilities = {f'dino.distortion.{x}': getattr(dino.distortion, x) for x in _PROBABILITIES}
-    probabilities |= {
-        'dino.teacher_momentum': dino.teacher_momentum,
-        'dino.centre_momentum': dino.centre_momentum,
-    }
-    for path, value in probabilities.items():
-        if not 0 <= value <= 1:
-            problems.append(f'{path}={value} must lie in [0, 1]')
-    low, high = dino.quantile_clip
-    if not 0 <= low < high <= 1:
-        problems.append(f'dino.quantile_clip={dino.quantile_clip} must lie in [0, 1], low first')
-    low, high = dino.distortion.blur_sigma
-    if not 0 < low <= high:
-        problems.append(
-            f'dino.distortion.blur_sigma={dino.distortion.blur_sigma} must be positive, low first'
-        )
-    if not 0 <= dino.drop_path < 1:
-        problems.append(f'dino.drop_path={dino.drop_path} must lie in [0, 1)')
-    for path, value in (
-        ('dino.student_temperature', dino.student_temperature),
-        ('dino.teacher_temperature', dino.teacher_temperature),
-        *((f'dino.head.{field}', value) for field, value in dataclasses.asdict(dino.head).items()),
+    if dino.global_crops.count < 2:
+        problems.append(f'dino.global_crops.count={dino.global_crops.count} must be at least 2')
+    for path, (low, high) in (
+        ('dino.quantile_clip', dino.quantile_clip),
+        ('dino.distortion.blur_sigma', dino.distortion.blur_sigma),
     ):
-        if not value > 0:
-            problems.append(f'{path}={value} must be positive')
-    for path in ('final_learning_rate', 'final_weight_decay', 'freeze_last_layer_epochs'):
-        if not getattr(dino, path) >= 0:
-            problems.append(f'dino.{path}={getattr(dino, path)} must be at least 0')
+        if not low <= high or (low == high and path == 'dino.quantile_clip'):
+            problems.append(f'{path}={(low, high)} must have the low one first')
     return problems
-
-
-_PROBABILITIES = ('jitter', 'brightness', 'contrast', 'gray', 'sensor_drop')
 
 
 def _crops(dino: Dino) -> tuple[tuple[str, Crops], ...]:

@@ -1,5 +1,6 @@
 """Every command that has a configuration and a working directory gets as far as what it is asked to read."""
 
+import os
 import subprocess
 import sys
 
@@ -31,20 +32,151 @@ def test_what_cannot_be_used_is_named(argv, message, tmp_path, capsys):
 
 @pytest.mark.parametrize('command', main.COMMANDS)
 def test_help_lists_what_a_command_takes(command, capsys):
-    assert main.main(['main.py', command, '--help']) == 0
-    first, *options = capsys.readouterr().out.splitlines()
-    assert f'main.py {command}' in first and options
-    assert all(len(line.split()) > 1 for line in options)  # each with its meaning
+    assert main.main(['main.py', *command.split(), '--help']) == 0
+    text = capsys.readouterr().out
+    assert f'usage: python main.py {command} ' in text
+    for option in main.COMMANDS[command].options:
+        assert option.name.lstrip('-') in text and option.about['help'].split()[0] in text
 
 
-def test_help_of_a_second_word(capsys):
-    assert main.main(['main.py', 'bench', 'input', '--help']) == 0
-    assert '--threads' in capsys.readouterr().out
+def test_help_names_all_commands(capsys):
+    assert main.main(['main.py', '--help']) == 0
+    text = capsys.readouterr().out
+    assert all(f'  {name} ' in text for name in main.COMMANDS if name != 'bench')
+
+
+def test_help_and_a_refusal_load_nothing_heavy():
+    """Of every command, in one process: neither jax nor what reads data is loaded."""
+    code = (
+        'import contextlib, io, sys, main\n'
+        'with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n'
+        '    for name in main.COMMANDS:\n'
+        "        assert main.main(['main.py', *name.split(), '--help']) == 0\n"
+        "        assert main.main(['main.py', *name.split(), '--lunch=1']) == 2\n"
+        "print(sorted({'jax', 'numpy', 'etils', 'ml_collections', 'tensorflow_datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('bench inptu --data=x', "no command 'bench inptu'; did you mean 'bench input'"),
+        ('bench dispatch --config=configs/demo.py --device_batch=8', '--device_batch means nothing here'),
+        (
+            'bench --config=configs/demo.py --dispatch',
+            "'--dispatch' is not an option of python main.py bench",
+        ),
+        (
+            'bench race --config=configs/demo.py --device_batch=0',
+            "--device_batch: '0' must be a whole number",
+        ),
+        ('doctor --html', '--html: expected one argument'),
+        ('doctor', 'doctor PATH: give a folder, a GeoTIFF'),
+        ('stats --data=x y', "'y' means nothing here; options start with --"),
+        ('stats --data=x --config.a=1', '--config.a means nothing here'),
+        ('stats --data=x --processes=1.5', "--processes: '1.5' must be a whole number, at least 1"),
+        ('compare --config=x --dtype=float3', "--dtype: 'float3'; did you mean 'float32'"),
+        ('leaks --data=x', '--checkpoint=DIR is missing'),
+        ('leaks --data=x --chekpoint=y', "'--chekpoint=y' is not an option of python main.py leaks; did you"),
+        (
+            'convert --config=configs/convert_sen12ms.py --beam.direct_num_workers=x',
+            'direct_num_workers=x must',
+        ),
+        (
+            'convert --config=configs/convert_sen12ms.py:foo',
+            "convert_sen12ms.py takes no variant, found 'foo'",
+        ),
+        ('convert --config=configs/convert_bigearthnet_v2.py:x --workdir=w', "takes no variant, found 'x'"),
+        (
+            'encode --checkpoint=~nobody-here/run --out=x',
+            '--checkpoint: ~nobody-here/run: ~nobody-here is no',
+        ),
+    ],
+)
+def test_what_a_command_does_not_take_is_one_sentence(line, message, capsys):
+    assert main.main(['main.py', *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error and 'Traceback' not in error
+
+
+def parsed(monkeypatch, name, line):
+    """What a command is run with."""
+    calls = []
+    entry = main.COMMANDS[name]._replace(run=lambda args: calls.append(args) or 0)
+    monkeypatch.setitem(main.COMMANDS, name, entry)
+    assert main.main(['main.py', *line.split()]) == 0
+    return vars(calls[0])
+
+
+def test_words_and_options_may_stand_in_any_order(monkeypatch):
+    given = parsed(monkeypatch, 'doctor', 'doctor a.tif --json b.tif --html=x.html')
+    assert given == {'paths': ['a.tif', 'b.tif'], 'json': True, 'html': 'x.html'}
+
+
+def test_the_home_folder_in_every_option_that_is_a_path(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/somebody')
+    options = [(name, option) for name, command in main.COMMANDS.items() for option in command.options]
+    paths = [
+        (name, o.name) for name, o in options if o.about.get('metavar', '')[:4] in ('DIR', 'FILE', 'PATH')
+    ]
+    assert {name for _, name in paths} >= {
+        '--workdir',
+        '--config',
+        '--out',
+        '--s1',
+        '--html',
+        '--weights',
+        'paths',
+    }
+    for name, option in paths:
+        about = dict(options_of(name))[option]
+        assert about['type']('~/x') == '/home/somebody/x', (name, option)
+
+
+def options_of(name):
+    return [(option.name, option.about) for option in main.COMMANDS[name].options]
+
+
+def test_settings_reach_the_configuration(monkeypatch):
+    line = 'convert --config=configs/convert_sen12ms.py --config.a=(1, 2) --beam.x=1 --config.b=c'
+    words = ['convert', '--config=c.py', '--config.a=(1, 2)', '--beam.x=1', '--config.b=c']
+    calls = []
+    entry = main.COMMANDS['convert']._replace(run=lambda args: calls.append(args) or 0)
+    monkeypatch.setitem(main.COMMANDS, 'convert', entry)
+    assert main.main(['main.py', *words]) == 0
+    del line
+    assert vars(calls[0]) == {
+        'config': 'c.py',
+        'config_settings': ['a=(1, 2)', 'b=c'],
+        'beam_settings': ['x=1'],
+        'workdir': '',
+        'config.KEY': None,
+        'beam.KEY': None,
+    }
+
+
+def test_a_terminal_without_the_letters_of_a_name_is_no_end(tmp_path):
+    name = os.fsdecode(b'caf\xe9')
+    for encoding in ('ascii', 'utf-8'):
+        done = subprocess.run(
+            [sys.executable, 'main.py', 'stats', f'--data={tmp_path / name}'],
+            capture_output=True,
+            env=os.environ | {'PYTHONIOENCODING': encoding},
+        )
+        assert done.returncode == 2 and b'caf\\xe9: this name is not UTF-8' in done.stderr
+        assert b'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize(
     ('option', 'message'),
-    [('--topology=v9:1x1', 'v9'), ('--topology=local --mfu=2', '--mfu=2'), ('--examples=x', '--examples=x')],
+    [
+        ('--topology=v9:1x1', 'v9'),
+        ('--topology=local --mfu=2', "--mfu: '2' must be a number in (0, 1]"),
+        *((f'--topology=local --mfu={x}', f"--mfu: '{x}'") for x in ('40', '0', '40%', 'nan')),
+        ('--examples=x', "--examples: 'x' must be a whole number"),
+    ],
 )
 def test_a_plan_that_cannot_be_made(option, message, capsys):
     argv = ['main.py', 'plan', '--config=configs/demo.py', '--topology=local', *option.split()]

@@ -49,8 +49,8 @@ def test_what_the_baselines_are_published_with():
         ),
         ({'model': {'fusion': {'encoder': 'stack'}}}, "hidden together; use 'consistent'"),
         ({'masking': {'strategy': 'modality'}, 'model': {'fusion': {'absent': 'zero_image'}}}, 'no slot for'),
-        ({'masking': {'strategy': 'dirichlet', 'concentration': 0.0}}, 'concentration=0.0 must be positive'),
-        ({'masking': {'strategy': 'modality', 'hide': 1.5}}, 'hide=1.5 must be a probability'),
+        ({'masking': {'strategy': 'dirichlet', 'concentration': 0.0}}, 'concentration=0.0 must be above 0'),
+        ({'masking': {'strategy': 'modality', 'hide': 1.5}}, 'hide=1.5 must be at least 0 and at most 1'),
         ({'masking': {'strategy': 'modalities'}}, "'modality'"),
         (
             {'masking': {'strategy': 'joint_uniform'}, 'model': {'fusion': {'encoder': 'stack'}}},

@@ -96,7 +96,7 @@ FILES = {
     ),
     'too small': (
         lambda d: pair(d, 'b', s1={'array': radar(20)}, s2={'array': optical(20)}),
-        r"b\.tif: size: no tile of 24 pixels in 20 x 20; choose a smaller tile, edge='pad'",
+        r"b\.tif: size: no tile of 24 pixels in 20 x 20; choose tile=20 or smaller, edge='pad'",
     ),
     'linear power': (
         lambda d: pair(d, 'b', s1={'array': 10 ** (radar() / 10)}),
@@ -149,7 +149,7 @@ def test_a_file_without_geotransform(tmp_path):
         ({'s1_root': 'nowhere'}, 'nowhere: s1_root: no such folder'),
         ({'name': 'My data'}, "name='My data' must be small letters"),
         ({'tile': 0}, 'tile=0 must be at least 1'),
-        ({'val_share': 1.0}, 'val_share=1.0 must be at least 0 and less than 1'),
+        ({'val_share': 1.0}, 'val_share=1.0 must be at least 0 and below 1'),
         ({'val_share': 1e-9}, 'val_share=1e-09: the hash of the names puts all 1 images into train'),
         ({'s2_bands': ('B2', 'B02', 'B3', 'B4')}, 'every band once'),
         ({'s2_bands': ('B02', 'B03', 'B04', 'nir')}, "s2_bands: 'nir'"),
@@ -157,11 +157,11 @@ def test_a_file_without_geotransform(tmp_path):
         ({'s2_bands': ('B02', 'B03', 'B04', 'B08', 'B11')}, '4 channels in all, but s2_bands names 5'),
         ({'s2_bands': ('B02', 'B03', 'B08', 'B04')}, 'channel 3 is described as B04, but s2_bands says B08'),
         ({'s2_offset': 'auto'}, NO_TAGS + r'.*the lowest 1st percentile of a band here is 2\d\d'),
-        ({'s1_nodata': (float('nan'),)}, 's1_nodata=.*NaN and inf are invalid anyhow'),
+        ({'s1_nodata': (float('nan'),)}, r's1_nodata\[0\]=nan must be a finite number'),
         ({'s2_nodata': (-1.0,)}, 's2 nodata: -1 cannot stand in uint16'),
         ({'classes': ('wood',)}, 'classes: labels come from the table'),
         ({'s1_suffix': '_s1'}, r's1/a\.tif: name: does not fit \*_s1\.tif'),
-        ({'s1_scale': -1.0}, 's1_scale=-1.0 must be positive'),
+        ({'s1_scale': -1.0}, 's1_scale=-1.0 must be at least 0'),
     ],
 )
 def test_bad_setting(changes, message, tmp_path):

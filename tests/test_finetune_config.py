@@ -17,11 +17,11 @@ from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'layer_decay': 0.0}, 'layer_decay=0.0 must lie in'),
-        ({'drop_path': 1.0}, 'drop_path=1.0 must lie in'),
+        ({'layer_decay': 0.0}, 'layer_decay=0.0 must be above 0'),
+        ({'drop_path': 1.0}, 'drop_path=1.0 must be at least 0 and below 1'),
         ({'warmup_epochs': 10.0}, 'leaves nothing of epochs=10.0'),
         ({'encoder': Encoder(checkpoint='x', baselines=('bands',))}, 'has no weights to train'),
-        ({'augment': Augment(hflip=2.0)}, 'augment.hflip=2.0 must be a probability'),
+        ({'augment': Augment(hflip=2.0)}, 'augment.hflip=2.0 must be at least 0'),
         ({'learning_rates': (1e-3, 1e-3)}, 'learning_rates=.* has a number twice'),
         ({'features': ('mean_token',)}, "did you mean 'mean_patch'"),
         ({'parallel': Parallel()}, None),

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
+from fusmae_jax.config_build import resolve
 from fusmae_jax.models.attention import attend
 from fusmae_jax.models.fusion import XAttnDecoder, XAttnEncoder
 from fusmae_jax.models.layers import Policy
@@ -59,8 +60,6 @@ def random_module(kind, model, seed=0):
 @pytest.fixture(params=[2, 3])
 def case(request):
     """A model of two or three modalities with its random tokens, in float64."""
-    from fusmae_jax.config_build import resolve
-
     modalities = dict(cfg.Model().modalities)
     if request.param == 3:
         modalities['dem'] = cfg.Modality(bands=('height',), mean=(300.0,), std=(200.0,))
@@ -111,14 +110,27 @@ def test_a_query_without_a_valid_key_gets_exactly_zero():
 
 
 def test_shared_directions_use_one_cross_attention():
-    from fusmae_jax.config_build import resolve
-
     model = resolve(tiny_model('xae', fusion=cfg.Fusion('xae', 'none', shared_directions=True)))
     block = XAttnEncoder(model, Policy(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
     assert list(nnx.to_pure_dict(nnx.state(block))['cross']) == ['shared']
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     out, _ = block({'s1': x, 's2': x}, dict.fromkeys(('s1', 's2'), jnp.ones((2, K), bool)))
     np.testing.assert_array_equal(out[:, :K], out[:, K:])  # both directions see the same pair
+
+
+def test_directions_are_shared_by_the_switch_and_not_by_a_name():
+    """`build` refuses such a name; the block does not depend on it."""
+    modality = cfg.Model().modalities['s1']
+    model = resolve(tiny_model('xae', modalities={'shared': modality, 's2': modality}))
+    block = XAttnEncoder(model, Policy(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, K, model.width))
+    tokens, valid = {'shared': x, 's2': x}, dict.fromkeys(('shared', 's2'), jnp.ones((2, K), bool))
+    out, _ = block(tokens, valid)
+    assert not np.array_equal(out[:, :K], out[:, K:])
+    first = jnp.tile(jnp.arange(K) < 2, (2, 1))
+    joint, _ = block.joint(x, {'shared': first, 's2': ~first})
+    turned, _ = block.joint(x, {'shared': ~first, 's2': first})
+    assert not np.array_equal(joint, turned)
 
 
 def test_the_mean_of_captured_scores_can_be_formed_outside():

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     'errors',
     'rio',
+    'setting',
     'config',
     'sensors',
     'geo',
     'config_build',
     'config_file',
-    'arguments',
     'dino_config',
     'input',
     'leak',

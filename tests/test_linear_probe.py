@@ -11,7 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from fusmae_jax.errors import InputError
+from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.linear_probe import Heads, Recipe
 
@@ -160,6 +160,32 @@ def test_a_metric_that_is_not_defined_settles_nothing():
     heads, swept = fixed_heads()
     with pytest.raises(InputError, match='cannot settle the sweep'):
         linear_probe.settle(heads, swept, np.ones((2, 1), np.float32), lambda z: float('nan'))
+
+
+def test_a_head_that_diverged_is_out_and_the_others_are_settled():
+    """Of the four heads of two rates the last is not finite: its rate is out, whatever the other seed."""
+    heads, swept = fixed_heads()
+    heads = heads._replace(bias=heads.bias.at[3].set(jnp.nan))
+    ones = np.ones((2, 1), np.float32)
+    settled = linear_probe.settle(heads, swept, ones, lambda z: float(z[0, 0]))
+    assert settled.learning_rate == 0.1 and settled.heads == {3: 0, 4: 1} and settled.value == 0.5
+    heads = heads._replace(bias=jnp.full((4, 1), jnp.inf))
+    with pytest.raises(DivergedError, match=r'every learning rate of \(0\.1, 0\.2\); try lower'):
+        linear_probe.settle(heads, swept, ones, lambda z: float(z[0, 0]))
+
+
+def test_a_sweep_with_an_absurd_rate_ends_well():
+    """Trained, not made up: the head at 1e38 has weights that no float32 holds."""
+    x, y = land_cover(40)
+    swept = linear_probe.points((1e-2, 1e38), (0.0,), (0,))
+    heads = linear_probe.train(x, y, linear_probe.batch_order(40, 8, 2), swept, linear_probe.Recipe())
+    assert not np.isfinite(linear_probe.scores(heads, x, 1)).all()
+
+    def judge(logits):  # raises, as ours does, for a number that is none
+        return float(average_precision_score(y.ravel(), logits.ravel()))
+
+    settled = linear_probe.settle(heads, swept, x, judge)
+    assert settled.learning_rate == 1e-2 and settled.value == judge(linear_probe.scores(heads, x, 0))
 
 
 @pytest.mark.slow

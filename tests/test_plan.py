@@ -146,12 +146,6 @@ def test_the_parts_of_a_name():
     assert topology.SYNTAX.fullmatch('v4:4x4x8x12slices').groups() == ('v4', '4x4x8', '12')
 
 
-@pytest.mark.parametrize('mfu', ['40', '0', '40%', 'nan'])
-def test_utilisation_must_be_a_share(mfu):
-    with pytest.raises(InputError, match=f'--mfu={mfu} '):
-        command.run_plan(tiny_config(), 'local', mfu=mfu)
-
-
 def test_a_line_through_two_sizes():
     line = fit.through((4, 1000), (8, 1400))
     assert line == (600, 100) and line.at(10) == 1600

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import main
-from fusmae_jax.arguments import Arguments
+from fusmae_jax import cli
 from fusmae_jax.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('data/**/*.md'))]
 FILES += [*sorted(ROOT.glob('benchmarks/**/*.md')), *sorted(ROOT.glob('configs/*.py'))]
 START = re.compile(r'python main\.py ((?:[^\n`]*\\\n)*[^\n`]*)')
-# Where no file is named, what a command takes.
-DEFAULTS = {
-    name: f'configs/{name}.py' for name in ('linear_probe', 'knn', 'finetune', 'reliance', 'tables', 'encode')
-}
 
 
 def commands():
@@ -35,12 +30,9 @@ def commands():
 @pytest.mark.parametrize('argv', [*commands()])
 def test_a_command_names_what_exists(argv):
     """The command, its options, the file of settings with its variant, and each setting."""
-    assert argv[0] in main.COMMANDS
-    arguments = Arguments(argv[1:])
-    file = arguments.optional('config') or DEFAULTS.get(argv[0], '')
-    settings = [word.removeprefix('--config.') for word in argv if word.startswith('--config.')]
-    if file or settings:
-        load_config(file, settings)
+    given = cli.parse(argv)[1]
+    if 'config' in given:
+        load_config(given.config, given.config_settings)
 
 
 def test_there_are_commands():

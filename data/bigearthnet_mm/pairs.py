@@ -15,8 +15,10 @@ from data.bigearthnet_mm.lists import SplitLists, read_lists
 from data.bigearthnet_mm.names import parse_name
 from data.bigearthnet_mm.schema import SCHEMA
 from data.bigearthnet_mm.splits import Flag, Selection
+from data.paths import check_name
 from data.records import Item, RecordError, Source
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 
@@ -25,8 +27,8 @@ OnError = Literal['fail', 'skip']
 class Archive:
     """Where the archive is and how it is split."""
 
-    s1_root: str = ''  # folder of the unpacked Sentinel-1 archive, one folder a patch
-    s2_root: str = ''  # the same for Sentinel-2
+    s1_root: str = setting('', path=True)  # folder of the unpacked Sentinel-1 archive, one folder a patch
+    s2_root: str = setting('', path=True)  # the same for Sentinel-2
     # official: train, val, test and rest; one: every pair into train; lists: as split_lists says
     splits: Literal['official', 'one', 'lists'] = 'official'
     split_lists: tuple[str, ...] = ()  # with lists: ('train=FILE', 'val=FILE', ...), see lists.read_lists
@@ -128,6 +130,7 @@ def _pair_up(
     taken: dict[str, str] = {}
     for s1_name in sorted(s1_names | rows.keys()):
         try:
+            check_name(s1_name, s1_root)
             pair = _pair(rows[s1_name]) if s1_name in rows else _unlisted(s1_root, s1_name)
             _check_pair(s1_root, s2_root, pair, s1_names, s2_names, taken)
         except RecordError as error:

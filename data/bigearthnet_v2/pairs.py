@@ -15,6 +15,7 @@ from data.bigearthnet_v2.schema import schema
 from data.bigearthnet_v2.table import Row, read_table
 from data.records import Item, RecordError, Source
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import setting
 
 SNOW_CLOUD = 'metadata_for_patches_with_snow_cloud_or_shadow.parquet'
 MAPS = 'Reference_Maps'
@@ -24,14 +25,16 @@ MAPS = 'Reference_Maps'
 class Archive:
     """Where the archive is, how it is split, and which of its parts are wanted."""
 
-    s1_root: str = ''  # folder BigEarthNet-S1: in it a folder an acquisition, in that one a patch
-    s2_root: str = ''  # folder BigEarthNet-S2, likewise
-    metadata: str = ''  # metadata.parquet
+    # Folder BigEarthNet-S1: in it a folder an acquisition, in that one a patch
+    s1_root: str = setting('', path=True)
+    s2_root: str = setting('', path=True)  # folder BigEarthNet-S2, likewise
+    metadata: str = setting('', path=True)  # metadata.parquet
     splits: Literal['official', 'one'] = 'official'  # train, val and test of the table; one: all into train
     with_snow_cloud: bool = False  # also the patches with snow or cloud, in the splits of their own table
-    snow_cloud_metadata: str = ''  # that table; '': the one beside `metadata` with its published name
+    # That table; '': the one beside `metadata` with its published name
+    snow_cloud_metadata: str = setting('', path=True)
     reference_maps: bool = False  # also the map of land cover of each patch
-    maps_root: str = ''  # the folder of the maps; '': Reference_Maps beside `s2_root`
+    maps_root: str = setting('', path=True)  # the folder of the maps; '': Reference_Maps beside `s2_root`
 
 
 def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> Source:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data import records
-from data.paired_folder.settings import Archive
+from data.paired_folder.settings import Archive, Offset
 from data.paths import inside
 from data.records import RecordError
 from fusmae_jax.errors import InputError
@@ -25,6 +25,7 @@ class Entry(NamedTuple):
     labels: tuple[str, ...]
     facts: Mapping[str, Any]  # record field -> value, of the fields that only a table can tell
     source: str  # where the entry stands, for errors
+    s2_offset: Offset | Literal[''] = ''  # as the setting of that name, which '' leaves as it is
 
     def files(self, modality: str) -> tuple[str, ...]:
         """The files of one sensor."""

@@ -197,10 +197,11 @@ def whole(number: float) -> bool:
 
 def tiles(archive: Archive, rows: int, columns: int) -> list[tuple[int, int]]:
     """Upper left corners (row, column) of the tiles of an image, in pixels of its finest file."""
-    return [(row, column) for row in _starts(archive, rows) for column in _starts(archive, columns)]
+    return [(row, column) for row in starts(archive, rows) for column in starts(archive, columns)]
 
 
-def _starts(archive: Archive, length: int) -> range:
+def starts(archive: Archive, length: int) -> range:
+    """Where tiles begin along a side of an image, in pixels of its finest file."""
     over = length - archive.tile
     count = over // archive.step + 1 if archive.edge == 'drop' else -(-max(over, 0) // archive.step) + 1
     return range(0, max(count, 0) * archive.step, archive.step)

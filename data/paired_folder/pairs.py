@@ -3,23 +3,42 @@
 import dataclasses
 import functools
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from data.paired_folder import cover
 from data.paired_folder.entries import Entry, Problem, by_name, roots
 from data.paired_folder.headers import Header, read_headers
 from data.paired_folder.layout import Kind, Layout, check_ground, check_kind, kind_of, make_layout, tiles
+from data.paired_folder.offsets import aligned, lowest, shifts
 from data.paired_folder.schema import make_schema
 from data.paired_folder.settings import Archive, check
 from data.paired_folder.table import TIME, Table, read_table
 from data.paired_folder.tiles import Tile, read_images, read_item, valid_shares
 from data.paired_folder.values import baseline
 from data.records import Item, RecordError, Source
-from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.errors import InputError
 
 OnError = Literal['fail', 'skip']
-Headers = Mapping[str, Sequence[Header]]  # modality -> headers of its files
+
+
+class Image(NamedTuple):
+    """An entry whose files can be used."""
+
+    entry: Entry
+    headers: Mapping[str, Sequence[Header]]  # modality -> those of its files
+    kinds: Mapping[str, Sequence[Kind]]
+
+    @property
+    def fine(self) -> Header:
+        """The header of the file with the smallest pixels."""
+        every = (header for headers in self.headers.values() for header in headers)
+        return min(every, key=lambda header: header.resolution)
+
 
 __all__ = ['Archive', 'examples', 'source']
 
@@ -45,16 +64,18 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
     problems = [*table.problems]
     _stop_at(problems, on_error)
     classes = _classes(archive, table)
-    images = _usable(archive, table.entries, classes, problems, on_error)
+    images = _usable(archive, table, problems, on_error)
     if not images:
         raise InputError(f'{_where(archive)}: no image can be used; the first problem: {problems[0][1]}')
-    layout = make_layout(archive, {m: str(f) for m, f in roots(archive).items()}, images[0][1], classes)
+    folders = {m: str(folder) for m, folder in roots(archive).items()}
+    layout = make_layout(_with_offset(archive, images[0].entry), folders, images[0].headers, classes)
+    layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
-    for entry, headers in images:
-        items = _items(archive, entry, headers, layout)
-        splits.setdefault(entry.split or _split(archive, entry), []).extend(items)
+    for image, shift in zip(images, shifts):
+        items = _items(archive, image, layout, shift)
+        splits.setdefault(image.entry.split or _split(archive, image.entry), []).extend(items)
         if not items and not archive.min_valid:
-            problems.append((entry.id, _too_small(archive, entry, headers)))
+            problems.append((image.entry.id, _too_small(archive, image, layout)))
             _stop_at(problems, on_error)
     _check_val(archive, splits, len(images))
     return Source(
@@ -63,6 +84,7 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
         read=functools.partial(read_item, layout=layout),
         inputs=_inputs(archive),
         skips=[error.skip(name) for name, error in problems],
+        notes=_notes(archive, layout, images, shifts),
     )
 
 
@@ -86,58 +108,91 @@ def _classes(archive: Archive, table: Table) -> tuple[str, ...]:
     return archive.classes or tuple(found)
 
 
-def _usable(
-    archive: Archive,
-    entries: Sequence[Entry],
-    classes: Sequence[str],
-    problems: list[Problem],
-    on_error: OnError,
-) -> list[tuple[Entry, Headers]]:
+def _usable(archive: Archive, table: Table, problems: list[Problem], on_error: OnError) -> list[Image]:
     """The entries whose files can be used, with their headers; the first one sets what the others must be."""
     folders = roots(archive)
-    usable: list[tuple[Entry, Headers]] = []
-    kinds: dict[str, list[Kind]] = {}
-    for entry in entries:
+    usable: list[Image] = []
+    for entry in table.entries:
         try:
             headers = {
                 m: read_headers([folders[m] / f for f in entry.files(m)], m, getattr(archive, f'{m}_bands'))
                 for m in folders
             }
-            own = {m: [kind_of(h, m, archive) for h in found] for m, found in headers.items()}
+            settings = _with_offset(archive, entry)
+            kinds = {m: [kind_of(h, m, settings) for h in own] for m, own in headers.items()}
+            image = Image(entry, headers, kinds)
             # A file that does not fit its partner is the wrong one, whatever the other images look like.
             check_ground(headers)
             if usable:
-                _check_like_first(headers, own, usable[0][1], kinds)
-            for label in entry.labels:
-                if label not in classes:
-                    raise RecordError(entry.source, 'labels', repr(label), nearest(label, classes))
+                _check_like_first(image, usable[0], 's2_offset' in table.columns)
         except RecordError as error:
             problems.append((entry.id, error))
             _stop_at(problems, on_error)
             continue
-        kinds = kinds or own
-        usable.append((entry, headers))
+        usable.append(image)
     return usable
 
 
-def _check_like_first(
-    headers: Headers, own: Mapping[str, Sequence[Kind]], first: Headers, kinds: Mapping[str, Sequence[Kind]]
-) -> None:
-    for modality, found in headers.items():
-        if len(found) != len(first[modality]):
+def _with_offset(archive: Archive, entry: Entry) -> Archive:
+    """The settings for one image: its row of the table may give its own offset."""
+    return dataclasses.replace(archive, s2_offset=entry.s2_offset or archive.s2_offset)
+
+
+def _check_like_first(image: Image, first: Image, own_offsets: bool) -> None:
+    for modality, headers in image.headers.items():
+        examples = first.headers[modality]
+        if len(headers) != len(examples):
             raise RecordError(
-                found[0].file,
+                headers[0].file,
                 f'{modality} parts',
-                f'{len(found)} files, but {first[modality][0].file} is one of {len(first[modality])}',
+                f'{len(headers)} files, but {examples[0].file} is one of {len(examples)}',
                 'every image needs as many files',
             )
-        for header, one, kind, example in zip(found, own[modality], kinds[modality], first[modality]):
-            check_kind(header, modality, one, kind, example)
+        kinds = zip(headers, image.kinds[modality], first.kinds[modality], examples)
+        for header, kind, wanted, example in kinds:
+            if own_offsets and modality == 's2':
+                kind = aligned(kind, wanted)
+            check_kind(header, modality, kind, wanted, example)
 
 
-def _items(archive: Archive, entry: Entry, headers: Headers, layout: Layout) -> list[Item]:
+def _one_offset(layout: Layout, images: Sequence[Image]) -> tuple[Layout, list[list[int]]]:
+    """The layout with the lowest offset of all images, and what is added to the numbers of each of them."""
+    kinds = [image.kinds for image in images]
+    offsets = lowest(layout, kinds)
+    groups = {
+        name: dataclasses.replace(group, offset=offsets.get(name, group.offset))
+        for name, group in layout.groups.items()
+    }
+    return (
+        dataclasses.replace(layout, groups=groups),
+        [shifts(layout, offsets, image.get('s2', ())) for image in kinds],
+    )
+
+
+def _notes(
+    archive: Archive, layout: Layout, images: Sequence[Image], moved: Sequence[Sequence[int]]
+) -> list[str]:
+    notes = []
+    if count := sum(map(bool, moved)):
+        notes.append(
+            f'{count} of {len(images)} images have another Sentinel-2 offset: '
+            f'{max(max(own) for own in moved if own)} is added to their whole numbers, so that one offset '
+            'holds for all'
+        )
+    sizes = Counter((image.fine.rows, image.fine.columns) for image in images)
+    if text := cover.note(archive, sizes, _multiple(layout)):
+        notes.append(text)
+    return notes
+
+
+def _multiple(layout: Layout) -> int:
+    """Pixels of the finest file that a tile must be a multiple of, to be whole in every file."""
+    return math.lcm(*(Fraction(part.step).limit_denominator(1000).numerator for part in layout.parts))
+
+
+def _items(archive: Archive, image: Image, layout: Layout, shift: Sequence[int]) -> list[Item]:
     """The tiles of one image, in rows from the upper left."""
-    fine = min((h for found in headers.values() for h in found), key=lambda h: h.resolution)
+    entry, fine = image.entry, image.fine
     times = {name: -1 for name in TIME if name[:2] in archive.modalities}
     facts: dict[str, Any] = {**times, **entry.facts, 'scene': _scene(entry)}
     labels = [layout.classes.index(label) for label in entry.labels]
@@ -145,7 +200,7 @@ def _items(archive: Archive, entry: Entry, headers: Headers, layout: Layout) -> 
     result = []
     for row, column in tiles(archive, fine.rows, fine.columns):
         shape, corner = [fine.rows, fine.columns], [row, column]
-        tile = Tile(files, list(fine.place), shape, corner, fine.resolution, labels, facts)
+        tile = Tile(files, list(fine.place), shape, corner, fine.resolution, labels, facts, shift)
         if archive.min_valid and _empty(tile, layout, archive.min_valid):
             continue
         result.append(Item(f'{entry.id}_{row}_{column}', tuple(tile)))
@@ -170,19 +225,22 @@ def _split(archive: Archive, entry: Entry) -> str:
     return 'val' if share < archive.val_share else 'train'
 
 
-def _too_small(archive: Archive, entry: Entry, headers: Headers) -> RecordError:
-    fine = min((h for found in headers.values() for h in found), key=lambda h: h.resolution)
+def _too_small(archive: Archive, image: Image, layout: Layout) -> RecordError:
+    fine = image.fine
+    multiple = _multiple(layout)
+    largest = min(fine.rows, fine.columns) // multiple * multiple
     return RecordError(
         fine.file,
         'size',
         f'no tile of {archive.tile} pixels in {fine.rows} x {fine.columns}',
-        "choose a smaller tile, edge='pad', or leave such images out with on_error=skip",
+        (f'choose tile={largest} or smaller, ' if largest else 'choose ')
+        + "edge='pad', or leave such images out with on_error=skip",
     )
 
 
-def _baselines(images: Sequence[tuple[Entry, Headers]]) -> str:
+def _baselines(images: Sequence[Image]) -> str:
     """The processing baselines that the metadata name, from..to; '' unless all files name one."""
-    found = sorted({baseline(header) for _, headers in images for header in headers.get('s2', ())})
+    found = sorted({baseline(header) for image in images for header in image.headers.get('s2', ())})
     if not found or not found[0]:
         return ''
     return found[0] if len(found) == 1 else f'{found[0]}..{found[-1]}'

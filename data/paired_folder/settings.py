@@ -1,12 +1,12 @@
 """What a user says about a folder of GeoTIFFs, and which of it cannot be true."""
 
 import dataclasses
-import math
 import re
 from typing import Literal
 
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.geo.bands import BANDS, SKIP, band_of
+from fusmae_jax.setting import range_problems, setting
 
 HOW_S1 = (
     "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `rio info --stats --bidx 1 "
@@ -21,13 +21,16 @@ HOW_S2 = (
     'or s2_scale makes it so)'
 )
 
+Offset = Literal['auto', '0', '-1000']
+
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
     """A folder of GeoTIFFs for each sensor, and what only their owner knows about them."""
 
-    s1_root: str = ''  # folder of the Sentinel-1 files, with all folders in it; '': Sentinel-2 alone
-    s2_root: str = ''  # the same for Sentinel-2; may be the same folder
+    # Folder of the Sentinel-1 files, with all folders in it; '': Sentinel-2 alone
+    s1_root: str = setting('', path=True)
+    s2_root: str = setting('', path=True)  # the same for Sentinel-2; may be the same folder
     name: str = 'paired_folder'  # of the data set
     # Which files belong together: those whose names are equal without these, or those in a row of the table.
     s1_prefix: str = ''  # how the names of Sentinel-1 files begin, such as 'S1_'
@@ -36,16 +39,17 @@ class Archive:
     s2_suffix: str = ''
     s1_parts: tuple[str, ...] = ()  # endings after the suffix where an image lies in several files
     s2_parts: tuple[str, ...] = ()  # such as ('_10m', '_20m') or ('_B02', '_B03'), one pixel size a file
-    table: str = ''  # CSV: s1, s2 (relative to the roots) and whatever else of table.COLUMNS is known
+    # CSV: s1, s2 (relative to the roots) and whatever else of table.COLUMNS is known
+    table: str = setting('', path=True)
     # The channels of a file in their order, '-' for one to leave out; () takes the band descriptions.
     s1_bands: tuple[str, ...] = ()
     s2_bands: tuple[str, ...] = ()
     # What the values are: stored x scale + offset is in `unit`.
     s1_unit: Literal['', 'dB', 'linear', 'amplitude'] = ''  # must be said
     s2_unit: Literal['', 'DN', 'reflectance'] = ''  # must be said; DN is reflectance x 10,000
-    s1_scale: float = 0.0  # 0: from the scale tag of the files, 1 without one
-    s2_scale: float = 0.0
-    s2_offset: Literal['auto', '0', '-1000'] = 'auto'  # in DN; auto: from the metadata in the files, or error
+    s1_scale: float = setting(0.0, least=0)  # 0: from the scale tag of the files, 1 without one
+    s2_scale: float = setting(0.0, least=0)
+    s2_offset: Offset = 'auto'  # in DN; auto: from the metadata in the files, or error
     s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing, beside those of the files
     s2_nodata: tuple[float, ...] = ()  # the same; whole numbers without such a tag: 0, as in all products
     # How the values came about; '' where it is not known.
@@ -63,13 +67,17 @@ class Archive:
     s2_platforms: tuple[str, ...] = ()
     s2_processor: str = ''
     # Tiles, in pixels of the finest file.
-    tile: int = 120
-    stride: int = 0  # from one tile to the next; 0: as far as a tile is wide
+    tile: int = setting(120, least=1)
+    stride: int = setting(0, least=0)  # from one tile to the next; 0: as far as a tile is wide
     edge: Literal['drop', 'pad'] = 'drop'  # what a tile does not fill: left out, or filled with nodata
-    min_valid: float = 0.0  # leave out tiles with a smaller valid share of a sensor; reads all pixels twice
+    # Leave out tiles with a smaller valid share of a sensor; reads all pixels twice
+    min_valid: float = setting(0.0, least=0, below=1)
     # Splits and labels.
-    val_share: float = 0.0  # share of the files that goes to val, whole files by a hash of their name
+    # Share of the files that goes to val, whole files by a hash of their name
+    val_share: float = setting(0.0, least=0, below=1)
     classes: tuple[str, ...] = ()  # in the order of the label vector; (): those in the table, sorted
+    # Parts the texts of the column labels; '' is ';', and refuses other signs that may part them.
+    labels_separator: str = ''
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -84,20 +92,19 @@ class Archive:
 
 def check(archive: Archive) -> None:
     """Raises one InputError with everything that is missing or cannot be."""
-    problems = []
+    problems = range_problems(archive)
     if not archive.modalities:
         problems.append('s1_root and s2_root are both empty: give the folder of at least one sensor')
     if not re.fullmatch(r'[a-z][a-z0-9_]*', archive.name):
         problems.append(f'name={archive.name!r} must be small letters, digits and _, a letter first')
     for modality in archive.modalities:
         problems += _modality_problems(archive, modality)
-    if archive.tile < 1 or archive.stride < 0:
-        problems.append(f'tile={archive.tile} must be at least 1, stride={archive.stride} at least 0')
-    for name in ('val_share', 'min_valid'):
-        if not 0 <= getattr(archive, name) < 1:
-            problems.append(f'{name}={getattr(archive, name)} must be at least 0 and less than 1')
     if archive.classes and not archive.table:
         problems.append('classes: labels come from the table; give one, or leave the classes out')
+    if archive.labels_separator and not archive.table:
+        problems.append('labels_separator: labels come from the table; give one, or leave the separator out')
+    if any(map(str.isalnum, archive.labels_separator)):
+        problems.append(f'labels_separator={archive.labels_separator!r} must hold no letter and no digit')
     if len(set(archive.classes)) < len(archive.classes):
         problems.append(f'classes={archive.classes}: a class is named twice')
     raise_all('config.archive: these settings cannot be used', problems)
@@ -115,10 +122,4 @@ def _modality_problems(archive: Archive, modality: str) -> list[str]:
     known = [band_of(name, modality) for name in names if name != SKIP]
     if len(set(known)) < len(known) or (names and not known):
         problems.append(f'{modality}_bands={names}: every band once, at least one, {SKIP!r} for others')
-    scale = getattr(archive, f'{modality}_scale')
-    if not 0 <= scale < float('inf'):
-        problems.append(f'{modality}_scale={scale} must be positive, or 0 for that of the files')
-    nodata = getattr(archive, f'{modality}_nodata')
-    if not all(map(math.isfinite, nodata)):
-        problems.append(f'{modality}_nodata={nodata}: NaN and inf are invalid anyhow; name numbers')
     return problems

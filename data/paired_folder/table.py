@@ -5,13 +5,14 @@ import datetime
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from data.paired_folder import labels
 from data.paired_folder.entries import Entry, Problem, roots
-from data.paired_folder.settings import Archive
+from data.paired_folder.settings import Archive, Offset
 from data.paths import inside
 from data.records import Field, RecordError
-from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.errors import InputError
 
 TIME = ('s1_time', 's2_time')
 FLAGS = ('snow', 'cloud')
@@ -24,7 +25,15 @@ FACTS = {
     'cloud': Field('uint8', '1 if the table says that there are clouds'),
     'scene': Field('text', 'what this record shares with its neighbours, as the table has it'),
 }
-COLUMNS = ('s1', 's2', 'id', 'split', 'labels', *FACTS)
+OFFSETS: dict[str, Offset | Literal['']] = {
+    '': '',
+    'auto': 'auto',
+    '0': '0',
+    '0.0': '0',
+    '-1000': '-1000',
+    '-1000.0': '-1000',
+}
+COLUMNS = ('s1', 's2', 'id', 'split', labels.COLUMN, 's2_offset', *FACTS)
 
 
 class Table(NamedTuple):
@@ -39,25 +48,32 @@ def read_table(archive: Archive) -> Table:
     """The entries of `archive.table`.
 
     `s1` and `s2` are files relative to the roots, several parted by `;` where an image lies in parts; `id`
-    names a row (else the Sentinel-2 file does, or the Sentinel-1 file), `labels` are parted by `;`.
+    names a row (else the Sentinel-2 file does, or the Sentinel-1 file). `labels` holds the classes, or each
+    of `archive.classes` has a column of its own (see `labels.reader`); `s2_offset` replaces the setting of
+    that name for the row.
 
-    Raises InputError for a table that cannot be read or has unknown or missing columns.
+    Raises InputError for a table that cannot be read or has unknown, missing or ambiguous columns.
     """
     file, folders = Path(archive.table), roots(archive)
     rows, columns = _rows(file, archive)
+    flags = labels.class_columns(file, columns, COLUMNS, archive)
+    for name in columns:
+        if name not in COLUMNS and name not in flags:
+            raise labels.unknown_column(file, name, rows, COLUMNS)
+    classes_of = labels.reader(archive, file, rows, flags)
     entries: list[Entry] = []
     problems: list[Problem] = []
     seen: dict[str, dict[Any, str]] = {'id': {}, 'files': {}, 'split': {}}
     for number, row in enumerate(rows, start=2):
         where = f'row {number}'
         try:
-            entry = _entry(archive, folders, file, where, row)
+            entry = _entry(archive, folders, file, where, row, classes_of)
             _check_once(entry, seen)
         except RecordError as error:
             problems.append((row.get('id') or where, error))
             continue
         entries.append(entry)
-    return Table(columns, entries, problems)
+    return Table((*columns, labels.COLUMN) if flags else columns, entries, problems)
 
 
 def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str, ...]]:
@@ -69,9 +85,6 @@ def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f'{file}: table: cannot be read as a UTF-8 CSV ({error})') from error
-    for name in columns:
-        if name not in COLUMNS:
-            raise InputError(f'{file}: table: column {name!r} is not known; {nearest(name, COLUMNS)}')
     if len(set(columns)) < len(columns):
         raise InputError(f'{file}: table: two columns have the same name: {", ".join(columns)}')
     for name in ('s1', 's2'):
@@ -79,32 +92,46 @@ def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str
         if wanted != (name in columns):
             found = 'is missing' if wanted else f'is there, but {name}_root is not set'
             raise InputError(f'{file}: table: column {name!r} {found}; columns: {", ".join(columns)}')
+    if 's2_offset' in columns and 's2' not in archive.modalities:
+        raise InputError(f"{file}: table: column 's2_offset' is there, but s2_root is not set")
     if not rows:
         raise InputError(f'{file}: table: no row below the header; nothing to convert')
     return rows, columns
 
 
 def _entry(
-    archive: Archive, folders: Mapping[str, Path], file: Path, where: str, row: Mapping[Any, Any]
+    archive: Archive,
+    folders: Mapping[str, Path],
+    file: Path,
+    where: str,
+    row: Mapping[Any, Any],
+    classes_of: labels.Reader,
 ) -> Entry:
     if None in row or None in row.values():
         raise RecordError(file, where, 'another number of columns than the header', 'repair the row')
     values = {name: text.strip() for name, text in row.items()}
     files = {m: _files(archive, m, folders[m], values[m], f'{file}: {where}') for m in folders}
     first = files.get('s2') or files['s1']
-    labels = [label.strip() for label in values.get('labels', '').split(';')]
     if 'split' in values and not re.fullmatch(r'[a-z][a-z0-9_]*', values['split']):
         raise RecordError(
             file, f'{where}, split', f'{values["split"]!r}', "write a name in small letters, such as 'train'"
+        )
+    if (offset := OFFSETS.get(values.get('s2_offset', ''))) is None:
+        raise RecordError(
+            file,
+            f'{where}, s2_offset',
+            f'{values["s2_offset"]!r}',
+            'write 0, -1000 or auto; empty is the setting',
         )
     return Entry(
         id=values.get('id') or first[0].rpartition('.')[0],
         s1=files.get('s1', ()),
         s2=files.get('s2', ()),
         split=values.get('split', ''),
-        labels=tuple(sorted({label for label in labels if label})),
+        labels=classes_of(values, where),
         facts={name: _fact(file, where, name, values[name]) for name in FACTS if name in values},
         source=f'{file}: {where}',
+        s2_offset=offset,
     )
 
 

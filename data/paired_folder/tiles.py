@@ -11,6 +11,7 @@ from rasterio.windows import Window
 from data.paired_folder.checks import check_values
 from data.paired_folder.headers import OPTIONS, channels, opened
 from data.paired_folder.layout import Layout, Part
+from data.paired_folder.offsets import shifted
 from data.paired_folder.table import FACTS
 from data.records import Field, Item, Record, RecordError, validity
 from fusmae_jax.input.contract import Group
@@ -26,10 +27,12 @@ class Tile(NamedTuple):
     pixel: float  # metres, the same
     labels: Sequence[int]  # indices of the classes
     facts: Mapping[str, Any]  # record field of `table.FACTS` -> value
+    shift: Sequence[int] = ()  # added to the numbers of each Sentinel-2 file, see `offsets`; () is 0
 
 
 def read_item(item: Item, layout: Layout) -> Record:
-    """The record of a listed tile: every value as in the file, at its own resolution.
+    """The record of a listed tile: every value as in the file (see `offsets` for the exception), at its own
+    resolution.
 
     Raises RecordError for a file that is damaged, changed since it was listed, or cannot hold what was
     declared.
@@ -72,6 +75,8 @@ def read_images(tile: Tile, layout: Layout) -> dict[str, np.ndarray]:
             group = layout.groups[part.group]
             file = Path(layout.roots[part.modality]) / tile.files[part.modality][part.index]
             block = _read_window(file, part, group, tile)
+            if part.modality == 's2' and tile.shift:
+                block = shifted(file, block, group, tile.shift[part.index])
             rows, columns = block.shape[1:]
             if part.bands == group.bands and (rows, columns) == group.size:
                 images[part.group] = np.ascontiguousarray(block.transpose(1, 2, 0))

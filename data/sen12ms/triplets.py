@@ -15,6 +15,7 @@ from data.sen12ms.images import KINDS, Triplet, read_item
 from data.sen12ms.scenes import SEASONS, Scene, drawn, official_split
 from data.sen12ms.schema import PUBLISHED, SCHEMA
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 
@@ -23,12 +24,13 @@ OnError = Literal['fail', 'skip']
 class Archive:
     """Where the archive is and how it is split."""
 
-    root: str = ''  # folder with ROIs1158_spring, ROIs1868_summer, ROIs1970_fall and ROIs2017_winter
+    # Folder with ROIs1158_spring, ROIs1868_summer, ROIs1970_fall and ROIs2017_winter
+    root: str = setting('', path=True)
     splits: Literal['official', 'one'] = 'official'  # one: every record goes to train
     # Scenes for validation, taken out of train: the 25 that the authors once listed, a draw, or none.
     val: Literal['authors', 'drawn', 'none'] = 'authors'
-    val_scenes: int = 25  # with val='drawn': number of scenes
-    val_seed: int = 0  # with val='drawn'
+    val_scenes: int = setting(25, least=1)  # with val='drawn': number of scenes
+    val_seed: int = setting(0, least=0)  # with val='drawn'
 
 
 def source(archive: Archive, on_error: OnError = 'fail') -> Source:

@@ -15,6 +15,7 @@ from data.ssl4eo_s12 import cubes, patches, schema
 from data.ssl4eo_s12.schema import PUBLISHED, Optical, Version
 from data.ssl4eo_s12.zarr_files import S1
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 
@@ -23,7 +24,8 @@ OnError = Literal['fail', 'skip']
 class Archive:
     """Where the archive is and what of it to take."""
 
-    root: str = ''  # v1.1: the folder with train/ and val/; v1.0: that with s1/ and s2a/ or s2c/
+    # v1.1: the folder with train/ and val/; v1.0: that with s1/ and s2a/ or s2c/
+    root: str = setting('', path=True)
     version: Version = '1.1'
     optical: Optical = 'S2L2A'  # S2L1C: top of the atmosphere, with B10
     splits: tuple[Literal['train', 'val'], ...] = ()  # empty: all; v1.0 has train alone

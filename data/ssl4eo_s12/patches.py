@@ -16,7 +16,7 @@ import numpy as np
 import rasterio
 
 from data.geotiff import opened
-from data.paths import inside
+from data.paths import check_name, inside
 from data.records import Item, Record, RecordError
 from data.ssl4eo_s12.names import check_decibel, pair
 from data.ssl4eo_s12.schema import RESOLUTION, SIZE, TIMES, schema
@@ -88,6 +88,7 @@ def _images(folder: Path) -> list[str]:
     except OSError as error:
         raise RecordError(folder, 'folder', f'cannot be read: {error}', AGAIN) from error
     for entry in found:
+        check_name(entry.name, folder)
         if entry.is_symlink():
             inside(folder, entry.name, folder, 'link')
     if len(found) != TIMES:

@@ -7,6 +7,7 @@ from typing import Literal
 from fusmae_jax.errors import raise_all
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.sensors import Product
+from fusmae_jax.setting import range_problems, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,12 @@ class EncodeConfig:
     s1: SensorFile = dataclasses.field(default_factory=SensorFile)
     s2: SensorFile = dataclasses.field(default_factory=SensorFile)
     output: Literal['tokens', 'pooled', 'cls'] = 'tokens'  # one vector a patch token, or one a window
-    overlap: int = -1  # cells that neighbouring windows share; -1 is the least that is a quarter window
+    # Cells that neighbouring windows share; -1 is the least that is a quarter window
+    overlap: int = setting(-1, least=-1)
     merge: Literal['mean', 'centre'] = 'mean'  # where windows overlap: a tapered mean, or the nearer window
-    batch: int = 32  # windows; rounded down so that batches come out even
+    batch: int = setting(32, least=1)  # windows; rounded down so that batches come out even
     dtype: Literal['float32', 'int8'] = 'float32'
-    calibration: int = 256  # windows that the scale of int8 is taken from
+    calibration: int = setting(256, least=1)  # windows that the scale of int8 is taken from
     stats: Literal['checkpoint', 'dataset'] = 'checkpoint'  # dataset: measured over these files
     absent_bands: Literal['error', 'mean'] = 'error'  # bands that a file lacks: refuse, or use the mean
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
@@ -48,13 +50,7 @@ class EncodeConfig:
 
 def check_settings(config: EncodeConfig) -> None:
     """Raises InputError with every setting that is impossible whatever the files hold."""
-    problems = []
-    if config.batch < 1:
-        problems.append(f'batch={config.batch} must be at least 1')
-    if config.calibration < 1:
-        problems.append(f'calibration={config.calibration} must be at least 1')
-    if config.overlap < -1:
-        problems.append(f'overlap={config.overlap} must be a number of cells, or -1')
+    problems = range_problems(config)
     if config.output != 'tokens' and config.overlap > 0:
         problems.append(
             f'overlap={config.overlap}: output={config.output!r} gives one vector a window, and windows that '

@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Literal
 
+from fusmae_jax.config import MAX_SEED
 from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.setting import range_problems, setting
 
 RANDOM, BANDS, PRIOR = 'random', 'bands', 'prior'
 BASELINES = (RANDOM, BANDS, PRIOR)
@@ -20,40 +22,43 @@ POOLED = ('mean_patch', 'mean_all', 'concat_per_sensor', 'cls', 'last4_cls')
 class Task:
     """A converted data set with labels."""
 
-    path: str = ''  # a folder written by `convert`
+    path: str = setting('', path=True)  # a folder written by `convert`
     train_split: str = 'train'
     val_split: str = 'val'  # settles the sweep
     test_split: str = 'test'  # looked at once, with what was settled
     labels: str = 'labels_19'  # the label field: one number a class, 0 or 1
     kind: Literal['multi_label', 'single_label'] = 'multi_label'
-    threads: int = 4
-    prefetch: int = 4
+    threads: int = setting(4, least=1)
+    prefetch: int = setting(4, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """What turns images into features; its weights never change."""
 
-    checkpoint: str = ''  # a working directory or one checkpoint; 'random' or 'bands' for a baseline alone
+    # A working directory or one checkpoint; 'random' or 'bands' for a baseline alone
+    checkpoint: str = setting('', path=True)
     baselines: tuple[str, ...] = BASELINES  # beside it: untrained weights, band statistics, class shares
-    like: str = ''  # the checkpoint whose architecture and statistics 'random' takes; '' is `checkpoint`
-    seed: int = 0  # of the untrained weights
+    # The checkpoint whose architecture and statistics 'random' takes; '' is `checkpoint`
+    like: str = setting('', path=True)
+    seed: int = setting(0, least=0, most=MAX_SEED)  # of the untrained weights
     name: str = ''  # in the results; '' takes the name of the pretraining configuration
     modalities: tuple[tuple[str, ...], ...] = (('s1',), ('s2',), ('s1', 's2'))  # each a run of its own
     absent: Literal['', 'self', 'bypass', 'zero_image'] = ''  # '' is the rule that the model was trained by
     stats: Literal['checkpoint', 'dataset'] = 'checkpoint'  # dataset: those measured while converting it
     absent_bands: Literal['error', 'mean'] = 'error'
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
-    batch: int = 64  # images at once; rounded up to a multiple of the devices
+    batch: int = setting(64, least=1)  # images at once; rounded up to a multiple of the devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """How many labels there are to learn from: the lists stored beside the data set."""
 
-    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    fractions: tuple[float, ...] = setting((0.01, 0.1, 1.0), above=0, most=1)
     draw: Literal['random', 'stratified', 'dino_mm'] = 'random'
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # one run each, for fractions below 1
+    # One run each, for fractions below 1
+    seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), least=0, most=MAX_SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +66,8 @@ class Intervals:
     """95 % intervals by cluster bootstrap over the test split."""
 
     cluster: str = 's2_scene'  # the index field that names the scene, tile or region of a record
-    replicates: int = 1000  # 0: no intervals
-    seed: int = 0
+    replicates: int = setting(1000, least=0)  # 0: no intervals
+    seed: int = setting(0, least=0, most=MAX_SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +88,14 @@ class LinearProbe(Frozen):
 
     # True: affine-free, with the statistics of the labelled records that have a valid pixel.
     batch_norm: tuple[bool, ...] = (False,)
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    weight_decays: tuple[float, ...] = (0.0,)
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), above=0)
+    weight_decays: tuple[float, ...] = setting((0.0,), least=0)
     decay: Literal['decoupled', 'l2'] = 'decoupled'  # l2: half the squared kernel, in the loss
-    head_seeds: tuple[int, ...] = (0, 1, 2)  # of the initial kernel; the batch order is the same for all
-    epochs: float = 20.0
-    batch_size: int = 128
-    label_smoothing: float = 0.1  # single_label only
+    # Of the initial kernel; the batch order is the same for all
+    head_seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
+    epochs: float = setting(20.0, above=0)
+    batch_size: int = setting(128, least=1)
+    label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
     metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
     preset: str = 'paper'
 
@@ -99,8 +105,8 @@ class Knn(Frozen):
     """Scores from the labels of the nearest training records; nothing is trained or settled."""
 
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
-    k: int = 20
-    temperature: float = 0.07  # a neighbour of cosine s counts exp(s / temperature)
+    k: int = setting(20, least=1)
+    temperature: float = setting(0.07, least=1e-6)  # a neighbour of cosine s counts exp(s / temperature)
     preset: str = 'none'  # the paper has no nearest neighbours
 
 
@@ -121,7 +127,7 @@ def recipe_of(config: LinearProbe) -> str:
 
 def check(config: LinearProbe | Knn) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = _encoder(config.encoder) + _labels(config.labels)
+    problems = range_problems(config) + _encoder(config.encoder) + _labels(config.labels)
     if not config.data.path:
         problems.append("data.path='': give the folder of a converted data set")
     for name in config.features:
@@ -129,9 +135,8 @@ def check(config: LinearProbe | Knn) -> None:
             problems.append(f'features: {name!r}; {nearest(name, POOLED)}')
     if not config.features:
         problems.append('features is empty: name at least one')
-    if config.intervals.replicates < 0:
-        problems.append(f'intervals.replicates={config.intervals.replicates} must be at least 0')
-    problems += _probe(config) if isinstance(config, LinearProbe) else _knn(config)
+    if isinstance(config, LinearProbe):
+        problems += _probe(config)
     raise_all('config: these settings cannot be used', problems)
 
 
@@ -150,15 +155,13 @@ def _encoder(encoder: Encoder) -> list[str]:
         problems.append(f'encoder.modalities={encoder.modalities} must be lists of one modality or more')
     if twice := [names for names in encoder.modalities if len(set(names)) < len(names)]:
         problems.append(f'encoder.modalities: {twice[0]} names one twice')
-    if encoder.batch < 1:
-        problems.append(f'encoder.batch={encoder.batch} must be at least 1')
     return problems
 
 
 def _labels(labels: Labels) -> list[str]:
     problems = []
-    if not labels.fractions or not all(0 < fraction <= 1 for fraction in labels.fractions):
-        problems.append(f'labels.fractions={labels.fractions} must be shares in (0, 1]')
+    if not labels.fractions:
+        problems.append('labels.fractions is empty: name at least one share')
     if not labels.seeds and min(labels.fractions, default=1) < 1:
         problems.append('labels.seeds is empty: name at least one draw')
     return problems
@@ -166,28 +169,14 @@ def _labels(labels: Labels) -> list[str]:
 
 def _probe(config: LinearProbe) -> list[str]:
     problems = []
-    for name, least in (('learning_rates', 1e-30), ('weight_decays', 0.0), ('head_seeds', 0)):
+    for name in ('learning_rates', 'weight_decays', 'head_seeds'):
         values = getattr(config, name)
-        if not values or min(values) < least:
-            kind = 'positive' if least else 'at least 0'
-            problems.append(f'{name}={values} must be a list of numbers, each {kind}')
+        if not values:
+            problems.append(f'{name} is empty: name at least one number')
         if len(set(values)) < len(values):
             problems.append(f'{name}={values} has a number twice')
     if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
         problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
     if metric_of(config) not in METRICS[config.data.kind]:
         problems.append(f'metric={config.metric!r}; {nearest(config.metric, METRICS[config.data.kind])}')
-    if config.epochs <= 0 or config.batch_size < 1:
-        problems.append(f'epochs={config.epochs} and batch_size={config.batch_size} must be positive')
-    if not 0 <= config.label_smoothing < 1:
-        problems.append(f'label_smoothing={config.label_smoothing} must lie in [0, 1)')
-    return problems
-
-
-def _knn(config: Knn) -> list[str]:
-    problems = []
-    if config.k < 1:
-        problems.append(f'k={config.k} must be at least 1')
-    if not config.temperature > 0:
-        problems.append(f'temperature={config.temperature} must be positive')
     return problems

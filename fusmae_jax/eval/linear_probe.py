@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from fusmae_jax.errors import InputError
+from fusmae_jax.errors import DivergedError, InputError
 
 INIT_STD = 0.01  # of the kernel; the bias starts at 0
 NORM_EPS = 1e-6
@@ -190,19 +190,22 @@ def settle(
         features: (n, d) of the validation split, scaled as the training features were.
         metric: from logits (n, c) of that split to a number, the higher the better.
 
+    A head that diverged (scores that are not finite) counts -inf, and so does the mean that it is in.
+
     Raises:
         InputError: the metric is not defined there.
+        DivergedError: no setting is left.
     """
-    found = np.array([metric(scores(heads, features, point)) for point in range(len(swept.seed))])
-    if not np.isfinite(found).all():
-        raise InputError(
-            f'the validation split cannot settle the sweep: the metric is {found[~np.isfinite(found)][0]}; '
-            'has it no positive labels, or did every head diverge?'
-        )
+    values = np.array([_value(scores(heads, features, point), metric) for point in range(len(swept.seed))])
     settings = np.stack([swept.learning_rate, swept.weight_decay], axis=1)
     # In the order in which they were swept, which np.unique would not keep.
     kinds = list(dict.fromkeys(map(tuple, settings.tolist())))
-    means = [float(found[(settings == kind).all(axis=1)].mean()) for kind in kinds]
+    means = [float(values[(settings == kind).all(axis=1)].mean()) for kind in kinds]
+    if max(means) == -np.inf:
+        raise DivergedError(
+            f'a head diverged at every learning rate of {tuple(np.unique(swept.learning_rate).tolist())}; '
+            'try lower ones'
+        )
     best = kinds[int(np.argmax(means))]
     own = np.flatnonzero((settings == best).all(axis=1))
     rates = np.unique(swept.learning_rate)
@@ -213,3 +216,15 @@ def settle(
         value=max(means),
         at_edge=len(rates) > 1 and best[0] in (rates[0].item(), rates[-1].item()),
     )
+
+
+def _value(logits: np.ndarray, metric: Callable[[np.ndarray], float]) -> float:
+    """The metric of one head on the validation split; -inf for scores that are not finite."""
+    if not np.isfinite(logits).all():
+        return -np.inf
+    value = metric(logits)
+    if not np.isfinite(value):
+        raise InputError(
+            f'the validation split cannot settle the sweep: the metric is {value}; has it no positive labels?'
+        )
+    return value

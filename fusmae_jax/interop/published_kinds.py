@@ -5,6 +5,7 @@ from typing import Literal
 
 from fusmae_jax.errors import raise_all
 from fusmae_jax.sensors import SENSORS
+from fusmae_jax.setting import range_problems, setting
 
 COMMON_SIDE = 224
 SATVIT_STATISTICS = {  # band: mean, std of SatViT's pretraining data; VV and VH of ascending orbits
@@ -31,20 +32,21 @@ class Weights:
     """A weight file of another project, and what the file does not say. Zeros take the published values."""
 
     kind: Literal['', 'imagenet_vit', 'imagenet_mae', 'satvit', 'dino_mm'] = ''
-    file: str = ''  # .safetensors, or a PyTorch pickle without code in it
+    file: str = setting('', path=True)  # .safetensors, or a PyTorch pickle without code in it
     name: str = ''  # in the results; '' is the kind
     # What each input channel of the file is, in its order: 'B02', 'VV', ... A channel under any other name
     # gets no input. SatViT's must be given: its tutorial has 16 (twelve bands, VV and VH of ascending orbits,
     # VV and VH of descending ones), its weights 15. VV and VH may stand twice, the ascending one first:
     # images of one orbit then feed both channels, as the tutorial does it. DINO-MM's are known.
     channels: tuple[str, ...] = ()
-    width: int = 0
-    depth: int = 0
-    heads: int = 0  # cannot be told from a file
-    patch_size: int = 0
-    image_size: int = 0  # that the positions of the file are for
-    pixel_mean: float = -1.0  # ImageNet: of pixels on [0, 1]; -1 takes the published ones of R, G and B
-    pixel_std: float = 0.0
+    width: int = setting(0, least=0)
+    depth: int = setting(0, least=0)
+    heads: int = setting(0, least=0)  # cannot be told from a file
+    patch_size: int = setting(0, least=0)
+    image_size: int = setting(0, least=0)  # that the positions of the file are for
+    # ImageNet: of pixels on [0, 1]; -1 takes the published ones of R, G and B
+    pixel_mean: float = setting(-1.0, least=-1)
+    pixel_std: float = setting(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ DINO_MM_SIDES = (128, 112)  # resized, and cut out of the centre
 
 def check(config: Weights) -> None:
     """Raises InputError with every setting that is impossible whatever the file holds."""
-    problems = []
+    problems = range_problems(config)
     if config.kind not in KINDS:
         problems.append(f'kind={config.kind!r}: choose one of {", ".join(KINDS)}')
     if not config.file:

@@ -34,7 +34,7 @@ def race(config: Config, sizes: list[int]) -> int:
     try:
         import torch
     except ImportError as error:
-        raise InputError("bench --against=torch needs PyTorch: pip install -e '.[parity]'") from error
+        raise InputError("bench race needs PyTorch: pip install -e '.[parity]'") from error
     threads = torch.get_num_threads()
     print(f'{config.name}, ViT-{config.model.size}, torch {torch.__version__}, {threads} threads')
     context = multiprocessing.get_context('spawn')

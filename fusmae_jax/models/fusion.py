@@ -70,7 +70,8 @@ class XAttnEncoder(nnx.Module):
 
     def __init__(self, model: Model, policy: Policy, *, rngs: nnx.Rngs):
         self.absent = model.fusion.absent
-        names = ['shared'] if model.fusion.shared_directions else list(model.modalities)
+        self.shared = model.fusion.shared_directions
+        names = ['shared'] if self.shared else list(model.modalities)
         self.cross = nnx.Dict(
             {name: CrossAttention(model.width, model.heads, policy, rngs=rngs) for name in names}
         )
@@ -84,7 +85,7 @@ class XAttnEncoder(nnx.Module):
         fused, inner = [], dict[str, Array]()
         for name, x in tokens.items():
             x = constrain_batch(x)
-            cross = self.cross['shared' if 'shared' in self.cross else name]
+            cross = self.cross['shared' if self.shared else name]
             attended, qk = cross(x, *context_of(name, tokens, valid, self.absent))
             fused.append(x + attended.astype(x.dtype))
             inner |= {f'{key}/{name}': value for key, value in qk.items()}
@@ -98,7 +99,7 @@ class XAttnEncoder(nnx.Module):
         x = constrain_batch(x)
         total, inner = jnp.zeros_like(x), dict[str, Array]()
         for name, mine in own.items():
-            cross = self.cross['shared' if 'shared' in self.cross else name]
+            cross = self.cross['shared' if self.shared else name]
             attended, qk = cross(x, x, joint_keys(name, own, self.absent))
             total = jnp.where(mine[..., None], attended.astype(x.dtype), total)
             inner |= {f'{key}/{name}': value for key, value in qk.items()}

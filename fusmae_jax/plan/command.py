@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 from fusmae_jax.config import Config
-from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.plan import fit
 from fusmae_jax.plan.batches import Batches, batches_of
@@ -26,7 +25,7 @@ def run_plan(
     *,
     verify: bool = False,
     as_json: bool = False,
-    mfu: str = '0.4',
+    mfu: float = 0.4,
     examples: int = 0,
 ) -> int:
     """Prints what a run needs on a machine; returns 1 if the configured batch does not fit it.
@@ -42,20 +41,9 @@ def run_plan(
     Raises:
         InputError: there is no such machine, or the settings do not fit together.
     """
-    share = _share(mfu)
-    plan = make_plan(config, machine(topology), verify=verify, mfu=share, examples=examples)
+    plan = make_plan(config, machine(topology), verify=verify, mfu=mfu, examples=examples)
     print(json.dumps(data(plan), indent=2) if as_json else '\n'.join(lines(plan)))
     return 0 if plan.fits else 1
-
-
-def _share(mfu: str) -> float:
-    try:
-        value = float(mfu)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise InputError(f'--mfu={mfu} must be a number in (0, 1], such as 0.4')
-    return value
 
 
 def make_plan(

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fusmae_jax.config import MAX_SEED
 from fusmae_jax.config_build import to_dict
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.eval.evaluation_config import METRICS, PRIOR, RANDOM
 from fusmae_jax.input.contract import fingerprint
+from fusmae_jax.setting import range_problems, setting
 
 PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'
 FOLDERS = ('data', 'pretrain', 'features', 'sweeps')  # of a study, beside those of its tasks
@@ -18,11 +20,11 @@ STAGES = ('data', 'pretrain', 'evaluate')
 class Archive:
     """A data set: a folder that `convert` wrote, or made-up pairs."""
 
-    path: str = ''  # of the converted data set; '' makes one up
+    path: str = setting('', path=True)  # of the converted data set; '' makes one up
     layout: str = 'bigearthnet_mm'  # of the made-up archive
-    pairs: int = 0
-    seed: int = 0
-    workers: int = 1  # processes that draw the pairs; they change no pixel
+    pairs: int = setting(0, least=0)
+    seed: int = setting(0, least=0)
+    workers: int = setting(1, least=1)  # processes that draw the pairs; they change no pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class System:
     pretrain: str = ''  # configs/FILE.py:VARIANT, pretrained here for each seed
     settings: tuple[str, ...] = ()  # of the pretraining, 'key=value' as on the command line
     data: str = ''  # archive that it is pretrained on
-    checkpoint: str = ''  # what `encoder.checkpoint` of an evaluation takes
+    checkpoint: str = setting('', path=True)  # what `encoder.checkpoint` of an evaluation takes
     beside: tuple[str, ...] = ()  # late fusion: systems of different sensors, their features side by side
     baseline: Literal['', 'random', 'bands', 'prior'] = ''
     like: str = ''  # random: the system whose architecture it has
@@ -79,7 +81,8 @@ class Tables:
     systems: Mapping[str, System] = dataclasses.field(default_factory=dict)
     tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
     tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)  # one pretraining each; untrained weights are drawn by the same
+    # One pretraining each; untrained weights are drawn by the same
+    seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
     run: tuple[str, ...] = STAGES  # kinds of stages that may be run; () prints what there is
 
 
@@ -112,9 +115,9 @@ def columns_of(task: Task, system: System) -> tuple[tuple[str, ...], ...]:
 
 def check(config: Tables) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = []
-    if not config.seeds or len(set(config.seeds)) < len(config.seeds) or min(config.seeds) < 0:
-        problems.append(f'seeds={config.seeds} must be different whole numbers, 0 or more')
+    problems = range_problems(config)
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        problems.append(f'seeds={config.seeds} must be different whole numbers')
     for kind in config.run:
         if kind not in STAGES:
             problems.append(f'run: {kind!r}; {nearest(kind, STAGES)}')

@@ -7,7 +7,7 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from fusmae_jax.config import Config
+from fusmae_jax.config import MAX_STEPS, Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
@@ -54,8 +54,17 @@ class Setup(NamedTuple):
 
 
 def total_steps(config: Config, examples: int) -> int:
-    """Steps of a run: `train.steps`, or as many as see `train.epochs` times all examples."""
-    return config.train.steps or max(1, round(config.train.epochs * examples / config.train.batch_size))
+    """Steps of a run: `train.steps`, or as many as see `train.epochs` times all examples.
+
+    Raises InputError for more than can be counted.
+    """
+    steps = config.train.steps or max(1, round(config.train.epochs * examples / config.train.batch_size))
+    if steps > MAX_STEPS:
+        raise InputError(
+            f'train.epochs={config.train.epochs:g} of {examples:,} records are {steps:,} steps of '
+            f'{config.train.batch_size}; more than {MAX_STEPS:,} cannot be counted'
+        )
+    return steps
 
 
 def make_setup(

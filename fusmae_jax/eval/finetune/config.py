@@ -1,10 +1,9 @@
 """The settings of `finetune`, and the impossible ones among them."""
 
 import dataclasses
-import math
 from typing import Literal
 
-from fusmae_jax.config import Augment, Parallel
+from fusmae_jax.config import MAX_SEED, Augment, Parallel
 from fusmae_jax.config_build import augment_problems
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval import evaluation_config
@@ -19,6 +18,7 @@ from fusmae_jax.eval.evaluation_config import (
     LinearProbe,
     Task,
 )
+from fusmae_jax.setting import range_problems, setting
 
 
 def _encoder() -> Encoder:
@@ -48,21 +48,24 @@ class Finetune:
     features: tuple[str, ...] = ('mean_patch',)  # what the head reads; each a run of its own
     image: Literal['resize', 'crops'] = 'resize'  # the whole record, or its four quarters
     augment: Augment = dataclasses.field(default_factory=_flips)  # of the record, or of a quarter of it
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 5e-4)  # peaks; the validation split settles on one
+    # Peaks; the validation split settles on one
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 5e-4), above=0)
     settle: Literal['all', 'each'] = 'all'  # one rate for all systems and modalities, or one for each
     epoch: Literal['last', 'best'] = 'last'  # which is tested; best: on the validation split
     metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
-    epochs: float = 10.0
-    warmup_epochs: float = 1.0  # linear from 0; then a half cosine to 0
-    batch_size: int = 128  # of all devices; fewer labelled records make a smaller batch
-    weight_decay: float = 0.05  # decoupled; of kernels alone
-    b1: float = 0.9
-    b2: float = 0.999
-    layer_decay: float = 1.0  # factor of the rate from one block to the one below it; 1 is off
-    drop_path: float = 0.0  # in the last block, rising from 0 in the first
-    label_smoothing: float = 0.1  # single_label only
-    head_seeds: tuple[int, ...] = (0,)  # of head, batch order and augmentation; each a run of its own
-    max_skips: int = 10  # this many steps in a row that are not finite end a learning rate
+    epochs: float = setting(10.0, above=0)
+    warmup_epochs: float = setting(1.0, least=0)  # linear from 0; then a half cosine to 0
+    batch_size: int = setting(128, least=1)  # of all devices; fewer labelled records make a smaller batch
+    weight_decay: float = setting(0.05, least=0)  # decoupled; of kernels alone
+    b1: float = setting(0.9, least=0, below=1)
+    b2: float = setting(0.999, least=0, below=1)
+    # Factor of the rate from one block to the one below it; 1 is off
+    layer_decay: float = setting(1.0, above=0, most=1)
+    drop_path: float = setting(0.0, least=0, below=1)  # in the last block, rising from 0 in the first
+    label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
+    # Of head, batch order and augmentation; each a run of its own
+    head_seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
+    max_skips: int = setting(10, least=1)  # this many steps in a row that are not finite end a learning rate
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     preset: str = 'paper'
 
@@ -116,19 +119,9 @@ def as_probe(config: Finetune) -> LinearProbe:
 
 
 def _problems(config: Finetune) -> list[str]:
-    problems = augment_problems(config.augment)
+    problems = range_problems(config) + augment_problems(config.augment)
     if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):
         problems.append(f'encoder: {BANDS!r} has no weights to train; `linear_probe` and `knn` take it')
-    for name in ('drop_path', 'b1', 'b2'):
-        if not 0 <= getattr(config, name) < 1:
-            problems.append(f'{name}={getattr(config, name)} must lie in [0, 1)')
-    if not 0 < config.layer_decay <= 1:
-        problems.append(f'layer_decay={config.layer_decay} must lie in (0, 1]')
-    for name in ('weight_decay', 'warmup_epochs'):
-        if not 0 <= getattr(config, name) < math.inf:
-            problems.append(f'{name}={getattr(config, name)} must be at least 0')
     if not config.warmup_epochs < config.epochs:
         problems.append(f'warmup_epochs={config.warmup_epochs} leaves nothing of epochs={config.epochs}')
-    if config.max_skips < 1:
-        problems.append(f'max_skips={config.max_skips} must be at least 1')
     return problems

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Literal
 
+from fusmae_jax.config import MAX_SEED
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.eval.evaluation_config import METRICS, POOLED, Encoder, Intervals, LinearProbe, Task
+from fusmae_jax.setting import range_problems, setting
 
 # Of one width whatever sensors are given; `concat_per_sensor` is not.
 FIXED_WIDTH = tuple(name for name in POOLED if name != 'concat_per_sensor')
@@ -15,28 +17,28 @@ class Cloud:
     """A synthetic cloud over optical images; see `reliance.inputs.opacity`."""
 
     modality: str = 's2'
-    cover: float = 0.7  # share of the image in which the opacity is above one half
+    cover: float = setting(0.7, above=0, below=1)  # share of the image in which the opacity is above one half
     # What opaque cloud looks like, in standard deviations above the mean of each band. It is normalised and
     # clipped as the images are: under `mean_2sigma` anything above 2 is as bright as an input can be.
     bright: float = 3.0
-    seed: int = 0
+    seed: int = setting(0, least=0, most=MAX_SEED)
 
 
 @dataclasses.dataclass(frozen=True)
 class Head:
     """The linear head, trained on clean images of all sensors; fields as those of `LinearProbe`."""
 
-    fraction: float = 1.0  # of the labels of the training split
+    fraction: float = setting(1.0, above=0, most=1)  # of the labels of the training split
     draw: Literal['random', 'stratified', 'dino_mm'] = 'random'
-    draw_seed: int = 0  # for a fraction below 1
+    draw_seed: int = setting(0, least=0, most=MAX_SEED)  # for a fraction below 1
     feature: str = 'mean_patch'
     batch_norm: bool = False
-    learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    weight_decays: tuple[float, ...] = (0.0,)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: float = 20.0
-    batch_size: int = 128
-    label_smoothing: float = 0.1  # single_label only
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), above=0)
+    weight_decays: tuple[float, ...] = setting((0.0,), least=0)
+    seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
+    epochs: float = setting(20.0, above=0)
+    batch_size: int = setting(128, least=1)
+    label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
     metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
 
 
@@ -45,17 +47,17 @@ class Reliance:
     """What a head reads off the features when a sensor is missing, exchanged or under cloud."""
 
     data: Task = dataclasses.field(default_factory=Task)
-    checkpoints: tuple[str, ...] = ()  # of two sensors or more each; drawn in this order
+    checkpoints: tuple[str, ...] = setting((), path=True)  # of two sensors or more each; drawn in this order
     names: tuple[str, ...] = ()  # one for each; () takes those of the pretraining configurations
     head: Head = dataclasses.field(default_factory=Head)
     cloud: Cloud = dataclasses.field(default_factory=Cloud)
-    shuffle_seed: int = 0
+    shuffle_seed: int = setting(0, least=0, most=MAX_SEED)
     absent: Literal['', 'self', 'bypass', 'zero_image'] = ''  # '' is the rule that the model was trained by
     stats: Literal['checkpoint', 'dataset'] = 'checkpoint'
     absent_bands: Literal['error', 'mean'] = 'error'
     accept: tuple[str, ...] = ()
-    batch: int = 32  # images at once; the attention of one batch is held in memory
-    attention_records: int = 512  # the first ones of the test split; 0: none is measured
+    batch: int = setting(32, least=1)  # images at once; the attention of one batch is held in memory
+    attention_records: int = setting(512, least=0)  # the first ones of the test split; 0: none is measured
     intervals: Intervals = dataclasses.field(default_factory=Intervals)  # its cluster is shuffled over, too
 
 
@@ -93,7 +95,7 @@ def probe(config: Reliance) -> LinearProbe:
 
 def check(config: Reliance) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    head, cloud, problems = config.head, config.cloud, []
+    head, problems = config.head, range_problems(config)
     if not config.checkpoints or not all(config.checkpoints):
         problems.append(f'checkpoints={config.checkpoints}: give one working directory or more')
     if config.names and len(config.names) != len(config.checkpoints):
@@ -104,22 +106,10 @@ def check(config: Reliance) -> None:
         problems.append("data.path='': give the folder of a converted data set")
     if not config.intervals.cluster:
         problems.append("intervals.cluster='': images are shuffled across clusters; name an index field")
-    if config.intervals.replicates < 0:
-        problems.append(f'intervals.replicates={config.intervals.replicates} must be at least 0')
     if head.feature not in FIXED_WIDTH:
         problems.append(f'head.feature={head.feature!r}; {nearest(head.feature, FIXED_WIDTH)}')
     if not head.learning_rates or not head.weight_decays or not head.seeds:
         problems.append('head: learning_rates, weight_decays and seeds must name one number or more each')
-    if not 0 < head.fraction <= 1:
-        problems.append(f'head.fraction={head.fraction} must lie in (0, 1]')
-    if head.epochs <= 0 or head.batch_size < 1:
-        problems.append(f'head.epochs={head.epochs} and head.batch_size={head.batch_size} must be positive')
     if head.metric and head.metric not in METRICS[config.data.kind]:
         problems.append(f'head.metric={head.metric!r}; {nearest(head.metric, METRICS[config.data.kind])}')
-    if not 0 < cloud.cover < 1:
-        problems.append(f'cloud.cover={cloud.cover} must lie between 0 and 1')
-    if config.batch < 1 or config.attention_records < 0:
-        problems.append(
-            f'batch={config.batch} must be positive, attention_records={config.attention_records} at least 0'
-        )
     raise_all('config: these settings cannot be used', problems)
