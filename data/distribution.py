@@ -14,15 +14,12 @@ import numpy as np
 from data.records import validity
 from data.statistics import Moments
 from fusmae_jax import sensors
+from fusmae_jax.input import units
 from fusmae_jax.input.contract import Group, Statistics
 
 PERCENTILES = (1, 50, 99)
 RELATIVE_ERROR = 2.0**-12  # half a bin; 0.005 dB at -20 dB
 _DROPPED = 12  # bits of a float32 that its bin leaves out
-
-# What a physical value is multiplied with, or its log10, to come into the unit of its sensor.
-_FACTORS = {('reflectance', 'DN'): 1e4, ('DN', 'reflectance'): 1e-4}
-_LOGARITHMS = {('linear', 'dB'): 10.0, ('amplitude', 'dB'): 20.0}
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -95,13 +92,12 @@ def sensor_unit(group: Group) -> str:
     """The unit that statistics of a model are in: that of the sensor where the field can be converted."""
     sensor = sensors.SENSORS.get(group.modality)
     wanted = sensor.unit if sensor else group.unit
-    known = (group.unit, wanted) in _FACTORS | _LOGARITHMS
-    return wanted if known else group.unit
+    return wanted if units.convertible(group.unit, wanted) else group.unit
 
 
 def decibel(group: Group) -> float:
     """What log10 of the physical values is multiplied with, or 0 where no logarithm is taken."""
-    return _LOGARITHMS.get((group.unit, sensor_unit(group)), 0.0)
+    return units.LOGARITHMS.get((group.unit, sensor_unit(group)), 0.0)
 
 
 def physical(group: Group) -> Transform:
@@ -111,15 +107,8 @@ def physical(group: Group) -> Transform:
 
 def model(group: Group) -> Transform:
     """From stored values to `sensor_unit`; a power of 0 or less has no decibels and becomes NaN."""
-    to_physical, factor = physical(group), _FACTORS.get((group.unit, sensor_unit(group)), 1.0)
-    if not (times := decibel(group)):
-        return lambda stored: to_physical(stored) * factor
-
-    def logarithm(stored: np.ndarray) -> np.ndarray:
-        power = to_physical(stored)
-        return times * np.log10(np.where(power > 0, power, np.nan))
-
-    return logarithm
+    to_physical = physical(group)
+    return lambda stored: units.convert(to_physical(stored), group.unit, sensor_unit(group))
 
 
 class Distribution:
@@ -163,7 +152,7 @@ class Distribution:
         unit = sensor_unit(self.group)
         if self.decibels:
             return self._view(unit, self.decibels.result(), model(self.group))
-        factor = _FACTORS.get((self.group.unit, unit), 1.0)
+        factor = units.SCALES.get((self.group.unit, unit), 1.0)
         result = _scaled(self.moments.result(), self.group.scale * factor, self.group.offset * factor)
         return self._view(unit, result, model(self.group))
 

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group, Product, Statistics
+from fusmae_jax.input.ranges import validity as validity
 from fusmae_jax.setting import check_text, escaped
 
 Record = dict[str, Any]
@@ -157,15 +158,3 @@ def contract(
         statistics=statistics,
         statistics_split=statistics_split,
     )
-
-
-def validity(image: np.ndarray, group: Group) -> np.ndarray:
-    """Which values are a measurement: an array of bool like `image`; NaN, inf and nodata are none."""
-    valid = np.isfinite(image) if image.dtype.kind == 'f' else np.ones(image.shape, bool)
-    for value in group.nodata:
-        if image.dtype.kind == 'f':
-            valid &= image != value
-        # As an integer: against a float, NumPy would turn the whole image into float64 first.
-        elif value.is_integer() and np.iinfo(image.dtype).min <= value <= np.iinfo(image.dtype).max:
-            valid &= image != int(value)
-    return valid

@@ -76,6 +76,7 @@ def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict
         'shard_digests': [sidecar['digest'] for sidecar in sidecars],
         'records_with_invalid_pixels': tally.with_invalid,
         'statistics': {group: _by_band(schema, group, tally) for group in schema.groups},
+        'outside': {group: tally.moments[group].outside.tolist() for group in schema.groups},
         'labels': {
             field: dict(zip(schema.classes[field], count.tolist())) for field, count in tally.labels.items()
         },
@@ -141,8 +142,11 @@ def summary(report: dict[str, Any]) -> str:
             f'{split["bytes"] / 2**20:,.1f} MiB'
         )
         for group, bands in split['statistics'].items():
-            for band, v in bands.items():
+            # Reports of earlier versions did not count these.
+            outside = split.get('outside', {}).get(group, [0] * len(bands))
+            for (band, v), odd in zip(bands.items(), outside):
                 invalid = f', {v["invalid"]:,} invalid pixels' if v['invalid'] else ''
+                invalid += f', {odd:,} that its unit cannot be' if odd else ''
                 lines.append(
                     f'    {group:<8}{band:<4} mean {v["mean"]:>9.2f}  std {v["std"]:>8.2f}  '
                     f'from {v["minimum"]:>8.2f} to {v["maximum"]:>9.2f}{invalid}'

@@ -1,10 +1,24 @@
 """What every image of a unit must satisfy, checked while it is converted; the doctor looks closer."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data.records import RecordError
+from data.records import Item, Record, RecordError, Schema
+from fusmae_jax.input import ranges
+
+
+def read(reader: Callable[[Item], Record], item: Item, schema: Schema) -> Record:
+    """The record of an item, whatever archive it comes from; raises RecordError for impossible values."""
+    record = reader(item)
+    for modality in dict.fromkeys(group.modality for group in schema.groups.values()):
+        groups = {field: group for field, group in schema.groups.items() if group.modality == modality}
+        problem = ranges.check_image({field: record[field] for field in groups}, groups)
+        if problem is not None:
+            where = f'{modality} {problem.band or "unit"}'
+            raise RecordError(record[schema.key], where, problem.found, problem.advice)
+    return record
 
 
 def check_decibel(file: Path, image: np.ndarray) -> None:

@@ -26,7 +26,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from data import fractions, index, plan, records, report
+from data import fractions, index, plan, records, report, sanity
 from data.progress import Progress
 from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
@@ -229,7 +229,7 @@ def convert_shard(name: str, job: Job) -> str:
     with _writer(folder.data / name) as writer:
         for item in items:
             try:
-                record = job.read(item)
+                record = sanity.read(job.read, item, job.schema)
             except records.RecordError as error:
                 if job.on_error == 'fail':
                     plan.write(folder.stop, {'message': str(error)})

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Record, Schema, validity
+from data.records import Record, Schema
+from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Group, Statistics
+from fusmae_jax.input.ranges import validity
 
 
 class Moments:
@@ -23,6 +25,7 @@ class Moments:
         self.m2 = np.zeros(bands)  # sum of squared deviations from the mean
         self.minimum = np.full(bands, np.inf)
         self.maximum = np.full(bands, -np.inf)
+        self.outside = np.zeros(bands, np.int64)  # pixels that cannot be in the unit of the group
 
     def add(self, image: np.ndarray, group: Group) -> int:
         """Takes in one image (rows, columns, bands); returns its number of invalid pixels, all bands."""
@@ -41,6 +44,7 @@ class Moments:
             values = np.where(valid, values, 0.0)
         else:
             one.minimum, one.maximum = stored.min(axis=1), stored.max(axis=1)
+        one.outside = ranges.outside(image[None], group)[0]
         one.mean = values.sum(axis=1) / np.maximum(one.count, 1)
         values -= one.mean[:, None]
         if one.invalid.any():
@@ -57,6 +61,7 @@ class Moments:
         self.mean = self.mean + delta * share
         self.m2 = self.m2 + other.m2 + delta**2 * self.count * share
         self.count, self.invalid = count, self.invalid + other.invalid
+        self.outside = self.outside + other.outside
         self.minimum = np.minimum(self.minimum, other.minimum)
         self.maximum = np.maximum(self.maximum, other.maximum)
 

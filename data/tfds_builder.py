@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data import records
+from data import records, sanity
 from data.records import Item, Record, Schema
 from fusmae_jax.config_build import from_dict
 from fusmae_jax.errors import InputError
@@ -61,10 +61,13 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         empty = [name for name, items in source.splits.items() if not items]
         if empty:
             raise InputError(f'{dl_manager.manual_dir}: split {empty[0]}: no record here belongs to it')
-        return {name: self._generate_examples(items, source.read) for name, items in source.splits.items()}
+        return {
+            name: self._generate_examples(items, source.read, source.schema)
+            for name, items in source.splits.items()
+        }
 
     def _generate_examples(
-        self, items: Sequence[Item], read: Callable[[Item], Record]
+        self, items: Sequence[Item], read: Callable[[Item], Record], schema: Schema
     ) -> Iterator[tuple[str, Record]]:
         for item in items:
-            yield item.key, read(item)
+            yield item.key, sanity.read(read, item, schema)

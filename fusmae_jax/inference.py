@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +17,9 @@ from fusmae_jax.checkpoint import open_step
 from fusmae_jax.config import Config
 from fusmae_jax.config_build import build
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.input import compatibility, normalise, units
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input import normalise, units
+from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.models import fusmae
@@ -28,6 +31,13 @@ class Embedding(NamedTuple):
     tokens: dict[str, np.ndarray]  # per given modality (b, n, d), patches in raster order
     cls: np.ndarray  # (b, d)
     pooled: np.ndarray  # (b, d), mean over the valid patch tokens of the given modalities
+
+
+class Field(NamedTuple):
+    """One array of images, and what it holds."""
+
+    values: np.ndarray  # (b, rows, columns, bands) float32, NaN where nothing was measured
+    group: Group
 
 
 class Pretrained:
@@ -47,106 +57,173 @@ class Pretrained:
 
         return jax.jit(encode)
 
-    def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str]) -> Embedding:
+    def encode(
+        self,
+        images: Mapping[str, Any],
+        *,
+        units: Mapping[str, str],
+        resolution: float | Mapping[str, float] | None = None,
+        accept: Sequence[str] = (),
+    ) -> Embedding:
         """Encodes images of any non-empty subset of the modalities; nothing is masked or augmented.
+
+        Values are looked at first: what cannot be right is refused, and a UserWarning says what looks wrong.
 
         Args:
             images: modality -> (b, rows, columns, bands) or one image without b, in the band order of
-                `config.model.modalities[name].bands`, NaN where nothing was measured. Or, for native
-                grids, a mapping from record field (`s2_10m`, ...) to such arrays.
+                `config.model.modalities[name].bands`; NaN, or masked, where nothing was measured. Or, for
+                native grids, a mapping from record field (`s2_10m`, ...) to such arrays.
             units: modality -> 'dB', 'linear' (power) or 'amplitude' for S1, 'DN' or 'reflectance' for S2.
+            resolution: metres a pixel (of the finest bands), for all or by modality or record field; by
+                default as in training.
+            accept: what is meant: 'resolution' for another ground than that of a training image, and
+                the names that an error or a warning gives.
 
         Raises:
-            InputError: unknown modality, unit or shape; values that cannot be in the declared unit.
+            InputError: unknown modality, unit or shape; another ground than the model knows; values that
+                cannot be in the declared unit, or bands in another order.
         """
         if not images:
             raise InputError(f'images is empty; give one or more of {list(self.config.model.modalities)}')
         if not isinstance(units, Mapping):
             raise InputError(f"units={units!r} must name each modality, such as {{'s1': 'dB', 's2': 'DN'}}")
-        patches: dict[str, Any] = {}
-        for name, image in images.items():
-            patches |= self._patches(name, image, units.get(name, ''))
-        sizes = {name: p.values.shape[0] for name, p in patches.items()}
-        if len(set(sizes.values())) > 1:
+        metres = _metres(resolution, self.contract)
+        fields = {name: self._fields(name, image, units.get(name, '')) for name, image in images.items()}
+        sizes = {name: len(x.values) for name, parts in fields.items() for x in parts.values()}
+        if len({len(x.values) for parts in fields.values() for x in parts.values()}) > 1:
             raise InputError(f'images: the modalities differ in their number of images: {sizes}')
+        differences = []
+        for name, parts in fields.items():
+            differences += _extents(name, parts, self.contract, metres)
+            values, groups = ({field: x[i] for field, x in parts.items()} for i in (0, 1))
+            differences += compatibility.look(name, values, groups, self.contract)
+        notes = compatibility.check(differences, accept, 'images')
+        for line in notes:
+            if line.startswith('likely'):
+                warnings.warn(f'images: {line}; `accept` silences this', UserWarning, stacklevel=2)
+        patches: dict[str, Any] = {}
+        for name, parts in fields.items():
+            patches |= _prepare(self.config, name, parts)
         return Embedding(*jax.device_get(self.run(self.params, patches)))
 
-    def _patches(self, name: str, image: Any, unit: str) -> dict[str, Any]:
+    def _fields(self, name: str, image: Any, unit: str) -> dict[str, Field]:
+        """The arrays of a modality by record field, or by its own name for one array on one grid."""
         modalities = self.config.model.modalities
         if name not in modalities:
             raise InputError(f'images[{name!r}] is not a modality of this model; {nearest(name, modalities)}')
         stored = self.contract.first.groups
         groups = {field: group for field, group in stored.items() if group.modality == name}
-        first = next(iter(groups.values()))
-        known = units.accepted(normalise.target_unit(modalities[name], first))
+        if not groups:
+            raise InputError(f'images[{name!r}]: the contract of the model does not say what it holds')
+        finest = min(groups.values(), key=lambda group: group.resolution)
+        known = units.accepted(normalise.target_unit(modalities[name], finest))
         if unit not in known:
             raise InputError(f'units[{name!r}]={unit!r}; {nearest(unit, known)}')
         if not isinstance(image, Mapping):
             # One array on one grid: a single group with the model's own bands.
             bands = modalities[name].bands
-            image, groups = {name: image}, {name: dataclasses.replace(first, bands=bands)}
-        arrays, used = {}, {}
+            image, groups = {name: image}, {name: dataclasses.replace(finest, bands=bands)}
+        fields = {}
         for field, values in image.items():
+            where = f'images[{name!r}]' + (f'[{field!r}]' if field != name else '')
             if field not in groups:
-                raise InputError(f'images[{name!r}][{field!r}] is not a field; {nearest(field, groups)}')
-            arrays[field] = _check(f'images[{name!r}]', values, groups[field], unit)
-            used[field] = dataclasses.replace(groups[field], unit=unit, scale=1.0, offset=0.0, nodata=())
-        missing = set(modalities[name].bands) - {b for group in used.values() for b in group.bands}
+                raise InputError(f'{where} is not a field; {nearest(field, groups)}')
+            # Values are physical already, and what means nothing in stored ones may be a measurement here.
+            group = dataclasses.replace(groups[field], unit=unit, scale=1.0, offset=0.0, nodata=())
+            fields[field] = Field(_batch(where, values, group.bands), group)
+        missing = set(modalities[name].bands) - {b for field in fields.values() for b in field.group.bands}
         if missing:
             raise InputError(f'images[{name!r}]: bands {sorted(missing)} are missing')
-        return _prepare(self.config, name, Contract(groups=used), arrays)
+        return fields
 
 
-def _check(path: str, values: Any, group: Group, unit: str) -> np.ndarray:
-    """A float32 batch, NaN where there is no data; refuses shapes and ranges that cannot be right."""
-    array = np.asarray(values)
+def _metres(resolution: float | Mapping[str, float] | None, contract: Contract) -> dict[str, float]:
+    """Metres a pixel by modality or record field, where they were stated; '' for all."""
+    stated = dict(resolution) if isinstance(resolution, Mapping) else {'': resolution}
+    groups = contract.first.groups
+    known = {'', *groups, *(group.modality for group in groups.values())}
+    for name, value in stated.items():
+        if name not in known:
+            raise InputError(f'resolution[{name!r}]: {nearest(name, known - {""})}')
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise InputError(f'resolution={value!r} must be metres a pixel, such as 10.0')
+    return {name: float(value) for name, value in stated.items() if value is not None}
+
+
+def _batch(where: str, values: Any, bands: tuple[str, ...]) -> np.ndarray:
+    """A float32 batch, NaN where there is no data; refuses what is no such array."""
+    array = _array(where, values)
     array = array[None] if array.ndim == 3 else array
-    if array.ndim != 4 or array.shape[-1] != len(group.bands):
+    if array.ndim != 4 or array.shape[-1] != len(bands):
+        hint = '; L1C has 13: leave out B10' if array.shape[-1:] == (13,) and len(bands) == 12 else ''
         raise InputError(
-            f'{path} has shape {np.shape(values)}; expected (b, rows, columns, {len(group.bands)}) with the '
-            f'bands {", ".join(group.bands)} last'
+            f'{where} has shape {array.shape}; expected (b, rows, columns, {len(bands)}) with the '
+            f'bands {", ".join(bands)} last{hint}'
         )
-    array = array.astype(np.float32)
-    for nodata in group.nodata:
-        array = np.where(array == np.float32(nodata), np.nan, array)
-    finite = array[np.isfinite(array)]
-    if finite.size:
-        check_range(path, finite, unit)
+    if not array.size:
+        raise InputError(f'{where} has shape {array.shape}: there is nothing in it; give at least one image')
     return array
 
 
-def check_range(path: str, finite: np.ndarray, unit: str) -> None:
-    """Raises InputError for values that cannot be in the unit that they are declared in."""
-    low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
-    found = f'found {low:.4g} to {high:.4g}, median {middle:.4g}'
-    if unit == 'dB' and (low >= 0 or middle > 0):
+def _array(where: str, values: Any) -> np.ndarray:
+    """Any array as float32; masked values, of arrays in a list too, become NaN."""
+    if isinstance(values, (list, tuple)) and any(np.ndim(part) for part in values):
+        parts = [_array(where, part) for part in values]
+        if len({part.shape for part in parts}) > 1:
+            raise InputError(f'{where}: images of different shapes {sorted({part.shape for part in parts})}')
+        return np.stack(parts)
+    masked = np.ma.isMaskedArray(values)
+    try:
+        array = np.asarray(np.ma.getdata(values) if masked else values)
+        if array.dtype.kind in 'cOSUmM':
+            raise TypeError(f'its values are {array.dtype}')
+        array = array.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{path}: backscatter in dB is mostly negative, {found}; is it linear power? units='linear'"
-        )
-    if unit == 'dB' and middle < -60:
-        raise InputError(
-            f'{path}: backscatter below -60 dB is not physical, {found}; is it dB x 100? divide it'
-        )
-    if unit in ('linear', 'amplitude') and low < 0:
-        raise InputError(f"{path}: {unit} backscatter cannot be negative, {found}; is it dB? units='dB'")
-    if unit == 'DN' and high <= 2:
-        raise InputError(
-            f"{path}: digital numbers reach thousands, {found}; is it reflectance? units='reflectance'"
-        )
-    if unit == 'DN' and low < -10_000:
-        raise InputError(
-            f'{path}: digital numbers of surface reflectance, {found}; was an integer type wrapped?'
-        )
-    if unit == 'reflectance' and middle > 20:
-        raise InputError(
-            f"{path}: reflectance lies around 0 to 1, {found}; is it digital numbers? units='DN'"
-        )
+            f'{where} is {type(values).__name__}, not an array of numbers ({error}); give a NumPy array, of '
+            'a tensor `tensor.detach().cpu().numpy()`'
+        ) from error
+    if masked:
+        array[np.ma.getmaskarray(values)] = np.nan
+    return array
 
 
-def _prepare(config: Config, name: str, contract: Contract, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _extents(
+    name: str, fields: Mapping[str, Field], contract: Contract, metres: Mapping[str, float]
+) -> list[Difference]:
+    """The ground that an image covers: another one would be squeezed, or stretched, onto the model's grid."""
+    trained = [g for part in contract.each.values() for g in part.groups.values() if g.modality == name]
+    known = {(g.size[0] * g.resolution, g.size[1] * g.resolution) for g in trained}
+    if not all(min(size) > 0 for size in known):
+        return []  # the training data do not say
+    finest = min(g.resolution for g in trained)
+    for field, (values, group) in fields.items():
+        # What is said of a modality is said of its finest bands.
+        pixel = metres.get(name, metres.get('', finest)) * group.resolution / finest
+        pixel = metres.get(field, pixel)
+        rows, columns = values.shape[1:3]
+        ground = rows * pixel, columns * pixel
+        # Metres a pixel that are rounded, such as 5.357 for 1200 / 224, add up to less than half of one.
+        if any(max(abs(a - b) for a, b in zip(ground, size)) < pixel / 2 for size in known):
+            continue
+        size = min(known, key=lambda size: abs(size[0] - ground[0]))
+        cut = ' x '.join(f'{length / pixel:g}' for length in size)
+        one = f'{size[0] / rows:.4g}'
+        where = f'[{field!r}]' if field != name else ''
+        message = (
+            f'images[{name!r}]{where} covers {ground[0]:g} x {ground[1]:g} m ({rows} x {columns} pixels of '
+            f'{pixel:g} m), the model knows {size[0]:g} x {size[1]:g} m: cut windows of {cut} pixels, or '
+            f'state resolution={one} if a pixel has {one} m'
+        )
+        return [Difference('shift', 'resolution', name, message)]
+    return []
+
+
+def _prepare(config: Config, name: str, fields: Mapping[str, Field]) -> dict[str, Any]:
     only = {name: config.model.modalities[name]}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=only))
-    return make_prepare(config, contract, None)(arrays, None)
+    contract = Contract(groups={field: x.group for field, x in fields.items()})
+    return make_prepare(config, contract, None)({field: x.values for field, x in fields.items()}, None)
 
 
 def load(path: epath.PathLike, step: int | None = None, *, average: bool = False) -> Pretrained:

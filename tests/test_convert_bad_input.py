@@ -54,6 +54,12 @@ def linear(archive: Folders):
         rewrite(band(archive, name), 10 ** (pixels(band(archive, name)) / 10))
 
 
+def filled(archive: Folders):
+    values = pixels(band(archive, 'VH'))
+    values[:, :, :30] = -9999
+    rewrite(band(archive, 'VH'), values)
+
+
 def shifted(file: Path):
     with rasterio.open(file) as dataset:
         transform = dataset.transform @ type(dataset.transform).translation(1, 0)
@@ -118,6 +124,7 @@ BAD = {
     ),
     'no_s2_partner': (lambda a: remove_patch(a, 's2'), r'S2A_\w+: folder: missing, the partner of S1A_'),
     'no_s1_partner': (lambda a: remove_patch(a, 's1'), r'S1A_\w+: folder: missing, the partner of S2A_'),
+    'fill': (filled, r's1 VH: 25\.0% of the pixels .* -9999; a fill value'),
     'linear_power': (linear, r's1 \(VV, VH\): no negative value .* linear power'),
 }
 

@@ -108,7 +108,7 @@ FILES = {
     ),
     'wrapped': (
         lambda d: pair(d, 'b', s2={'array': (optical() % 100 - 200).astype(np.uint16)}),
-        r's2/b\.tif: s2 B02: median 6\.5\d+e\+04 DN .* possible are -500 to 40000',
+        r's2/b\.tif: s2 B02: median 6\.5\d+e\+04 DN.* possible are -500 to 40000',
     ),
 }
 

@@ -53,10 +53,17 @@ def test_what_the_numbers_of_sentinel_2_mean(s2, settings, expected, tmp_path):
 POWER = (10 ** (radar() / 10)).astype(np.float32)
 
 
+def holed(image, fill):
+    """The image with a fill value in two columns of the second band of each tile of 24 pixels."""
+    image = image.copy()
+    image[1, :, ::24] = image[1, :, 7::24] = fill
+    return image
+
+
 @pytest.mark.parametrize(
     ('image', 'settings', 'message'),
     [
-        (radar(), {'s1_unit': 'linear'}, r"s1 VV: median -1\d.* linear .*; dB\? set s1_unit='dB'"),
+        (radar(), {'s1_unit': 'linear'}, r"s1 VV: median -1\d.* linear, .*; dB\? set s1_unit='dB'"),
         (POWER * 1e5, {'s1_unit': 'linear'}, 'digital numbers of a product that is not calibrated'),
         (POWER, {'s1_unit': 'linear'}, ''),
         (np.sqrt(POWER), {'s1_unit': 'amplitude'}, ''),
@@ -66,6 +73,10 @@ POWER = (10 ** (radar() / 10)).astype(np.float32)
         (np.zeros((2, 48, 48), np.float32), {}, r'not dB; .*s1_nodata=\(0\.0,\) if 0 fills'),
         (np.zeros((2, 48, 48), np.float32), {'s1_nodata': (0.0,)}, ''),
         (np.full((2, 48, 48), np.nan, np.float32), {}, ''),
+        (holed(radar(), -9999), {}, r'VH: 8\.3% of the pixels .* -9999; .*set s1_nodata'),
+        (holed(radar(), -9999), {'s1_nodata': (-9999.0,)}, ''),
+        (holed(POWER, 1e20), {'s1_unit': 'linear'}, r'VH: 8\.3% .* 1e\+20'),
+        (POWER * 1e4, {'s1_unit': 'amplitude'}, 'digital numbers of a product that is not calibrated'),
     ],
 )
 def test_what_the_numbers_of_sentinel_1_can_be(image, settings, message, tmp_path):

@@ -60,7 +60,7 @@ def windows_of(pixels, stride):
     return np.stack(cut), (down, across)
 
 
-def encoded(model, images):
+def encoded(model, images, **options):
     """What `Pretrained.encode` gives for windows in memory, sixteen at a time.
 
     Always the same number of windows, or every number would be compiled anew.
@@ -68,7 +68,8 @@ def encoded(model, images):
     parts, count = [], len(next(iter(images.values())))
     for start in range(0, count, 16):
         index = np.minimum(np.arange(start, start + 16), count - 1)
-        parts.append(model.encode({name: batch[index] for name, batch in images.items()}, units=UNITS))
+        some = {name: batch[index] for name, batch in images.items()}
+        parts.append(model.encode(some, units=UNITS, **options))
     return jax.tree.map(lambda *values: np.concatenate(values)[:count], *parts)
 
 
@@ -171,13 +172,14 @@ def test_sensors_of_different_pixel_size_and_one_alone(tmp_path, model):
     found = embedded(tmp_path / 'both.tif')
     assert found.shape == (9, 9, 32)
     first = {'s1': image('s1', 241, 250)[None, :120, :120], 's2': coarse[None, :60, :60].astype(np.float32)}
-    tokens = encoded(model, first).tokens
+    tokens = encoded(model, first, resolution={'s2': 20.0}).tokens
     mean = on_grid(tokens['s1'] + tokens['s2'])[0] / 2
     np.testing.assert_allclose(found[:4, :4], mean, rtol=1e-5, atol=2e-6)
     run(model, changed(overlap=0), tmp_path / 'alone.tif', s2=s2)
     lines = json.loads((tmp_path / 'both.tif.json').read_text())['differences']
     assert not any('pixels are' in line for line in lines)  # B01 and B09 are known at 60 m
-    tokens = on_grid(encoded(model, {'s2': first['s2']}).tokens['s2'])[0]
+    alone = encoded(model, {'s2': first['s2']}, resolution=20.0)
+    tokens = on_grid(alone.tokens['s2'])[0]
     np.testing.assert_allclose(embedded(tmp_path / 'alone.tif')[:4, :4], tokens, rtol=1e-5, atol=2e-6)
 
 
@@ -241,7 +243,9 @@ def test_the_scale_of_a_sample_has_headroom_and_gives_way_to_that_of_all(tmp_pat
     for name, brightest, calibration in (('all', 0, 99), ('sample', 0, 1), ('missed', 20, 1)):
         pixels[300:, 300:] += brightest
         s1 = write(tmp_path / 's1.tif', pixels, BANDS['s1'])
-        config = changed(dtype='int8', calibration=calibration, batch=1, overlap=0, accept=('statistics',))
+        config = changed(
+            dtype='int8', calibration=calibration, batch=1, overlap=0, accept=('statistics', 'range')
+        )
         run(model, config, tmp_path / f'{name}.tif', s1=s1)
         beside = json.loads((tmp_path / f'{name}.tif.json').read_text())
         scales[name] = np.array(beside['scale'])

@@ -89,6 +89,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path, model):
         ({'s1': SensorFile(unit='dB', scale=100.0)}, 'dB x 100'),
         ({'s1': SensorFile(unit='dB', product=Product(calibration='gamma0'))}, "'calibration'"),
         ({'s1': SensorFile(unit='dB', offset=-20.0)}, 'not distributed'),
+        ({'s1': SensorFile(unit='dB', bands=('VH', 'VV'))}, "'order'"),
         ({'stats': 'dataset'}, "'statistics'"),
         ({'overlap': 4}, 'possible: 0, 1, 2, 3'),
         ({'overlap': 1, 'output': 'cls'}, 'leave overlap at -1'),
@@ -122,6 +123,24 @@ def test_what_is_declared_or_accepted_is_converted_and_written_down(tmp_path, mo
     run(model, config, tmp_path / 'd.tif', s1=shifted)
     np.testing.assert_allclose(embedded(tmp_path / 'd.tif'), embedded(tmp_path / 'c.tif'), atol=1e-3)
     assert np.abs(embedded(tmp_path / 'c.tif') - embedded(tmp_path / 'a.tif')).max() > 1e-2
+
+
+def test_a_share_of_fill_is_refused_and_what_looks_wrong_is_written_down(tmp_path, model):
+    pixels = image('s1', 250, 250)
+    pixels[130:, 130:] = -9999
+    s1 = write(tmp_path / 's1.tif', pixels, BANDS['s1'])
+    with pytest.raises(InputError, match=r"s1\.tif: block \d+, VV: .*-9999; .*'range'"):
+        run(model, CONFIG, tmp_path / 'e.tif', s1=s1)
+    declared = changed(s1=SensorFile(unit='dB', nodata=(-9999.0,)))
+    run(model, declared, tmp_path / 'e.tif', s1=s1)
+    assert np.isfinite(embedded(tmp_path / 'e.tif')[..., 0]).mean() < 0.8
+    s2 = write(tmp_path / 's2.tif', image('s2', 250, 250) + np.uint16(1000), BANDS['s2'])
+    lines = []
+    for name, accept in (('a', ()), ('b', ('offset',))):
+        run(model, changed(accept=accept), tmp_path / f'{name}.tif', s2=s2)
+        beside = json.loads((tmp_path / f'{name}.tif.json').read_text())['differences']
+        lines.append(next(line for line in beside if 'offset of 1000' in line))
+    assert lines[0].startswith('likely: s2: ') and lines[1].startswith('accepted: s2: ')
 
 
 def test_the_output_is_named_well_and_nothing_is_overwritten_unasked(tmp_path, model):

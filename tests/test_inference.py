@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -100,3 +102,93 @@ def test_batches_must_agree(model):
     images = {'s1': np.full((2, 32, 32, 2), -12.0), 's2': np.full((3, 32, 32, 12), 900.0)}
     with pytest.raises(InputError, match='number of images'):
         model.encode(images, units=UNITS)
+
+
+def test_masked_values_are_not_measured(model, images):
+    hidden = np.zeros(images['s2'].shape, bool)
+    hidden[:, :48] = True
+    expected = model.encode({'s2': np.where(hidden, np.nan, images['s2'])}, units=UNITS).pooled
+    masked = np.ma.MaskedArray(np.where(hidden, 12_000, images['s2']), hidden)
+    for given in (masked, list(masked)):
+        np.testing.assert_array_equal(model.encode({'s2': given}, units=UNITS).pooled, expected)
+    grids = {name: np.ma.MaskedArray(x, False) for name, x in images['native'].items()}
+    whole = model.encode({'s2': images['native']}, units=UNITS).pooled
+    np.testing.assert_array_equal(model.encode({'s2': grids}, units=UNITS).pooled, whole)
+    grids['s2_10m'] = np.ma.MaskedArray(images['native']['s2_10m'], np.ones((3, 120, 120, 4), bool))
+    without = images['native'] | {'s2_10m': np.full((3, 120, 120, 4), np.nan)}
+    expected = model.encode({'s2': without}, units=UNITS).pooled
+    np.testing.assert_array_equal(model.encode({'s2': grids}, units=UNITS).pooled, expected)
+    assert np.abs(expected - whole).max() > 1e-3
+
+
+def test_a_stored_nodata_value_is_a_measurement_in_physical_units(model, images):
+    groups = {
+        name: dataclasses.replace(group, offset=-1000.0, nodata=(0.0,)) if group.modality == 's2' else group
+        for name, group in CONTRACT.groups.items()
+    }
+    other = Pretrained(model.config, dataclasses.replace(CONTRACT, groups=groups), model.params, 'float32')
+    water = images['s2'].copy()
+    water[:, :30, :, 8:] = 0  # dark in the infrared, and measured
+    found = other.encode({'s2': water}, units=UNITS)
+    near = other.encode({'s2': np.where(water == 0, 1e-3, water)}, units=UNITS)
+    np.testing.assert_allclose(found.pooled, near.pooled, atol=1e-4)
+    gone = other.encode({'s2': np.where(water == 0, np.nan, water)}, units=UNITS)
+    assert np.abs(found.pooled - gone.pooled).max() > 1e-3
+
+
+def test_the_ground_of_an_image_is_that_of_training(model, images):
+    half = images['s1'][:, :60, :60]
+    with pytest.raises(
+        InputError, match=r'covers 600 x 600 m .* knows 1200 x 1200 m: cut windows of 120 x 120'
+    ):
+        model.encode({'s1': half}, units=UNITS)
+    stated = [
+        model.encode({'s1': half}, units=UNITS, **options).pooled
+        for options in ({'resolution': 20.0}, {'resolution': {'s1': 20}}, {'accept': ('resolution',)})
+    ]
+    np.testing.assert_array_equal(stated[0], stated[1])
+    np.testing.assert_array_equal(stated[0], stated[2])
+    with pytest.raises(InputError, match='cut windows of 60 x 60'):
+        model.encode({'s1': images['s1']}, units=UNITS, resolution=20.0)
+    # Every native grid by itself; what is said of a modality is said of its finest grid.
+    model.encode({'s2': images['native']}, units=UNITS, resolution=10.0)
+    cut = images['native'] | {'s2_20m': images['native']['s2_20m'][:, :30]}
+    with pytest.raises(InputError, match=r"\['s2_20m'\] covers 600 x 1200 m"):
+        model.encode({'s2': cut}, units=UNITS)
+    for resolution, part in ((0.0, 'metres a pixel'), ({'s3': 10.0}, "resolution['s3']")):
+        with pytest.raises(InputError) as error:
+            model.encode({'s1': half}, units=UNITS, resolution=resolution)
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('image', 'part'),
+    [
+        (np.zeros((0, 120, 120, 2)), 'there is nothing in it'),
+        (np.full((1, 120, 120, 2), -12 + 3j), 'not an array of numbers (its values are complex128)'),
+        (np.full((1, 120, 120, 2), 'x'), 'not an array of numbers'),
+        (object(), 'not an array of numbers'),
+        ([np.zeros((9, 9, 2)), np.zeros((8, 9, 2))], 'different shapes'),
+    ],
+)
+def test_what_is_no_batch_of_images_is_one_sentence(model, image, part):
+    with pytest.raises(InputError) as error:
+        model.encode({'s1': image}, units=UNITS)
+    assert part in str(error.value)
+
+
+def test_what_cannot_be_is_refused_and_what_looks_wrong_is_a_warning(model, images):
+    filled = images['s1'].copy()
+    filled[2, :30] = -9999
+    with pytest.raises(InputError, match=r"image 2, VV: 25\.0% .* -9999; .*add 'range' to `accept`"):
+        model.encode({'s1': filled}, units=UNITS)
+    model.encode({'s1': filled}, units=UNITS, accept=('range',))
+    offset = {'s2': images['s2'] + 1000}
+    with pytest.warns(UserWarning, match='images: likely: s2: .* offset of 1000') as warned:
+        model.encode(offset, units=UNITS)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    model.encode(offset, units=UNITS, accept=('offset',))  # without a warning, which would be an error here
+    with pytest.raises(InputError, match="'colour'"):
+        model.encode(offset, units=UNITS, accept=('colour',))
+    with pytest.raises(InputError, match='leave out B10'):
+        model.encode({'s2': np.zeros((1, 120, 120, 13))}, units=UNITS)

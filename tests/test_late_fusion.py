@@ -17,6 +17,7 @@ from tests.helpers import CONTRACT
 from tests.probe_fixtures import archive, checkpoint
 
 UNITS = {'s1': 'dB', 's2': 'DN'}
+STEP = {'s1': 37.5, 's2': 37.5}  # metres a pixel: 32 are the 1200 m of a record
 
 
 @pytest.fixture(scope='module')
@@ -32,27 +33,27 @@ def models():
 def test_two_encoders_side_by_side(models):
     rng = np.random.default_rng(0)
     images = {'s2': rng.uniform(1, 4000, (3, 32, 32, 12)), 's1': rng.normal(-13, 5, (3, 32, 32, 2))}
-    both = LateFusion(models).encode(images, units=UNITS)
-    apart = {name: models[name].encode({name: images[name]}, units=UNITS) for name in models}
+    both = LateFusion(models).encode(images, units=UNITS, resolution=STEP)
+    apart = {name: models[name].encode({name: images[name]}, units=UNITS, resolution=STEP) for name in models}
     assert list(both.tokens) == ['s1', 's2'] and both.cls.shape == both.pooled.shape == (3, 64)
     for i, (name, one) in enumerate(apart.items()):
         columns = slice(32 * i, 32 * (i + 1))
         np.testing.assert_array_equal(both.pooled[:, columns], one.pooled)
         np.testing.assert_array_equal(both.cls[:, columns], one.cls)
         np.testing.assert_array_equal(both.tokens[name], one.tokens[name])
-    alone = LateFusion(models).encode({'s2': images['s2']}, units=UNITS)
+    alone = LateFusion(models).encode({'s2': images['s2']}, units=UNITS, resolution=STEP)
     np.testing.assert_array_equal(alone.pooled, apart['s2'].pooled)
 
 
 def test_what_does_not_fit_is_refused(models):
     fused = LateFusion(models)
-    images = {'s1': np.full((2, 32, 32, 2), -13.0), 's2': np.full((3, 32, 32, 12), 900.0)}
+    images = {'s1': np.full((2, 32, 32, 2), -13.0), 's2': np.full((3, 32, 32, 12), 500.0)}
     with pytest.raises(InputError, match='number of images'):
-        fused.encode(images, units=UNITS)
+        fused.encode(images, units=UNITS, resolution=STEP)
     with pytest.raises(InputError, match="images\\['s3'\\] has no encoder"):
-        fused.encode({'s3': images['s1']}, units=UNITS)
+        fused.encode({'s3': images['s1']}, units=UNITS, resolution=STEP)
     with pytest.raises(InputError, match='empty'):
-        fused.encode({}, units=UNITS)
+        fused.encode({}, units=UNITS, resolution=STEP)
     with pytest.raises(InputError, match='at least one'):
         LateFusion({})
     with pytest.raises(InputError, match=r'\[2, 3\] records'):

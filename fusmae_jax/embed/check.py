@@ -11,8 +11,9 @@ from fusmae_jax.embed.rasters import Raster, pick
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.embed.windows import spread
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.inference import Pretrained, check_range
+from fusmae_jax.inference import Pretrained
 from fusmae_jax.input import compatibility, normalise, units
+from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group, Statistics
 
 SAMPLE = 64  # blocks of a window's size that are looked at before a model with its own statistics is run
@@ -124,7 +125,7 @@ def fit(
     Raises:
         InputError: with everything that does not fit, and what to do.
     """
-    groups, measured, products = {}, {}, {}
+    groups, measured, products, looks = {}, {}, {}, []
     for name, raster in rasters.items():
         declared: SensorFile = getattr(settings, name)
         bands = pick(raster, config.model.modalities[name].bands, settings.absent_bands)
@@ -144,7 +145,8 @@ def fit(
                 f'{raster.file}: in which unit are its values? --config.{name}.unit=... ({", ".join(known)})'
             )
         blocks = SAMPLE if settings.stats == 'checkpoint' else 0
-        measured[name] = _measure(raster, group, blocks)
+        measured[name], pixels = _measure(raster, group, blocks)
+        looks += _look(raster, group, pixels, model.contract)
         groups[name], products[name] = group, declared.product
     files = ', '.join(str(raster.file) for raster in rasters.values())
     whole = settings.stats == 'dataset'
@@ -160,7 +162,7 @@ def fit(
     )
     config = dataclasses.replace(config, data=data)
     differences = compatibility.compare(config, _as_stored(contract, rasters), model.contract)
-    notes = compatibility.check(differences, settings.accept, files)
+    notes = compatibility.check([*looks, *differences], settings.accept, files)
     notes += _coarser(model, rasters)
     return Fitted(normalise.resolve(config, contract), contract, notes)
 
@@ -176,8 +178,11 @@ def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:
     return lines
 
 
-def _measure(raster: Raster, group: Group, blocks: int) -> Statistics:
-    """Statistics of evenly spread blocks of a window's size, or of all (0); refuses impossible values."""
+def _measure(raster: Raster, group: Group, blocks: int) -> tuple[Statistics, np.ndarray]:
+    """Statistics of evenly spread blocks of a window's size, or of all (0); and some pixels of some blocks.
+
+    The pixels are (blocks, rows, columns, bands), as stored.
+    """
     height, width = group.size
     moments, seen = Moments(len(group.bands)), []
     down, across = -(-raster.part.height // height), -(-raster.part.width // width)
@@ -188,12 +193,15 @@ def _measure(raster: Raster, group: Group, blocks: int) -> Statistics:
         pixels = raster.read(group.bands, row * height, column * width, height, width)
         moments.add(pixels)
         if i in looked_at:
-            thin = pixels[::_THIN, ::_THIN]
-            seen.append(thin[np.isfinite(thin)])
-    values = np.concatenate(seen) * np.float32(group.scale) + np.float32(group.offset)
-    if values.size:
-        check_range(f'{raster.file} ({group.modality})', values, group.unit)
-    return moments.result()
+            seen.append(pixels[::_THIN, ::_THIN].copy())  # a view would keep the whole block
+    return moments.result(), np.stack(seen)
+
+
+def _look(raster: Raster, group: Group, pixels: np.ndarray, trained: Contract) -> list[Difference]:
+    found = compatibility.look(
+        group.modality, {group.modality: pixels}, {group.modality: group}, trained, 'block'
+    )
+    return [d._replace(message=f'{raster.file}: {d.message}') for d in found]
 
 
 def _as_stored(contract: Contract, rasters: Mapping[str, Raster]) -> Contract:

@@ -22,11 +22,19 @@ class LateFusion:
             raise InputError('late fusion needs at least one model')
         self.models = dict(models)
 
-    def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str]) -> Embedding:
+    def encode(
+        self,
+        images: Mapping[str, Any],
+        *,
+        units: Mapping[str, str],
+        resolution: float | Mapping[str, float] | None = None,
+        accept: Sequence[str] = (),
+    ) -> Embedding:
         """Features of any non-empty subset of the modalities.
 
         Tokens are those of each modality's own encoder. `cls` and `pooled` stand side by side in the order of
-        the models, so that they are as wide as those of the encoders in use together.
+        the models, so that they are as wide as those of the encoders in use together. Arguments are those of
+        `Pretrained.encode`.
 
         Raises:
             InputError: for a modality without an encoder; for images of different number; and as the
@@ -38,7 +46,12 @@ class LateFusion:
         if not images:
             raise InputError(f'images is empty; give one or more of {list(self.models)}')
         parts = {
-            name: model.encode({name: images[name]}, units=units)
+            name: model.encode(
+                {name: images[name]},
+                units=units,
+                resolution=_part(resolution, name, images[name]),
+                accept=accept,
+            )
             for name, model in self.models.items()
             if name in images
         }
@@ -48,6 +61,14 @@ class LateFusion:
         tokens = {name: part.tokens[name] for name, part in parts.items()}
         cls, pooled = (side_by_side(x) for x in zip(*((part.cls, part.pooled) for part in parts.values())))
         return Embedding(tokens, cls, pooled)
+
+
+def _part(resolution: Any, name: str, image: Any) -> Any:
+    """What of a `resolution` by name is about one modality, or one of its record fields."""
+    if not isinstance(resolution, Mapping):
+        return resolution
+    fields = image if isinstance(image, Mapping) else ()
+    return {key: value for key, value in resolution.items() if key == name or key in fields}
 
 
 def side_by_side(features: Sequence[np.ndarray]) -> np.ndarray:

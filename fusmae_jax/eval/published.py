@@ -28,7 +28,7 @@ ABOUT, WEIGHTS, FORMAT = 'published.json', 'params.safetensors', 1
 class Imported(Pretrained):
     """An encoder whose inputs are made by its preset, which `encode` does not know."""
 
-    def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str]) -> Embedding:
+    def encode(self, images: Mapping[str, Any], *, units: Mapping[str, str], **_: Any) -> Embedding:
         """Raises InputError: `Pretrained.encode` would make other inputs than the weights learned from."""
         raise InputError(
             f'{self.config.name}: imported weights have inputs of their own, which this does not make; '

@@ -1,18 +1,20 @@
 """Do these data fit this model? Every difference between two input contracts, sorted into three classes.
 
 `converted`: the values become the same (unit, scale, offset, band order, more bands than needed); done and
-logged. `shift`: they stay different in kind (L1C for L2A, gamma0 for sigma0, other statistics); refused
-unless declared in `accept`. `fatal`: nobody can tell what the values are, or bands are missing. A `note` is
-what cannot be compared, because one side does not say.
+logged. `shift`: they stay different in kind (L1C for L2A, gamma0 for sigma0, other statistics) or are not
+what was declared; refused unless named in `accept`. `fatal`: nobody can tell what the values are, or bands
+are missing. A `note` is what cannot be compared, because one side does not say; `likely` what looks wrong.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from fusmae_jax import sensors
 from fusmae_jax.config import Config, Modality
 from fusmae_jax.errors import InputError, nearest, raise_all
-from fusmae_jax.input import units
+from fusmae_jax.input import plausible, ranges, units
 from fusmae_jax.input.contract import Contract, Group, Product
 from fusmae_jax.input.normalise import measured, statistics, target_unit
 
@@ -27,7 +29,7 @@ SHIFTS = (
     'level',
 )
 NOTES = ('dem', 'baseline', 'processor', 'platforms')
-ACCEPTABLE = (*SHIFTS, 'resolution', 'statistics')
+ACCEPTABLE = tuple(dict.fromkeys((*SHIFTS, 'resolution', 'statistics', *plausible.NAMES)))
 # A band whose measured mean lies this many of the model's standard deviations from the model's mean, or
 # whose spread differs by this factor, was not measured like the model's: an offset of 1000 left in (1.8), a
 # decibel for a power (2.5). Other regions and seasons stay below 1.
@@ -39,7 +41,7 @@ FAR_FEW = 3.0  # with fewer, and for radar alone: calm water is 2 away, and noth
 class Difference(NamedTuple):
     """One difference between what a model expects and what a data set holds."""
 
-    kind: Literal['converted', 'shift', 'fatal', 'note']
+    kind: Literal['converted', 'shift', 'fatal', 'note', 'likely']
     name: str  # 'unit', 'bands', or one of ACCEPTABLE and NOTES
     modality: str
     message: str
@@ -57,7 +59,8 @@ def check(differences: Iterable[Difference], accept: Sequence[str], source: str)
         elif d.kind == 'shift' and d.name not in accept:
             problems.append(f'{d.modality}: {d.message}; if that is meant, add {d.name!r} to `accept`')
         else:
-            lines.append(f'{"accepted" if d.kind == "shift" else d.kind}: {d.modality}: {d.message}')
+            accepted = d.kind == 'shift' or (d.kind == 'likely' and d.name in accept)
+            lines.append(f'{"accepted" if accepted else d.kind}: {d.modality}: {d.message}')
     raise_all(f'{source}: these data do not fit the model', problems)
     return lines
 
@@ -80,6 +83,7 @@ def compare(config: Config, data: Contract, trained: Contract | None = None) -> 
             continue
         found += _bands(name, modality, groups, config.data.absent_bands)
         found += _values(name, modality, groups)
+        found += _ranges(name, modality, groups, data)
         expected = _expected(name, modality, config.data.stats, trained)
         if expected is not None:
             found += _products(name, expected, data.products.get(name, Product()))
@@ -87,6 +91,31 @@ def compare(config: Config, data: Contract, trained: Contract | None = None) -> 
             found += _resolutions(name, modality, trained, groups)
         found += _statistics(name, modality, config.data.stats, data, trained)
     return found
+
+
+def look(
+    name: str,
+    images: Mapping[str, np.ndarray],
+    groups: Mapping[str, Group],
+    trained: Contract,
+    noun: str = 'image',
+) -> list[Difference]:
+    """What is wrong, or looks so, with the pixels of a modality.
+
+    Args:
+        name: the modality.
+        images: field -> stored (images, rows, columns, bands).
+        groups: what each field holds.
+        trained: the contract of the data that the model learned from.
+        noun: what messages call one of the images.
+    """
+    samples = [ranges.sample(values, groups[field]) for field, values in images.items()]
+    levels = {part.products[name].level for part in trained.each.values() if name in part.products}
+    level = levels.pop() if len(levels) == 1 else ''
+    return [
+        Difference('shift' if doubt.certain else 'likely', doubt.name, name, doubt.message)
+        for doubt in plausible.doubts(images, samples, level, noun)
+    ]
 
 
 def _bands(name: str, modality: Modality, groups: Mapping[str, Group], policy: str) -> list[Difference]:
@@ -127,6 +156,24 @@ def _values(name: str, modality: Modality, groups: Mapping[str, Group]) -> list[
         if group.scale != 1 or group.offset != 0:
             message = f'field {field!r}: stored value x {group.scale:g} {group.offset:+g}'
             found.append(Difference('converted', 'scale', name, message))
+    return found
+
+
+def _ranges(name: str, modality: Modality, groups: Mapping[str, Group], data: Contract) -> list[Difference]:
+    """Bands whose mean no image of that unit can have."""
+    found = []
+    for field, group in groups.items():
+        limits, there = ranges.RANGES.get(group.unit), data.statistics.get(field)
+        if limits is None or there is None:
+            continue
+        for band, mean, valid in zip(group.bands, there.mean, there.valid):
+            physical = mean * group.scale + group.offset
+            wanted = valid and band in modality.bands
+            if wanted and not limits.lowest <= physical <= limits.highest:
+                hint = limits.below if physical < limits.lowest else limits.above
+                message = f'field {field!r}: the mean of {band} is {physical:.4g} {group.unit}; {hint}'
+                found.append(Difference('shift', 'range', name, message))
+                break
     return found
 
 

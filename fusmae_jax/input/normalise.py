@@ -8,6 +8,7 @@ import numpy as np
 from fusmae_jax import sensors
 from fusmae_jax.config import Config, Modality
 from fusmae_jax.errors import InputError
+from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
 
 
@@ -39,9 +40,8 @@ def measured(data: Contract, name: str, modality: Modality, band: str) -> Measur
         return None
     group, values = data.groups[field], data.statistics[field]
     # Reflectance and its digital numbers differ by a factor; a decibel has no mean that a power could tell.
-    factors = {('reflectance', 'DN'): 1e4, ('DN', 'reflectance'): 1e-4}
     wanted = target_unit(modality, group)
-    factor = 1.0 if group.unit == wanted else factors.get((group.unit, wanted))
+    factor = 1.0 if group.unit == wanted else units.SCALES.get((group.unit, wanted))
     if factor is None:
         return None
     i = group.bands.index(band)

@@ -1,35 +1,18 @@
-"""Units of stored values and how they become each other; the same table for training and for use.
+"""Units of stored values and how they become each other; one table for training, statistics and use.
 
 Radar backscatter: `linear` is power, `amplitude` its square root, `dB` 10 log10 of the power. Optical: `DN`
 is reflectance x 10,000, as Sentinel-2 products store it (the sensor's offset already taken off).
 """
 
-from collections.abc import Callable
+from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
 
-Values = Float[Array, '...']
+Values = Any  # an array of NumPy or of jax
 
-
-def _decibel(values: Values, factor: float) -> Values:
-    """`factor` log10 of positive values; the others have no logarithm and become NaN, which is invalid."""
-    positive = values > 0
-    # The inner `where` keeps log10 away from them, so that no -inf arises even for an instant.
-    logarithm = jnp.log10(jnp.where(positive, values, jnp.ones_like(values)))
-    return jnp.where(positive, logarithm * jnp.asarray(factor, values.dtype), jnp.nan)
-
-
-def _scaled(factor: float) -> Callable[[Values], Values]:
-    return lambda values: values * jnp.asarray(factor, values.dtype)
-
-
-CONVERSIONS: dict[tuple[str, str], Callable[[Values], Values]] = {
-    ('linear', 'dB'): lambda values: _decibel(values, 10.0),
-    ('amplitude', 'dB'): lambda values: _decibel(values, 20.0),
-    ('reflectance', 'DN'): _scaled(10_000.0),
-    ('DN', 'reflectance'): _scaled(1e-4),
-}
+SCALES = {('reflectance', 'DN'): 1e4, ('DN', 'reflectance'): 1e-4}  # what a value is multiplied with
+LOGARITHMS = {('linear', 'dB'): 10.0, ('amplitude', 'dB'): 20.0}  # or its log10
+CONVERSIONS = (*LOGARITHMS, *SCALES)  # pairs of unit given and unit wanted
 
 
 def convertible(given: str, wanted: str) -> bool:
@@ -38,8 +21,20 @@ def convertible(given: str, wanted: str) -> bool:
 
 
 def convert(values: Values, given: str, wanted: str) -> Values:
-    """Values in the unit `wanted`; the pair must be `convertible`."""
-    return values if given == wanted else CONVERSIONS[given, wanted](values)
+    """Values in the unit `wanted`; the pair must be `convertible`.
+
+    A power of 0 or less has no decibels and becomes NaN, which is invalid.
+    """
+    if given == wanted:
+        return values
+    xp = values.__array_namespace__()
+    dtype = values.dtype
+    if factor := SCALES.get((given, wanted)):
+        return values * xp.asarray(factor, dtype=dtype)
+    positive = values > 0
+    # The inner `where` keeps log10 away from them, so that no -inf arises even for an instant.
+    logarithm = xp.log10(xp.where(positive, values, xp.ones_like(values)))
+    return xp.where(positive, logarithm * xp.asarray(LOGARITHMS[given, wanted], dtype=dtype), np.nan)
 
 
 def accepted(wanted: str) -> list[str]:
