@@ -31,6 +31,7 @@ from data.progress import Progress
 from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
 from fusmae_jax.errors import InputError
+from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.index import FILE as INDEX
 
 
@@ -282,7 +283,7 @@ def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], resul
     (folder.data / 'contract.json').write_text(contract.to_json())
     result['fingerprint'] = contract.fingerprint
     plan.write(folder.data / report.FILE, result)
-    builder = tfds.builder_from_directory(folder.data)
+    builder = open_builder(folder.data)
     for name, split in splits.items():
         examples = builder.as_data_source(split=name)
         if len(examples) != split['records'] or examples[0].keys() != features.keys():

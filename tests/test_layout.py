@@ -18,6 +18,7 @@ ORDER = [
     'arguments',
     'dino_config',
     'input',
+    'place',
     'leak',
     'models',
     'losses',
