@@ -95,10 +95,6 @@ def contract(folder: plan.Folder, schema: Schema, report: dict[str, Any]) -> Con
     """The input contract; its statistics are those of train, or of the first split without one."""
     splits = report['splits']
     measured = 'train' if 'train' in splits else next(iter(splits))
-    parts = {
-        name: list(zip(split['shard_records'], split['shard_digests'])) for name, split in splits.items()
-    }
-    features = (folder.data / 'features.json').read_text()
     # A name for several splits means nothing where one of them does not exist.
     aliases = {
         alias: names
@@ -110,8 +106,18 @@ def contract(folder: plan.Folder, schema: Schema, report: dict[str, Any]) -> Con
         schema,
         {name: _columns(bands) for name, bands in splits[measured]['statistics'].items()},
         measured,
-        digest({'dataset': schema.name, 'version': schema.version, 'shards': parts, 'features': features}),
+        fingerprint(report, (folder.data / 'features.json').read_text()),
     )
+
+
+def fingerprint(report: dict[str, Any], features: str) -> str:
+    """The digest of the shards' contents in their order and of the features, from a report."""
+    parts = {
+        name: list(zip(split['shard_records'], split['shard_digests']))
+        for name, split in report['splits'].items()
+    }
+    about = {'dataset': report['dataset'], 'version': report['version'], 'shards': parts}
+    return digest(about | {'features': features})
 
 
 def _columns(bands: dict[str, dict[str, float]]) -> Statistics:

@@ -33,6 +33,7 @@ from data.statistics import Tally
 from fusmae_jax import lock
 from fusmae_jax.disk import explain_full_disk
 from fusmae_jax.errors import InputError
+from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.index import FILE as INDEX
 from fusmae_jax.setting import setting
 
@@ -313,7 +314,7 @@ def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], resul
     (folder.data / 'contract.json').write_text(contract.to_json())
     result['fingerprint'] = contract.fingerprint
     plan.write(folder.data / report.FILE, result)
-    builder = tfds.builder_from_directory(folder.data)
+    builder = open_builder(folder.data)
     for name, split in splits.items():
         examples = builder.as_data_source(split=name)
         if len(examples) != split['records'] or examples[0].keys() != features.keys():

@@ -11,9 +11,11 @@ from fusmae_jax.checkpoint import open_step
 from fusmae_jax.errors import InputError
 
 _WORDS = {
-    'id': 'by their own name, in the same data set',
+    'id': 'by their own name, in the same data set and not on other ground',
     'twin': 'as the BigEarthNet v1 patch of the same acquisition',
     'cell': 'on the same ground: MGRS tile and grid cell, on any day',
+    'place': 'on overlapping ground, by EPSG and corner, on any day',
+    'content': 'by their pixels: an image of a sensor that is the same to the last bit',
     'any': 'in one of these ways',
 }
 
@@ -54,6 +56,7 @@ def run(checkpoint: str, data: str, split: str, as_json: bool = False) -> int:
         'sources': list(seen.sources),
         'digest': leak.digest(seen),
         'records_seen_in_training': len(seen.names.id),
+        'seen_with': {way: len(names) for way, names in seen.names._asdict().items()},
         'dataset': source.contract.dataset,
         'version': source.contract.version,
         'split': split,
@@ -76,9 +79,14 @@ def text(result: Mapping[str, Any]) -> str:
     for way, words in (
         ('with_twin', 'no record has a BigEarthNet v1 name'),
         ('with_cell', 'no record has an MGRS tile and grid cell'),
+        ('with_place', 'no record has an EPSG code and corner'),
+        ('with_content', 'no record has digests of its images (converted before there were any)'),
     ):
         if not result[way]:
             lines.append(f'{words}: that way nothing can be recognised here')
+    for way, words in (('place', 'places'), ('content', 'digests of images')):
+        if not result['seen_with'][way]:
+            lines.append(f'the checkpoint does not list {words}: that way nothing can be recognised here')
     lines.append(
         'Results on this split are not results on unseen records.'
         if result['any']

@@ -1,6 +1,8 @@
 """Damaged, incomplete and hostile SSL4EO-S12 archives: one clear error each, or an entry of the report."""
 
 import dataclasses
+import json
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -298,3 +300,50 @@ def test_an_empty_folder(copy):
         file.unlink()
     with pytest.raises(InputError, match=r'val/S2L2A: no name here is like .*zarr'):
         locations.source(archive)
+
+
+class Touches:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def rewrite_members(file, change):
+    """`change` is given the name of each member of a zip and what it holds."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: change(name, archive.read(name)) for name in archive.namelist()}
+    with zipfile.ZipFile(file, 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize('where', ['.zmetadata', 'band/.zarray'])
+@pytest.mark.parametrize('as_filter', [False, True])
+def test_a_zarr_file_that_names_pickle_is_refused_and_runs_nothing(
+    where, as_filter, copy, tmp_path, monkeypatch
+):
+    import numcodecs.pickles
+
+    # Even where the process lets numcodecs unpickle.
+    monkeypatch.setattr(numcodecs.pickles, 'ALLOW_UNSAFE_PICKLE_DECODE', True)
+    archive, mark = copy('1.1'), tmp_path / 'it_ran'
+    codec = {'id': 'pickle', 'protocol': 5}
+
+    def change(name, content):
+        if name == 'band/0':
+            return pickle.dumps(Touches(mark))
+        if name != where:
+            return content
+        values = json.loads(content)
+        array = values['metadata']['band/.zarray'] if where == '.zmetadata' else values
+        array |= {'filters': [codec], 'compressor': None} if as_filter else {'compressor': codec}
+        return json.dumps(values)
+
+    rewrite_members(s2_zip(archive), change)
+    with pytest.raises(InputError, match=r"S2L2A/\S+: \S+: codec 'pickle', which may run code"):
+        read_all(archive)
+    assert not mark.exists()

@@ -21,6 +21,7 @@ ORDER = [
     'config_file',
     'dino_config',
     'input',
+    'place',
     'leak',
     'models',
     'losses',

@@ -1,6 +1,8 @@
 """Who was seen: constructed overlaps of two versions of an archive, with every count known beforehand."""
 
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from fusmae_jax import leak, leak_command
 from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.input.index import read_index
 
 V1 = Contract(dataset='bigearthnet_mm', key='s2_name')
 V2 = Contract(dataset='bigearthnet_v2', key='s2_name')
@@ -73,9 +76,13 @@ def test_every_way_counts_what_only_it_can_know():
         'id': 0,
         'twin': 3,
         'cell': 5,
+        'place': 0,
+        'content': 0,
         'any': 5,
         'with_twin': 7,
         'with_cell': 10,
+        'with_place': 0,
+        'with_content': 0,
     }
     exchanged = leak.identify(V2, index_of([v2_row(20, 5, 7)]))
     assert leak.count(exchanged, seen_of(V1, [v1_row(13, 7, 5)]))['any'] == 0
@@ -103,10 +110,9 @@ def test_a_name_means_something_in_its_own_data_set_only():
     seen = leak.Seen(leak.once(leak.identify(here, index)))
     assert leak.count(leak.identify(here, index), seen)['id'] == 2
     other = leak.identify(dataclasses.replace(here, dataset='theirs'), index)
-    assert leak.count(other, seen) == dict.fromkeys(('id', 'twin', 'cell', 'any'), 0) | {
+    assert leak.count(other, seen) == dict.fromkeys((*leak.Records._fields, 'any'), 0) | {
         'records': 2,
-        'with_twin': 0,
-        'with_cell': 0,
+        **dict.fromkeys(('with_twin', 'with_cell', 'with_place', 'with_content'), 0),
     }
 
 
@@ -146,7 +152,7 @@ def test_union_digest_and_bytes():
 
 
 def test_nothing_seen_and_damage():
-    nothing = leak.Seen(leak.Records(*[np.array([], np.bytes_)] * 3))
+    nothing = leak.Seen(leak.Records(*[np.array([], np.bytes_)] * 5))
     again = leak.from_bytes(leak.to_bytes(nothing), 'here')
     assert leak.count(leak.identify(V2, index_of(TESTED)), again)['any'] == 0
     packed = leak.to_bytes(seen_of(V1, TRAINED))
@@ -267,6 +273,100 @@ def test_a_checkpoint_that_does_not_say(sets, tmp_path):
         leak_command.run(saved(tmp_path, None), str(sets[1]), 'test')
     with pytest.raises(InputError, match='no checkpoints/ folder'):
         leak_command.run(str(tmp_path / 'typo'), str(sets[1]), 'test')
+
+
+PLACED = {
+    'name': Field('text', 'name'),
+    'epsg': Field('int32', 'EPSG'),
+    'upper_left': Field('float64', 'corner', (2,)),
+}
+HERE, ELSEWHERE = (32722, [500_000.0, 7_000_000.0]), (32616, [500_000.0, 4_000_000.0])
+
+
+def placed(folder, dataset, rows, pixels=True):
+    """A data set of one's own: rows are (name, place or None, seed of the pixels); 2 x 2 pixels of 10 m."""
+
+    def read(item):
+        name, where, seed = item.values
+        image = np.random.default_rng(seed).normal(-10, 1, (2, 2, 2)).astype(np.float32)
+        place = {'epsg': where[0], 'upper_left': np.array(where[1])} if where else {}
+        return {'s1': image if pixels else np.full_like(image, np.nan), 'name': name, **place}
+
+    fields = PLACED if rows[0][1] else {'name': PLACED['name']}
+    schema = dataclasses.replace(
+        SCHEMA, name=dataset, groups=GROUPS, fields=fields, key='name', classes={}, split_aliases={}
+    )
+    items = {'train': [Item(row[0], row) for row in rows]}
+    return sharded.convert(Source(schema, items, read, {'rows': f'{rows}'}), folder, 4)[0]
+
+
+def counted(here, seen):
+    found = leak.count(leak.read_records(here, 'train')[1], seen)
+    return {way: n for way, n in found.items() if way in (*leak.Records._fields, 'any') and n}
+
+
+@pytest.mark.parametrize(
+    ('row', 'expected'),
+    [
+        (('p', HERE, 1), {'id': 1, 'place': 1, 'content': 1, 'any': 1}),
+        (('renamed', HERE, 1), {'place': 1, 'content': 1, 'any': 1}),
+        (('p', ELSEWHERE, 2), {}),  # the same name on other ground
+        (('p', ELSEWHERE, 1), {'content': 1, 'any': 1}),
+        (('q', (HERE[0], [500_010.0, 7_000_010.0]), 2), {'place': 1, 'any': 1}),  # a quarter of it
+        (('q', (HERE[0], [500_020.0, 7_000_000.0]), 2), {}),  # the neighbour
+        (('q', (HERE[0], [500_000.0, 6_999_980.0]), 2), {}),
+        (('p', None, 2), {'id': 1, 'any': 1}),  # nothing says that it is elsewhere
+        (('q', None, 1), {'content': 1, 'any': 1}),
+    ],
+)
+def test_a_record_is_known_by_its_ground_and_by_its_pixels(row, expected, tmp_path):
+    seen = leak.collect(placed(tmp_path / 'a', 'folder', [('p', HERE, 1)]), 'train')
+    assert counted(placed(tmp_path / 'b', 'folder', [row]), seen) == expected
+    again = leak.from_bytes(leak.to_bytes(seen), 'here')
+    assert leak.digest(again) == leak.digest(seen) and leak.digest(seen) != leak.digest(seen_of(V1, TRAINED))
+
+
+def test_a_list_of_before_there_were_places_knows_names_as_it_did(tmp_path):
+    arrays = dict.fromkeys(('twin', 'cell'), np.array([], np.bytes_)) | {'id': np.array([b'folder/p'])}
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays, sources=np.array(['old']), format=np.array(1))
+    seen = leak.from_bytes(stream.getvalue(), 'here')
+    assert counted(placed(tmp_path / 'a', 'folder', [('p', HERE, 1)]), seen) == {'id': 1, 'any': 1}
+    total = hashlib.sha256(b'1\0folder/p' + b'0\0' * 2).hexdigest()[:16]
+    assert leak.digest(seen) == total  # as that version had it
+
+
+def test_an_index_of_before_there_was_content_is_read(tmp_path):
+    folder = placed(tmp_path / 'a', 'folder', [('p', HERE, 1), ('q', ELSEWHERE, 2)])
+    index = read_index(folder, 'train')
+    content = index.pop('content_s1')
+    assert len(set(content.tolist())) == 2 and {len(x) for x in content.tolist()} == {12}
+    np.savez(folder / 'index-train.npz', **index)
+    _, records = leak.read_records(folder, 'train')
+    assert records.content.shape == (2, 0) and (records.place != b'').all()
+    assert counted(folder, leak.collect(folder, 'train')) == {'id': 2, 'place': 2, 'any': 2}
+
+
+def test_images_without_a_measurement_are_not_each_other(tmp_path):
+    one, other = (
+        placed(tmp_path / name, name, [('p', where, 1)], pixels=False)
+        for name, where in (('a', HERE), ('b', ELSEWHERE))
+    )
+    assert counted(other, leak.collect(one, 'train')) == {}
+    assert leak.read_records(one, 'train')[1].content.tolist() == [[b'']]
+
+
+def test_what_the_command_says_of_another_name_and_another_place(tmp_path, capsys):
+    run = saved(tmp_path / 'run', leak.collect(placed(tmp_path / 'a', 'one', [('p', HERE, 1)]), 'train'))
+    leak_command.run(run, str(placed(tmp_path / 'b', 'renamed', [('q', HERE, 1)])), 'train')
+    printed = capsys.readouterr().out
+    assert re.search(r'1 \(100\.00%\)  on overlapping ground', printed)
+    assert re.search(r'1 \(100\.00%\)  by their pixels', printed)
+    leak_command.run(run, str(placed(tmp_path / 'c', 'one', [('p', ELSEWHERE, 2)])), 'train')
+    assert 'Not one of these records was recognised as seen' in capsys.readouterr().out
+    old = saved(tmp_path / 'old', seen_of(V1, TRAINED))
+    leak_command.run(old, str(placed(tmp_path / 'd', 'one', [('p', ELSEWHERE, 2)])), 'train')
+    assert 'the checkpoint does not list places' in capsys.readouterr().out
 
 
 @pytest.mark.slow

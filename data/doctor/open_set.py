@@ -1,45 +1,55 @@
 """Evidence from a converted data set: its contract, its index, and some of its records."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data import report
 from data.doctor.evidence import Evidence, Grid, Sensor, Split, declared, solar_hour
 from data.doctor.findings import Finding
 from data.doctor.raw import SAMPLE, spread
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import shards
+from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import Source
 
 LEAST = 16  # records of a split that are looked at, however small the split is beside the others
 
 
 def open_set(path: Path) -> Evidence:
-    """Looks at a folder written by `convert`; raises InputError if TFDS cannot read it."""
-    import tensorflow_datasets as tfds
-
+    """Looks at a folder written by `convert`; raises InputError if its metadata cannot be read."""
     contract = contracts.read(path)
-    try:
-        builder = tfds.builder_from_directory(path)
-    except Exception as error:  # TFDS has a class of its own for each file that can be missing or broken
-        raise InputError(f'{path}: TFDS cannot read this folder ({error}); convert it again') from error
-    sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+    splits = open_builder(path).info.splits
+    sizes = {name: info.num_examples for name, info in splits.items()}
     total = sum(sizes.values())
     indices, findings = _indices(path, sizes)
+    findings += _fingerprint(path, contract)
     names: list[str] = []
     records: list[Mapping[str, Any]] = []
     for split, size in sizes.items():
         if not size:
             continue
-        source = builder.as_data_source(split=split)
-        wanted = min(size, max(LEAST, round(SAMPLE * size / total)))
-        for index in spread(range(size), wanted):
-            record = source[int(index)]
-            records.append(record)
-            names.append(_text(record.get(contract.key, f'{split} {index}')))
+        instructions = splits[split].file_instructions
+        problems = shards.problems(path, instructions)
+        if not problems:
+            source = Source(str(path), split, tuple(contract.groups))
+            wanted = spread(range(size), min(size, max(LEAST, round(SAMPLE * size / total))))
+            index = indices.get(split, {})
+            problems += _unreadable(source, shards.starts(instructions))
+            for position in map(int, wanted):
+                try:
+                    records.append(source[position] | _row(index, position))
+                except InputError as error:
+                    problems.append(str(error))
+                    continue
+                names.append(_text(index[contract.key][position]) if index else f'{split} {position}')
+        findings += _shards(split, problems)
     return Evidence(
         str(path),
         f'converted data set {contract.dataset} {contract.version}',
@@ -51,6 +61,54 @@ def open_set(path: Path) -> Evidence:
         contract=contract,
         findings=tuple(findings),
     )
+
+
+def _unreadable(source: Source, positions: list[int]) -> Iterator[str]:
+    """What is wrong with the records at some positions, in words."""
+    for position in positions:
+        try:
+            source.check(position)
+        except InputError as error:
+            yield str(error)
+
+
+def _shards(split: str, problems: list[str]) -> Iterator[Finding]:
+    """One finding for all that is wrong with the files of a split."""
+    if problems := list(dict.fromkeys(problems)):
+        more = f'; {len(problems) - 1:,} more like it' if problems[1:] else ''
+        yield Finding(
+            'split.shard',
+            'error',
+            f'Shards of the split {split} are missing, damaged or exchanged',
+            problems[0].removesuffix(f'; {shards.REMEDY}') + more,
+            f'{shards.REMEDY}: no command reads these records',
+            needs='metadata',
+        )
+
+
+def _fingerprint(path: Path, contract: Contract) -> Iterator[Finding]:
+    """Whether contract, report and features are of one conversion, where there is a report to tell."""
+    try:
+        fingerprint = report.fingerprint(
+            json.loads((path / report.FILE).read_text()), (path / 'features.json').read_text()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if fingerprint != contract.fingerprint:
+        yield Finding(
+            'split.fingerprint',
+            'error',
+            'The input contract is of other shards than the conversion report',
+            f'fingerprint {contract.fingerprint} in {contracts.FILE}, {fingerprint} by {report.FILE} and '
+            'features.json',
+            'copy the whole data set again, or convert again: these files are of different conversions',
+            needs='metadata',
+        )
+
+
+def _row(index: Mapping[str, np.ndarray], position: int) -> dict[str, Any]:
+    """What the index says of the place of a record."""
+    return {name: index[name][position] for name in ('epsg', 'upper_left') if name in index}
 
 
 def _text(value: Any) -> str:

@@ -3,10 +3,15 @@
 With one time stamp of all locations to a chunk, a single image costs as much to read as 64 of them. Decoded
 chunks, whatever they hold, are therefore kept, a few at a time, and records are read file by file and time
 stamp by time stamp (`cubes.together`). Every chunk that is read is checked against its CRC-32.
+
+The metadata of a zarr file names the codecs that decode it, and some of them run code (pickle). Those of a
+short list are accepted; a file that names another is refused before zarr sees it.
 """
 
 import functools
+import json
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +29,13 @@ DTYPES = {S1: 'float16', **dict.fromkeys(S2_BANDS, 'int16')}
 KEPT_CHUNKS = 6
 AGAIN = 'the file is truncated or damaged; download it again'
 OTHER = 'this is no file of SSL4EO-S12 v1.1'
+METADATA = ('.zarray', '.zgroup', '.zmetadata', 'zarr.json')  # of zarr's formats 2 and 3
+# Plain decompression and the order of bytes, by their names in both formats.
+CODECS = (
+    *('blosc', 'zstd', 'zlib', 'gzip', 'lz4', 'shuffle', 'crc32', 'crc32c', 'adler32', 'vlen-utf8', 'bytes'),
+    *('transpose', 'sharding_indexed', 'numcodecs.zlib', 'numcodecs.lz4', 'numcodecs.shuffle'),
+)
+_CODEC_FIELDS = ('compressor', 'filters', 'codecs', 'index_codecs', 'storage_transformers')
 _NEAR = 0.01  # metres, between coordinates that are the same
 
 Stamp = tuple[int, int]  # size and time of a file: a file that was replaced is read anew
@@ -88,7 +100,31 @@ def _group(file: Path, stamp: Stamp) -> Any:
     from zarr.storage import ZipStore
 
     with _reading(file, 'zip'):
+        _check_codecs(file)
         return zarr.open_group(ZipStore(file, mode='r'), mode='r')
+
+
+def _check_codecs(file: Path) -> None:
+    """Raises RecordError where the metadata name a codec that is not of CODECS."""
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.namelist():
+            if member.rpartition('/')[2] in METADATA:
+                for name in _codecs(json.loads(archive.read(member))):
+                    if name not in CODECS:
+                        raise RecordError(file, member, f'codec {name!r}, which may run code', OTHER)
+
+
+def _codecs(metadata: Any) -> Iterator[str]:
+    """The names of all codecs in metadata, however deep."""
+    if isinstance(metadata, dict):
+        for field in _CODEC_FIELDS:
+            value = metadata.get(field)
+            for codec in value if isinstance(value, list) else [value] if value is not None else []:
+                about = codec if isinstance(codec, dict) else {'name': codec}
+                yield str(about.get('id', about.get('name')))
+        yield from (name for value in metadata.values() for name in _codecs(value))
+    elif isinstance(metadata, list):
+        yield from (name for value in metadata for name in _codecs(value))
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,7 +1,8 @@
 """Features of whole splits: extracted once, in batches of one shape, and kept beside the run.
 
 A stored file says in full what it was made from: weights, data, split, modalities, rule for absent ones,
-statistics. It is used again only where all of that is the same.
+statistics; and the digest of the records' names in their order. It is used again only where all of that is
+the same.
 """
 
 import functools
@@ -27,6 +28,7 @@ from fusmae_jax.eval.systems import Fitted, System, fit
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.contract import Contract, fingerprint
+from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
@@ -79,6 +81,7 @@ class Extractor:
             self.names, self._params = tuple(names), system.model.params
             self._fields = tuple(fields(self.fitted.config, self._contract))
             self._function = _encoded(system, self.fitted.config, self._contract, self.names, image)
+        self._digests: dict[str, str] = {}  # split -> of its records
         self._about = _about(system, self._contract, modalities, self.fitted, image)
 
     @functools.cached_property
@@ -165,13 +168,21 @@ class Extractor:
             about, sort_keys=True
         )
 
+    def _records(self, split: str) -> str:
+        """The digest of the names of a split's records in their order."""
+        if split not in self._digests:
+            key = self._contract.key
+            self._digests[split] = digest(Source(self._data.path, split, ()).index([key])[key])
+        return self._digests[split]
+
     def _read(self, split: str, name: str, folder: epath.PathLike) -> Features | None:
         file, about = self._file(split, name, epath.Path(folder))
         if not file.exists():
             return None
         try:
             with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-                if str(archive['about']) != about:
+                # Files of earlier versions have no digest: their records were not compared with the index.
+                if str(archive['about']) != about or str(archive.get('records')) != self._records(split):
                     return None
                 return Features(archive['values'], archive['valid'])
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
@@ -183,7 +194,13 @@ class Extractor:
         file, about = self._file(split, name, folder)
         part = folder / f'{file.name}.part'
         with part.open('wb') as stream:
-            np.savez(stream, values=features.values, valid=features.valid, about=np.array(about))
+            np.savez(
+                stream,
+                values=features.values,
+                valid=features.valid,
+                about=np.array(about),
+                records=np.array(self._records(split)),
+            )
         part.replace(file)
 
 

@@ -116,7 +116,7 @@ def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> Syst
 
 def _nothing() -> leak.Seen:
     nobody = np.array([], np.bytes_)
-    return leak.Seen(leak.Records(nobody, nobody, nobody))
+    return leak.Seen(leak.Records(*[nobody] * len(leak.Records._fields)))
 
 
 def _with_absent(config: Config, rule: Any) -> Config:

@@ -11,7 +11,6 @@ from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
-from fusmae_jax.input.index import read_index
 from fusmae_jax.input.source import Source
 
 
@@ -61,7 +60,7 @@ def read_task(data: Task, cluster: str = '') -> Labelled:
 def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Split:
     """Keys, labels and (unless `cluster` is empty) clusters of a split, from its index."""
     fields = list(dict.fromkeys([contract.key, data.labels, *([cluster] if cluster else [])]))
-    index = _index(data.path, split, fields)
+    index = Source(data.path, split, ()).index(fields)
     labels = index[data.labels]
     single = data.kind == 'single_label'
     if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
@@ -73,19 +72,6 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Spli
             f"{labels[where].sum()} classes in {data.labels}; data.kind='single_label' needs exactly one"
         )
     return Split(split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None)
-
-
-def _index(path: str, split: str, fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """Fields of the index of a split, an alias, or a part such as `val[:1000]`."""
-    import tensorflow_datasets as tfds
-
-    source = Source(path, split, ())
-    splits = tfds.builder_from_directory(path).info.splits
-    parts = []
-    for part in tfds.core.ReadInstruction.from_spec(source.split).to_absolute(splits):
-        index = read_index(path, part.splitname, fields)
-        parts.append({name: values[part.from_ : part.to] for name, values in index.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in fields}
 
 
 def _check_apart(task: Labelled, path: str) -> None:

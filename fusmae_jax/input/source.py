@@ -1,15 +1,24 @@
-"""Records of a converted data set, by index, read through TFDS without TensorFlow."""
+"""Records of a converted data set, by index, read through TFDS without TensorFlow.
+
+What stands in files beside the shards (labels, splits, places) is joined to the records by position, so every
+record that is read is compared with the index by its key. A shard that is missing, cut off, exchanged or
+damaged is an InputError that names it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import shards
+from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.contract import Group
+from fusmae_jax.input.index import has_index, index_file, read_index
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
 LABELS = ('name', 's1_name', 's2_name', 'snow', 'cloud')
@@ -21,6 +30,10 @@ class Source:
     Splits and files are TFDS's; a record is decoded here, from the contract: an image is stored as plain
     bytes, and TFDS's general decoder takes a quarter of the time that reading takes. Pickles small: the
     reader opens on first use, in whichever thread or process that is.
+
+    Raises:
+        InputError: no such data set or split, a shard that is missing or not as long as it was written;
+            when reading, a record that is damaged or not the one that the index names.
     """
 
     def __init__(self, path: str, split: str, fields: Sequence[str]):
@@ -30,10 +43,11 @@ class Source:
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
         self._records: Any = None
+        self._keys: np.ndarray | None = None  # of the records, by the index; None without one
         self._check(split)
 
     def _check(self, split: str) -> None:
-        splits = self._builder().info.splits
+        splits = open_builder(self.path).info.splits
         known = {s.name: s.num_examples for s in splits.values()}
         for part in self.split.split('+'):
             name = part.split('[')[0].strip()
@@ -41,30 +55,26 @@ class Source:
                 valid = [*known, *self.contract.split_aliases]
                 raise InputError(f'{self.path}: there is no split {name!r}; {nearest(name, valid)}')
         try:
-            count = splits[self.split].num_examples
+            chosen = splits[self.split]
         except (ValueError, KeyError) as error:
             raise InputError(f'{self.path}: split {split!r} cannot be used ({error})') from error
-        if not count:
+        if not chosen.num_examples:
             raise InputError(
                 f'{self.path}: split {split!r} is empty; the data set has '
                 + ', '.join(f'{name} ({count:,})' for name, count in known.items())
             )
-
-    def _builder(self) -> Any:
-        import tensorflow_datasets as tfds
-
-        try:
-            return tfds.builder_from_directory(self.path)
-        except Exception as error:  # TFDS has a class of its own for each file that can be missing or broken
-            raise InputError(
-                f'{self.path}: TFDS cannot read this folder ({error}); convert it again'
-            ) from error
+        if damaged := shards.problems(self.path, chosen.file_instructions):
+            more = f' ({len(damaged) - 1:,} more like it)' if damaged[1:] else ''
+            raise InputError(damaged[0] + more)
 
     @property
     def records(self) -> Any:
         """The TFDS data source behind this split."""
         if self._records is None:
-            self._records = self._builder().as_data_source(split=self.split)
+            builder = open_builder(self.path)
+            # Before the records: a thread that finds them finds the keys too.
+            self._keys = self._index(builder, (), ())[0]
+            self._records = builder.as_data_source(split=self.split)
         return self._records
 
     def __len__(self) -> int:
@@ -72,15 +82,102 @@ class Source:
 
     def raw(self, index: int) -> bytes:
         """The serialised record."""
-        return self.records.data_source[index]
+        try:
+            return self.records.data_source[index]
+        except InputError:
+            raise
+        except Exception as error:  # ArrayRecord's own, which do not name the file
+            if not 0 <= index < len(self):
+                raise
+            raise self._damaged(index, str(error)) from error
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = tf_example_pb2.Example.FromString(self.raw(index)).features.feature
-        record = {name: _image(example[name], self.contract.groups[name]) for name in self.fields}
-        return record | {name: _label(example[name]) for name in LABELS if name in example}
+        data = self.raw(index)
+        try:
+            example = tf_example_pb2.Example.FromString(data).features.feature
+            self._check_key(index, example)
+            record = {name: _image(example[name], self.contract.groups[name]) for name in self.fields}
+            return record | {name: _label(example[name]) for name in LABELS if name in example}
+        except (DecodeError, IndexError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise self._damaged(index, f'not as the contract says ({error})') from error
+
+    def index(self, fields: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Fields of the index for the records of this split, in their order.
+
+        The first record of every shard is read to see that the index is of these shards.
+
+        Args:
+            fields: which ones.
+            optional: taken where the index has them.
+
+        Raises:
+            InputError: no index, one without such a field, or one of other records.
+        """
+        builder = open_builder(self.path)
+        keys, found = self._index(builder, fields, optional)
+        if keys is None:
+            name = self.split.split('+')[0].split('[')[0].strip()
+            file = index_file(self.path, name)
+            raise InputError(f'{file}: the index of the split is missing; convert the data set again')
+        shards.for_each(self.check, shards.starts(builder.info.splits[self.split].file_instructions))
+        return found
+
+    def check(self, index: int) -> None:
+        """Reads a record; raises InputError if it is damaged or not the one that the index names."""
+        data = self.raw(index)
+        try:
+            self._check_key(index, tf_example_pb2.Example.FromString(data).features.feature)
+        except (DecodeError, IndexError) as error:
+            raise self._damaged(index, f'not as the contract says ({error})') from error
+
+    def _check_key(self, index: int, example: Any) -> None:
+        if self._keys is None:
+            return
+        key = example[self.contract.key].bytes_list.value[0]
+        if key != self._keys[index]:
+            file, position = self._where(index)
+            raise InputError(
+                f'{file}: record {position} is {key.decode(errors="replace")!r}, by the index of the split '
+                f'it is {self._keys[index].decode(errors="replace")!r}: shards or index were exchanged; '
+                'copy the data set again, or convert again'
+            )
+
+    def _index(
+        self, builder: Any, fields: Sequence[str], optional: Sequence[str]
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The keys of the records and fields of their index; None and nothing where there is no index."""
+        import tensorflow_datasets as tfds
+
+        splits, key = builder.info.splits, self.contract.key
+        wanted = list(dict.fromkeys([key, *fields]))
+        parts = []
+        for part in tfds.core.ReadInstruction.from_spec(self.split).to_absolute(splits):
+            if not has_index(self.path, part.splitname):
+                return None, {}
+            index = read_index(self.path, part.splitname, wanted, optional)
+            if (here := len(index[key])) != (there := splits[part.splitname].num_examples):
+                raise InputError(
+                    f'{index_file(self.path, part.splitname)}: {here:,} records, the shards have {there:,}; '
+                    'copy the data set again, or convert again'
+                )
+            parts.append({name: values[part.from_ : part.to] for name, values in index.items()})
+        common = [name for name in parts[0] if all(name in part for part in parts)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in common}
+        return joined[key], {name: joined[name] for name in (*fields, *optional) if name in joined}
+
+    def _damaged(self, index: int, found: str) -> InputError:
+        file, position = self._where(index)
+        return InputError(f'{file}: record {position} cannot be read ({found}); {shards.REMEDY}')
+
+    def _where(self, index: int) -> tuple[str, int]:
+        """The shard of a record and its position there."""
+        splits = open_builder(self.path).info.splits
+        return shards.locate(splits[self.split].file_instructions, int(index))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {'_records': None}
+        return self.__dict__ | {'_records': None, '_keys': None}
 
 
 def _image(feature: Any, group: Group) -> np.ndarray:

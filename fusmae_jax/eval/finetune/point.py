@@ -7,6 +7,8 @@ finished one is not run again.
 
 import contextlib
 import json
+import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from etils import epath
 from fusmae_jax.checkpoint import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
+from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.source import Source
 from fusmae_jax.train.state import State
 
@@ -138,10 +141,15 @@ def test_scores(trainer: Trainer, test: Source, trained: Trained, folder: epath.
     """The logits of the test split, read or computed and stored; None if the weights are gone."""
     file = folder / SCORES
     name = f'{test.path} {test.split} {test.contract.digest} {trained.step}'
+    key = test.contract.key
+    name += f' {digest(test.index([key])[key])}'  # scores meet labels by position
     if file.exists():
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as stored:
-            if str(stored['about']) == name:
-                return stored['scores']
+        try:
+            with file.open('rb') as stream, np.load(stream, allow_pickle=False) as stored:
+                if str(stored['about']) == name:
+                    return stored['scores']
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
+            raise InputError(f'{file}: cannot be read ({error}); remove it') from error
     if not (folder / FOLDER / str(trained.step)).exists():
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
