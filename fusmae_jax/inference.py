@@ -95,7 +95,8 @@ class Pretrained:
         differences = []
         for name, parts in fields.items():
             differences += _extents(name, parts, self.contract, metres)
-            values, groups = ({field: x[i] for field, x in parts.items()} for i in (0, 1))
+            values = {field: x.values for field, x in parts.items()}
+            groups = {field: x.group for field, x in parts.items()}
             differences += compatibility.look(name, values, groups, self.contract)
         notes = compatibility.check(differences, accept, 'images')
         for line in notes:
@@ -223,7 +224,8 @@ def _prepare(config: Config, name: str, fields: Mapping[str, Field]) -> dict[str
     only = {name: config.model.modalities[name]}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=only))
     contract = Contract(groups={field: x.group for field, x in fields.items()})
-    return make_prepare(config, contract, None)({field: x.values for field, x in fields.items()}, None)
+    arrays: dict[str, Any] = {field: x.values for field, x in fields.items()}
+    return make_prepare(config, contract, None)(arrays, None)
 
 
 def load(path: epath.PathLike, step: int | None = None, *, average: bool = False) -> Pretrained:

@@ -107,14 +107,14 @@ class Sample(NamedTuple):
 
     group: Group
     ordered: np.ndarray  # (images, bands, pixels) float32, ascending, NaN last
-    count: np.ndarray  # (images, bands) that are valid
+    counts: np.ndarray  # (images, bands), pixels that are valid
     zero: np.ndarray  # (images,) share of the pixels that are stored as 0 in every band
 
     def quantile(self, share: float) -> np.ndarray:
         """The lower quantile of each image and band, (images, bands); NaN with fewer than ENOUGH pixels."""
-        at = (share * np.maximum(self.count - 1, 0)).astype(int)
+        at = (share * np.maximum(self.counts - 1, 0)).astype(int)
         values = np.take_along_axis(self.ordered, at[..., None], axis=2)[..., 0]
-        return np.where(self.count >= ENOUGH, values, np.nan)
+        return np.where(self.counts >= ENOUGH, values, np.nan)
 
 
 def sample(images: np.ndarray, group: Group) -> Sample:
@@ -208,10 +208,11 @@ def _together(samples: Sequence[Sample]) -> Problem | None:
     unit = samples[0].group.unit
     if unit not in ('dB', 'DN'):
         return None
-    lowest, highest, some = np.inf, -np.inf, np.zeros(len(samples[0].count), bool)
+    images = len(samples[0].counts)
+    lowest, highest, some = np.full(images, np.inf), np.full(images, -np.inf), np.zeros(images, bool)
     for one in samples:
-        use = (one.count >= ENOUGH) & (np.array(one.group.bands) != 'B10')
-        last = np.take_along_axis(one.ordered, np.maximum(one.count - 1, 0)[..., None], axis=2)[..., 0]
+        use = (one.counts >= ENOUGH) & (np.array(one.group.bands) != 'B10')
+        last = np.take_along_axis(one.ordered, np.maximum(one.counts - 1, 0)[..., None], axis=2)[..., 0]
         lowest = np.minimum(lowest, np.where(use, one.ordered[..., 0], np.inf).min(axis=1))
         highest = np.maximum(highest, np.where(use, last, -np.inf).max(axis=1))
         some |= use.any(axis=1)
@@ -236,9 +237,9 @@ def _wrapped(one: Sample) -> Problem | None:
         return None
     # Saturated pixels share one value, the largest; negative numbers do not.
     count = ((one.ordered >= low) & (one.ordered <= high) & (one.ordered < top)).sum(axis=2)
-    if (at := _first((count >= FEWEST) & (count > SHARE * one.count))) is None:
+    if (at := _first((count >= FEWEST) & (count > SHARE * one.counts))) is None:
         return None
-    found = f'{count[at] / one.count[at]:.1%} of the pixels lie between {low:g} and {high:g}'
+    found = f'{count[at] / one.counts[at]:.1%} of the pixels lie between {low:g} and {high:g}'
     advice = 'negative numbers wrapped into an unsigned type; subtract offsets in signed numbers'
     return Problem('wrapped', at[0], one.group.bands[at[1]], found, advice)
 
