@@ -132,7 +132,7 @@ def _whole(one: Sample) -> np.ndarray:
     """Which images and bands hold whole numbers, of more than a handful of values that repeat."""
     whole = ((one.ordered == np.rint(one.ordered)) | np.isnan(one.ordered)).all(axis=2)
     steps = (np.diff(one.ordered, axis=2) > 0).sum(axis=2)
-    return whole & (steps >= 4) & (steps < one.count / 4)
+    return whole & (steps >= 4) & (steps < one.counts / 4)
 
 
 def _optical(samples: Sequence[Sample], level: str) -> Iterator[Doubt]:
@@ -141,7 +141,7 @@ def _optical(samples: Sequence[Sample], level: str) -> Iterator[Doubt]:
     if message := _order(median):
         yield Doubt(True, 'order', message)
     dark = {band: value * factor for one in samples for band, value in _dark(one).items()}
-    images = len(samples[0].count)
+    images = len(samples[0].counts)
     yield from _offset(dark, images)
     if message := _level(dark, images, level):
         yield Doubt(False, 'level', message)
