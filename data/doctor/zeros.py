@@ -12,8 +12,8 @@ from data.doctor.own_range import scaled
 from data.doctor.summary import usable
 
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
-# What surrounds a clipped scatterer lies this much above the middle of the image, within these limits (dB).
-# What surrounds a hole is as bright as any other ground.
+# What surrounds a clipped scatterer lies this much above the middle of the image, within these limits (dB);
+# what surrounds a hole is as bright as any other ground.
 BRIGHTER, BRIGHT = 5.0, (-8.0, -5.0)
 SCATTERERS = 0.01  # of the image: a larger area of zeros is none
 
