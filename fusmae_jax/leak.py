@@ -188,6 +188,8 @@ def recognise(records: Records, seen: Seen) -> dict[str, np.ndarray]:
 
 def _same_name(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Which names are in the other list, and not with another place."""
+    if not (len(here) and len(there)):  # np.char takes no empty lists
+        return np.zeros(len(here), bool)
     (name, at, _), (other, other_at, _) = (np.char.partition(ids, _AT).T for ids in (here, there))
     placeless = (at == b'') & np.isin(name, other)
     return np.isin(here, there) | placeless | np.isin(name, other[other_at == b''])

@@ -109,7 +109,6 @@ def test_nothing_that_features_name_is_loaded(change, shared):
         ('doctor', '{data}'),
         ('stats', '--data={data}'),
         ('bench', 'input', '--data={data}'),
-        ('leaks', '--checkpoint={data}', '--data={data}', '--split=train'),
         (
             'pretrain',
             '--config=configs/pretrain.py:native',
@@ -120,6 +119,7 @@ def test_nothing_that_features_name_is_loaded(change, shared):
             'linear_probe',
             '--config.data.path={data}',
             '--config.encoder.checkpoint=bands',
+            '--config.encoder.baselines=()',
             '--workdir={data}/../run',
         ),
     ],
@@ -129,7 +129,8 @@ def test_every_command_says_no_and_runs_nothing(argv, shared, capsys):
     data, _ = shared
     edit(data / 'features.json', of_a_field)
     assert main.main(['main.py', *(word.format(data=data) for word in argv)]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{data / 'features.json'}: s1: pythonClassName: '{MODULE}.X'" in line
 
 
 def template(values):

@@ -109,4 +109,14 @@ def _read(file: epath.Path, wanted: str, names: np.ndarray) -> np.ndarray:
         )
     if wanted not in lists:
         raise InputError(f"{file}: no list {wanted!r}: the data set has no labels; use draw='random'")
-    return lists[wanted]
+    positions = lists[wanted]
+    if (
+        positions.ndim != 1
+        or positions.dtype.kind != 'i'
+        or not np.isin(positions, np.arange(len(names))).all()
+    ):
+        raise InputError(
+            f'{file}: {wanted}: not positions of the {len(names):,} records of the split; convert the data '
+            'set again'
+        )
+    return positions

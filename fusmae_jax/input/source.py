@@ -121,6 +121,7 @@ class Source:
             name = self.split.split('+')[0].split('[')[0].strip()
             file = index_file(self.path, name)
             raise InputError(f'{file}: the index of the split is missing; convert the data set again')
+        len(self)  # opens the reader once, and not in each of the threads that come next
         shards.for_each(self.check, shards.starts(builder.info.splits[self.split].file_instructions))
         return found
 
