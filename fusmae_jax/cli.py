@@ -121,8 +121,9 @@ class Parser(argparse.ArgumentParser):
         # Options that stand for many, such as --config.KEY: kept apart, for argparse knows no prefix.
         self.prefixes = [o.name.removesuffix('KEY') for o in command.options if o.name.endswith('.KEY')]
         for option in command.options:
+            # A prefix has no value of its own; it is there for the help.
             default = {'default': argparse.SUPPRESS} if option.name.endswith('.KEY') else {}
-            self.add_argument(option.name, **option.about, **default)
+            self.add_argument(option.name, **(option.about | default))
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """The options; of `--config.key=value`, a list of `key=value` under `config_settings`."""
