@@ -9,9 +9,8 @@ from fusmae_jax.setting import escaped
 def check_name(name: str, source: object, field: str = 'name') -> None:
     """Raises RecordError for a name that is not UTF-8, which no record and no report can hold."""
     if (text := escaped(name)) != name:
-        raise RecordError(
-            source, field, f"'{text}' is not UTF-8", 'rename the file or the folder that it is in'
-        )
+        advice = 'rename the file or the folder that it is in'
+        raise RecordError(source, field, f"'{text}' is not UTF-8", advice)
 
 
 def inside(root: Path, name: str, source: object = '', field: str = 'name') -> Path:
@@ -24,8 +23,7 @@ def inside(root: Path, name: str, source: object = '', field: str = 'name') -> P
       field: the column or key that it stands in.
 
     Raises:
-      RecordError: a name that is not UTF-8; an empty or absolute name, one with `..`, or a link that leaves
-        `root`.
+      RecordError: a name that is empty, absolute or not UTF-8, one with `..`, or a link that leaves `root`.
     """
     check_name(name, source or root, field)
     parts = PurePosixPath(name.replace('\\', '/')).parts

@@ -1,4 +1,4 @@
-"""`python main.py bench --dispatch`: what the host spends on a step before the device has it.
+"""`python main.py bench dispatch`: what the host spends on a step before the device has it.
 
 The parameter tree is that of the configured model, but a few numbers wide, so that nothing else counts.
 """

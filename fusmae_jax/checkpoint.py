@@ -293,13 +293,16 @@ def _with_empty(rest: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
 def find(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """The working directory and the step that a path names.
 
-    The path is a working directory, its checkpoints folder (both: no step), or one checkpoint in there.
+    The path is a working directory, its checkpoints folder (both: no step), or one checkpoint in there. What
+    has a checkpoints folder is a working directory, though it be called `checkpoints` or a number itself.
     """
     path = absolute(path)
     workdir, step = path, None
+    if (path / FOLDER).is_dir():
+        return path, None
     if path.name == FOLDER:
         workdir = path.parent
-    elif path.parent.name == FOLDER and path.name.isdigit():
+    elif path.parent.name == FOLDER and path.name.isdecimal():
         workdir, step = path.parent.parent, int(path.name)
     if not (workdir / FOLDER).is_dir():
         raise InputError(f'{path}: no {FOLDER}/ folder here; give the --workdir of a pretraining run')

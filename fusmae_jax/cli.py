@@ -54,7 +54,7 @@ def _main(words: list[str]) -> int:
         return 0 if words else 2
     if {'-h', '--help'} & {*words}:
         name, _ = _command(words)
-        _parser(name).print_help()
+        Parser(name, COMMANDS[name]).print_help()
         return 0
     command, given = parse(words)
     return command.run(given)
@@ -63,7 +63,7 @@ def _main(words: list[str]) -> int:
 def parse(words: list[str]) -> tuple['Command', argparse.Namespace]:
     """A command and its options, from the words of a command line; raises InputError."""
     name, rest = _command(words)
-    return COMMANDS[name], _parser(name).parse(rest)
+    return COMMANDS[name], Parser(name, COMMANDS[name]).parse(rest)
 
 
 def _usage() -> str:
@@ -95,6 +95,7 @@ class Option(NamedTuple):
 
     name: str
     about: dict[str, Any]
+    required: bool = False  # checked here, after misspelt names: argparse would see one of them as missing
 
 
 class Command(NamedTuple):
@@ -121,10 +122,17 @@ def command(name: str, *options: Option) -> Callable[[Run], Run]:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one InputError, with the nearest name for a misspelt option."""
 
-    def __init__(self, prog: str, description: str):
-        super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False)
+    def __init__(self, name: str, command: Command):
+        super().__init__(
+            prog=f'python main.py {name}', description=command.title, add_help=False, allow_abbrev=False
+        )
+        self.command = command
         # Options that stand for many, such as --config.KEY: kept apart, for argparse knows no prefix.
-        self.prefixes: list[str] = []
+        self.prefixes = [o.name.removesuffix('KEY') for o in command.options if o.name.endswith('.KEY')]
+        for option in command.options:
+            # A prefix has no value of its own; it is there for the help.
+            default = {'default': argparse.SUPPRESS} if option.name.endswith('.KEY') else {}
+            self.add_argument(option.name, **(option.about | default))
 
     def parse(self, words: list[str]) -> argparse.Namespace:
         """The options; of `--config.key=value`, a list of `key=value` under `config_settings`."""
@@ -136,6 +144,11 @@ class Parser(argparse.ArgumentParser):
         given, unknown = self.parse_known_intermixed_args(rest)
         for word in unknown:
             self._refuse(word)
+        for option in self.command.options:
+            if option.required and not getattr(given, option.name.lstrip('-')):
+                if option.name.startswith('--'):
+                    raise InputError(f'{option.name}={option.about["metavar"]} is missing')
+                raise InputError(f'{self.prog}: {option.about["help"]}')
         for prefix, settings in kept.items():
             setattr(given, f'{prefix.strip("-.")}_settings', settings)
         return given
@@ -145,11 +158,7 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f'{word!r} means nothing here; options start with --')
         name = word.split('=')[0]
         everywhere = {option.name for command in COMMANDS.values() for option in command.options}
-        there = [o for action in self._actions for o in action.option_strings]
-        there = [
-            *filter(lambda option: not option.endswith('KEY'), there),
-            *(f'{p}key' for p in self.prefixes),
-        ]
+        there = [option.name.replace('KEY', 'key') for option in self.command.options]
         if name in everywhere or name.startswith(('--config.', '--beam.')):
             raise InputError(f'{name} means nothing here; {self.prog} takes {", ".join(sorted(there))}')
         hint = nearest(name.lstrip('-'), [option.lstrip('-') for option in there])
@@ -157,21 +166,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Instead of the usage and an exit."""
-        if match := re.match(r'the following arguments are required: ([^,]+)', message):
-            action = next(a for a in self._actions if match[1] in (*a.option_strings, a.dest, a.metavar))
-            if not action.option_strings:
-                raise InputError(f'{self.prog} {action.metavar}: {action.help}')
-            raise InputError(f'{match[1]}={action.metavar} is missing')
         raise InputError(message.removeprefix('argument '))
-
-
-def _parser(name: str) -> Parser:
-    parser = Parser(f'python main.py {name}', COMMANDS[name].title)
-    for option in COMMANDS[name].options:
-        parser.add_argument(option.name, **option.about)
-        if option.name.endswith('.KEY'):
-            parser.prefixes.append(option.name.removesuffix('KEY'))
-    return parser
 
 
 # Types of options. argparse shows the text of an ArgumentTypeError, and of no other.
@@ -216,8 +211,9 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def _option(name: str, metavar: str, text: str, **about: Any) -> Option:
-    return Option(name, {'metavar': metavar, 'help': text, **about})
+def _option(name: str, metavar: str, text: str, *, required: bool = False, **about: Any) -> Option:
+    about = {'metavar': metavar, 'help': f'{text} (required)' if required else text, **about}
+    return Option(name, about, required)
 
 
 def _folder(name: str, text: str, **about: Any) -> Option:
@@ -442,14 +438,13 @@ def _stats(args: argparse.Namespace) -> int:
 
 @command(
     'doctor',
-    Option(
+    _option(
         'paths',
-        {
-            'metavar': 'PATH',
-            'nargs': '+',
-            'type': _path,
-            'help': 'give a folder, a GeoTIFF, a pair of them, or a checkpoint',
-        },
+        'PATH',
+        'give a folder, a GeoTIFF, a pair of them, or a checkpoint',
+        required=True,
+        nargs='*',
+        type=_path,
     ),
     _JSON,
     _option('--html', 'FILE.html', 'a report with pictures', type=_path, default=''),

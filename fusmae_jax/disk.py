@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import user_path
 
 
 class SaveError(InputError):
@@ -46,7 +47,7 @@ def check_name(path: epath.PathLike) -> None:
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path that holds wherever the process stands; one with a scheme, such as gs://, already does."""
-    path = epath.Path(path)
+    path = epath.Path(user_path(os.fspath(path)))
     return path if '://' in str(path) else path.resolve()  # resolve() makes /HERE/gs:/... of gs://...
 
 

@@ -54,6 +54,7 @@ ORDER = [
     'startup',
     'experiment',
     'tables',
+    'cli',
 ]
 FILES = sorted((ROOT / 'fusmae_jax').rglob('*.py'))
 
@@ -71,6 +72,18 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return {name for name in found if name.startswith('fusmae_jax.')}
+
+
+def test_the_package_knows_no_converter_but_in_the_command_line():
+    for file in FILES:
+        names = {
+            name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in [getattr(node, 'module', None) or '', *(alias.name for alias in node.names)]
+        }
+        if file.stem != 'cli':
+            assert not {name for name in names if name == 'data' or name.startswith('data.')}, file
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda f: str(f.relative_to(ROOT)))

@@ -3,12 +3,16 @@
 import dataclasses
 import importlib
 import math
+import os
 import typing
 
 import pytest
 from flax import nnx
 
-from data import convert
+from data import convert, records
+from data.doctor import opening
+from data.records import RecordError
+from fusmae_jax.checkpoint import find
 from fusmae_jax.config import RESERVED, Config, Fusion, Modality, Model
 from fusmae_jax.config_build import build, from_dict, to_dict
 from fusmae_jax.dino_config import DinoConfig
@@ -19,7 +23,7 @@ from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.published_kinds import Weights
 from fusmae_jax.models.fusion import XAttnDecoder
-from fusmae_jax.setting import range_problems, setting, user_path
+from fusmae_jax.setting import escaped, range_problems, setting, user_path
 from fusmae_jax.tables.config import Archive, Tables
 
 KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables, Archive]
@@ -161,3 +165,26 @@ def text_fields(kind):
             yield from text_fields(inside[-1])
         elif hint is str or inside[:1] == (str,):
             yield field.name, field
+
+
+@pytest.mark.parametrize('name', ['run', 'checkpoints', '7', 'checkpoints/7', 'checkpoints/checkpoints'])
+def test_a_run_may_be_called_like_its_checkpoints(name, tmp_path):
+    workdir = tmp_path / name
+    (workdir / 'checkpoints' / '30').mkdir(parents=True)
+    for path, step in ((workdir, None), (workdir / 'checkpoints' / '30', 30)):
+        assert find(path) == (workdir, step)
+        assert opening.kind_of(path) == 'checkpoint'
+    # A folder of checkpoints inside a run of that name is a run to look at; its own step finds the way.
+    (tmp_path / 'data').mkdir()
+    assert opening.kind_of(tmp_path / 'data') == 'folder'
+
+
+def test_names_that_are_no_text_are_escaped_and_refused(tmp_path):
+    name = os.fsdecode(b'caf\xe9')
+    assert escaped(f'{name}/\u00e9\u20ac') == 'caf\\xe9/\u00e9\u20ac'
+    with pytest.raises(InputError, match=r'caf\\xe9: this name is not UTF-8'):
+        user_path(name)
+    with pytest.raises(InputError, match=r'caf\\xe9: this name is not UTF-8'):
+        records.folder(str(tmp_path / name), 's1_root')
+    error = RecordError(name, 'f', 'x', 'y')
+    assert str(error) == 'caf\\xe9: f: x; y' and error.skip(name)['record'] == 'caf\\xe9'

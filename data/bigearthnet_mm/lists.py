@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.bigearthnet_mm.names import is_s2_name
 from fusmae_jax.errors import InputError
+from fusmae_jax.setting import user_path
 
 SplitLists = dict[str, dict[str, str]]  # split -> Sentinel-2 name -> Sentinel-1 name, '' if not given
 
@@ -40,7 +41,7 @@ def read_lists(entries: Sequence[str]) -> SplitLists:
         if split in lists:
             raise InputError(f'config.archive.split_lists: split {split!r} twice; join the two files')
         lists[split] = {}
-        for number, s2_name, s1_name in _rows(Path(file)):
+        for number, s2_name, s1_name in _rows(Path(user_path(file))):
             where = f'{file}: line {number}'
             if s2_name in seen:
                 raise InputError(

@@ -54,7 +54,8 @@ def kind_of(path: Path) -> str:
         raise InputError(f'{path}: a file that is no GeoTIFF; give {KNOWN}')
     if (path / contracts.FILE).is_file():
         return 'set'
-    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or path.parent.name == 'checkpoints':
+    one = path.parent.name == 'checkpoints' and path.name.isdecimal()
+    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or one:
         return 'checkpoint'
     return 'folder'
 

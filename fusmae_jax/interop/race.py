@@ -1,4 +1,4 @@
-"""`python main.py bench --against=torch`: our train step and the PyTorch reference's, timed in one run.
+"""`python main.py bench race`: our train step and the PyTorch reference's, timed in one run.
 
 Both get the same normalised images, masks, weights and compute type, and both do forward, backward and
 AdamW. Each contender has a process of its own, so that neither holds the other's memory.
