@@ -109,6 +109,13 @@ def test_one_wrong_image_among_many_is_found():
     assert looked(values, S1)[True, 'range'].startswith('image 217, VV: median -1')
 
 
+def test_a_fill_of_more_than_half_is_not_taken_for_another_unit():
+    for values, group in ((radar(), S1), (optical(), S2)):
+        values[0, :40] = -9999
+        assert 'fill value' in looked(values, group)[True, 'range']
+    assert 'dB x 100' in looked(radar() * 100, S1)[True, 'range']
+
+
 def test_negative_numbers_that_wrapped_differ_from_saturated_ones():
     values = optical()
     values[0, 20:24] = np.random.default_rng(0).integers(-900, -2, (4, 60, 12)) + 65_536

@@ -42,6 +42,7 @@ def _power(decibels: float, factor: float) -> float:
 # Of backscatter in dB. Ground never has a median of 10; the numbers of a GRD product, tens to hundreds, are
 # 15 to 25 taken for power and 30 to 50 taken for amplitude. The logarithm of 1e-10 in place of 0 is -100.
 _BRIGHT, _MIDDLE = 40.0, 10.0
+_FILL = 'a fill value for what was not measured? Declare it as nodata, or put NaN there'
 _RAW = 'are they numbers of a GRD product that is not calibrated? Calibrate it first'
 RANGES = {
     'dB': Range(
@@ -200,6 +201,10 @@ def _median(one: Sample) -> Problem | None:
     kind = 'below' if median[at] < limits.lowest else 'above'
     where = _stored(one.group)
     found = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.3g}'
+    values = one.ordered[at][: one.count[at]]
+    # A fill value repeats at one end of what was measured; another unit spreads to both sides of its median.
+    if values[0] < values[-1] and median[at] in (values[0], values[-1]):
+        return Problem('tail', at[0], bands[at[1]], found, _FILL)
     return Problem(kind, at[0], bands[at[1]], found, getattr(limits, kind))
 
 
@@ -259,8 +264,7 @@ def _tail(images: np.ndarray, group: Group) -> Problem | None:
         f'{count[at] / valid[at]:.1%} of the pixels lie outside {limits.low:g} to {limits.high:g} '
         f'{group.unit}, such as {worst * group.scale + group.offset:.6g}'
     )
-    advice = 'a fill value for what was not measured? Declare it as nodata, or put NaN there'
-    return Problem('tail', at[0], group.bands[at[1]], f'{found}{_stored(group)}', advice)
+    return Problem('tail', at[0], group.bands[at[1]], f'{found}{_stored(group)}', _FILL)
 
 
 def _stored(group: Group) -> str:
