@@ -108,9 +108,14 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
         if os.path.lexists(file) and not config.overwrite:
             told = '' if file == out else f', where the description of --out={out} belongs'
             raise InputError(f'{file} exists{told}; name another file, or set --config.overwrite=True')
+    _check_own(beside)
+    return out
+
+
+def _check_own(beside: Path) -> None:
+    """Raises InputError for a file in place of the description that `encode` did not write."""
     if os.path.lexists(beside) and not _describes(beside):
         raise InputError(f'{beside} exists and is not by `encode`; move it away, or name another --out')
-    return out
 
 
 def _beside(out: Path) -> Path:
@@ -206,6 +211,8 @@ def _write(
             quantise = Quantiser(scale_of(quantise.largest, complete=True))
             whole = _copy(job, grid, target, part, description, quantise)
         beside_part.write_text(json.dumps(whole, indent=2) + '\n')
+        # Encoding takes hours, in which somebody may have put a file there.
+        _check_own(_beside(target))
         _publish(part, beside_part, target, job.config.overwrite)
     finally:
         for path in (part, beside_part):
