@@ -6,7 +6,8 @@ without a traceback.
 
 import sys
 
-from fusmae_jax.cli import COMMANDS, main
+from fusmae_jax.cli import main
+from fusmae_jax.options import COMMANDS
 
 __all__ = ['COMMANDS', 'main']
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import main
-from fusmae_jax import cli, lock
+from fusmae_jax import lock, options
 
 MISSING = '--config.data.path=nothing/here'
 BANDS = ('--config.encoder.checkpoint=bands', '--config.encoder.baselines=()')
@@ -103,13 +103,13 @@ def test_what_a_command_does_not_take_is_one_sentence(line, message, capsys):
 
 
 def test_words_and_options_may_stand_in_any_order():
-    given = cli.parse(['doctor', 'a.tif', '--json', 'b.tif', '--html=x.html'])[1]
+    given = options.parse(['doctor', 'a.tif', '--json', 'b.tif', '--html=x.html'])[1]
     assert vars(given) == {'paths': ['a.tif', 'b.tif'], 'json': True, 'html': 'x.html'}
 
 
 def test_settings_are_kept_apart_from_options():
     words = ['--config=c.py', '--config.a=(1, 2)', '--beam.x=1', '--config.b=c']
-    assert vars(cli.parse(['convert', *words])[1]) == {
+    assert vars(options.parse(['convert', *words])[1]) == {
         'config': 'c.py',
         'config_settings': ['a=(1, 2)', 'b=c'],
         'beam_settings': ['x=1'],
@@ -169,7 +169,8 @@ def test_a_full_disk_is_one_sentence_in_every_command(monkeypatch, capsys):
     def full(arguments):
         raise OSError(28, 'No space left on device', 'out.tif')
 
-    monkeypatch.setitem(main.COMMANDS, 'encode', full)
+    command = options.COMMANDS['encode']._replace(run=full, options=())
+    monkeypatch.setitem(options.COMMANDS, 'encode', command)
     assert main.main(['main.py', 'encode']) == 2
     assert capsys.readouterr().err.startswith('error: the disk is full (out.tif); ')
 

@@ -20,8 +20,12 @@ BAD = os.fsdecode(b'\xe9')
 
 
 def paired_folder(folder):
-    for name in ('a', f'b{BAD}', f'{BAD}/c'):
+    for name in ('a', 'b', 'folder/c'):
         pair(folder, name)
+    # GDAL writes no such name, but finds it.
+    for sensor in ('s1', 's2'):
+        (folder / sensor / 'b.tif').rename(folder / sensor / f'b{BAD}.tif')
+        (folder / sensor / 'folder').rename(folder / sensor / BAD)
     return lambda on_error: pairs.source(archive(folder), on_error), 4
 
 
