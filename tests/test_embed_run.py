@@ -89,7 +89,7 @@ def test_memory_does_not_grow_with_the_raster(tmp_path, model):
         ({'s1': SensorFile(unit='dB', scale=100.0)}, 'dB x 100'),
         ({'s1': SensorFile(unit='dB', product=Product(calibration='gamma0'))}, "'calibration'"),
         ({'s1': SensorFile(unit='dB', offset=-20.0)}, 'not distributed'),
-        ({'s1': SensorFile(unit='dB', bands=('VH', 'VV'))}, "'order'"),
+        ({'s1': SensorFile(unit='dB', bands=('VH', 'VV'))}, 'described as VV, but config.s1.bands says VH'),
         ({'stats': 'dataset'}, "'statistics'"),
         ({'overlap': 4}, 'possible: 0, 1, 2, 3'),
         ({'overlap': 1, 'output': 'cls'}, 'leave overlap at -1'),
@@ -103,6 +103,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, model
         run(model, changed(**changes), tmp_path / 'e.tif', s1=s1)
     assert part in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['s1.tif', 's2.tif']
+
+
+def test_swapped_polarisations_without_descriptions_are_refused(tmp_path, model):
+    s1 = write(tmp_path / 's1.tif', image('s1', 250, 310))
+    with pytest.raises(InputError, match="'order'"):
+        run(model, changed(s1=SensorFile(unit='dB', bands=('VH', 'VV'))), tmp_path / 'e.tif', s1=s1)
+    assert [path.name for path in tmp_path.iterdir()] == ['s1.tif']
 
 
 def test_what_is_declared_or_accepted_is_converted_and_written_down(tmp_path, model):

@@ -200,7 +200,7 @@ def _median(one: Sample) -> Problem | None:
         return None
     kind = 'below' if median[at] < limits.lowest else 'above'
     where = _stored(one.group)
-    found = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.3g}'
+    found = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.5g}'
     values = one.ordered[at][: one.counts[at]]
     # A fill value repeats at one end of what was measured; another unit spreads to both sides of its median.
     if values[0] < values[-1] and median[at] in (values[0], values[-1]):
