@@ -4,10 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from fusmae_jax.checkpoint import Checkpoints
 from fusmae_jax.errors import InputError
-from fusmae_jax.inference import Pretrained
+from fusmae_jax.inference import Pretrained, load
 from fusmae_jax.models.fusmae import init_params
 from tests.conftest import tiny_config
+from tests.embed_fixtures import write_checkpoint
 from tests.helpers import CONTRACT, raw_batch
 
 
@@ -192,3 +194,13 @@ def test_what_cannot_be_is_refused_and_what_looks_wrong_is_a_warning(model, imag
         model.encode(offset, units=UNITS, accept=('colour',))
     with pytest.raises(InputError, match='leave out B10'):
         model.encode({'s2': np.zeros((1, 120, 120, 13))}, units=UNITS)
+
+
+def test_a_model_of_an_accelerator_runs_in_float32_on_a_cpu(tmp_path, monkeypatch):
+    """A CPU has no fast bfloat16; the weights are float32 either way."""
+    folder, meta = write_checkpoint(tmp_path), Checkpoints.meta
+    assert load(folder).dtype == 'float32'
+    monkeypatch.setattr(Checkpoints, 'meta', lambda self, step: meta(self, step) | {'dtype': 'bfloat16'})
+    assert load(folder).dtype == 'float32'
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert load(folder).dtype == 'bfloat16'
