@@ -315,20 +315,16 @@ def _encode(args: argparse.Namespace) -> int:
     return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
 
 
-def _settings(args: argparse.Namespace, kind: type[T]) -> T:
+@contextlib.contextmanager
+def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
+    """The settings of a command, alone in its folder: other commands there do not meet its files."""
     config = _load(args)
+    from fusmae_jax import lock
     from fusmae_jax.config_build import from_dict
 
-    return from_dict(kind, config)
-
-
-@contextlib.contextmanager
-def _alone(workdir: str, kind: str) -> Iterator[None]:
-    """Refuses a second process of one command in a folder; other commands there do not meet its files."""
-    from fusmae_jax import lock
-
-    with lock.hold(workdir, f'the same command ({kind})', f'.{kind}.lock'):
-        yield
+    settings, name = from_dict(kind, config), kind.__name__.lower()
+    with lock.hold(args.workdir, f'the same command ({name})', f'.{name}.lock'):
+        yield settings
 
 
 @command('linear_probe', *config_file('configs/linear_probe.py'), WORKDIR)
@@ -336,10 +332,9 @@ def _linear_probe(args: argparse.Namespace) -> int:
     """Trains linear heads on frozen features."""
     from fusmae_jax.eval.evaluation_config import LinearProbe
 
-    settings = _settings(args, LinearProbe)
-    from fusmae_jax.eval.probe_command import run_linear_probe
+    with _in_workdir(args, LinearProbe) as settings:
+        from fusmae_jax.eval.probe_command import run_linear_probe
 
-    with _alone(args.workdir, 'linearprobe'):
         return run_linear_probe(settings, args.workdir)
 
 
@@ -348,10 +343,9 @@ def _knn(args: argparse.Namespace) -> int:
     """Scores by nearest neighbours among frozen features."""
     from fusmae_jax.eval.evaluation_config import Knn
 
-    settings = _settings(args, Knn)
-    from fusmae_jax.eval.probe_command import run_knn
+    with _in_workdir(args, Knn) as settings:
+        from fusmae_jax.eval.probe_command import run_knn
 
-    with _alone(args.workdir, 'knn'):
         return run_knn(settings, args.workdir)
 
 
@@ -360,10 +354,9 @@ def _finetune(args: argparse.Namespace) -> int:
     """Trains an encoder and a linear head together."""
     from fusmae_jax.eval.finetune.config import Finetune
 
-    settings = _settings(args, Finetune)
-    from fusmae_jax.eval.finetune.command import run_finetune
+    with _in_workdir(args, Finetune) as settings:
+        from fusmae_jax.eval.finetune.command import run_finetune
 
-    with _alone(args.workdir, 'finetune'):
         return run_finetune(settings, args.workdir)
 
 
@@ -372,10 +365,9 @@ def _reliance(args: argparse.Namespace) -> int:
     """Measures what a head does without a sensor, with another image's, or under cloud."""
     from fusmae_jax.eval.reliance.config import Reliance
 
-    settings = _settings(args, Reliance)
-    from fusmae_jax.eval.reliance.command import run_reliance
+    with _in_workdir(args, Reliance) as settings:
+        from fusmae_jax.eval.reliance.command import run_reliance
 
-    with _alone(args.workdir, 'reliance'):
         return run_reliance(settings, args.workdir)
 
 
@@ -384,10 +376,9 @@ def _import(args: argparse.Namespace) -> int:
     """Imports published weights of other encoders."""
     from fusmae_jax.interop.published_kinds import Weights
 
-    settings = _settings(args, Weights)
-    from fusmae_jax.interop.published import run_import
+    with _in_workdir(args, Weights) as settings:
+        from fusmae_jax.interop.published import run_import
 
-    with _alone(args.workdir, 'weights'):
         return run_import(settings, args.workdir)
 
 
@@ -415,9 +406,8 @@ def _tables(args: argparse.Namespace) -> int:
     """Runs a study and sets its tables."""
     from fusmae_jax.tables.config import Tables
 
-    settings = _settings(args, Tables)
-    from data.generate.converted import make
-    from fusmae_jax.tables.run import run_tables
+    with _in_workdir(args, Tables) as settings:
+        from data.generate.converted import make
+        from fusmae_jax.tables.run import run_tables
 
-    with _alone(args.workdir, 'tables'):
         return run_tables(settings, args.workdir, make=make)
