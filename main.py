@@ -7,7 +7,7 @@ without a traceback.
 import sys
 
 from fusmae_jax.cli import main
-from fusmae_jax.options import COMMANDS
+from fusmae_jax.config.options import COMMANDS
 
 __all__ = ['COMMANDS', 'main']
 

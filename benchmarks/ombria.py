@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ombria_config, ombria_flood, ombria_report, ombria_set, ombria_swap  # noqa: E402
 from benchmarks.ombria_report import FLOOD, MASKED, Line, line  # noqa: E402
+from fusmae_jax.encoders.settings import RANDOM, Encoder  # noqa: E402
+from fusmae_jax.encoders.systems import open_system  # noqa: E402
 from fusmae_jax.errors import InputError  # noqa: E402
-from fusmae_jax.eval.evaluation_config import RANDOM, Encoder  # noqa: E402
 from fusmae_jax.eval.intervals import Replicates, difference, intervals  # noqa: E402
-from fusmae_jax.eval.systems import open_system  # noqa: E402
-from fusmae_jax.experiment import pretrain  # noqa: E402
+from fusmae_jax.run.loop import pretrain  # noqa: E402
 
 RUNS = {'xae': ('s1', 's2'), 'mae_s2': ('s2',)}
 INPUTS = (('s1',), ('s2',), ('s1', 's2'))

@@ -3,9 +3,9 @@
 Fixed before anything was measured on the test regions; nothing here was tuned.
 """
 
-from fusmae_jax import config as cfg
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, to_dict
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import build, to_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import fingerprint
 
 STEPS, BATCH = 1500, 32

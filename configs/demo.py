@@ -14,13 +14,13 @@ runs
 
 import ml_collections
 
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The only variant; with every field of `fusmae_jax.config.Config`."""
+    """The only variant; with every field of `fusmae_jax.config.run.Config`."""
     if variant:
         raise InputError(f'configs/demo.py has no variants, found {variant!r}')
     config = config_dict(Config())

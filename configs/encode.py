@@ -20,7 +20,7 @@ Variants: `int8`, `pooled` (one vector a window), `cls`.
 
 import ml_collections
 
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
 from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.errors import InputError, nearest
 

@@ -23,7 +23,7 @@ from fusmae_jax.errors import InputError
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The configuration of a variant, with every field of `fusmae_jax.config.Config`."""
+    """The configuration of a variant, with every field of `fusmae_jax.config.run.Config`."""
     if variant not in ('', 'small'):
         raise InputError(f"configs/gpu_8.py: no variant {variant!r}; valid: 'small', or none")
     config = pretrain.get_config('xae,L')

@@ -16,7 +16,7 @@ Variants, joined with commas:
 import ml_collections
 
 from configs.linear_probe import sen12ms
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.evaluation_config import Knn
 

@@ -34,8 +34,8 @@ Variants, joined with commas (`pretrain.py:xad_consistent,b200`):
 
 import ml_collections
 
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, nearest
 
 BOTH = ('s1', 's2')
@@ -72,7 +72,7 @@ MODELS = {
 
 
 def get_config(variant: str = 'xae') -> ml_collections.ConfigDict:
-    """The configuration of a variant, with every field of `fusmae_jax.config.Config`."""
+    """The configuration of a variant, with every field of `fusmae_jax.config.run.Config`."""
     config = config_dict(Config())
     config.data.path = 'data_dir/bigearthnet_mm/1.0.0'  # what convert_bigearthnet_mm.py writes
     config.data.train_split = 'all_minus_val_test'  # 340,737 pairs; the paper's 354,196 cannot be had

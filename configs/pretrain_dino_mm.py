@@ -14,13 +14,13 @@ Variants:
 
 import ml_collections
 
-from fusmae_jax.config_build import config_dict
-from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.config.build import config_dict
+from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.errors import InputError
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The configuration of a variant, with every field of `fusmae_jax.dino_config.DinoConfig`."""
+    """The configuration of a variant, with every field of `fusmae_jax.config.dino.DinoConfig`."""
     if variant not in ('', 'small'):
         raise InputError(f"configs/pretrain_dino_mm.py: no variant {variant!r}; valid: 'small', or none")
     config = config_dict(DinoConfig())

@@ -24,9 +24,9 @@ Variants, and where the files are published:
 
 import ml_collections
 
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.interop.published_kinds import KINDS, Weights
+from fusmae_jax.interop.weights.published_kinds import KINDS, Weights
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:

@@ -14,7 +14,7 @@ goes into the features: one pass over train and validation, and one over test wi
 
 import ml_collections
 
-from fusmae_jax.config_build import config_dict
+from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance.config import Reliance
 

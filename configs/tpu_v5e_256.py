@@ -27,7 +27,7 @@ from fusmae_jax.errors import InputError
 
 
 def get_config(variant: str = 'H') -> ml_collections.ConfigDict:
-    """The configuration of a variant, with every field of `fusmae_jax.config.Config`."""
+    """The configuration of a variant, with every field of `fusmae_jax.config.run.Config`."""
     if variant not in ('H', 'L'):
         raise InputError(f"configs/tpu_v5e_256.py: no variant {variant!r}; valid: 'H', 'L'")
     config = pretrain.get_config(f'xae,{variant}')

@@ -11,9 +11,9 @@ import ml_collections
 
 from data import report, sharded
 from data.records import Source
-from fusmae_jax.config_build import config_dict, from_dict
+from fusmae_jax.config.build import config_dict, from_dict
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.setting import setting
 
 # Name of a data set -> the module with its settings (`Archive`), its listing (`source`) and, for some, a
 # sample that needs no download (`examples`).

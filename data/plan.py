@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from data.records import Item, Source
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import fingerprint
 

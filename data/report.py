@@ -7,7 +7,7 @@ from typing import Any
 from data import plan, records
 from data.records import Schema, Source
 from data.statistics import Tally
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Statistics
 from fusmae_jax.input.contract import fingerprint as digest

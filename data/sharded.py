@@ -30,12 +30,12 @@ from data import fractions, index, plan, records, report, sanity
 from data.progress import Progress
 from data.records import Item, Record, Schema, Source
 from data.statistics import Tally
-from fusmae_jax import lock
-from fusmae_jax.disk import explain_full_disk
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.index import FILE as INDEX
-from fusmae_jax.setting import setting
+from fusmae_jax.parallel import lock
+from fusmae_jax.storage import explain_full_disk
 
 
 @dataclasses.dataclass(frozen=True)

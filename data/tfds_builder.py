@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from data import records, sanity
 from data.records import Item, Record, Schema
-from fusmae_jax.config_build import from_dict
+from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError
 
 

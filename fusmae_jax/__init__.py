@@ -4,18 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fusmae_jax.config import Config, Decoder, Fusion, Masking, Modality, Model, Numerics
+    from fusmae_jax.config.run import Config, Decoder, Fusion, Masking, Modality, Model, Numerics
+    from fusmae_jax.encoders.pretrained import Embedding, Pretrained, load
     from fusmae_jax.errors import InputError
-    from fusmae_jax.inference import Embedding, Pretrained, load
     from fusmae_jax.models.fusmae import FusMAE
 
 __version__ = '0.1.0'
 
 # Loaded on first use: a conversion's worker processes need neither jax nor flax.
 _HOME = {
-    'config': ('Config', 'Decoder', 'Fusion', 'Masking', 'Modality', 'Model', 'Numerics'),
+    'config.run': ('Config', 'Decoder', 'Fusion', 'Masking', 'Modality', 'Model', 'Numerics'),
     'errors': ('InputError',),
-    'inference': ('Embedding', 'Pretrained', 'load'),
+    'encoders.pretrained': ('Embedding', 'Pretrained', 'load'),
     'models.fusmae': ('FusMAE',),
 }
 

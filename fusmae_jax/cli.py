@@ -12,9 +12,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fusmae_jax import options
-from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.options import (
+from fusmae_jax.config import options
+from fusmae_jax.config.options import (
     DATA,
     DEVICE_BATCH,
     JSON,
@@ -27,9 +26,10 @@ from fusmae_jax.options import (
     split_of,
     whole,
 )
+from fusmae_jax.errors import DivergedError, InputError
 
 if TYPE_CHECKING:
-    from fusmae_jax.config import Config
+    from fusmae_jax.config.run import Config
 
 T = TypeVar('T')
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except Exception as error:
-        from fusmae_jax.disk import is_disk_full
+        from fusmae_jax.storage import is_disk_full
 
         if not is_disk_full(error):
             raise
@@ -69,7 +69,7 @@ def _main(words: list[str]) -> int:
 
 
 def _load(args: argparse.Namespace) -> dict[str, Any]:
-    from fusmae_jax.config_file import load_config
+    from fusmae_jax.config.files import load_config
 
     return load_config(args.config, args.config_settings)
 
@@ -115,10 +115,10 @@ def _beam(settings: list[str]) -> dict[str, Any]:
 def _pretrain(args: argparse.Namespace) -> int:
     """Pretrains an encoder."""
     config = _load(args)
-    from fusmae_jax.dino_config import build_any
+    from fusmae_jax.config.dino import build_any
 
     settings = build_any(config)
-    from fusmae_jax.experiment import pretrain
+    from fusmae_jax.run.loop import pretrain
 
     return pretrain(settings, args.workdir, args.profile)
 
@@ -130,7 +130,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 )
 def _reconstruct(args: argparse.Namespace) -> int:
     """Draws what a run reconstructs."""
-    from fusmae_jax.reconstruct import reconstruct
+    from fusmae_jax.run.reconstruct import reconstruct
 
     return reconstruct(args.workdir, args.data_path)
 
@@ -140,7 +140,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
 def _bench_step(args: argparse.Namespace) -> int:
     """Times the training step; `bench` alone is the same."""
     config = _build(args)
-    from fusmae_jax.bench import bench
+    from fusmae_jax.bench.step import bench
 
     with _records(config) as config:
         return bench(config, args.device_batch)
@@ -150,7 +150,7 @@ def _bench_step(args: argparse.Namespace) -> int:
 def _bench_dispatch(args: argparse.Namespace) -> int:
     """Times what the host does for a step."""
     config = _build(args)
-    from fusmae_jax.bench_dispatch import bench_dispatch
+    from fusmae_jax.bench.dispatch import bench_dispatch
 
     with _records(config) as config:
         return bench_dispatch(config)
@@ -160,7 +160,7 @@ def _bench_dispatch(args: argparse.Namespace) -> int:
 def _bench_race(args: argparse.Namespace) -> int:
     """Times the step beside the PyTorch reference."""
     config = _build(args)
-    from fusmae_jax.interop.race import race
+    from fusmae_jax.bench.race import race
 
     return race(config, args.device_batch)
 
@@ -175,14 +175,14 @@ def _bench_race(args: argparse.Namespace) -> int:
 )
 def _bench_input(args: argparse.Namespace) -> int:
     """Times the reading of records."""
-    from fusmae_jax.bench_input import bench_input
+    from fusmae_jax.bench.input import bench_input
 
     return bench_input(args.data, args.split, args.batch, args.threads, args.json)
 
 
 def _build(args: argparse.Namespace) -> 'Config':
     config = _load(args)
-    from fusmae_jax.config_build import build
+    from fusmae_jax.config.build import build
 
     return build(config)
 
@@ -290,7 +290,7 @@ def _doctor(args: argparse.Namespace) -> int:
 )
 def _leaks(args: argparse.Namespace) -> int:
     """Says what an encoder has seen of a split."""
-    from fusmae_jax.leak_command import run
+    from fusmae_jax.eval.leaks import run
 
     return run(args.checkpoint, args.data, args.split, args.json)
 
@@ -306,7 +306,7 @@ def _leaks(args: argparse.Namespace) -> int:
 def _encode(args: argparse.Namespace) -> int:
     """Turns GeoTIFFs into embeddings."""
     config = _load(args)
-    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.config.build import from_dict
     from fusmae_jax.embed.settings import EncodeConfig
 
     settings = from_dict(EncodeConfig, config)
@@ -319,8 +319,8 @@ def _encode(args: argparse.Namespace) -> int:
 def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
     """The settings of a command, alone in its folder: other commands there do not meet its files."""
     config = _load(args)
-    from fusmae_jax import lock
-    from fusmae_jax.config_build import from_dict
+    from fusmae_jax.config.build import from_dict
+    from fusmae_jax.parallel import lock
 
     settings, name = from_dict(kind, config), kind.__name__.lower()
     with lock.hold(args.workdir, f'the same command ({name})', f'.{name}.lock'):
@@ -374,10 +374,10 @@ def _reliance(args: argparse.Namespace) -> int:
 @command('import', *config_file(), WORKDIR)
 def _import(args: argparse.Namespace) -> int:
     """Imports published weights of other encoders."""
-    from fusmae_jax.interop.published_kinds import Weights
+    from fusmae_jax.interop.weights.published_kinds import Weights
 
     with _in_workdir(args, Weights) as settings:
-        from fusmae_jax.interop.published import run_import
+        from fusmae_jax.interop.weights.published import run_import
 
         return run_import(settings, args.workdir)
 

@@ -20,8 +20,8 @@ jax.config.update('jax_disable_most_optimizations', True)
 
 with install_import_hook('fusmae_jax', 'beartype.beartype'):
     import fusmae_jax
-    from fusmae_jax import config as cfg
-    from fusmae_jax.config_build import build, to_dict
+    from fusmae_jax.config import run as cfg
+    from fusmae_jax.config.build import build, to_dict
 
 pytest_plugins = ['tests.data_fixtures']
 

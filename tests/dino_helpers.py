@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from data.bigearthnet_mm.schema import GROUPS
-from fusmae_jax import dino_config as dc
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config import dino as dc
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 from tests.conftest import cfg

@@ -12,9 +12,10 @@ import time
 import jax
 
 import main
-from fusmae_jax import experiment, startup
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.eval.during import Validation
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.run import loop as experiment
+from fusmae_jax.run import start as startup
+from fusmae_jax.run.validation import Validation
 
 
 def strike(moment: str, name: str) -> None:

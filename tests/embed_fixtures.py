@@ -13,8 +13,8 @@ from rasterio.transform import Affine
 
 from data.bigearthnet_mm.schema import SCHEMA
 from fusmae_jax import sensors
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed.run import embed
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.models.fusmae import init_params

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh
 
 from configs.pretrain import get_config
-from fusmae_jax.config_build import build
+from fusmae_jax.config.build import build
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import AXES
 from fusmae_jax.parallel.rules import path_name, spec_for

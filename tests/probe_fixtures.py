@@ -11,10 +11,10 @@ import numpy as np
 from data import sharded
 from data.bigearthnet_mm.schema import SCHEMA
 from data.records import Field, Item, Source
-from fusmae_jax import leak
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import seen as leak
 from fusmae_jax.models.fusmae import init_params
 from tests.conftest import cfg, tiny_config, tiny_model
 

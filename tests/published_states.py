@@ -3,8 +3,8 @@
 import numpy as np
 from scipy.special import erf
 
-from fusmae_jax.interop import positions
-from fusmae_jax.interop.published_kinds import Weights
+from fusmae_jax.interop.weights import positions
+from fusmae_jax.interop.weights.published_kinds import Weights
 
 WIDTH, DEPTH, HEADS = 32, 4, 2
 S2 = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from data.synthetic import write
-from fusmae_jax import compile_cache, manifest
-from fusmae_jax.config_build import to_dict
-from fusmae_jax.inference import load
+from fusmae_jax.checkpoints import manifest
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.pretrained import load
+from fusmae_jax.run import compile_cache
 from tests.conftest import cfg, tiny_config
 
 ROOT = Path(__file__).parents[1]

@@ -3,7 +3,9 @@ import dataclasses
 import jax
 import pytest
 
-from fusmae_jax import bench, bench_dispatch, bench_input
+from fusmae_jax.bench import dispatch as bench_dispatch
+from fusmae_jax.bench import input as bench_input
+from fusmae_jax.bench import step as bench
 from fusmae_jax.train.setup import make_setup
 from tests.conftest import cfg, smallest_model, tiny_config
 from tests.helpers import CONTRACT

@@ -14,11 +14,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
-from fusmae_jax import manifest
-from fusmae_jax.checkpoint import Checkpoints, find, open_step
-from fusmae_jax.disk import SaveError, explain_full_disk
+from fusmae_jax.checkpoints import manifest
+from fusmae_jax.checkpoints.checkpoints import Checkpoints, find, open_step
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
+from fusmae_jax.storage import SaveError, explain_full_disk
 from tests.conftest import cfg
 
 

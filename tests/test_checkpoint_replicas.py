@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.parallel.mesh import make_mesh
 from tests.conftest import cfg
 from tests.test_checkpoint import abstract

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import main
-from fusmae_jax import lock, options
+from fusmae_jax.config import options
+from fusmae_jax.parallel import lock
 
 MISSING = '--config.data.path=nothing/here'
 BANDS = ('--config.encoder.checkpoint=bands', '--config.encoder.baselines=()')

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax import compile_cache
+from fusmae_jax.run import compile_cache
 
 
 def program():

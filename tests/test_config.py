@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import main
-from fusmae_jax.config import Config, Model
-from fusmae_jax.config_build import build, config_dict, to_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import build, config_dict, to_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.config.run import Config, Model
 from fusmae_jax.errors import InputError
 
 PRETRAIN = 'configs/pretrain.py'

@@ -3,9 +3,9 @@
 import pytest
 
 from configs.pretrain import MODELS
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, config_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import build, config_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 
 PRETRAIN = 'configs/pretrain.py'

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from data import sharded
-from fusmae_jax import lock
 from fusmae_jax.errors import InputError
+from fusmae_jax.parallel import lock
 from tests.data_fixtures import Folders, digests, metadata, multiply, untimed
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ import pytest
 import main
 from data import stats_command
 from data.doctor.command import run as doctor
-from fusmae_jax import leak
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import pipeline, shards
+from fusmae_jax.input import seen as leak
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.index import read_index
 from fusmae_jax.input.source import Source

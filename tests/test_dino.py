@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax import dino_config as dc
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config import dino as dc
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.models import dino as models
 from fusmae_jax.models.encoder import Encoder

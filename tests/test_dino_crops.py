@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax import dino_config as dc
+from fusmae_jax.config import dino as dc
 from fusmae_jax.input import crops, distort
 from fusmae_jax.input.normalise import statistics
 from tests.dino_helpers import CONTRACT, keys, records, tiny

@@ -10,25 +10,26 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from fusmae_jax import leak
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config import Model
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.run import Model
+from fusmae_jax.encoders.dino_run import encoder_config
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.dino_run import encoder_config
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.presets import make_inputs
-from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import seen as leak
 from fusmae_jax.input.crops import whole_views
 from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import dino as models
+from fusmae_jax.run.workdir import write_config
 from fusmae_jax.train.dino_loss import update_teacher
 from fusmae_jax.train.dino_objective import teacher_rate
 from fusmae_jax.train.dino_setup import make_dino_setup
-from fusmae_jax.workdir import write_config
 from tests.dino_helpers import CONTRACT, DEFAULT, records, tiny
 from tests.probe_fixtures import archive
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax import dino_config as dc
+from fusmae_jax.config import dino as dc
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.dino_setup import make_dino_setup

@@ -91,7 +91,8 @@ def test_processes_agree_on_values_failures_and_where_to_stop(tmp_path):
 def test_a_coordinator_that_nobody_reaches_is_named_in_time():
     """A host that is not there, and processes that never come: a sentence and exit code 2, no stack trace."""
     code = (
-        'import sys\nfrom fusmae_jax.config import Parallel\nfrom fusmae_jax.parallel import distributed\n'
+        'import sys\nfrom fusmae_jax.config.run import Parallel\n'
+        'from fusmae_jax.parallel import distributed\n'
         'where, index = f"localhost:{sys.argv[1]}", int(sys.argv[2])\n'
         'distributed.initialize(Parallel(coordinator=where, num_processes=2, process_id=index), timeout=1)'
     )

@@ -13,8 +13,8 @@ from data.doctor.checks import examine
 from data.doctor.command import run
 from data.doctor.evidence import Evidence
 from data.synthetic import write
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.input.contract import Contract, Statistics
 from fusmae_jax.models import fusmae
 from fusmae_jax.sensors import SENSORS

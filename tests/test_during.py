@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from fusmae_jax.eval import during
+from fusmae_jax.run import validation as during
 from tests.conftest import cfg, tiny_config
 
 

@@ -8,8 +8,8 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
-from fusmae_jax import inference
 from fusmae_jax.embed.run import encode
+from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.errors import InputError
 from tests.embed_fixtures import (
     BANDS,

@@ -11,11 +11,11 @@ import pytest
 import rasterio
 
 from configs.encode import get_config
-from fusmae_jax import inference
-from fusmae_jax.config_build import from_dict
+from fusmae_jax.config.build import from_dict
 from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
+from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.errors import InputError
 from fusmae_jax.sensors import Product
 from tests.embed_fixtures import (

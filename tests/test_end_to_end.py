@@ -18,17 +18,18 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.synthetic import write
-from fusmae_jax import compile_cache, experiment, workdir
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import build, to_dict
+from fusmae_jax.config.run import Config
+from fusmae_jax.encoders.pretrained import load
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.inference import load
 from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.parallel import host
-from fusmae_jax.reconstruct import reconstruct
-from fusmae_jax.step_log import StepLog
-from fusmae_jax.writers import Writers, progress_bar
+from fusmae_jax.run import compile_cache, workdir
+from fusmae_jax.run import loop as experiment
+from fusmae_jax.run.reconstruct import reconstruct
+from fusmae_jax.run.step_log import StepLog
+from fusmae_jax.run.writers import Writers, progress_bar
 from tests.conftest import cfg, smallest_model, tiny_config
 from tests.probe_fixtures import archive
 

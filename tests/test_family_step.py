@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from fusmae_jax.eval.reconstruction import Reconstructor
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.pictures.panels import Reconstructor
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import make_eval_step
 from tests.conftest import cfg, tiny_config, tiny_model

@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax import inference
-from fusmae_jax.config import Train
+from fusmae_jax.config.run import Train
+from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import System, fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import features, task, views
-from fusmae_jax.eval.during import Neighbours
-from fusmae_jax.eval.evaluation_config import POOLED, Encoder, Task
+from fusmae_jax.eval.evaluation_config import POOLED, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import multi_label
-from fusmae_jax.eval.systems import System, fingerprint, fit, open_system
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.input.source import Source
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.mesh import replicated
+from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.train.setup import make_setup
 from tests.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint
 from tests.test_views import quarter

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config import Augment
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.run import Augment
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Labels, Task
+from fusmae_jax.eval.evaluation_config import Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.finetune import rows as finetune_rows
 from fusmae_jax.eval.finetune import settle as finetune_settle
@@ -24,7 +26,6 @@ from fusmae_jax.eval.finetune.point import RESULT, train
 from fusmae_jax.eval.finetune.settle import settle
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.eval.task import measure, read_task
 from fusmae_jax.input.index import read_index
 from fusmae_jax.input.source import Source

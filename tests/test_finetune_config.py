@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from fusmae_jax.config import Augment, Parallel
-from fusmae_jax.config_build import from_dict, to_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict, to_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.config.run import Augment, Parallel
+from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
 
 

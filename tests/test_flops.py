@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.slots import sample_slots
 from fusmae_jax.train import flops

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
 from fusmae_jax.models.attention import attend
 from fusmae_jax.models.fusion import XAttnDecoder, XAttnEncoder
 from fusmae_jax.models.layers import Policy
@@ -134,7 +134,7 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
 
 
 def test_the_mean_of_captured_scores_can_be_formed_outside():
-    from fusmae_jax.config_build import resolve
+    from fusmae_jax.config.build import resolve
     from fusmae_jax.models.fusmae import FusMAE
 
     model = resolve(tiny_model())

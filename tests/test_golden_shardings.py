@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs.pretrain import get_config
-from fusmae_jax.config_build import build
+from fusmae_jax.config.build import build
 from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.train.setup import make_setup
 from tests.golden_shardings import FILE, found

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fusmae_jax import goodput
-from fusmae_jax.goodput import Goodput, Sitting, shares
+from fusmae_jax.run import goodput
+from fusmae_jax.run.goodput import Goodput, Sitting, shares
 
 ROOT = Path(__file__).parents[1]
 

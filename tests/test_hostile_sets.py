@@ -10,8 +10,8 @@ import pytest
 
 import main
 from data.doctor.open_set import open_set
-from fusmae_jax import leak
 from fusmae_jax.errors import InputError
+from fusmae_jax.input import seen as leak
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.index import read_index

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.encoders.pretrained import Pretrained, load
 from fusmae_jax.errors import InputError
-from fusmae_jax.inference import Pretrained, load
 from fusmae_jax.models.fusmae import init_params
 from tests.conftest import tiny_config
 from tests.embed_fixtures import write_checkpoint

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from fusmae_jax.config_build import resolve
-from fusmae_jax.interop.rules import flatten
+from fusmae_jax.config.build import resolve
+from fusmae_jax.interop.weights.rules import flatten
 from fusmae_jax.models import dino, fusmae, heads
 from tests.conftest import cfg, tiny_model
 from tests.dino_helpers import tiny

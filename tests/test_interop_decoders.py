@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config import Decoder, Fusion, Modality, Model
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
+from fusmae_jax.config.run import Decoder, Fusion, Modality, Model
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.patchify import Patches
-from fusmae_jax.interop import files, positions
-from fusmae_jax.interop.importers import import_weights
-from fusmae_jax.interop.layouts import reference_rules
-from fusmae_jax.interop.plans import Options
-from fusmae_jax.interop.rules import flatten, ours_shapes, unflatten
+from fusmae_jax.interop.weights import files, positions
+from fusmae_jax.interop.weights.importers import import_weights
+from fusmae_jax.interop.weights.layouts import reference_rules
+from fusmae_jax.interop.weights.plans import Options
+from fusmae_jax.interop.weights.rules import flatten, ours_shapes, unflatten
 from fusmae_jax.models import fusmae
 from tests import published_states as theirs
 from tests.published_states import HEADS, TIMM, WIDTH

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.interop import files
-from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.weights import files
+from fusmae_jax.interop.weights.importers import import_weights
 from tests.test_interop_weights import assert_same, make, random_params
 
 torch = pytest.importorskip('torch')
@@ -75,7 +75,7 @@ def test_a_truncated_file_is_named(tmp_path):
 
 def test_ours_to_pytorch_and_back_is_bit_identical(tmp_path):
     safetensors = pytest.importorskip('safetensors.torch')
-    from fusmae_jax.interop.torch_reference import build
+    from fusmae_jax.interop.reference.model import build
 
     model, params = make(positions='learned'), random_params(make(positions='learned'))
     files.export(tmp_path / 'a.safetensors', params, model)

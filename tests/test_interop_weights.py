@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusmae_jax.config import Decoder, Fusion, Modality, Model, Numerics
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
+from fusmae_jax.config.run import Decoder, Fusion, Modality, Model, Numerics
 from fusmae_jax.errors import InputError
-from fusmae_jax.interop import files, positions
-from fusmae_jax.interop.importers import import_weights
-from fusmae_jax.interop.layouts import reference_rules
-from fusmae_jax.interop.plans import Options
-from fusmae_jax.interop.rules import flatten, ours_shapes, to_theirs, unflatten
+from fusmae_jax.interop.weights import files, positions
+from fusmae_jax.interop.weights.importers import import_weights
+from fusmae_jax.interop.weights.layouts import reference_rules
+from fusmae_jax.interop.weights.plans import Options
+from fusmae_jax.interop.weights.rules import flatten, ours_shapes, to_theirs, unflatten
 
 S1 = Modality(bands=('VV', 'VH'), sensor='s1')
 S2 = Modality(bands=('B02', 'B03', 'B04', 'B08'), sensor='s2')

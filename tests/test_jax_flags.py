@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from fusmae_jax import jax_flags
+from fusmae_jax.run import jax_flags
 
 
 @pytest.mark.parametrize(

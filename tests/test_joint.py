@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
 from fusmae_jax.input.patchify import Patches
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.slots import Slots, hidden_patches, own_slots

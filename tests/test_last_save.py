@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from data.synthetic import write
-from fusmae_jax import experiment, model_card, workdir
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.disk import SaveError
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import DivergedError
 from fusmae_jax.parallel import distributed
+from fusmae_jax.run import loop as experiment
+from fusmae_jax.run import model_card, workdir
+from fusmae_jax.storage import SaveError
 from tests.conftest import cfg, smallest_model, tiny_config
 
 

@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from fusmae_jax.encoders.pretrained import Pretrained
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Task
+from fusmae_jax.eval.evaluation_config import Intervals, Task
 from fusmae_jax.eval.finetune.command import run_finetune
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.late_fusion import LateFusion, make_extractor, side_by_side
-from fusmae_jax.eval.systems import open_system
-from fusmae_jax.inference import Pretrained
 from fusmae_jax.models.fusmae import init_params
 from tests.conftest import cfg, tiny_config, tiny_model
 from tests.helpers import CONTRACT

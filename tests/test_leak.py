@@ -18,9 +18,10 @@ from data.bigearthnet_mm.names import parse_name
 from data.bigearthnet_mm.schema import FIELDS as V1_FIELDS
 from data.bigearthnet_mm.schema import SCHEMA
 from data.records import Field, Item, Source
-from fusmae_jax import leak, leak_command
-from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import InputError
+from fusmae_jax.eval import leaks as leak_command
+from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.index import read_index
 

@@ -10,10 +10,10 @@ import time
 import pytest
 from etils import epath
 
-from fusmae_jax import lock
-from fusmae_jax.disk import SaveError
 from fusmae_jax.errors import InputError
-from fusmae_jax.lock import Lock, hold
+from fusmae_jax.parallel import lock
+from fusmae_jax.parallel.lock import Lock, hold
+from fusmae_jax.storage import SaveError
 from tests import object_store
 
 HOLDS = """

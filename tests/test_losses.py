@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax import losses
 from fusmae_jax.input.patchify import Patches
+from fusmae_jax.train import losses
 from tests.conftest import tiny_model
 from tests.helpers import random_order, random_patches
 

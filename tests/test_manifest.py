@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from fusmae_jax import manifest
-from fusmae_jax.checkpoint import Checkpoints
+from fusmae_jax.checkpoints import manifest
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import InputError
 from tests.test_checkpoint import flip, largest, state_on, three_steps
 

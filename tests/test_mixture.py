@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from data.synthetic import write
-from fusmae_jax import experiment
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import mixture, pipeline
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
+from fusmae_jax.run import loop as experiment
 from fusmae_jax.train.setup import make_setup
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch

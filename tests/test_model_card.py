@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fusmae_jax import model_card
 from fusmae_jax.input import normalise
 from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.run import model_card
 from fusmae_jax.sensors import Product
 from tests.conftest import cfg, tiny_config, tiny_model
 from tests.dino_helpers import tiny

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
 from fusmae_jax.models.layers import Policy
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
 from fusmae_jax.models.posembed import sincos_2d

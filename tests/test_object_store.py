@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from fusmae_jax import compile_cache, goodput, manifest
-from fusmae_jax.checkpoint import Checkpoints, open_step
-from fusmae_jax.disk import absolute
+from fusmae_jax.checkpoints import manifest
+from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
+from fusmae_jax.run import compile_cache, goodput
+from fusmae_jax.storage import absolute
 from tests import object_store
 from tests.test_checkpoint import flip, largest, three_steps
 from tests.test_compile_cache import program

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import ombria_config, ombria_report, ombria_set, ombria_swap
-from fusmae_jax import config as cfg
-from fusmae_jax import inference
+from fusmae_jax.config import run as cfg
+from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import compatibility, normalise
 from fusmae_jax.input import contract as contracts

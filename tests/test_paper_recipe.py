@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from fusmae_jax.config_build import from_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import evaluation_config
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe

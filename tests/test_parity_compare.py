@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from fusmae_jax.bench import race
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop import compare as module
-from fusmae_jax.interop import differences, files, race
-from fusmae_jax.interop.rules import flatten, unflatten
+from fusmae_jax.interop import differences
+from fusmae_jax.interop.weights import files
+from fusmae_jax.interop.weights.rules import flatten, unflatten
 from tests.test_interop_weights import make, random_params
 from tests.test_parity_family import FAMILY
 

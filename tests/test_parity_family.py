@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config import Config, Decoder, Fusion, Loss, Masking, Modality, Model, Numerics, Optimizer
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
+from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Masking, Modality, Model, Numerics, Optimizer
 from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.interop import differences, sides
 from fusmae_jax.models import fusmae

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config import Config, Decoder, Fusion, Loss, Modality, Model
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config.build import resolve
+from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Modality, Model
 from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.interop import foreign, positions, sides
-from fusmae_jax.interop.importers import import_weights
-from fusmae_jax.interop.plans import Options
-from fusmae_jax.interop.rules import flatten, to_ours
+from fusmae_jax.interop import sides
+from fusmae_jax.interop.weights import foreign, positions
+from fusmae_jax.interop.weights.importers import import_weights
+from fusmae_jax.interop.weights.plans import Options
+from fusmae_jax.interop.weights.rules import flatten, to_ours
 from fusmae_jax.models import fusmae
 
 torch = pytest.importorskip('torch')
@@ -173,7 +174,7 @@ def test_vitmae_latents_predictions_loss_and_gradients(norm_pix, kind):
 
 def test_vitmae_file_names_are_read_too(tmp_path):
     """Published files name the parts otherwise than the module in memory."""
-    from fusmae_jax.interop.files import read_state
+    from fusmae_jax.interop.weights.files import read_state
 
     hf = vitmae()
     hf.save_pretrained(tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rasterio.warp import transform
 
-from fusmae_jax import place
+from fusmae_jax.input import place
 from fusmae_jax.input.contract import Contract, Group
 
 LARGE = Contract(

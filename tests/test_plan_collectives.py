@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fusmae_jax.config import Parallel
+from fusmae_jax.config.run import Parallel
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.plan.collectives import Traffic, of_program, read
 

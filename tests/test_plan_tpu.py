@@ -7,8 +7,8 @@ import time
 import jax
 import pytest
 
-from fusmae_jax.config_build import build
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import build
+from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
 from fusmae_jax.plan import command, report, topology
 from tests.conftest import cfg, tiny_config

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_jax.config_build import from_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Knn, Labels, LinearProbe, Task
+from fusmae_jax.eval.evaluation_config import Intervals, Knn, Labels, LinearProbe, Task
 from fusmae_jax.eval.probe_command import run_knn, run_linear_probe
-from fusmae_jax.eval.systems import open_system
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.index import read_index
 from tests.probe_fixtures import CLASSES, SIZES, archive, checkpoint

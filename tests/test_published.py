@@ -11,13 +11,13 @@ from flax import nnx
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.pooling import check_pooled, pool
-from fusmae_jax.eval.presets import make_inputs, preset_of
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.interop import published as importing
-from fusmae_jax.interop.foreign import DINO_MM_CHANNELS
-from fusmae_jax.interop.published_kinds import Weights
+from fusmae_jax.input.presets import make_inputs, preset_of
+from fusmae_jax.interop.weights import published as importing
+from fusmae_jax.interop.weights.foreign import DINO_MM_CHANNELS
+from fusmae_jax.interop.weights.published_kinds import Weights
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.dino import cubic_matrix
 from tests import published_states as theirs

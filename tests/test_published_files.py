@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fusmae_jax.encoders import store as published
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import published
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.systems import open_system
-from fusmae_jax.interop import published as importing
-from fusmae_jax.interop.published_kinds import Weights, check
+from fusmae_jax.interop.weights import published as importing
+from fusmae_jax.interop.weights.published_kinds import Weights, check
 from tests import published_states as theirs
 from tests.probe_fixtures import archive
 from tests.published_states import DINO, SAT, SATVIT, WIDTH

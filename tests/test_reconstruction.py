@@ -5,10 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusmae_jax.eval.reconstruction import errors, summary
 from fusmae_jax.input.patchify import patchify
 from fusmae_jax.input.prepare import statistics
-from fusmae_jax.visualize import COLUMNS, Panel, figure, in_raster_order, pictures, recorded, sensor_units
+from fusmae_jax.pictures.figure import (
+    COLUMNS,
+    Panel,
+    figure,
+    in_raster_order,
+    pictures,
+    recorded,
+    sensor_units,
+)
+from fusmae_jax.pictures.panels import errors, summary
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT, raw_batch
 

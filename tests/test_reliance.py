@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax import config as cfg
-from fusmae_jax.config_build import resolve
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import resolve
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance.attention import blocks, mass
 from fusmae_jax.eval.reliance.config import Cloud

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusmae_jax.config_build import from_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Encoder, Intervals, Task
+from fusmae_jax.eval.evaluation_config import Intervals, Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.command import run_reliance
 from fusmae_jax.eval.reliance.config import Head, Reliance
 from fusmae_jax.eval.reliance.features import Disturbed
-from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.input import contract as contracts
 from tests.probe_fixtures import CLASSES, SIZES, archive, checkpoint
 

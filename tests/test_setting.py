@@ -12,18 +12,19 @@ from flax import nnx
 from data import convert, records
 from data.doctor import opening
 from data.records import RecordError
-from fusmae_jax.checkpoint import find
-from fusmae_jax.config import RESERVED, Config, Fusion, Modality, Model
-from fusmae_jax.config_build import build, from_dict, to_dict
-from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.checkpoints.checkpoints import find
+from fusmae_jax.config.build import build, from_dict, to_dict
+from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.run import RESERVED, Config, Fusion, Modality, Model
+from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
-from fusmae_jax.interop.published_kinds import Weights
+from fusmae_jax.interop.weights.published_kinds import Weights
 from fusmae_jax.models.fusion import XAttnDecoder
-from fusmae_jax.setting import escaped, range_problems, setting, user_path
+from fusmae_jax.storage import escaped, user_path
 from fusmae_jax.tables.config import Archive, Tables
 
 KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables, Archive]

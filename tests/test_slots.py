@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusmae_jax.config import JOINT
+from fusmae_jax.config.run import JOINT
 from fusmae_jax.models.slots import Slots, hidden_patches, num_slots, own_slots, sample_slots
 from tests.conftest import cfg
 

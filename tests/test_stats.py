@@ -12,8 +12,8 @@ from data.bigearthnet_mm.schema import SCHEMA
 from data.distribution import PERCENTILES, RELATIVE_ERROR, Distribution, sensor_unit
 from data.records import Field, Item, Source
 from fusmae_jax import sensors
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import build, config_dict
+from fusmae_jax.config.build import build, config_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import units

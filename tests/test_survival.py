@@ -9,10 +9,10 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusmae_jax import manifest
+from fusmae_jax.checkpoints import manifest
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.parallel.mesh import make_mesh
-from fusmae_jax.profiling import Profiler, Window, parse_window
+from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.train.checksum import make_check
 from tests import storm
 from tests.conftest import cfg

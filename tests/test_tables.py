@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_jax.config_build import from_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
 from fusmae_jax.eval import row
 from fusmae_jax.eval.evaluation_config import LinearProbe
 from fusmae_jax.eval.probe_command import run_linear_probe

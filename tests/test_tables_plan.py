@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusmae_jax.config_build import from_dict
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
 from fusmae_jax.tables.config import Archive, System, Table, Tables, check, digest
 from fusmae_jax.tables.plan import Plan

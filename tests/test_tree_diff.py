@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 
-from fusmae_jax.tree_diff import difference
+from fusmae_jax.checkpoints.tree_diff import difference
 
 
 def test_difference_names_types_and_extra_leaves():

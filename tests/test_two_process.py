@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data.synthetic import write
-from fusmae_jax import experiment
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.parallel.rules import path_name
+from fusmae_jax.run import loop as experiment
 from tests.conftest import cfg, tiny_config, tiny_model
 from tests.processes import run_processes
 

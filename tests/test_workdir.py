@@ -8,9 +8,9 @@ import jax
 import pytest
 from etils import epath
 
-from fusmae_jax import jax_flags, workdir
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
+from fusmae_jax.run import jax_flags, workdir
 from tests import object_store
 from tests.conftest import cfg, tiny_config
 from tests.helpers import CONTRACT

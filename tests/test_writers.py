@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fusmae_jax import writers
-from fusmae_jax.writers import JsonLines, TensorBoard, Writers
+from fusmae_jax.run import writers
+from fusmae_jax.run.writers import JsonLines, TensorBoard, Writers
 from tests import object_store
 
 BUCKET = 'gs://bucket/run'

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusmae_jax.cli import options  # whose commands the import registers
-from fusmae_jax.config_file import load_config
+from fusmae_jax.config.files import load_config
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('data/**/*.md'))]

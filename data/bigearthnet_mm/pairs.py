@@ -17,8 +17,8 @@ from data.bigearthnet_mm.schema import SCHEMA
 from data.bigearthnet_mm.splits import Flag, Selection
 from data.paths import check_name
 from data.records import Item, RecordError, Source
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
-from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 

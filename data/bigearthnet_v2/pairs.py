@@ -14,8 +14,8 @@ from data.bigearthnet_v2.schema import SCHEMA as SCHEMA
 from data.bigearthnet_v2.schema import schema
 from data.bigearthnet_v2.table import Row, read_table
 from data.records import Item, RecordError, Source
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
-from fusmae_jax.setting import setting
 
 SNOW_CLOUD = 'metadata_for_patches_with_snow_cloud_or_shadow.parquet'
 MAPS = 'Reference_Maps'

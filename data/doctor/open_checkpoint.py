@@ -8,7 +8,7 @@ import numpy as np
 
 from data.doctor.evidence import Declared, Evidence, Sensor, declared
 from data.doctor.findings import Finding, Severity, share
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.input import compatibility
 from fusmae_jax.input.contract import Contract
 
@@ -23,7 +23,7 @@ _REMEDY = {
 
 def open_checkpoint(path: Path, data: Contract | None = None) -> Evidence:
     """Looks at a checkpoint or working directory, and at whether `data` fit it; raises InputError."""
-    from fusmae_jax.inference import load
+    from fusmae_jax.encoders.pretrained import load
 
     loaded = load(path)
     contract = loaded.contract

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data.doctor.evidence import Evidence, Grid
 from data.doctor.findings import Finding, Severity, share
-from fusmae_jax import rio
+from fusmae_jax.geo import rio
 
 REMEDY = 'reproject all images of a pair to one grid, or unpack the pair again'
 NORTH_UP = 'bring them onto a grid that is north up: ' + rio.warp(crs='EPSG:326NN', step=10)

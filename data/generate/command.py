@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.generate.scene import SceneConfig, digest
-from fusmae_jax.config_build import from_dict
+from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError, nearest
 
 # A layout is a module of this folder with `write(folder, pairs, config)`, which returns the settings of its

@@ -9,7 +9,7 @@ from data import sharded
 from data.convert import builder
 from data.generate.command import LAYOUTS
 from data.generate.scene import SceneConfig
-from fusmae_jax.config_build import from_dict
+from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError, nearest
 
 

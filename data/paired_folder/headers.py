@@ -7,8 +7,7 @@ from pathlib import Path
 import rasterio
 
 from data.geotiff import refused
-from fusmae_jax import rio
-from fusmae_jax.geo import UnusableError, bands, raster
+from fusmae_jax.geo import UnusableError, bands, raster, rio
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.geo.grid import check_grid, name_of, warp
 from fusmae_jax.geo.raster import Header

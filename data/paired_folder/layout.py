@@ -9,8 +9,8 @@ from data.paired_folder.headers import Header
 from data.paired_folder.settings import Archive
 from data.paired_folder.values import Values, values_of
 from data.records import RecordError
-from fusmae_jax import rio
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo import rio
 from fusmae_jax.geo.bands import BANDS
 from fusmae_jax.input.contract import Group
 

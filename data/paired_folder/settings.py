@@ -4,9 +4,9 @@ import dataclasses
 import re
 from typing import Literal
 
+from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.geo.bands import BANDS, SKIP, band_of
-from fusmae_jax.setting import range_problems, setting
 
 HOW_S1 = (
     "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `rio info --stats --bidx 1 "

@@ -14,8 +14,8 @@ from data.records import Item, RecordError, Source
 from data.sen12ms.images import KINDS, Triplet, read_item
 from data.sen12ms.scenes import SEASONS, Scene, drawn, official_split
 from data.sen12ms.schema import PUBLISHED, SCHEMA
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
-from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 

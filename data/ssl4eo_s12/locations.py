@@ -14,8 +14,8 @@ from data.records import Item, RecordError, Schema, Source
 from data.ssl4eo_s12 import cubes, patches, schema
 from data.ssl4eo_s12.schema import PUBLISHED, Optical, Version
 from data.ssl4eo_s12.zarr_files import S1
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
-from fusmae_jax.setting import setting
 
 OnError = Literal['fail', 'skip']
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.embed.rasters import Raster, pick
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.embed.windows import spread
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.inference import Pretrained
 from fusmae_jax.input import compatibility, normalise, units
 from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group, Statistics

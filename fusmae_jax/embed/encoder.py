@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from fusmae_jax.config import Config
-from fusmae_jax.inference import Pretrained
+from fusmae_jax.config.run import Config
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import make_prepare
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from rasterio.windows import Window
 
-from fusmae_jax import rio
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.windows import Axis
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo import rio
 from fusmae_jax.geo.grid import SLACK, Grid, common, name_of, warp, window_onto
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from fusmae_jax import __version__, inference
-from fusmae_jax.config_build import to_dict
+from fusmae_jax import __version__
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground, windows
 from fusmae_jax.embed.encoder import make_encoder
 from fusmae_jax.embed.geoparquet import GeoParquet
@@ -28,6 +28,7 @@ from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import Job, calibrate, rows_of_cells
 from fusmae_jax.embed.windows import Layout
+from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import raster
 from fusmae_jax.geo.grid import Grid

@@ -4,10 +4,10 @@ import dataclasses
 import math
 from typing import Literal
 
+from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.errors import raise_all
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.sensors import Product
-from fusmae_jax.setting import range_problems, setting
 
 
 @dataclasses.dataclass(frozen=True)

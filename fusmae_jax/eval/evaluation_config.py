@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from fusmae_jax.config import MAX_SEED
+from fusmae_jax.config.run import MAX_SEED
+from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.encoders.settings import Encoder, encoder_problems
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.setting import range_problems, setting
 
-RANDOM, BANDS, PRIOR = 'random', 'bands', 'prior'
-BASELINES = (RANDOM, BANDS, PRIOR)
 METRICS = {
     'multi_label': ('ap_micro', 'ap_macro', 'f1_micro', 'f1_macro'),
     'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
@@ -30,25 +29,6 @@ class Task:
     kind: Literal['multi_label', 'single_label'] = 'multi_label'
     threads: int = setting(4, least=1)
     prefetch: int = setting(4, least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """What turns images into features; its weights never change."""
-
-    # A working directory or one checkpoint; 'random' or 'bands' for a baseline alone
-    checkpoint: str = setting('', path=True)
-    baselines: tuple[str, ...] = BASELINES  # beside it: untrained weights, band statistics, class shares
-    # The checkpoint whose architecture and statistics 'random' takes; '' is `checkpoint`
-    like: str = setting('', path=True)
-    seed: int = setting(0, least=0, most=MAX_SEED)  # of the untrained weights
-    name: str = ''  # in the results; '' takes the name of the pretraining configuration
-    modalities: tuple[tuple[str, ...], ...] = (('s1',), ('s2',), ('s1', 's2'))  # each a run of its own
-    absent: Literal['', 'self', 'bypass', 'zero_image'] = ''  # '' is the rule that the model was trained by
-    stats: Literal['checkpoint', 'dataset'] = 'checkpoint'  # dataset: those measured while converting it
-    absent_bands: Literal['error', 'mean'] = 'error'
-    accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
-    batch: int = setting(64, least=1)  # images at once; rounded up to a multiple of the devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +107,7 @@ def recipe_of(config: LinearProbe) -> str:
 
 def check(config: LinearProbe | Knn) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = range_problems(config) + _encoder(config.encoder) + _labels(config.labels)
+    problems = range_problems(config) + encoder_problems(config.encoder) + _labels(config.labels)
     if not config.data.path:
         problems.append("data.path='': give the folder of a converted data set")
     for name in config.features:
@@ -138,24 +118,6 @@ def check(config: LinearProbe | Knn) -> None:
     if isinstance(config, LinearProbe):
         problems += _probe(config)
     raise_all('config: these settings cannot be used', problems)
-
-
-def _encoder(encoder: Encoder) -> list[str]:
-    problems = []
-    if not encoder.checkpoint:
-        problems.append(f"encoder.checkpoint='': give a working directory, {RANDOM!r} or {BANDS!r}")
-    if encoder.checkpoint == RANDOM and not encoder.like:
-        problems.append(f'encoder.checkpoint={RANDOM!r} needs encoder.like: whose architecture?')
-    for name in encoder.baselines:
-        if name not in BASELINES:
-            problems.append(f'encoder.baselines: {name!r}; {nearest(name, BASELINES)}')
-    if RANDOM in encoder.baselines and encoder.checkpoint == BANDS and not encoder.like:
-        problems.append(f'encoder.baselines: {RANDOM!r} needs encoder.like: whose architecture?')
-    if not encoder.modalities or not all(encoder.modalities):
-        problems.append(f'encoder.modalities={encoder.modalities} must be lists of one modality or more')
-    if twice := [names for names in encoder.modalities if len(set(names)) < len(names)]:
-        problems.append(f'encoder.modalities: {twice[0]} names one twice')
-    return problems
 
 
 def _labels(labels: Labels) -> list[str]:

@@ -18,15 +18,16 @@ from etils import epath
 from flax import nnx
 from jaxtyping import Array
 
-from fusmae_jax.config import Config, Parallel
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.run import Config, Parallel
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import Fitted, System, fit
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval import presets, views
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval import views
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.pooling import BAND_STATISTICS, Batch, Function, band_statistics, check_pooled, pool
-from fusmae_jax.eval.systems import Fitted, System, fit
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input import pipeline
+from fusmae_jax.input import pipeline, presets
 from fusmae_jax.input.contract import Contract, fingerprint
 from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.prepare import fields

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from fusmae_jax.encoders.pretrained import Embedding, Pretrained
+from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.evaluation_config import Encoder, Task
+from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor, Features
-from fusmae_jax.eval.systems import System
-from fusmae_jax.inference import Embedding, Pretrained
 
 
 class LateFusion:

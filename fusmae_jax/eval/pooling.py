@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.presets import NoClsModel
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.presets import NoClsModel
 from fusmae_jax.models.blocks import run_stack
 from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.models.streams import STACK, stack_patches

@@ -13,25 +13,17 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import cells, readout
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import (
-    BANDS,
-    PRIOR,
-    RANDOM,
-    Knn,
-    LinearProbe,
-    check,
-    metric_of,
-    recipe_of,
-)
+from fusmae_jax.eval.evaluation_config import Knn, LinearProbe, check, metric_of, recipe_of
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.late_fusion import Extractors, make_extractor
 from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import train_prior
 from fusmae_jax.eval.readout import Method, Outcome, Variant
-from fusmae_jax.eval.systems import open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
 
 FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'

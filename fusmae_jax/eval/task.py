@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusmae_jax import leak
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label
+from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
 from fusmae_jax.input.source import Source

@@ -13,8 +13,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from fusmae_jax import rio
-from fusmae_jax.geo import UnusableError
+from fusmae_jax.geo import UnusableError, rio
 
 SLACK = 1e-3  # pixels; grids that differ by less are the same
 # A metre of the reference system may be this much shorter or longer on the ground. Zones of UTM stay within

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fusmae_jax import sensors
-from fusmae_jax.config import Config, Modality
+from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.errors import InputError, nearest, raise_all
 from fusmae_jax.input import plausible, ranges, units
 from fusmae_jax.input.contract import Contract, Group, Product

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from fusmae_jax.config_build import from_dict, to_dict
+from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.sensors import Product
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fusmae_jax.dino_config import Crops, DinoConfig
+from fusmae_jax.config.dino import Crops, DinoConfig
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.distort import TOP, distort, drop_sensor
 from fusmae_jax.input.patchify import Patches

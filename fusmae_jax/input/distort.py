@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fusmae_jax.dino_config import Distortion
+from fusmae_jax.config.dino import Distortion
 
 Image = Float[Array, 'h w c']
 TOP = 255.0

@@ -13,7 +13,7 @@ from typing import Any
 import grain
 from jax.sharding import NamedSharding
 
-from fusmae_jax.config import Config, Data
+from fusmae_jax.config.run import Config, Data
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.contract import Contract, fingerprint

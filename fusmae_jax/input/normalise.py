@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusmae_jax import sensors
-from fusmae_jax.config import Config, Modality
+from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from fusmae_jax.config import Augment, Config, Modality
+from fusmae_jax.config.run import Augment, Config, Modality
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.normalise import statistics, target_unit

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Augment
+from fusmae_jax.config.run import Augment
 
 Kernel = Literal['bilinear', 'bicubic', 'opencv_cubic']
 

@@ -12,11 +12,11 @@ import jax
 import rich.console
 import rich.table
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.interop.differences import TOLERANCE, Row, run, run_bfloat16
-from fusmae_jax.interop.files import read_state
-from fusmae_jax.interop.importers import import_weights
+from fusmae_jax.interop.weights.files import read_state
+from fusmae_jax.interop.weights.importers import import_weights
 
 
 def compare(config: Config, *, weights: str = '', dtype: str = 'float32', as_json: bool = False) -> int:

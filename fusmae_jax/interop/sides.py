@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from fusmae_jax import losses
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.interop.layouts import reference_rules
-from fusmae_jax.interop.rules import flatten, to_ours, to_theirs
+from fusmae_jax.interop.weights.layouts import reference_rules
+from fusmae_jax.interop.weights.rules import flatten, to_ours, to_theirs
 from fusmae_jax.models import fusmae, masking
+from fusmae_jax.train import losses
 from fusmae_jax.train.objective import Masked, error_sums
 from fusmae_jax.train.optimizer import make_optimizer, schedule
 
@@ -203,7 +203,7 @@ def train_torch(
     config: Config, cases: list[Case], params: Any, dtype: str, steps: int, warmup: int
 ) -> list[float]:
     """The same with the PyTorch reference."""
-    from fusmae_jax.interop.torch_train import TorchTrainer
+    from fusmae_jax.interop.reference.train import TorchTrainer
 
     trainer = TorchTrainer(torch_model(config, params, dtype), config.optimizer, steps, warmup)
     inputs = [torch_inputs(case, dtype) for case in cases]
@@ -215,7 +215,7 @@ def torch_model(config: Config, params: Any, dtype: str) -> Any:
     """The PyTorch reference with our parameters."""
     import torch
 
-    from fusmae_jax.interop.torch_reference import build
+    from fusmae_jax.interop.reference.model import build
 
     kind = torch.float64 if dtype == 'float64' else torch.float32
     model = build(config.model, config.loss, kind)

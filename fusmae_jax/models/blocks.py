@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
 from fusmae_jax.models.layers import Mlp, Policy, layer_norm
 

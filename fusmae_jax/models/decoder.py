@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.models.blocks import Block, run_stack, stack
 from fusmae_jax.models.layers import Policy, layer_norm, linear, trunc_normal
 from fusmae_jax.models.posembed import sincos_2d

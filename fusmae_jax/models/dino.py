@@ -16,8 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config import Model
-from fusmae_jax.dino_config import Dino, Head
+from fusmae_jax.config.dino import Dino, Head
+from fusmae_jax.config.run import Model
 from fusmae_jax.input.patchify import patchify
 from fusmae_jax.models.blocks import Block, constrain_batch, stack
 from fusmae_jax.models.layers import Policy, layer_norm, linear

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import CrossAttention
 from fusmae_jax.models.blocks import constrain_batch
 from fusmae_jax.models.layers import Mlp, Policy, layer_norm

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.input.patchify import Patches
 from fusmae_jax.models.decoder import Decoder
 from fusmae_jax.models.encoder import Encoder

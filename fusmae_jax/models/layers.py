@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config import Numerics
+from fusmae_jax.config.run import Numerics
 
 
 @dataclasses.dataclass(frozen=True)

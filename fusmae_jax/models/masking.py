@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from fusmae_jax.config import Masking
+from fusmae_jax.config.run import Masking
 
 
 def num_visible(num_patches: int, masking: Masking) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fusmae_jax.config import Masking
+from fusmae_jax.config.run import Masking
 from fusmae_jax.models.masking import num_visible
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Model
+from fusmae_jax.config.run import Model
 from fusmae_jax.input.patchify import Patches
 
 STACK = 'stack'

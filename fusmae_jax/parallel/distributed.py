@@ -17,7 +17,7 @@ from typing import NoReturn
 import jax
 from absl import logging
 
-from fusmae_jax.config import Parallel
+from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 
 ADDRESS = 'JAX_COORDINATOR_ADDRESS'  # what jax itself reads, where the configuration names no coordinator

@@ -4,7 +4,7 @@ import jax
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fusmae_jax.config import Parallel
+from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 
 AXES = ('data', 'fsdp')

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from fusmae_jax.config import Data
+from fusmae_jax.config.run import Data
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.mixture import check_rows, row_counts
 from fusmae_jax.train.setup import Setup

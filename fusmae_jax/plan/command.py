@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.plan import fit
 from fusmae_jax.plan.batches import Batches, batches_of

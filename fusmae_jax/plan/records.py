@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.mixture import open_train

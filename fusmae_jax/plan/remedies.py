@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.plan.batches import Batches, batches_of
 from fusmae_jax.plan.compiled import Step, batch_bytes, bytes_on_device, state_bytes
 from fusmae_jax.plan.fit import MARGIN, Line, largest

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.plan.compiled import Step
 from fusmae_jax.plan.estimate import Estimate
 from fusmae_jax.plan.fit import MARGIN

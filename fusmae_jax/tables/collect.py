@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import cells, intervals, replicates, row
-from fusmae_jax.eval.evaluation_config import PRIOR
 from fusmae_jax.eval.intervals import Replicates
 from fusmae_jax.eval.row import Row, require_same_protocol
 from fusmae_jax.tables import recipes

@@ -7,14 +7,14 @@ from typing import Any
 
 from etils import epath
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.finetune import command as finetune
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.settle import settled
 from fusmae_jax.eval.probe_command import FEATURES, run_knn, run_linear_probe
-from fusmae_jax.experiment import pretrain as run_pretrain
-from fusmae_jax.workdir import COMPLETE
+from fusmae_jax.run.loop import pretrain as run_pretrain
+from fusmae_jax.run.workdir import COMPLETE
 
 Evaluation = LinearProbe | Knn | Finetune
 KINDS: dict[str, type[Evaluation]] = {'linear_probe': LinearProbe, 'knn': Knn, 'finetune': Finetune}

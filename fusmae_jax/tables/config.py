@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fusmae_jax.config import MAX_SEED
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.run import MAX_SEED
+from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.encoders.settings import PRIOR, RANDOM
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.eval.evaluation_config import METRICS, PRIOR, RANDOM
+from fusmae_jax.eval.evaluation_config import METRICS
 from fusmae_jax.input.contract import fingerprint
-from fusmae_jax.setting import range_problems, setting
 
 PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'
 FOLDERS = ('data', 'pretrain', 'features', 'sweeps')  # of a study, beside those of its tasks

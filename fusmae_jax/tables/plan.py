@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
+from fusmae_jax.encoders.systems import AND, content
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import BANDS, PRIOR, RANDOM
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.eval.systems import AND, content
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import fingerprint
 from fusmae_jax.tables import commands, recipes

@@ -3,15 +3,16 @@
 import dataclasses
 from typing import Any
 
-from fusmae_jax.config import Config
-from fusmae_jax.config_build import from_dict, to_dict
-from fusmae_jax.config_file import load_config
-from fusmae_jax.dino_config import build_any
+from fusmae_jax.config.build import from_dict, to_dict
+from fusmae_jax.config.dino import build_any
+from fusmae_jax.config.files import load_config
+from fusmae_jax.config.run import Config
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import BANDS, PAPER_HEAD, PRIOR, RANDOM, Encoder, LinearProbe
+from fusmae_jax.eval.evaluation_config import PAPER_HEAD, LinearProbe
+from fusmae_jax.run.workdir import FREE, flatten
 from fusmae_jax.tables.commands import KINDS, Evaluation
 from fusmae_jax.tables.config import System, Tables
-from fusmae_jax.workdir import FREE, flatten
 
 # Settings that change no result: where things lie, and how fast they are read.
 PRETRAIN_FREE = (*FREE, 'data.path')

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from absl import logging
 from etils import epath
 
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.tables import render
 from fusmae_jax.tables.collect import collect

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.crops import Views, make_views
 from fusmae_jax.input.pipeline import POSITION

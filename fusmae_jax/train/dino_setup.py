@@ -2,7 +2,7 @@
 
 import jax
 
-from fusmae_jax.dino_config import DinoConfig
+from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.train import dino_optimizer

@@ -8,7 +8,7 @@ import re
 
 import jax
 
-from fusmae_jax.config import JOINT, Config, Model
+from fusmae_jax.config.run import JOINT, Config, Model
 from fusmae_jax.models.masking import num_visible
 from fusmae_jax.models.slots import num_slots
 from fusmae_jax.models.streams import streams

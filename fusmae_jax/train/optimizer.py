@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from fusmae_jax.config import Optimizer
+from fusmae_jax.config.run import Optimizer
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.parallel.rules import path_name
 

@@ -7,7 +7,7 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from fusmae_jax.config import MAX_STEPS, Config
+from fusmae_jax.config.run import MAX_STEPS, Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.rules import shardings
 from fusmae_jax.train.objective import Objective

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION, prefix_of
 from fusmae_jax.parallel.mesh import batch_sharding, replicated

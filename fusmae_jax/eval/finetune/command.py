@@ -13,11 +13,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import PRIOR, RANDOM
+from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import cells, views
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import PRIOR, RANDOM, metric_of
+from fusmae_jax.eval.evaluation_config import metric_of
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import Finetune, as_probe, check
 from fusmae_jax.eval.finetune.objective import network
@@ -26,7 +28,6 @@ from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.settle import settle, write
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.systems import fit, open_system
 from fusmae_jax.eval.task import Labelled, measure, read_task, subsets
 from fusmae_jax.input.source import Source
 

@@ -3,22 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from fusmae_jax.config import MAX_SEED, Augment, Parallel
-from fusmae_jax.config_build import augment_problems
+from fusmae_jax.config.build import augment_problems
+from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
+from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval import evaluation_config
-from fusmae_jax.eval.evaluation_config import (
-    BANDS,
-    PAPER_HEAD,
-    PRIOR,
-    RANDOM,
-    Encoder,
-    Intervals,
-    Labels,
-    LinearProbe,
-    Task,
-)
-from fusmae_jax.setting import range_problems, setting
+from fusmae_jax.eval.evaluation_config import PAPER_HEAD, Intervals, Labels, LinearProbe, Task
 
 
 def _encoder() -> Encoder:

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
+from fusmae_jax.encoders.systems import Fitted, System
 from fusmae_jax.eval import linear_probe, views
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.pooling import check_pooled, pool
-from fusmae_jax.eval.presets import make_inputs
-from fusmae_jax.eval.systems import Fitted, System
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields
+from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.models import fusmae, heads
 from fusmae_jax.train.objective import Batch, Objective, sample_keys
 

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from fusmae_jax.checkpoint import FOLDER, Checkpoints
+from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.input.fractions import digest

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from fusmae_jax.config_build import to_dict
-from fusmae_jax.eval import cells, presets
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import BANDS
+from fusmae_jax.encoders.systems import Fitted, System, open_system
+from fusmae_jax.eval import cells
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import BANDS, metric_of
+from fusmae_jax.eval.evaluation_config import metric_of
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, as_probe, recipe_of
 from fusmae_jax.eval.metrics import train_prior
-from fusmae_jax.eval.systems import Fitted, System, open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure
+from fusmae_jax.input import presets
 from fusmae_jax.input.contract import Contract
 
 NAME = 'finetune'

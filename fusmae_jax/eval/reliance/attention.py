@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config import Config
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.patchify import Patches

@@ -13,7 +13,8 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import __version__
-from fusmae_jax.config_build import to_dict
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import linear_probe, readout
 from fusmae_jax.eval.evaluation_config import metric_of
@@ -27,7 +28,6 @@ from fusmae_jax.eval.reliance.attention import Shares
 from fusmae_jax.eval.reliance.config import Reliance, check, encoder, probe
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import other_cluster
-from fusmae_jax.eval.systems import open_system
 from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
 
 SETTINGS, FEATURES = 'settings-reliance.json', 'features'

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Literal
 
-from fusmae_jax.config import MAX_SEED
+from fusmae_jax.config.run import MAX_SEED
+from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.eval.evaluation_config import METRICS, POOLED, Encoder, Intervals, LinearProbe, Task
-from fusmae_jax.setting import range_problems, setting
+from fusmae_jax.eval.evaluation_config import METRICS, POOLED, Intervals, LinearProbe, Task
 
 # Of one width whatever sensors are given; `concat_per_sensor` is not.
 FIXED_WIDTH = tuple(name for name in POOLED if name != 'concat_per_sensor')

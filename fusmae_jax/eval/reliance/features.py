@@ -9,20 +9,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int
 
-from fusmae_jax.config import Parallel
+from fusmae_jax.config.run import Parallel
+from fusmae_jax.encoders.systems import Fitted, System
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.pooling import check_pooled, pool
-from fusmae_jax.eval.presets import PresetConfig
 from fusmae_jax.eval.reliance.attention import Shares, attention, joined
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.eval.reliance.inputs import OTHER, WithOther, clouded, opacity
-from fusmae_jax.eval.systems import Fitted, System
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.presets import PresetConfig
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from fusmae_jax.config import Data
+from fusmae_jax.config.run import Data
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance.config import Cloud
 from fusmae_jax.input.patchify import Patches, patchify

@@ -1,0 +1,149 @@
+"""`python main.py bench input`: what each stage of reading costs, from the raw record to the device."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusmae_jax.config.build import build, to_dict
+from fusmae_jax.config.run import Config, Modality
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.memory import keep_freed_memory
+from fusmae_jax.input.prepare import fields
+from fusmae_jax.input.source import Source
+from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
+
+SECONDS = 3.0  # of each timing
+ROUNDS = 3  # the best of them counts: what else runs on a machine only slows
+
+
+def bench_input(path: str, split: str, batch_size: int, threads: int, as_json: bool = False) -> int:
+    """Prints records/s of the raw ArrayRecord read, of our source, of host batches and on the device.
+
+    All stages read the same records in the same random order with the same number of threads. The files
+    should be read once before (they then lie in the page cache), or be larger than memory.
+    """
+    keep_freed_memory()
+    config, source = _config(path, split, batch_size, threads)
+    rates = measure(config, source)
+    raw = rates['raw']
+    result = {
+        'data': path,
+        'split': source.split,
+        'records': len(source),
+        'threads': threads,
+        'batch_size': batch_size,
+        'records_per_second': {name: round(rate, 1) for name, rate in rates.items()},
+        'host_path_over_raw_read': round(raw / rates['batches'], 3),
+    }
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return 0
+    print(f'{path}, split {source.split}: {len(source):,} records')
+    print(f'{threads} threads, batches of {batch_size}')
+    for name, title in TITLES.items():
+        print(f'{title:<36} {rates[name]:>9,.0f} records/s  {raw / rates[name]:.2f} x the raw read')
+    return 0
+
+
+TITLES = {
+    'raw': 'ArrayRecord read, bytes only',
+    'source': 'our source, decoded',
+    'batches': 'host batches, shuffled',
+    'device': 'batches on the device',
+}
+
+
+def _config(path: str, split: str, batch_size: int, threads: int) -> tuple[Config, Source]:
+    """A configuration that reads every image field of a data set."""
+    source = Source(path, split, ())
+    modalities: dict[str, Modality] = {}
+    for group in source.contract.groups.values():
+        bands = (*modalities.get(group.modality, Modality()).bands, *group.bands)
+        ones = tuple(1.0 for _ in bands)
+        modalities[group.modality] = Modality(bands=bands, mean=ones, std=ones)
+    values = to_dict(Config())
+    values['model']['modalities'] = {name: to_dict(m) for name, m in modalities.items()}
+    values['model']['fusion']['encoder'] = 'none'
+    values['data'] |= {'path': path, 'train_split': split, 'threads': threads}
+    values['train'] |= {'batch_size': batch_size}
+    config = build(values)
+    source.fields = tuple(fields(config, source.contract))
+    return config, source
+
+
+def measure(config: Config, source: Source) -> dict[str, float]:
+    """Records a second of each stage: raw, source, batches, device."""
+    stages = {
+        'raw': lambda: _mapped(source.raw, len(source), config),
+        'source': lambda: _mapped(source.__getitem__, len(source), config),
+        'batches': lambda: _batches(config, source),
+        'device': lambda: _on_device(config, source),
+    }
+    best = dict.fromkeys(stages, 0.0)
+    for _ in range(ROUNDS):  # stages take turns, so that a slow minute of the machine hits them all
+        for name, stage in stages.items():
+            best[name] = max(best[name], _rate(stage))
+    return best
+
+
+def loader_rate(config: Config, source: Source) -> float:
+    """Records a second of reading and batching alone."""
+    size = min(config.train.batch_size, 64)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
+    return _rate(lambda: _batches(config, source))
+
+
+def _rate(stage: Callable[[], Iterator[int]]) -> float:
+    """Records a second of an endless iterator over numbers of records, after its first two."""
+    counts = stage()
+    for _ in range(2):
+        next(counts)
+    begin, done = time.perf_counter(), 0
+    while time.perf_counter() - begin < SECONDS:
+        done += next(counts)
+    rate = done / (time.perf_counter() - begin)
+    counts.close()  # type: ignore[attr-defined]  # a generator
+    return rate
+
+
+def _mapped(read: Callable[[int], Any], records: int, config: Config) -> Iterator[int]:
+    """Single reads in random order by a pool of threads, a batch of them at a time."""
+    rng = np.random.default_rng(config.seed)
+    with ThreadPoolExecutor(config.data.threads) as pool:
+        while True:
+            order = rng.integers(records, size=config.train.batch_size).tolist()
+            for _ in pool.map(read, order):
+                pass
+            yield len(order)
+
+
+def _host(config: Config, source: Source) -> Iterator[dict[str, np.ndarray]]:
+    size = config.train.batch_size
+    batches = pipeline.train_batches(source, config.seed, size, range(size))
+    return pipeline.iterate(batches, 0, 10**9, threads=config.data.threads, prefetch=config.data.prefetch)
+
+
+def _batches(config: Config, source: Source) -> Iterator[int]:
+    host = _host(config, source)
+    try:
+        for _ in host:
+            yield config.train.batch_size
+    finally:
+        host.close()  # type: ignore[attr-defined]
+
+
+def _on_device(config: Config, source: Source) -> Iterator[int]:
+    sharding = batch_sharding(make_mesh(config.parallel, jax.devices()[:1]))
+    rows, host = {'': config.train.batch_size}, _host(config, source)
+    try:
+        for batch in host:
+            jax.block_until_ready(pipeline.to_devices(batch, sharding, rows, source.fields))
+            yield config.train.batch_size
+    finally:
+        host.close()  # type: ignore[attr-defined]

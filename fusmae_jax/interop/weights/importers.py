@@ -1,0 +1,178 @@
+"""Importing other people's weights: Hugging Face ViT and ViTMAE, timm, MAE, DINO-MM, SatViT, MultiMAE.
+
+`import_weights(layout, state, model)` reads a state dict of name -> numpy array (see `files.read_state`).
+What a file lacks stays as it is in `base`, what has no place is listed as unused, and both are in the
+report; a name that is neither is an error. Layer-norm epsilons are not in such files: set
+`numerics.norm_eps` (timm, DINO-MM, MultiMAE 1e-6; SatViT 1e-5; Hugging Face in its config, 1e-12).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusmae_jax.config.run import Modality, Model
+from fusmae_jax.errors import nearest, raise_all
+from fusmae_jax.interop.weights import positions
+from fusmae_jax.interop.weights.foreign import LAYOUTS
+from fusmae_jax.interop.weights.layouts import STACK, reference_rules
+from fusmae_jax.interop.weights.plans import Options, Plan
+from fusmae_jax.interop.weights.rules import (
+    Report,
+    State,
+    check_state,
+    flatten,
+    ours_shapes,
+    to_ours,
+    unflatten,
+)
+
+
+def import_weights(
+    layout: str,
+    state: State,
+    model: Model,
+    base: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> tuple[dict[str, Any], Report]:
+    """Parameters of `model` from a file of another project.
+
+    Args:
+        layout: 'hf_vit', 'hf_vitmae', 'timm', 'mae', 'dino_mm', 'satvit', 'multimae', or 'fusmae' for the
+            PyTorch reference's names.
+        state: name -> numpy array.
+        model: the resolved model settings.
+        base: our parameters, nested; they stay where the file has none.
+        options: see `Options`.
+
+    Returns:
+        Nested parameters and the report.
+
+    Raises:
+        InputError: one message with every difference between the file and the model.
+    """
+
+    options = options or Options()
+    if layout not in LAYOUTS:
+        raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
+    if model.fusion.encoder == 'stack' and layout != 'fusmae':
+        return _import_stacked(layout, state, model, base, options)
+    plan = LAYOUTS[layout](state, model, options)
+    report = Report(notes=plan.notes)
+    tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
+    problems, report.unused = check_state(plan.rules, plan.state, plan.ignore)
+    problems += plan.problems
+    shapes = ours_shapes(reference_rules(model))
+    flat_base = flatten(base or {})
+    made = {rule.ours for rule in plan.rules} | ({positions.TABLE} if plan.table else set())
+    report.kept = [path for path in shapes if path not in made]
+    lacking = [path for path in report.kept if path not in flat_base]
+    if lacking:
+        problems.append(f'the file has no weights for {", ".join(lacking)}; give `base` parameters for them')
+    params = {} if problems else to_ours(plan.rules, plan.state)
+    streams, extra = _positions(plan, tables, model, options, report, problems)
+    raise_all(f'{layout} weights do not fit the model', problems)
+    params.update(extra)
+    if plan.cls_row and plan.table:
+        params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
+        report.notes.append('the positional row of CLS was added to CLS')
+    params = positions.turn(params, streams)
+    report.imported = sorted(params)
+    params.update({path: flat_base[path] for path in report.kept})
+    return unflatten({path: params[path] for path in shapes}), report
+
+
+def _import_stacked(
+    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: Options
+) -> tuple[dict[str, Any], Report]:
+    """Parameters of a model that stacks the bands of its sensors: those of one sensor that has them all.
+
+    Their trees are the same; the numbers of a stacked patch lie sensor by sensor.
+    """
+    bands = tuple(band for modality in model.modalities.values() for band in modality.bands)
+    single = dataclasses.replace(
+        model, modalities={STACK: Modality(bands)}, fusion=dataclasses.replace(model.fusion, encoder='none')
+    )
+    params, report = import_weights(layout, state, single, base, options)
+    flat, order = flatten(params), stacked_order(model)
+    for path, axis in ((f'encoder/patch/{STACK}/kernel', 0), (f'decoders/{STACK}/predict/kernel', 1)):
+        if path in report.imported:
+            flat[path] = np.take(flat[path], order, axis)
+    if f'decoders/{STACK}/predict/bias' in report.imported:
+        flat[f'decoders/{STACK}/predict/bias'] = flat[f'decoders/{STACK}/predict/bias'][order]
+    return unflatten(flat), report
+
+
+def stacked_order(model: Model) -> np.ndarray:
+    """Where the numbers of a stacked patch stand in a patch (row, column, band) of all its bands."""
+    counts = [len(modality.bands) for modality in model.modalities.values()]
+    index = np.arange(model.patch_size**2 * sum(counts)).reshape(-1, sum(counts))
+    return np.concatenate([part.ravel() for part in np.split(index, np.cumsum(counts)[:-1], axis=1)])
+
+
+def _positions(
+    plan: Plan,
+    tables: dict[str, np.ndarray],
+    model: Model,
+    options: Options,
+    report: Report,
+    problems: list[str],
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Streams to turn ('', 'e', 'd' or 'ed') and the imported positional table, if the model has one."""
+    streams, extra = '', {}
+    for name, stream, width in (
+        (plan.table, 'e', model.width),
+        (plan.decoder_table, 'd', model.decoder.width),
+    ):
+        if not name:
+            continue
+        table = tables.get(name)
+        if table is None or table.shape[-1] != width or table.ndim != 3:
+            found = 'is missing' if table is None else f'has shape {table.shape}'
+            problems.append(f'{name} {found}, expected (1, tokens, {width})')
+            continue
+        rows = table[0, 1:] if plan.cls_row else table[0]
+        side = round(len(rows) ** 0.5)
+        grid = next((g for g in (options.grid, plan.grid) if g != (0, 0)), (side, side))
+        if grid[0] * grid[1] != len(rows):
+            problems.append(f'{name} has {len(rows)} patch rows, which is no {grid} grid; give options.grid')
+            continue
+        kind = positions.recognise(rows, grid)
+        if stream == 'd' and plan.cls_row and np.any(table[0, 0]):
+            problems.append(f'{name}: the row of CLS is not zero; our decoders give CLS no position')
+        if stream == 'e' and model.positions == 'learned':
+            extra[positions.TABLE] = positions.interpolate(rows, grid, model.grid)
+            if grid != model.grid:
+                report.notes.append(f'{name}: bicubic from a {grid} to a {model.grid} grid')
+            continue
+        streams += _fixed(name, kind, stream, grid, model, options, report, problems)
+    return streams, extra
+
+
+def _fixed(
+    name: str,
+    kind: positions.Kind,
+    stream: str,
+    grid: tuple[int, int],
+    model: Model,
+    options: Options,
+    report: Report,
+    problems: list[str],
+) -> str:
+    """The stream to turn, or '', for a model whose positions are sine-cosine."""
+    if kind == 'learned':
+        hint = "set model.positions='learned'" if stream == 'e' else 'our decoders have fixed positions only'
+        if options.drop_positions:
+            report.unused.append(name)
+        else:
+            problems.append(f'{name} is not a sine-cosine table: {hint}, or options.drop_positions=True')
+        return ''
+    if grid != model.grid:
+        report.notes.append(f'{name}: positions are computed for the {model.grid} grid, not interpolated')
+    if kind == 'row_first':
+        return ''
+    report.notes.append(
+        f'{name} has the column half first: all weights along those features are turned by half the width'
+    )
+    return stream

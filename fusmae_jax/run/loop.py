@@ -1,0 +1,304 @@
+"""The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from etils import epath
+
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.run import Config
+from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.input import pipeline
+from fusmae_jax.input import seen as leak
+from fusmae_jax.input.mixture import Mixture, open_validation
+from fusmae_jax.input.source import LABELS
+from fusmae_jax.parallel import distributed
+from fusmae_jax.parallel.agreement import together
+from fusmae_jax.parallel.host import read
+from fusmae_jax.parallel.lock import Lock
+from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.parallel.preemption import Preemption
+from fusmae_jax.run import compile_cache, model_card, step_log
+from fusmae_jax.run import start as startup
+from fusmae_jax.run import workdir as workdirs
+from fusmae_jax.run.profiling import Profiler, Window, parse_window
+from fusmae_jax.run.step_log import StepLog
+from fusmae_jax.run.validation import Pictures, Validation
+from fusmae_jax.run.writers import Writers, progress_bar, trim
+from fusmae_jax.storage import SaveError, check_name, explain_full_disk
+from fusmae_jax.train.setup import Setup
+from fusmae_jax.train.state import State
+
+
+def pretrain(config: Config, workdir: epath.PathLike, profile: str = '') -> int:
+    """Trains, or goes on training, in `workdir`; returns the exit code.
+
+    Where there are several processes, each of them has to call this, before anything touches a device.
+
+    Args:
+        config: the run.
+        workdir: holds everything that the run writes.
+        profile: steps to trace, such as `100:110`; '' traces none.
+
+    Raises:
+        InputError: settings, data, working directory and processes do not fit together.
+        DivergedError: `train.max_skips` updates in a row were not finite.
+    """
+    window, workdir = parse_window(profile), epath.Path(workdir)
+    distributed.initialize(config.parallel)
+    with contextlib.ExitStack() as stack:
+        preemption = Preemption(stack)
+        stack.enter_context(explain_full_disk(workdir))  # for what is closed at the end
+        try:
+            with explain_full_disk(workdir):  # before anything below is decided by the kind of error
+                check_name(workdir)
+                lock, cache = startup.hold(workdir, stack), None
+                if config.train.compilation_cache:
+                    cache = stack.enter_context(compile_cache.enabled(workdir))
+                setup, source = startup.open_run(config)
+                return Run(setup, source, workdir, Around(stack, preemption, cache, window, lock)).train()
+        except Exception as error:
+            # What is wrong with settings, data or losses, all processes find out together.
+            alike = isinstance(error, InputError | DivergedError) and not isinstance(error, SaveError)
+            if alike or jax.process_count() == 1:
+                raise
+            distributed.abandon(error)
+
+
+class Around(NamedTuple):
+    """What a run is embedded in."""
+
+    stack: contextlib.ExitStack  # closes what has to be closed, however the run ends
+    preemption: Preemption
+    cache: compile_cache.CompileCache | None  # to be sealed when a program was compiled
+    window: Window | None  # steps to trace
+    lock: Lock | None  # of the working directory, in the first process
+
+
+class Run:
+    """One sitting of a pretraining run."""
+
+    def __init__(self, setup: Setup, source: Mixture, workdir: epath.Path, around: Around):
+        """Opens, or makes, what `workdir` holds."""
+        self.setup, self.source, self.workdir, self.config = setup, source, workdir, setup.config
+        self.around, self.stack = around, around.stack
+        self.lead = jax.process_index() == 0
+        self.sharding = batch_sharding(setup.mesh)
+        startup.check_shared(workdir)
+        self.checkpoints = Checkpoints(
+            workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps
+        )
+        self.stack.callback(self.checkpoints.close)
+        self.saved = startup.newest(self.checkpoints)
+        self.start = self.saved or 0
+        self.meta = workdirs.checked_meta(self.checkpoints, self.start, setup) if self.start else {}
+        self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
+        self.late = False  # whether a save is due after the next update that is not skipped
+        held = together(lambda: open_validation(self.config))
+        self.evaluate = Validation(setup, held) if held else None
+        self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
+        self.neighbours = together(lambda: startup.neighbours(setup))
+        # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
+        self.seen = together(
+            lambda: leak.union(*(leak.collect(s.path, s.split) for s in source.sources.values()))
+        )
+        self.packed = leak.to_bytes(self.seen)
+        self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
+        # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
+        self.best_val = self.checkpoints.best()
+        self.goodput = startup.goodput(workdir, setup)
+        if self.lead:
+            workdirs.write_config(workdir, self.config)
+            if self.start < setup.total_steps:  # the last checkpoint of a finished run was damaged
+                (workdir / workdirs.COMPLETE).unlink(missing_ok=True)
+            trim(workdir / workdirs.SKIPPED, self.start)
+        self.writers = Writers(workdir, self.start, self.lead)
+        self.stack.callback(self.writers.close)
+        self.log = StepLog(
+            self.config, self.setup.total_steps, self.writers, self._skipped, self.goodput.scalars
+        )
+
+    def train(self) -> int:
+        """The loop. Its order - evaluate, save, read, step, log - is what makes a resume exact."""
+        if self.start >= self.setup.total_steps:
+            self._say(f'{self.workdir}: finished at step {self.start}; nothing left to train')
+            return self._complete(self.start)
+        with self.goodput.phase('restore' if self.start else 'compile'):
+            state = self._state()
+        startup.announce(self.setup, self.source)
+        if self.lead:
+            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
+        with self.goodput.phase('compile'):
+            compiled, self.check = startup.compile_step(self.setup)
+            if self.around.cache is not None:
+                self.around.cache.seal()
+        total, config = self.setup.total_steps, self.config
+        batches = pipeline.iterate(
+            self.source.batches(config.seed, self.sharding),
+            self.start,
+            total,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+        )
+        self.stack.callback(batches.close)
+        self.goodput.starts_at(self.start)
+        profiler, metrics = Profiler(self.workdir, self.around.window), None
+        self.stack.callback(profiler.close)
+        with progress_bar(self.lead) as bar, self.goodput.phase('step'):
+            self.log.show(bar, self.start)
+            ready = self.goodput.waits(self._on_device(batches))
+            for step, (batch, names) in enumerate(ready, start=self.start):
+                if step > self.start:
+                    self._between(step, state)
+                if self.around.preemption.reached():
+                    break
+                with profiler.step(step + 1, metrics), jax.transfer_guard('disallow'):
+                    state, metrics = compiled(state, batch)
+                # Reads the metrics of the step before, while this one runs.
+                self.log.add(step + 1, metrics, names)
+                self.goodput.reached(step + 1)
+                self.checkpoints.check()
+                if self.around.lock:
+                    self.around.lock.check()
+            self.log.flush()
+            profiler.close(metrics)  # what follows is no step
+        return self._finish(state)
+
+    def _state(self) -> State:
+        """Fresh, or restored from the newest checkpoint."""
+        if not self.start:
+            return self.setup.init_state()
+        self._say(f'resuming from step {self.start} of {self.setup.total_steps}')
+        return self.checkpoints.restore(self.setup.abstract_state(), self.start)
+
+    def _say(self, text: str) -> None:
+        if self.lead:
+            print(text)
+
+    def _on_device(self, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Device batches, one ahead of the step that runs, and the names of their records."""
+        ahead = None
+        for batch in batches:
+            kept = (*LABELS, pipeline.POSITION)
+            names = {name: x for name, x in batch.items() if name.rpartition('/')[2] in kept}
+            fields = self.setup.objective.fields
+            ready = pipeline.to_devices(batch, self.sharding, self.source.rows, fields), names
+            if ahead is not None:
+                yield ahead
+            ahead = ready
+        if ahead is not None:
+            yield ahead
+
+    def _between(self, step: int, state: State) -> None:
+        """What is due between two steps; `state` is that after `step` steps."""
+        log, checkpoint, val_loss = self.config.log, self.config.checkpoint, None
+        if self.check and step % checkpoint.checksum_every_steps == 0:
+            self.check(state['params'], step)
+        if self.evaluate and step % log.eval_every_steps == 0:
+            val_loss = self._validate(step, state)
+        if self.pictures and step % log.images_every_steps == 0:
+            self._draw(step, state)
+        if self.neighbours and step % log.knn.every_steps == 0:
+            with self._evaluating():
+                self.writers.scalars(step, self.neighbours(state['params']))
+        # The metrics known by now are those of the step before.
+        due = self.late and not self.log.last['skips_in_row']
+        if due or step % checkpoint.every_steps == 0 or val_loss is not None:
+            self._save(state, val_loss)
+
+    def _save(self, state: State, val_loss: float | None, last: bool = False) -> None:
+        """Saves; after a skipped update only at the end of a sitting, where all would be lost otherwise.
+
+        A checkpoint on the way must be a good place to go back to, and may wait for the next good update.
+        Then the held-out loss of this one is that of no checkpoint, and cannot be the best.
+
+        Args:
+            state: after the last step.
+            val_loss: its held-out loss; None if it was not measured now.
+            last: whether the sitting ends here.
+        """
+        self.log.flush()
+        self.writers.flush()  # so that no checkpoint is ahead of metrics.jsonl
+        with self.goodput.phase('checkpoint'):
+            step = int(read('step', state['step']))
+            # By our own count: what is on disk at this moment may differ between the processes.
+            skips = bool(self.log.last.get('skips_in_row'))
+            self.late = skips and not last
+            if self.late or step == self.saved:
+                return
+            self.good = self.good if skips else step
+            if val_loss is not None:
+                self.best_val = val_loss if self.best_val is None else min(self.best_val, val_loss)
+            meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, self._loss(), self.good)
+            self.checkpoints.save(state, meta, val_loss, self.packed)
+            self.saved = step
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.log.flush()  # waits for the step that still runs: its time is none of the evaluation
+        with self.goodput.phase('evaluation'):
+            yield
+
+    def _loss(self) -> float:
+        """Of the last step; NaN if it was not measured."""
+        loss = self.log.last.get('loss', self.meta.get('loss'))
+        return math.nan if loss is None else loss
+
+    def _validate(self, step: int, state: State) -> float | None:
+        """The held-out loss; None if it was not measured, or is not finite."""
+        assert self.evaluate is not None
+        with self._evaluating():
+            values = self.evaluate(state['params'])
+        self.writers.scalars(step, values)
+        loss = values['val/loss']
+        return loss if math.isfinite(loss) else None
+
+    def _draw(self, step: int, state: State) -> None:
+        assert self.pictures is not None
+        with self._evaluating():
+            self.writers.image(step, 'reconstruction', self.pictures(state['params'], step))
+
+    def _finish(self, state: State) -> int:
+        step = int(read('step', state['step']))
+        done = step >= self.setup.total_steps
+        val_loss = self._validate(step, state) if done and self.evaluate else None
+        self._save(state, val_loss, last=True)
+        with self.goodput.phase('checkpoint'):
+            self.checkpoints.wait()
+        self._say(self.goodput.summary())
+        if not done:
+            self._say(f'stopped on request at step {step}; the same command goes on from there')
+            return self.config.checkpoint.preempt_exit_code
+        if self.pictures:
+            self._draw(step, state)
+        return self._complete(step)
+
+    def _complete(self, step: int) -> int:
+        """Marks the run as finished; also repairs what a kill right after the last save left out."""
+        complete = self.workdir / workdirs.COMPLETE
+        if self.lead and not complete.exists():
+            model_card.write(self.workdir, self.setup, len(self.source), self._loss(), self.best_val)
+            complete.write_text(f'{step}\n')
+        return 0
+
+    def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
+        records = step_log.records(names)
+        if self.lead:
+            workdirs.note_skip(self.workdir, step, records)
+        logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
+        if values['skips_in_row'] >= self.config.train.max_skips:
+            raise DivergedError(
+                f'{self.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
+                f'Last good checkpoint: {self._last_good() or "none"}. '
+                f'The records are listed in {self.workdir / workdirs.SKIPPED}; try a lower learning rate.'
+            )
+
+    def _last_good(self) -> epath.Path | None:
+        """The newest checkpoint that was not saved amid skipped updates, as far as it is still there."""
+        steps = self.checkpoints.steps()
+        good = [step for step in steps if step <= (self.good or 0)] or steps
+        return self.checkpoints.directory / str(good[-1]) if good else None

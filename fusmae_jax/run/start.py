@@ -1,0 +1,179 @@
+"""What comes before the first step: a run is put together, held against the other processes, and printed."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from etils import epath
+
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.run import Config
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.input import pipeline
+from fusmae_jax.input.mixture import Mixture, open_train
+from fusmae_jax.parallel.agreement import check_same, gather, together
+from fusmae_jax.parallel.lock import POLL, Lock
+from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.run import jax_flags
+from fusmae_jax.run import workdir as workdirs
+from fusmae_jax.run.goodput import Goodput
+from fusmae_jax.run.validation import Neighbours
+from fusmae_jax.train.checksum import make_check
+from fusmae_jax.train.dino_setup import make_dino_setup
+from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.setup import Setup, make_setup
+
+# What may differ between the processes of one run.
+HOST = ('data.path', 'data.threads', 'data.prefetch', 'parallel.process_id')
+PATIENCE = 10  # seconds that a network file system may take to show a new file to the other hosts
+
+
+def open_run(config: Config) -> tuple[Setup, Mixture]:
+    """The parts of a run and its training records.
+
+    Raises:
+        InputError: settings and data do not fit together, or are not the same in all processes.
+    """
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise InputError(
+            f'process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices, '
+            f'and there are {jax.process_count()} processes: all must have equally many'
+        )
+    settings = workdirs.flatten(to_dict(config))
+    own = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
+    check_same(
+        own | workdirs.versions() | jax_flags.values(), 'start them with the same code and the same settings'
+    )
+    setup, source = together(lambda: _open(config))
+    check_same(
+        {'data fingerprint': source.contract.digest, 'records': len(source)},
+        f'their data are not the same set (data.path={config.data.path}); copy it again',
+    )
+    return setup, source
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith('data.mixture.') and name.endswith('.path')
+
+
+def _open(config: Config) -> tuple[Setup, Mixture]:
+    source = open_train(config)
+    make = make_dino_setup if isinstance(config, DinoConfig) else make_setup
+    return make(config, source.contract, len(source)), source  # type: ignore[arg-type]
+
+
+def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
+    """Keeps `workdir` for this run until `stack` is closed; the lock in the first of its processes.
+
+    Raises:
+        InputError: another run is at work there.
+    """
+    lock = Lock(workdir, 'a run of `pretrain`') if jax.process_index() == 0 else None
+    # All of them ask for as long as the first one does not know: none waits in an exchange for another.
+    while not gather(together(lambda: lock.take() if lock else None))[0]:
+        time.sleep(POLL)
+    if lock:
+        stack.callback(lock.release)
+    return lock
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Raises InputError unless all processes see a file that the first one writes into `workdir`."""
+    if jax.process_count() == 1:
+        return
+    probe = workdir / gather(f'.shared-{os.getpid()}-{time.time_ns()}')[0]
+    first = jax.process_index() == 0
+    if first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    gather(None)  # nobody looks before it is there
+    deadline = time.monotonic() + PATIENCE
+    while not (seen := probe.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    try:
+        check_same(
+            {'a file that process 0 wrote there': 'seen' if seen else 'not seen'},
+            f'--workdir={workdir} must be on storage that all of them share',
+        )
+    finally:
+        if first:
+            probe.unlink()
+
+
+def newest(checkpoints: Checkpoints) -> int | None:
+    """The step from which a run goes on; raises InputError unless all processes see the same one."""
+    saved = checkpoints.latest()
+    check_same(
+        {'newest checkpoint': saved},
+        f'they list {checkpoints.directory} differently; start them again in a minute',
+    )
+    return saved
+
+
+def announce(setup: Setup, source: Mixture) -> None:
+    """Prints the parameters, what is to be known of the data, and the share of this process."""
+    mesh = setup.mesh
+    if jax.process_index() == 0:
+        abstract = setup.abstract_state()['params']
+        print(parameter_overview.get_parameter_overview(abstract, include_stats=False))
+        for note in setup.notes:
+            print(f'data: {note}')
+    sharding = batch_sharding(mesh)
+    rows = sum(len(pipeline.local_rows(sharding, count)) for count in source.rows.values())
+    print(
+        f'process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of '
+        f'{mesh.size} devices ({mesh.devices.flat[0].device_kind}), mesh data={mesh.shape["data"]} x '
+        f'fsdp={mesh.shape["fsdp"]}, {rows} of {setup.config.train.batch_size} rows a step, '
+        f'{setup.total_steps} steps over {len(source):,} records, {setup.dtype}',
+        flush=True,
+    )
+
+
+def neighbours(setup: Setup) -> Neighbours | None:
+    """The kNN evaluation of `log.knn`, or None if it is off."""
+    knn = setup.config.log.knn
+    if not knn.every_steps:
+        return None
+    task = Task(
+        path=knn.path,
+        train_split=knn.train_split,
+        val_split=knn.val_split,
+        labels=knn.labels,
+        kind=knn.kind,
+    )
+    return Neighbours(setup, task, knn.k)
+
+
+def goodput(workdir: epath.Path, setup: Setup) -> Goodput:
+    """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
+    config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
+    known = peak is not None and not isinstance(config, DinoConfig)
+    flops = train_flops_per_image(config) * config.train.batch_size if known else 0.0
+    lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
+    return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
+
+
+def compile_step(setup: Setup) -> tuple[Any, Callable[[Any, int], None] | None]:
+    """The compiled train step, and the check of replicas (None: there are none, or none is wanted).
+
+    Prints how long the step took to compile and what a device has to hold.
+    """
+    begin = time.perf_counter()
+    compiled = setup.lower().compile()
+    memory = compiled.memory_analysis()
+    if jax.process_index() == 0:
+        print(
+            f'compiled in {time.perf_counter() - begin:.1f} s; a device holds '
+            f'{memory.argument_size_in_bytes / 2**20:,.0f} MiB of state and input and '
+            f'{memory.temp_size_in_bytes / 2**20:,.0f} MiB of temporaries',
+            flush=True,
+        )
+    replicas = setup.mesh.size > 1 and setup.config.checkpoint.checksum_every_steps > 0
+    return compiled, make_check(setup.abstract_state()['params'], setup.mesh) if replicas else None

@@ -1,0 +1,161 @@
+"""What a working directory and its checkpoints say about the run in it: settings, data, skipped updates."""
+
+import json
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+from fusmae_jax import __version__
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.dino import build_any
+from fusmae_jax.config.run import Config
+from fusmae_jax.errors import InputError, raise_all
+from fusmae_jax.input import contract as contracts
+from fusmae_jax.input import seen as leak
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.run import jax_flags
+
+CONFIG = 'config.json'
+SKIPPED = 'skipped_steps.jsonl'
+COMPLETE = 'COMPLETE'
+# What may change between two sittings of one run without making it another run.
+FREE = (
+    'name',
+    'log',
+    'checkpoint',
+    'parallel',
+    'data.path',
+    'data.threads',
+    'data.prefetch',
+    'train.max_skips',
+    'train.accumulation',
+    'train.compilation_cache',
+)
+
+
+def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; sequences count as values."""
+    if not isinstance(values, Mapping):
+        return {prefix: list(values) if isinstance(values, tuple | list) else values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f'{prefix}.{key}' if prefix else key)
+    return flat
+
+
+def write_config(workdir: epath.Path, config: Config) -> None:
+    """Writes config.json, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / f'{CONFIG}.part'
+    part.write_text(json.dumps(to_dict(config), indent=2))
+    part.replace(workdir / CONFIG)
+
+
+def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
+    """Raises InputError with every setting that matters and differs from the one stored in a checkpoint."""
+    here, there = flatten(json.loads(json.dumps(to_dict(config)))), flatten(stored)
+    problems = []
+    for key in sorted(here.keys() | there.keys()):
+        free = any(key == name or key.startswith(f'{name}.') for name in FREE)
+        free |= key.startswith('data.mixture.') and key.endswith('.path')
+        if not free and here.get(key) != there.get(key):
+            problems.append(f'{key}: the run has {there.get(key)!r}, this command {here.get(key)!r}')
+    raise_all(
+        f'{where} belongs to a run with another configuration; use another --workdir, or these settings',
+        problems,
+    )
+
+
+def checkpoint_meta(
+    setup: Any, seen: leak.Seen, best_val: float | None, loss: float | None, good: int | None
+) -> dict[str, Any]:
+    """What a checkpoint says of its run.
+
+    Args:
+        setup: a `train.setup.Setup`.
+        seen: the records that the model learns from.
+        best_val: lowest held-out loss so far.
+        loss: of the last step; None or NaN if it was not measured.
+        good: the newest checkpoint that no skipped update precedes; None if there is none.
+    """
+    meta = {
+        'config': to_dict(setup.config),
+        'contract': to_dict(setup.contract),
+        'dtype': str(setup.dtype),
+        'best_val': best_val,
+        'loss': None if loss is None or math.isnan(loss) else loss,
+        'good': good,
+        'versions': versions(),
+        'jax_flags': jax_flags.values(),
+        'seen': {'digest': leak.digest(seen), 'from': seen.sources},
+    }
+    # Through JSON, so that tuples come back from every checkpoint as the same lists.
+    return json.loads(json.dumps(meta))
+
+
+def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, Any]:
+    """What a checkpoint says of its run; raises InputError if that is another one than `setup`."""
+    meta, config = checkpoints.meta(step), setup.config
+    where = f'{checkpoints.directory / str(step)}'
+    check_same_run(config, meta['config'], where)
+    contract = contracts.from_values(meta['contract'], f'{where}: contract')
+    for name, stored, here in (
+        ('data fingerprint', contract.digest, setup.contract.digest),
+        ('splits', _splits(config, contract), _splits(config, setup.contract)),
+        ('compute type', meta['dtype'], str(setup.dtype)),
+    ):
+        if stored != here:
+            raise InputError(
+                f'{where} belongs to a run with {name} {stored}, this one has {here} '
+                f'(data.path={config.data.path}); use another --workdir, or what it was made with'
+            )
+    raise_all(
+        f'{where} belongs to a run in which jax was set otherwise, which changes its numbers',
+        jax_flags.differences(meta.get('jax_flags', {})),  # checkpoints of older versions do not say
+    )
+    return meta
+
+
+def _splits(config: Config, contract: Contract) -> list[str]:
+    """The splits of a run as the data set itself calls them: an alias can be changed without any record."""
+    data = config.data
+    splits = {f'{name}/': (part.train_split, part.val_split) for name, part in sorted(data.mixture.items())}
+    return [
+        f'{prefix}{contract.each[prefix].split_aliases.get(split, split)}'
+        for prefix, both in (splits or {'': (data.train_split, data.val_split)}).items()
+        for split in both
+    ]
+
+
+def read_config(workdir: epath.Path) -> Config:
+    """The configuration of the run in a working directory."""
+    file = workdir / CONFIG
+    if not file.exists():
+        raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
+    return build_any(_load(file))
+
+
+def _load(file: epath.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
+
+
+def note_skip(workdir: epath.Path, step: int, records: Mapping[str, Any]) -> None:
+    """Adds the record names of a step whose update was not finite."""
+    file, line = workdir / SKIPPED, json.dumps({'step': step, **records}) + '\n'
+    if '://' in str(workdir):  # an object has no end to add to, and is replaced at once
+        line = (file.read_text() if file.exists() else '') + line
+    with file.open('w' if '://' in str(workdir) else 'a') as stream:
+        stream.write(line)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this code and of what its numbers depend on."""
+    known = {'fusmae_jax': __version__}
+    return known | {name: metadata.version(name) for name in ('jax', 'flax', 'optax', 'orbax-checkpoint')}
