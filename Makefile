@@ -40,7 +40,7 @@ slow: $(VENV)/.ready
 
 # Thirty kills at random moments over one run, which must end as if nothing had happened.
 storm: $(VENV)/.ready
-	$(BIN)/python -m tests.storm
+	$(BIN)/python -m tests.support.storm
 
 # Plans for TPU pods, compiled without hardware.
 tpu: $(VENV)/.ready

@@ -1,0 +1,59 @@
+import dataclasses
+
+import jax
+import pytest
+
+from fusmae_jax.bench import dispatch as bench_dispatch
+from fusmae_jax.bench import input as bench_input
+from fusmae_jax.bench import step as bench
+from fusmae_jax.config import run as cfg
+from fusmae_jax.train.setup import make_setup
+from tests.support.helpers import CONTRACT
+from tests.support.tiny import smallest_model, tiny_config
+
+
+@pytest.mark.slow
+def test_bench_prints_step_and_loader(example_dataset, capsys, monkeypatch):
+    monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
+    config = tiny_config(
+        model=smallest_model(), data=cfg.Data(path=str(example_dataset), threads=2, prefetch=2)
+    )
+    assert bench.bench(config, [1]) == 0  # one record on each of the eight devices
+    out = capsys.readouterr().out
+    for part in (
+        'batch 8 |',
+        'compile ',
+        'step ',
+        'images/s',
+        'TFLOP/s',
+        'MFU unknown',
+        'peak memory',
+        'records/s',
+    ):
+        assert part in out
+
+
+@pytest.mark.slow
+def test_dispatch_is_timed_on_the_parameters_of_the_model(example_dataset):
+    """The arrays of the configured model, a few numbers wide, on as many devices as asked for."""
+    config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))
+    milliseconds, leaves = bench_dispatch.dispatch(config, jax.devices()[:2])
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[:2])
+    assert leaves == len(jax.tree.leaves(setup.abstract_state())) and 0 < milliseconds < 1000
+
+
+def test_the_loader_rate_is_positive(example_dataset, monkeypatch):
+    monkeypatch.setattr(bench_input, 'SECONDS', 0.2)
+    config = tiny_config(data=cfg.Data(path=str(example_dataset), threads=1, prefetch=1))
+    source = bench.open_train(config).sources['']
+    assert bench_input.loader_rate(dataclasses.replace(config, seed=1), source) > 10
+
+
+def test_errors_other_than_memory_are_not_swallowed(example_dataset, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+    monkeypatch.setattr(bench, 'time_step', broken)
+    config = tiny_config(data=cfg.Data(path=str(example_dataset)))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        bench.bench(config, [1])

@@ -1,0 +1,223 @@
+"""What is done to images, and shares of attention, on cases whose answers are known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import resolve
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.reliance.attention import blocks, mass
+from fusmae_jax.eval.reliance.config import Cloud
+from fusmae_jax.eval.reliance.inputs import clouded, opacity, other_cluster
+from fusmae_jax.input.normalise import statistics
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.models import fusmae
+from tests.support.helpers import CONTRACT, random_patches, raw_batch
+from tests.support.probe_fixtures import weights
+from tests.support.tiny import tiny_config, tiny_model
+
+
+def test_every_image_goes_once_to_another_cluster():
+    rng = np.random.default_rng(0)
+    clusters = rng.integers(5, size=60)
+    clusters[:20] = 7  # a third of them in one
+    taken = other_cluster(clusters, 3)
+    assert sorted(taken) == list(range(60)) and (clusters[taken] != clusters).all()
+    np.testing.assert_array_equal(other_cluster(clusters, 3), taken)
+    assert (other_cluster(clusters, 4) != taken).any()
+    names = np.char.add('scene ', clusters.astype(str)).astype('S')
+    assert (names[other_cluster(names)] != names).all()
+    with pytest.raises(InputError, match='holds 20 of 39 records'):
+        other_cluster(np.r_[np.arange(19), np.full(20, 99)])
+
+
+def test_a_cloud_covers_what_it_should_and_follows_the_position_alone():
+    cloud = Cloud(cover=0.6)
+    alpha = np.asarray(jax.jit(lambda at: opacity(cloud, at, (24, 32)))(jnp.arange(5, dtype=jnp.uint32)))
+    assert alpha.shape == (5, 24, 32) and alpha.min() == 0 and alpha.max() == 1
+    np.testing.assert_allclose((alpha > 0.5).mean((1, 2)), 0.6, atol=2 / (24 * 32))
+    assert all(np.abs(alpha[i] - alpha[j]).mean() > 0.05 for i in range(5) for j in range(i))
+    moved = np.asarray(opacity(cloud, jnp.array([3, 0], jnp.uint32), (24, 32)))
+    np.testing.assert_array_equal(moved, alpha[[3, 0]])
+    # Clouds hang together: neighbours agree far better than pixels at random.
+    assert np.abs(np.diff(alpha, axis=2)).mean() < 0.3 * np.abs(alpha - alpha[:, ::-1, ::-1]).mean()
+
+
+def test_an_opaque_pixel_is_bright_and_a_clear_one_stays(strict):
+    cloud = Cloud(bright=2.5)
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 12)).astype(np.float32))
+    patches = Patches(values, jnp.ones((1, 4, 12), bool).at[0, 3, 5].set(False))
+    alpha = jnp.zeros((1, 4, 4), jnp.float32).at[0, :2, :2].set(1).at[0, 2:, 2:].set(0.5)
+    under = clouded(patches, alpha, cloud, 2, cfg.Data())
+    np.testing.assert_array_equal(under.values[0, 0], np.full(12, 2.5))
+    np.testing.assert_array_equal(under.values[0, 1:3], values[0, 1:3])
+    expected = np.array(0.5 * values[0, 3] + 1.25)
+    expected[5] = values[0, 3, 5]  # nothing was measured there, and nothing is now
+    np.testing.assert_allclose(under.values[0, 3], expected, rtol=1e-6)
+    np.testing.assert_array_equal(under.valid, patches.valid)
+
+
+SETTINGS = {
+    'zscore': cfg.Data(path='-'),
+    'mean_2sigma': cfg.Data(path='-', normalisation='mean_2sigma'),
+    'clip': cfg.Data(path='-', clip=2.5),
+}
+
+
+@pytest.fixture(scope='module')
+def clear():
+    """A raw Sentinel-2 image, and what it is prepared to under each of the settings."""
+    optical = {'s2': cfg.Model().modalities['s2']}
+    configs = {
+        name: tiny_config(model=tiny_model('none', modalities=optical), data=data)
+        for name, data in SETTINGS.items()
+    }
+    prepare = {name: jax.jit(make_prepare(config, CONTRACT, None)) for name, config in configs.items()}
+    return configs, prepare, raw_batch(1)
+
+
+@pytest.mark.parametrize('name', list(SETTINGS))
+@pytest.mark.parametrize('bright', [1.5, 3.0, -4.0])
+def test_an_opaque_cloud_is_what_such_an_image_becomes(clear, name, bright):
+    """Each band `bright` standard deviations above its mean, normalised and clipped as any image."""
+    configs, prepare, raw = clear
+    config = configs[name]
+    mean, std = statistics(config.model.modalities['s2'])
+    white = dict(raw)
+    for field, group in CONTRACT.groups.items():
+        if group.modality == 's2':
+            rows = [config.model.modalities['s2'].bands.index(band) for band in group.bands]
+            white[field] = np.broadcast_to((mean + bright * std)[rows], raw[field].shape).astype(np.float32)
+    own, wanted = (prepare[name](images)['s2'] for images in (raw, white))
+    assert own.valid.all() and wanted.valid.all()
+
+    def under(opacity):
+        alpha = jnp.full((1, *config.model.image_size), opacity, jnp.float32)
+        return np.asarray(clouded(own, alpha, Cloud(bright=bright), 8, config.data).values)
+
+    np.testing.assert_allclose(under(1), wanted.values, atol=1e-5)
+    np.testing.assert_allclose(under(0), own.values, atol=1e-6)
+    # Where neither meets the limit a thin cloud lies between the two; nowhere does it pass it.
+    limit = 1.0 if name == 'mean_2sigma' else config.data.clip
+    assert np.abs(under(0.7)).max() <= limit
+    if bright == 1.5:
+        np.testing.assert_allclose(under(0.7), 0.3 * own.values + 0.7 * wanted.values, atol=1e-5)
+
+
+def heads(seed, tokens):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(2, tokens, 3, 4)).astype(np.float32))
+
+
+def test_mass_is_the_mean_of_the_softmax(strict):
+    query, key = heads(0, 5), heads(1, 6)
+    near = jnp.arange(6)[None] < jnp.array([[2], [3]])
+    groups = {'near': near, 'far': ~near & (jnp.arange(6) < 5)[None]}  # the last key holds nothing
+    query_valid = jnp.arange(5)[None] < jnp.array([[5], [3]])
+    found = mass(query, key, query_valid, groups)
+    for i in range(2):
+        scores = np.einsum('nhe,mhe->hnm', query[i], key[i])[..., :5] / 2
+        weight = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        expected = weight[:, : int(query_valid[i].sum()), : int(near[i].sum())].sum(-1).mean()
+        np.testing.assert_allclose(found.mass['near'][i], expected, rtol=1e-5)
+        np.testing.assert_allclose(found.tokens['near'][i], near[i].sum() / 5, rtol=1e-6)
+        np.testing.assert_allclose(found.mass['near'][i] + found.mass['far'][i], 1, rtol=1e-6)
+    shuffle = np.array([4, 0, 3, 5, 1, 2])
+    moved = mass(query, key[:, shuffle], query_valid, {n: g[:, shuffle] for n, g in groups.items()})
+    np.testing.assert_allclose(moved.mass['near'], found.mass['near'], rtol=1e-5)
+
+
+def test_nobody_who_attends_and_nothing_to_attend_to_have_no_mass(strict):
+    query, key = heads(0, 5), heads(1, 6)
+    groups = {'a': jnp.zeros((2, 6), bool).at[0].set(True), 'b': jnp.zeros((2, 6), bool)}
+    found = mass(query, key, jnp.ones((2, 5), bool).at[1].set(False), groups)
+    np.testing.assert_array_equal(found.there, [True, False])
+    np.testing.assert_allclose(found.mass['a'], [1, 0], rtol=1e-6)
+    found = mass(query, key, jnp.ones((2, 5), bool), groups)
+    np.testing.assert_array_equal(found.there, [True, False])
+
+
+@functools.cache
+def compiled(encoder, absent):
+    model = resolve(tiny_model(fusion=cfg.Fusion(encoder, absent=absent)))
+    graphdef = fusmae.graph(model)
+    return weights(model, 0), jax.jit(lambda p, x: blocks(nnx.merge(graphdef, p), x))
+
+
+def run(encoder, patches, change=lambda params: params, absent='self'):
+    params, function = compiled(encoder, absent)
+    return jax.device_get(function(change(params), patches))
+
+
+def without_queries(params):
+    """Queries that are 0 make every key weigh the same."""
+    width = 32
+
+    def clear(path, leaf):
+        names = [entry.key for entry in path]
+        if 'qkv' in names:
+            return leaf.at[..., :width].set(0)
+        return jnp.zeros_like(leaf) if 'query' in names else leaf
+
+    return jax.tree_util.tree_map_with_path(clear, params)
+
+
+@pytest.fixture(scope='module')
+def patches():
+    """Two records; the second lacks most of its radar image."""
+    found = random_patches(tiny_model(), 2)
+    found['s1'] = found['s1']._replace(valid=found['s1'].valid.at[1, 4:].set(False))
+    return found
+
+
+@pytest.mark.parametrize('encoder', ['none', 'xae'])
+def test_shares_of_a_model_sum_to_one_and_equal_weights_give_those_of_the_tokens(encoder, patches):
+    for blind in (False, True):
+        found = run(encoder, patches, without_queries if blind else lambda params: params)
+        assert len(found) == 3
+        for number, groups in enumerate(found):
+            fused = encoder == 'xae' and number == 0
+            assert list(groups) == (['s1', 's2'] if fused else ['cls', 's1', 's2'])
+            for shares in groups.values():
+                np.testing.assert_allclose(sum(shares.mass.values()), 1, rtol=1e-5)
+                if blind:
+                    for name, share in shares.mass.items():
+                        np.testing.assert_allclose(share, shares.tokens[name], rtol=1e-5)
+            if fused:  # cross-attention: nothing stays with a sensor's own tokens
+                np.testing.assert_array_equal(groups['s1'].mass['s1'], 0)
+                np.testing.assert_array_equal(groups['s2'].tokens['s1'], 1)
+            else:
+                np.testing.assert_allclose(groups['cls'].tokens['s1'], [16 / 33, 4 / 21], rtol=1e-6)
+                spread = np.abs(groups['s1'].mass['s2'] - groups['s1'].tokens['s2'])
+                assert blind or spread.max() > 0.01
+
+
+def test_without_the_other_sensor_xae_attends_to_its_own(patches):
+    gone = patches | {'s1': patches['s1']._replace(valid=jnp.zeros_like(patches['s1'].valid))}
+    first = run('xae', gone)[0]
+    np.testing.assert_array_equal(first['s1'].there, False)
+    np.testing.assert_allclose(first['s2'].mass['s2'], 1, rtol=1e-6)
+    image = run('xae', gone, absent='zero_image')[0]
+    np.testing.assert_allclose(image['s2'].mass['s1'], 1, rtol=1e-6)
+
+
+def test_tokens_that_are_alike_share_by_their_number():
+    """Untrained weights, equal tokens: a key weighs as much as any other, whatever the query."""
+    model = resolve(tiny_model('none', positions='learned'))
+    zero = {n: p._replace(values=jnp.zeros_like(p.values)) for n, p in random_patches(model, 1).items()}
+
+    params = weights(model, 0)
+    encoder = params['encoder']
+    for name in ('patch', 'cls', 'position_table'):
+        encoder[name] = jax.tree.map(jnp.zeros_like, encoder[name])
+    graphdef = fusmae.graph(model)
+    found = jax.jit(lambda p, x: blocks(nnx.merge(graphdef, p), x))(params, zero)
+    for groups in found:
+        for shares in groups.values():
+            np.testing.assert_allclose(shares.mass['s1'], 16 / 33, rtol=1e-5)
+            np.testing.assert_allclose(shares.mass['cls'], 1 / 33, rtol=1e-5)

@@ -1,0 +1,172 @@
+"""Resampling and preparation: geometry to a hundredth of a pixel, and where a NaN may go."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusmae_jax.config import run as cfg
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.compatibility import check, compare
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.normalise import statistics
+from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.resample import Box, full_box, kernel_weight, resample, sample_box, weights
+from tests.support.helpers import CONTRACT, raw_batch
+from tests.support.tiny import tiny_config
+
+pytestmark = pytest.mark.usefixtures('strict')
+
+
+def box(top=0.0, left=0.0, height=1.0, width=1.0, hflip=False, vflip=False):
+    return Box(*(jnp.array([x]) for x in (top, left, height, width)), jnp.array([hflip]), jnp.array([vflip]))
+
+
+def ramp(step, slope=(1.0, 2.0)):
+    """A linear ramp over the 120 x 120 grid of 10 m pixels, sampled at the centres of coarser pixels."""
+    centres = (np.arange(120 // step) + 0.5) * step - 0.5
+    return (slope[0] * centres[:, None] + slope[1] * centres[None, :]).astype(np.float32)
+
+
+BOXES = {
+    'whole': box(),
+    'crop': box(0.13, 0.21, 0.61, 0.47),
+    'flips': box(hflip=True, vflip=True),
+    'crop and flip': box(0.3, 0.05, 0.5, 0.9, hflip=True),
+}
+
+
+@pytest.mark.parametrize('name', list(BOXES))
+@pytest.mark.parametrize('kernel', ['bilinear', 'bicubic'])
+def test_a_ramp_lands_on_the_same_values_from_every_native_grid(name, kernel):
+    b = BOXES[name]
+    size = 224
+    at = [
+        (float(start[0]) + (np.arange(size) + 0.5) / size * float(length[0])) * 120 - 0.5
+        for start, length in ((b.top, b.height), (b.left, b.width))
+    ]
+    rows = at[0][::-1] if bool(b.vflip[0]) else at[0]
+    columns = at[1][::-1] if bool(b.hflip[0]) else at[1]
+    expected = rows[:, None] + 2 * columns[None, :]
+    for step in (1, 2, 6):
+        image = jnp.asarray(ramp(step))[None, ..., None]
+        values, valid = resample(image, jnp.ones_like(image, bool), b, (size, size), kernel)
+        inside = [(x > 2 * step) & (x < 119 - 2 * step) for x in (rows, columns)]
+        keep = np.outer(*inside)
+        assert valid.all() and keep.any()
+        # A hundredth of a 10 m pixel: the steeper axis rises by 2 a pixel.
+        np.testing.assert_allclose(np.asarray(values)[0, ..., 0][keep], expected[keep], atol=0.01)
+
+
+@pytest.mark.parametrize(('kernel', 'radius'), [('bilinear', 1), ('bicubic', 2)])
+def test_one_nan_spreads_no_further_than_the_kernel(kernel, radius):
+    image = np.random.default_rng(0).normal(size=(1, 60, 60, 1)).astype(np.float32)
+    missing = np.zeros_like(image, bool)
+    missing[0, 30, 20] = True
+    image[missing] = 0
+    clean, _ = resample(jnp.asarray(image), jnp.ones_like(image, bool), full_box(1), (224, 224), kernel)
+    image[missing] = 1e3
+    spoilt, valid = resample(jnp.asarray(image), jnp.asarray(~missing), full_box(1), (224, 224), kernel)
+    centre = (np.arange(224) + 0.5) / 224 * 60 - 0.5
+    near = np.outer(np.abs(centre - 30) < radius, np.abs(centre - 20) < radius)
+    np.testing.assert_array_equal(~np.asarray(valid)[0, ..., 0], near)
+    changed = np.asarray(spoilt != clean)[0, ..., 0]
+    assert changed[near].any() and not changed[~near].any()
+
+
+def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
+    one = weights(120, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic')
+    np.testing.assert_array_equal(one[0], np.eye(120))
+    for out_size, support in ((224, 4), (60, 8)):
+        w = np.asarray(weights(out_size, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic'))[0]
+        np.testing.assert_allclose(w.sum(1), 1, atol=1e-6)
+        assert (w[10:-10] != 0).sum(1).max() == support
+    for kernel in ('bicubic', 'opencv_cubic'):
+        assert [float(kernel_weight(jnp.float32(x), kernel)) for x in (0, 1, 2, 3)] == [1, 0, 0, 0]
+
+
+def test_random_boxes_stay_inside_and_cover_the_range():
+    augment = cfg.Augment(vflip=0.5)
+    b = sample_box(jax.random.split(jax.random.key(0), 4000), augment)
+    assert float(jnp.max(b.top + b.height)) <= 1 + 1e-6 and float(jnp.max(b.left + b.width)) <= 1 + 1e-6
+    assert float(jnp.min(b.top)) >= 0 and float(jnp.min(b.left)) >= 0
+    area, ratio = b.height * b.width, b.width / b.height
+    assert 0.19 < float(jnp.min(area)) < 0.22 and float(jnp.max(area)) > 0.95
+    assert float(jnp.min(ratio)) > 0.74 and float(jnp.max(ratio)) < 1.34
+    for flip in (b.hflip, b.vflip):
+        assert 0.46 < float(jnp.mean(flip)) < 0.54
+    still = sample_box(jax.random.split(jax.random.key(0), 10), dataclasses.replace(augment, crop=False))
+    assert float(jnp.min(still.height)) == 1.0
+
+
+def prepared(config, batch, augment=None, seed=0):
+    keys = jax.random.split(jax.random.key(seed), len(batch['position']))
+    return jax.jit(make_prepare(config, CONTRACT, augment))(batch, keys)
+
+
+def images(config, patches):
+    model = config.model
+    return {n: np.asarray(unpatchify(p.values, model.grid, model.patch_size)) for n, p in patches.items()}
+
+
+def test_sensors_share_the_crop_exactly():
+    """The same scene written into VV and into B02, B08 comes out equal; the mean in dB is the sign."""
+    config = tiny_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, clip=100.0))
+    modalities = {
+        's1': cfg.Modality(('VV', 'VH'), resample='bicubic', mean=(0.0, 0.0), std=(1.0, 1.0)),
+        's2': cfg.Modality(('B08', 'B02'), mean=(0.0, 0.0), std=(1.0, 1.0)),
+    }
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+    batch = raw_batch(6)
+    batch['s1'][..., 0] = batch['s2_10m'][..., 0]
+    batch['s1'][..., 1] = batch['s2_10m'][..., 3]
+    out = images(config, prepared(config, batch, cfg.Augment(vflip=0.5)))
+    np.testing.assert_array_equal(out['s1'][..., 0], out['s2'][..., 1])
+    np.testing.assert_array_equal(out['s1'][..., 1], out['s2'][..., 0])
+
+
+def test_z_score_clip_and_band_order():
+    config = tiny_config(data=cfg.Data(clip=1.5))
+    native = dataclasses.replace(config.model, image_size=(120, 120))
+    config = dataclasses.replace(config, model=native)
+    batch = raw_batch(2)
+    out = images(config, prepared(config, batch))
+    bands = native.modalities['s2'].bands
+    mean, std = statistics(native.modalities['s2'])
+    for band, field, index in (('B02', 's2_10m', 0), ('B08', 's2_10m', 3)):
+        k = bands.index(band)
+        expected = np.clip((batch[field][..., index].astype(np.float32) - mean[k]) / std[k], -1.5, 1.5)
+        np.testing.assert_allclose(out['s2'][..., k], expected, atol=1e-6)
+    two_sigma = dataclasses.replace(config, data=cfg.Data(normalisation='mean_2sigma'))
+    other = images(two_sigma, prepared(two_sigma, batch))['s2'][..., bands.index('B02')]
+    z = (batch['s2_10m'][..., 0].astype(np.float32) - mean[1]) / std[1]
+    np.testing.assert_allclose(other, np.clip(z, -2, 2) / 2, atol=1e-6)
+
+
+def test_missing_pixels_are_filled_with_the_mean_and_marked():
+    config = tiny_config()
+    batch = raw_batch(2)
+    batch['s1'][0, :, :60] = np.nan
+    batch['s1'][1, 5, 5, 1] = np.inf
+    batch['s2_20m'][1] = 0  # DN 0 is nodata
+    out = prepared(config, batch)
+    assert all(np.isfinite(p.values).all() for p in out.values())
+    s1 = np.asarray(unpatchify(out['s1'].valid, config.model.grid, 8))
+    assert not s1[0, :, :15].any() and s1[0, :, 18:].all()
+    assert s1[1, ..., 0].all() and not s1[1, ..., 1].all()
+    s2 = np.asarray(unpatchify(out['s2'].valid, config.model.grid, 8))
+    lost = [config.model.modalities['s2'].bands.index(b) for b in ('B05', 'B12')]
+    assert s2[0].all() and not s2[1][..., lost].any()
+
+
+def test_data_that_do_not_fit_the_model_are_refused():
+    groups = {k: v for k, v in CONTRACT.groups.items() if k != 's2_60m'}
+    groups['s1'] = dataclasses.replace(groups['s1'], unit='furlong')
+    with pytest.raises(InputError) as error:
+        check(compare(tiny_config(), Contract(groups=groups)), (), 'folder')
+    for part in ("'B01'", "'B09'", "'furlong'", 'folder'):
+        assert part in str(error.value)

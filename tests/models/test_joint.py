@@ -1,0 +1,182 @@
+"""Joint sequences against fixed counts, and what invalid slots and the capacity must not change."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import resolve
+from fusmae_jax.input.patchify import Patches
+from fusmae_jax.models import fusmae
+from fusmae_jax.models.slots import Slots, hidden_patches, own_slots
+from tests.support.helpers import random_order, random_patches
+from tests.support.tiny import tiny_model
+
+pytestmark = pytest.mark.usefixtures('strict')
+FAMILY = {'xaed': ('xae', 'xad'), 'joint': ('none', 'none'), 'multimae': ('none', 'multimae')}
+CASES = [('xaed', 'self'), ('xaed', 'bypass'), ('joint', 'self'), ('multimae', 'self')]
+K, N = 4, 16  # visible patches of a sensor, patches
+
+
+@functools.cache
+def make(name, absent='self'):
+    """A model as its structure and its parameters, every one of them random."""
+    model = tiny_model(fusion=cfg.Fusion(*FAMILY[name], absent=absent), depth=2, scan=False)
+    model = resolve(dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2, cls=name == 'multimae')))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    return (
+        model,
+        fusmae.graph(model),
+        jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype('f'), shapes),
+    )
+
+
+def _joint(graphdef, params, patches, slots):
+    predictions, stages = nnx.merge(graphdef, params).joint(patches, slots, capture=True)
+    return predictions, stages['latents'], stages['cls']
+
+
+@functools.cache
+def _forward(name, absent):
+    return jax.jit(functools.partial(_joint, make(name, absent)[1]))
+
+
+def joint(name, absent, patches, slots):
+    """Predictions by sensor, latents of the slots, CLS."""
+    return jax.device_get(_forward(name, absent)(make(name, absent)[2], patches, slots))
+
+
+@functools.cache
+def _gradient(name):
+    def loss(params, values, valid, slots):
+        patches = {n: Patches(x, valid[n]) for n, x in values.items()}
+        outputs = _joint(make(name)[1], params, patches, slots)
+        hidden = hidden_patches(slots, list(values), N)
+        return sum(jnp.sum(jnp.where(hidden[n][..., None], p**2, 0)) for n, p in outputs[0].items()), outputs
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def gradients(name, patches, slots):
+    """((loss over hidden patches, outputs), (gradient of the parameters, gradient of the patches))."""
+    values = {n: p.values for n, p in patches.items()}
+    return jax.device_get(
+        _gradient(name)(make(name)[2], values, {n: p.valid for n, p in patches.items()}, slots)
+    )
+
+
+def fixed(name, absent, patches, order):
+    _, graphdef, params = make(name, absent)
+
+    @jax.jit
+    def run(params, patches, order):
+        predictions, stages = nnx.merge(graphdef, params)(patches, order, K, capture=True)
+        return predictions, {n: stages[f'latents/{n}'] for n in patches}, stages['cls']
+
+    return jax.device_get(run(params, patches, order))
+
+
+def slots_of(order, valid=None):
+    """The joint sequence with the first K patches of each sensor, shuffled."""
+    names = sorted(order)
+    position = jnp.concatenate([order[n][:, :K] for n in names], axis=1)
+    sensor = jnp.repeat(jnp.arange(len(names)), K)[None] * jnp.ones_like(position)
+    there = jnp.ones(position.shape, bool) if valid is None else valid
+    mix = np.random.default_rng(0).permutation(position.shape[1])
+    return Slots(sensor[:, mix], position[:, mix], there[:, mix]), mix
+
+
+@pytest.mark.parametrize(('name', 'absent'), CASES)
+def test_equal_counts_are_the_model_with_fixed_counts(name, absent):
+    """The second sample has no valid patch of s2: its slots are invalid."""
+    model, _, _ = make(name, absent)
+    patches, order = random_patches(model, 2), random_order(model, 2)
+    given = patches['s2'].valid.at[1].set(False)
+    patches['s2'] = Patches(jnp.where(given, patches['s2'].values, 0), given)
+    valid = jnp.ones((2, 2 * K), bool).at[1, K:].set(False)
+    slots, mix = slots_of(order, valid)
+    expected, latents, cls = fixed(name, absent, patches, order)
+    predictions, found, found_cls = joint(name, absent, patches, slots)
+    together = np.concatenate([latents['s1'], latents['s2']], axis=1)[:, mix]
+    there = np.asarray(slots.valid)
+    np.testing.assert_allclose(found[there], together[there], atol=5e-6)
+    np.testing.assert_allclose(found_cls, cls, atol=5e-6)
+    for n in predictions:
+        same = np.take_along_axis(predictions[n], np.asarray(order[n])[:, K:, None], axis=1)
+        rows = slice(0, 2 if n == 's1' else 1)  # a patch that is lost is hidden here, but no target there
+        np.testing.assert_allclose(same[rows], expected[n][rows], atol=2e-5)
+
+
+def case(name, absent='self'):
+    """Patches, and slots of which some are invalid: three patches of s1 and one of s2, then none at all."""
+    model, _, _ = make(name, absent)
+    slots, mix = slots_of(random_order(model, 2))
+    keep = np.array([[1, 1, 1, 0, 0, 0, 0, 1], [0] * 8], bool)[:, mix]
+    return random_patches(model, 2), slots._replace(valid=jnp.asarray(keep))
+
+
+def equal(one, two, check):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        check(a, b)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_what_an_invalid_slot_holds_changes_no_bit(name):
+    patches, slots = case(name)
+    moved = Slots(
+        jnp.where(slots.valid, slots.sensor, 1 - slots.sensor),
+        jnp.where(slots.valid, slots.position, (slots.position + 5) % N),
+        slots.valid,
+    )
+    there, found = np.asarray(slots.valid), []
+    for given in (slots, moved):
+        (total, (predictions, latents, cls)), both = gradients(name, patches, given)
+        found.append((total, predictions, latents[there], cls, both))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+    equal(*found, np.testing.assert_array_equal)
+
+
+@pytest.mark.parametrize('name', ['xaed', 'multimae'])
+def test_another_capacity_changes_next_to_nothing(name):
+    patches, slots = case(name)
+    more = Slots(*(jnp.concatenate([x, x[:, :5]], axis=1) for x in slots))
+    more = more._replace(valid=jnp.pad(slots.valid, ((0, 0), (0, 5))))
+    one, two = (joint(name, 'self', patches, s) for s in (slots, more))
+    equal(one[0], two[0], lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6))
+    latents = [x[1][np.asarray(s.valid)] for x, s in ((one, slots), (two, more))]
+    np.testing.assert_allclose(*latents, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_hidden_patches_are_never_seen(name):
+    patches, slots = case(name)
+    _, (_, gradient) = gradients(name, patches, slots)
+    hidden = hidden_patches(slots, ('s1', 's2'), N)
+    for n, g in gradient.items():
+        np.testing.assert_array_equal(np.abs(g).max(axis=2) > 0, ~np.asarray(hidden[n]))
+
+
+def test_a_hidden_sensor_is_predicted_from_the_other_by_decoders_that_see_it():
+    for name, follows in (('multimae', True), ('joint', False)):
+        model, _, _ = make(name)
+        patches, (slots, _) = random_patches(model, 2), slots_of(random_order(model, 2))
+        slots = slots._replace(valid=own_slots(slots, ('s1', 's2'))['s1'])
+        other = patches | {'s1': Patches(patches['s1'].values + 1, patches['s1'].valid)}
+        one, two = (joint(name, 'self', given, slots)[0]['s2'] for given in (patches, other))
+        assert (np.abs(one - two).max() > 1e-3) == follows
+
+
+def test_the_mean_image_takes_slots_like_any_other():
+    """zero_image: what the patches of an absent sensor hold does not matter, its slots are valid and 0."""
+    model, _, _ = make('xaed', 'zero_image')
+    patches, (slots, _) = random_patches(model, 2), slots_of(random_order(model, 2))
+    gone = Patches(patches['s2'].values, jnp.zeros_like(patches['s2'].valid))
+    zero = Patches(jnp.zeros_like(gone.values), jnp.ones_like(gone.valid))
+    one, two = (joint('xaed', 'zero_image', patches | {'s2': p}, slots) for p in (gone, zero))
+    equal(one, two, np.testing.assert_array_equal)

@@ -1,0 +1,130 @@
+"""Which batches a machine can share, above all of a mixture, and what micro-batches save of them."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from fusmae_jax.config import run as cfg
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.mixture import check_rows, row_counts
+from fusmae_jax.plan import command, compiled, fit, remedies, report, topology
+from fusmae_jax.plan.batches import Batches, batches_of
+from fusmae_jax.train.setup import make_setup
+from tests.support.helpers import CONTRACT
+from tests.support.tiny import tiny_config, tiny_model
+
+DEVICES = 4
+
+
+def mixture(*weights):
+    return cfg.Data(mixture={name: cfg.Part('not/here', weight=w) for name, w in zip('abc', weights)})
+
+
+def small_config(**changes):
+    """One sensor and a narrow decoder: little to compile."""
+    model = tiny_model('none', 'none', modalities={'s1': cfg.Model().modalities['s1']}, depth=3)
+    model = dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2))
+    return tiny_config(model=model, augment=cfg.Augment(crop=False), **changes)
+
+
+def small_setup(data, **train):
+    config = small_config(data=data, train=cfg.Train(steps=10, **train))
+    contract = Contract(dataset='a mixture', parts=dict.fromkeys(data.mixture, CONTRACT))
+    return make_setup(config, contract if data.mixture else CONTRACT, 100, jax.devices()[:DEVICES])
+
+
+@pytest.fixture(scope='module')
+def here():
+    """Four devices of this machine."""
+    return topology.machine('local')._replace(devices=jax.devices()[:DEVICES])
+
+
+def test_of_one_set_every_multiple_of_the_parts_can_be_split():
+    batches = Batches(cfg.Data(), 4)
+    assert [size for size in range(1, 13) if batches.splits(size)] == [4, 8, 12]
+    assert batches.near(3) == batches.below(3) == 12
+    assert batches.near(3, most=2) == 8
+    assert batches.near(3, without={12}) == 16
+    assert batches.near(1, most=0) == batches.below(0) == 0
+
+
+def test_of_a_mixture_each_set_must_be_split():
+    batches = Batches(mixture(3.0, 1.0), 8)
+    assert [size for size in range(1, 100) if batches.splits(size)] == [32, 64, 96]
+    assert batches.below(7) == 32 and batches.below(3) == 0
+    assert batches.near(1) == 32 and batches.near(6) == 64 and batches.near(5) == 32
+    assert batches.near(4, without={32}) == 64 and batches.near(4, most=3) == 0
+
+
+@pytest.mark.parametrize('weights', [(269_695.0, 125_866.0), (3.0, 1.01), (1.0, 1.0, 1.5)])
+def test_weights_that_only_rounding_makes_whole(weights):
+    """What fits once need not fit twice as large, so each size is asked for by itself."""
+    data = mixture(*weights)
+    batches = Batches(data, DEVICES)
+    found = [batches.near(rows) for rows in (1, 9, 40)] + [batches.below(rows) for rows in (30, 100)]
+    for size in found:
+        assert size > 0
+        check_rows(row_counts(data, size), DEVICES)
+
+
+def test_a_mixture_that_the_machine_cannot_split_is_planned_as_the_nearest(here):
+    config = tiny_config(data=mixture(3.0, 1.0), train=cfg.Train(batch_size=20, steps=3))
+    config, notes = command._settled(config, here)
+    assert config.train.batch_size == 16
+    assert 'batch_size=20' in notes[0] and '--config.train.batch_size=16' in notes[0]
+
+
+def test_weights_without_any_batch_are_refused_in_words(here):
+    config = small_config(data=mixture(1e6, 1.0), train=cfg.Train(batch_size=32, steps=10))
+    with pytest.raises(InputError, match=r'data\.mixture: .* change the weights'):
+        command.make_plan(config, here, examples=100)
+
+
+def test_remedies_of_a_mixture_can_be_run():
+    setup = small_setup(mixture(3.0, 1.0), batch_size=64)  # rows of a device: 12 and 4
+    step = compiled.Step(64, 17_000, 1.0, compiled.Memory(0, 0, 17_000, 0), None)
+    line = fit.Line(1000.0, 1000.0)
+    # 8 micro-batches would leave half a row of the second set.
+    assert remedies._accumulate(setup, step, line, 0.0).setting == 'train.accumulation=4'
+    shrunk = remedies._shrink(setup, step, line, 12_000)  # room for 10 rows; 4 of each 3 + 1 can be shared
+    assert shrunk.setting == 'train.batch_size=32' and shrunk.saves == 8000
+
+
+def test_micro_batches_do_not_divide_the_batch_that_is_on_the_device():
+    setup = small_setup(cfg.Data(), batch_size=64)
+    rows, activation, state = 64 // DEVICES, 50_000, 10**6
+    whole = compiled.batch_bytes(setup, 64)
+    assert whole == rows * (120 * 120 * 2 * 4 + 4)  # two float32 bands, and the position of the record
+    sums = compiled.bytes_on_device(setup.abstract_state()['params'])
+    line = fit.Line(state, whole / rows + activation)
+    step = compiled.Step(64, int(line.at(rows)), 1.0, None, None)
+    remedy = remedies._accumulate(setup, step, line, state + whole + 2 * activation + sums + 1)
+    assert remedy.setting == 'train.accumulation=8' and remedy.enough
+    assert remedy.saves == pytest.approx(14 * activation - sums, abs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('now', [1, 2])
+def test_what_micro_batches_save_is_what_the_compiler_finds(now):
+    setup, half = (small_setup(cfg.Data(), batch_size=size, accumulation=now) for size in (64, 32))
+    step, other = (compiled.compile_step(s, s.config.train.batch_size, quick=True) for s in (setup, half))
+    rows = batches_of(setup).rows
+    line = fit.through((rows(32), other.total), (rows(64), step.total))
+    remedy = remedies._accumulate(setup, step, line, compiled.batch_bytes(setup, 64) / 0.4)
+    assert remedy.setting == 'train.accumulation=4'
+    after = compiled.compile_step(small_setup(cfg.Data(), batch_size=64, accumulation=4), 64, quick=True)
+    assert step.total - remedy.saves == pytest.approx(after.total, rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('mebibytes', 'fits'), [(1, False), (8, True)])
+def test_the_plan_of_a_mixture_names_batches_that_a_run_accepts(here, mebibytes, fits):
+    config = small_config(data=mixture(3.0, 1.0), train=cfg.Train(batch_size=32, steps=10))
+    plan = command.make_plan(config, here._replace(memory=mebibytes * 2**20), examples=100)
+    assert plan.fits == fits and len(plan.points) == 2
+    splits = batches_of(plan.setup).splits
+    assert all(splits(size) for size, _ in plan.points)
+    assert plan.largest >= 32 and splits(plan.largest) if fits else plan.largest == 0
+    assert ('all the sets' in '\n'.join(report.lines(plan))) != fits

@@ -1,0 +1,58 @@
+"""A tiny DINO-MM run and records for it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from data.bigearthnet_mm.schema import GROUPS
+from fusmae_jax.config import dino as dc
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.pipeline import POSITION
+
+# Native grids a fifth as wide as those of BigEarthNet-MM: 24, 12 and 4 pixels.
+CONTRACT = Contract(
+    dataset='test',
+    version='1',
+    groups={k: dataclasses.replace(g, size=(g.size[0] // 5, g.size[1] // 5)) for k, g in GROUPS.items()},
+)
+DEFAULT = dc.DinoConfig()
+
+
+def tiny(dino=None, **changes):
+    """16 patches of 4 px, 32 wide, 2 deep; 2 global crops of 16 px, 2 local ones of 8 px."""
+    model = dataclasses.replace(
+        DEFAULT.model, size='custom', width=32, depth=2, heads=2, image_size=(16, 16), patch_size=4
+    )
+    settings = {
+        'global_crops': dc.Crops(2, 16, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2)),
+        'local_crops': dc.Crops(2, 8, (0.05, 0.4), (0.5,)),
+        'head': dc.Head(out_dim=256, hidden=64, bottleneck=256),
+    }
+    values = {
+        'model': model,
+        'train': cfg.Train(batch_size=8, steps=60),
+        'optimizer': dataclasses.replace(DEFAULT.optimizer, learning_rate=5e-4, warmup_steps=5),
+        'dino': dataclasses.replace(DEFAULT.dino, **(settings | (dino or {}))),
+    }
+    return dc.build(to_dict(dataclasses.replace(DEFAULT, **(values | changes))))
+
+
+def records(size, seed=0):
+    """Images that differ in the mean of each band, with noise."""
+    rng = np.random.default_rng(seed)
+    batch = {POSITION: np.arange(size, dtype=np.uint32)}
+    for name, group in CONTRACT.groups.items():
+        shape, level = (size, *group.size, len(group.bands)), (size, 1, 1, len(group.bands))
+        if group.dtype == 'float32':
+            batch[name] = (rng.normal(-15, 5, level) + rng.normal(0, 1.5, shape)).astype(np.float32)
+        else:
+            values = rng.gamma(2, 500, level) * rng.normal(1, 0.2, shape)
+            batch[name] = np.clip(values, 1, 10_000).astype(np.uint16)
+    return batch
+
+
+def keys(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)

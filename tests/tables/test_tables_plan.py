@@ -1,0 +1,121 @@
+"""The stages of a study: what tells them apart, when they run, and settings that cannot be."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.files import load_config
+from fusmae_jax.errors import InputError
+from fusmae_jax.tables.config import Archive, System, Table, Tables, check, digest
+from fusmae_jax.tables.plan import Plan
+from fusmae_jax.tables.stages import Stage, changes, run, state
+from tests.support.probe_fixtures import archive, checkpoint
+from tests.support.tables_fixtures import never, study
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return archive(tmp_path_factory.mktemp('data'))
+
+
+def test_other_weights_behind_a_path_are_another_cell(data, tmp_path):
+    """Alone, as the architecture of an untrained model, and as a part of late fusion; wherever they lie."""
+    runs = {s: checkpoint(tmp_path / s, data, depth=1, modalities=(s,)) for s in ('s1', 's2')}
+    systems = {s: System(s, checkpoint=run, sensors=(s,)) for s, run in runs.items()}
+    systems |= {'late': System('late', beside=('s1', 's2'))}
+    systems |= {'random': System('random', baseline='random', like='s1', sensors=('s1',))}
+    table = Table('One', tuple(systems), ('linear_1',))
+    config = study(data, systems=systems, tables={'one': table})
+
+    def digests(config):
+        plan = Plan(config, tmp_path / 'study', never)
+        return {name: plan.cell('linear_1', name, 0).digest for name in ('s1', 'late', 'random')}, plan.digest
+
+    before, whole = digests(config)
+    moved = shutil.copytree(runs['s1'], tmp_path / 'moved')
+    there = dataclasses.replace(systems['s1'], checkpoint=str(moved))
+    assert digests(dataclasses.replace(config, systems=systems | {'s1': there}))[0] == before
+    shutil.rmtree(runs['s1'])
+    checkpoint(tmp_path / 's1', data, seed=9, depth=1, modalities=('s1',))
+    after, other = digests(config)
+    assert whole != other
+    assert not set(before.items()) & set(after.items())
+
+
+def test_the_digest_follows_the_files_that_a_study_names(data, tmp_path):
+    text, line = Path('configs/pretrain.py').read_text(), '    return config\n'
+    digests = []
+    for change in ('', '    config.masking.ratio = 0.5\n'):
+        file = tmp_path / 'own.py'
+        file.write_text(text.replace(line, change + line, 1))
+        config = study(data)
+        own = dataclasses.replace(config.systems['xae'], pretrain=f'{file}:xae')
+        config = dataclasses.replace(config, systems=config.systems | {'xae': own})
+        digests.append((digest(config), Plan(config, tmp_path / 'out', never).digest))
+    (same, first), (still, second) = digests
+    assert same == still and first != second
+
+
+def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_path):
+    ran = []
+
+    def stage(seed=0, pairs=3, finishes=True):
+        def action():
+            ran.append(seed)
+            return finishes
+
+        below = Stage('data', tmp_path / 'data', 'data/a', {'pairs': pairs}, (), lambda: True)
+        return Stage('pretrain', tmp_path / 'p', 'pretrain/b', {'seed': seed}, (below,), action)
+
+    assert state(stage()) == 'missing'
+    assert not run(stage(finishes=False)) and state(stage()) == 'begun'
+    assert run(stage()) and state(stage()) == 'complete' and ran == [0, 0]
+    assert state(stage(seed=1)) == 'changed' and changes(stage(seed=1)) == ['seed: made with 0, asked for 1']
+    assert changes(stage(pairs=4)) == ['what it needs, data/a, has changed']
+    with pytest.raises(InputError, match='made with other settings'):
+        run(stage(seed=1))
+    assert ran == [0, 0] and state(stage()) == 'complete'
+
+
+def test_every_impossible_setting_is_told_at_once(data):
+    config = study(data, 'somewhere', seeds=(1, 1), run=('pretrian',))
+    odd = {'random': dataclasses.replace(config.systems['random'], like='xea')}
+    systems = config.systems | odd | {'late': System('late', beside=('xae', 'random'), sensors=('s1',))}
+    config = dataclasses.replace(config, systems=systems, archives={'probe': Archive()})
+    with pytest.raises(InputError) as error:
+        check(config)
+    known = ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe')
+    for words in (*known, "late.beside: 'random'", 'late.sensors'):
+        assert words in str(error.value)
+
+
+def test_the_digest_is_of_what_changes_numbers(data):
+    config = study(data, 'x')
+    assert digest(config) == digest(dataclasses.replace(config, run=()))
+    assert digest(config) != digest(dataclasses.replace(config, seeds=(3,)))
+
+
+@pytest.mark.parametrize('variant', ['', ':demo', ':synthetic'])
+def test_the_configurations_name_what_exists(variant, tmp_path):
+    config = from_dict(Tables, load_config(f'configs/tables.py{variant}'))
+    check(config)
+    plan = Plan(config, tmp_path, never)
+    stages = list(plan.stages())
+    assert len({stage.name for stage in stages}) == len(stages)
+    seen = set()
+    for stage in stages:
+        assert {needed.name for needed in stage.needs} <= seen
+        seen.add(stage.name)
+
+
+def test_the_synthetic_study_tests_enough():
+    config = from_dict(Tables, load_config('configs/tables.py:synthetic'))
+    (generated,) = config.archives.values()
+    assert len(config.seeds) == 3 and generated.pairs // 2 * 0.1 >= 200
+    assert config.systems['random'].like == 'xae'
+    assert len(config.tables['need_both'].classes) == 4
+    assert np.isin(['linear_10', 'linear_1'], list(config.tasks)).all()

@@ -1,0 +1,292 @@
+"""DINO-MM: loss, teacher and optimizer held against NumPy in float64; model; settings."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fusmae_jax.config import dino as dc
+from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.errors import InputError
+from fusmae_jax.models import dino as models
+from fusmae_jax.models.encoder import Encoder
+from fusmae_jax.models.layers import Policy
+from fusmae_jax.train import dino_loss
+from fusmae_jax.train.dino_optimizer import clip, decay_mask, make_optimizer
+from tests.support.dino_helpers import DEFAULT, keys, tiny
+
+STEPS, WARMUP, FREEZE, LIMIT = 20, 4, 5, 0.05
+RATE, LAST_RATE, DECAY, LAST_DECAY, MOMENTUM = 1e-2, 1e-4, 0.04, 0.4, 0.9
+STUDENT_T, TEACHER_T = 0.1, 0.04
+
+
+# ------------------------------------------------------------ twenty steps in NumPy, float64
+
+
+def published_cosine(start, end, steps, warmup=0):
+    """The list of values of DINO's schedules."""
+    rise = np.linspace(0, start, warmup)
+    step = np.arange(steps - warmup)
+    return np.concatenate([rise, end + 0.5 * (start - end) * (1 + np.cos(np.pi * step / len(step)))])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def numpy_loss(student, teacher, centre):
+    """Loss, and its gradient with respect to the student's logits, pair by pair."""
+    b, crops, _ = student.shape
+    target, found = softmax((teacher - centre) / TEACHER_T), softmax(student / STUDENT_T)
+    total, grad = 0.0, np.zeros_like(student)
+    pairs = [(g, v) for g in range(teacher.shape[1]) for v in range(crops) if g != v]
+    for g, v in pairs:
+        total -= (target[:, g] * np.log(found[:, v])).sum(-1).mean()
+        grad[:, v] += (found[:, v] - target[:, g]) / STUDENT_T / b
+    return total / len(pairs), grad / len(pairs)
+
+
+def numpy_adamw(params, grads, moments, step, rates, decays):
+    """One step of PyTorch's AdamW, with DINO's clip and a last layer that is left out at first."""
+    for name, grad in grads.items():
+        grad = grad * min(1, LIMIT / (np.linalg.norm(grad) + 1e-6))
+        if name == 'last' and step < FREEZE:
+            continue
+        m, v, age = moments[name]
+        m, v, age = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2, age + 1
+        moments[name] = m, v, age
+        if name != 'bias':
+            params[name] = params[name] * (1 - rates[step] * decays[step])
+        move = (m / (1 - 0.9**age)) / (np.sqrt(v / (1 - 0.999**age)) + 1e-8)
+        params[name] = params[name] - rates[step] * move
+
+
+def toy_logits(params, x):
+    return (x @ params['kernel'] + params['bias']) @ params['last']
+
+
+def numpy_run(params, inputs):
+    """Losses, centres and teachers of all steps; the teacher follows after each step, as in DINO's code."""
+    params = dict(params)
+    teacher, centre, history = dict(params), np.zeros(params['last'].shape[1]), []
+    moments = {name: (np.zeros_like(x), np.zeros_like(x), 0) for name, x in params.items()}
+    rates = published_cosine(RATE, LAST_RATE, STEPS, WARMUP)
+    decays, momenta = published_cosine(DECAY, LAST_DECAY, STEPS), published_cosine(MOMENTUM, 1, STEPS)
+    for step, x in enumerate(inputs):
+        target = toy_logits(teacher, x[:, :2])
+        loss, grad = numpy_loss(toy_logits(params, x), target, centre)
+        hidden, back = x @ params['kernel'] + params['bias'], grad @ params['last'].T
+        grads = {
+            'last': np.einsum('bvh,bvk->hk', hidden, grad),
+            'kernel': np.einsum('bvd,bvh->dh', x, back),
+            'bias': back.sum((0, 1)),
+        }
+        centre = 0.9 * centre + 0.1 * target.mean((0, 1))
+        numpy_adamw(params, grads, moments, step, rates, decays)
+        teacher = {n: momenta[step] * t + (1 - momenta[step]) * params[n] for n, t in teacher.items()}
+        history.append((loss, centre, teacher['kernel'], teacher['last'], params['last']))
+    return history
+
+
+def nested(params):
+    body = {'toy': {'kernel': params['kernel'], 'bias': params['bias']}}
+    return {'backbone': body, 'head': {'last': {'kernel': params['last']}}}
+
+
+def ours_run(params, inputs):
+    """The same with the functions of the package, in float32 and in the order of the objective."""
+    rate = dino_loss.cosine(1 - MOMENTUM, 0.0, STEPS)
+    optimizer = make_optimizer(
+        dino_loss.cosine(RATE, LAST_RATE, STEPS, WARMUP),
+        dino_loss.cosine(DECAY, LAST_DECAY, STEPS),
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        clip_norm=LIMIT,
+        freeze_steps=FREEZE,
+    )
+
+    def logits(tree, x):
+        toy = tree['backbone']['toy']
+        return (x @ toy['kernel'] + toy['bias'][None, None]) @ tree['head']['last']['kernel']
+
+    @jax.jit
+    def step(params, opt_state, teacher, centre, index, x):
+        teacher = dino_loss.update_teacher(teacher, params, rate(index - 1))
+        target = logits(teacher, x[:, :2])
+
+        def loss(params):
+            return dino_loss.cross_entropy(logits(params, x), target, centre, STUDENT_T, TEACHER_T).loss
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        return value, params, opt_state, teacher, dino_loss.update_centre(centre, target, 0.9)
+
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), nested(params))
+    opt_state, teacher, history = optimizer.init(params), params, []
+    centre = jnp.zeros(params['head']['last']['kernel'].shape[1])
+    for index, x in enumerate(inputs):
+        arguments = params, opt_state, teacher, centre, jnp.int32(index), jnp.asarray(x, jnp.float32)
+        value, params, opt_state, teacher, centre = step(*arguments)
+        after = dino_loss.update_teacher(teacher, params, rate(jnp.int32(index)))
+        last = after['head']['last']['kernel'], params['head']['last']['kernel']
+        history.append((value, centre, after['backbone']['toy']['kernel'], *last))
+    return history
+
+
+def test_twenty_steps_equal_numpy_in_float64():
+    rng = np.random.default_rng(0)
+    params = {
+        'kernel': rng.normal(0, 0.3, (6, 5)),
+        'bias': rng.normal(0, 0.1, 5),
+        'last': rng.normal(0, 0.3, (5, 32)),
+    }
+    inputs = [rng.normal(size=(4, 5, 6)) for _ in range(STEPS)]
+    theirs, ours = numpy_run(params, inputs), ours_run(params, inputs)
+    for step, (a, b) in enumerate(zip(theirs, ours)):
+        for name, x, y in zip(('loss', 'centre', 'teacher', 'teacher last', 'last'), a, b):
+            np.testing.assert_allclose(y, x, rtol=2e-5, atol=2e-5, err_msg=f'{name} of step {step}')
+    frozen = [history[4] for history in ours[:FREEZE]]
+    for value in frozen:
+        np.testing.assert_array_equal(value, np.asarray(params['last'], np.float32))
+    assert np.abs(np.asarray(ours[-1][4]) - params['last']).max() > 1e-2
+
+
+@pytest.mark.parametrize(('start', 'end', 'warmup'), [(5e-4, 1e-6, 10), (0.04, 0.4, 0), (0.004, 0.0, 0)])
+def test_schedules_are_those_of_the_published_code(start, end, warmup):
+    ours = jax.vmap(dino_loss.cosine(start, end, 100, warmup))(jnp.arange(100))
+    np.testing.assert_allclose(ours, published_cosine(start, end, 100, warmup), rtol=1e-5, atol=1e-12)
+
+
+def test_terms_of_a_flat_and_of_a_one_sided_teacher():
+    student = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 8)), jnp.float32)
+    flat = dino_loss.cross_entropy(student, jnp.zeros((3, 2, 8)), jnp.zeros(8), 0.1, 0.04)
+    np.testing.assert_allclose([flat.entropy, flat.spread], np.log(8), rtol=1e-6)
+    one = jnp.zeros((3, 2, 8)).at[..., 2].set(9.0)
+    sided = dino_loss.cross_entropy(student, one, jnp.zeros(8), 0.1, 0.04)
+    np.testing.assert_allclose([sided.entropy, sided.spread], 0, atol=1e-5)
+    centred = dino_loss.cross_entropy(student, one, one[0, 0], 0.1, 0.04)
+    np.testing.assert_allclose(centred.spread, np.log(8), rtol=1e-6)
+    np.testing.assert_allclose(flat.kl, flat.loss - flat.entropy, rtol=1e-6)
+
+
+# ------------------------------------------------------------ optimizer and model
+
+
+def test_clip_is_for_each_tensor_and_each_block_of_a_stack():
+    grads = {
+        'blocks': {'kernel': jnp.stack([jnp.full((2, 2), 10.0), jnp.full((2, 2), 0.1)])},
+        'bias': jnp.ones(4),
+    }
+    clipped = clip(grads, 3.0)
+    np.testing.assert_allclose(jnp.linalg.norm(clipped['blocks']['kernel'][0]), 3, rtol=1e-5)
+    np.testing.assert_allclose(clipped['blocks']['kernel'][1], 0.1)
+    np.testing.assert_allclose(clipped['bias'], 1)
+
+
+def test_decay_spares_biases_and_norms_only():
+    config = tiny()
+    params = jax.eval_shape(lambda key: models.init_params(config.model, config.dino, key), jax.random.key(0))
+    mask = decay_mask(params)
+    assert mask['backbone']['cls'] and mask['backbone']['position_table'] and mask['head']['last']['kernel']
+    assert not mask['backbone']['norm']['scale'] and not mask['head']['mlp']['layer0']['bias']
+    with pytest.raises(InputError, match='new/thing'):
+        decay_mask({'new': {'thing': jnp.zeros(2)}})
+
+
+def test_positions_are_resized_as_pytorch_does_it():
+    torch = pytest.importorskip('torch')
+    table = np.random.default_rng(0).normal(size=(28 * 28, 3)).astype(np.float32)
+    for side, offset in ((14, 0.1), (6, 0.1), (6, 0.0)):
+        image = torch.from_numpy(table.reshape(1, 28, 28, 3)).permute(0, 3, 1, 2)
+        scale = (side + offset) / 28
+        want = torch.nn.functional.interpolate(image, scale_factor=(scale, scale), mode='bicubic')
+        want = want.permute(0, 2, 3, 1).reshape(-1, 3).numpy()
+        got = models.resize_positions(jnp.asarray(table), (28, 28), (side, side), offset)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@functools.cache
+def model_and_params():
+    config = tiny()
+    params = jax.jit(lambda key: models.init_params(config.model, config.dino, key))(jax.random.key(1))
+    return config, nnx.merge(models.graph(config.model, config.dino), params), params
+
+
+def test_the_head_gives_cosines():
+    config, model, params = model_and_params()
+    x = jax.random.normal(jax.random.key(0), (5, config.model.width))
+    logits = model.head(x)
+    assert logits.shape == (5, 256) and float(jnp.abs(logits).max()) <= 1
+    longer = jax.tree.map(lambda x: x, params)
+    longer['head']['last'] = {'kernel': params['head']['last']['kernel'] * 7}
+    again = nnx.merge(models.graph(config.model, config.dino), longer).head(x)
+    np.testing.assert_allclose(again, logits, atol=1e-6)
+
+
+def test_the_backbone_is_an_encoder_of_stacked_bands():
+    """`as_encoder` gives the same CLS from inputs on [-1, 1], on the grid of the table and on another."""
+    config, model, params = model_and_params()
+    for side in (16, 8):
+        images = jax.random.uniform(jax.random.key(side), (2, side, side, 14))
+        target = dataclasses.replace(config.model, image_size=(side, side))
+        grid = (side // 4, side // 4)
+        moved = models.as_encoder(params['backbone'], config.model, grid, 0.1)
+        graph, state = nnx.split(Encoder(target, Policy(target.numerics, jnp.float32), rngs=nnx.Rngs(0)))
+        assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
+        patches = {'stack': models.stack_patches(2 * images - 1, config.model)}
+        valid = {'stack': jnp.ones((2, grid[0] * grid[1]), bool)}
+        _, cls, _ = nnx.merge(graph, moved)(patches, valid)
+        np.testing.assert_allclose(cls, model.backbone(images), atol=2e-5)
+
+
+def test_the_last_blocks_stand_side_by_side():
+    config, model, _ = model_and_params()
+    images = jax.random.uniform(jax.random.key(0), (3, 16, 16, 14))
+    both = model.backbone(images, last=2)
+    assert both.shape == (3, 2 * config.model.width)
+    np.testing.assert_allclose(both[:, config.model.width :], model.backbone(images), atol=1e-6)
+
+
+def test_stochastic_depth_rises_with_depth_and_keeps_the_mean():
+    paths = np.asarray(models.sample_paths(keys(20_000), 3, 0.4))
+    assert paths.shape == (3, 20_000, 2)
+    np.testing.assert_allclose((paths == 0).mean((1, 2)), [0, 0.2, 0.4], atol=0.01)
+    np.testing.assert_allclose(paths.mean((1, 2)), 1, atol=0.02)
+
+
+# ------------------------------------------------------------ settings
+
+
+def test_defaults_are_those_of_the_published_run():
+    config = dc.build(to_dict(DEFAULT))
+    params = jax.eval_shape(lambda key: models.init_params(config.model, config.dino, key), jax.random.key(0))
+    count = sum(x.size for x in jax.tree.leaves(params['backbone']))
+    # DINO's ViT-S/8 has 21,670,272 parameters with 3 channels; eleven more cost 11 x 64 x 384.
+    assert count == 21_670_272 + 11 * 64 * 384
+    head = sum(x.size for x in jax.tree.leaves(params['head']))
+    assert head == (384 + 1) * 2048 + (2048 + 1) * 2048 + (2048 + 1) * 256 + 256 * 65_536
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'masking': cfg.Masking(strategy='consistent', ratio=0.5)}, 'DINO-MM has no masks'),
+        ({'data': cfg.Data()}, "data.normalisation='zscore'"),
+        ({'dino': dataclasses.replace(DEFAULT.dino, local_crops=dc.Crops(8, 50, (0.1, 0.4), (0.5,)))}, '50'),
+        ({'dino': dataclasses.replace(DEFAULT.dino, drop_path=1.0)}, 'drop_path=1.0'),
+        ({'dino': dataclasses.replace(DEFAULT.dino, quantile_clip_modality='s3')}, "did you mean 's"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dc.build(to_dict(dataclasses.replace(DEFAULT, **change)))
+    with pytest.raises(InputError, match='out_dims'):
+        dc.build({'dino': {'head': {'out_dims': 3}}})

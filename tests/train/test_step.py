@@ -1,0 +1,187 @@
+"""The compiled train step: no scatter, donated, and the same whatever the devices."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from fusmae_jax.config import run as cfg
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.train.optimizer import JOINED, KERNELS
+from fusmae_jax.train.setup import make_setup
+from fusmae_jax.train.step import abstract_batch, lower_step, make_step
+from tests.support.helpers import CONTRACT, placed, raw_batch
+from tests.support.tiny import tiny_config
+
+FAMILY = {'xae': ('xae', 'none'), 'xad': ('none', 'xad'), 'xaed': ('xae', 'xad')}
+ONE, GRID = (1, 1), (4, 2)
+STABLE = r'stablehlo\.((?:select_and_)?scatter)\b'
+COMPILED = r'(?<![\w-])((?:select-and-)?scatter)\('
+
+
+# The others are parts of the first one.
+HARDEST_FIRST = [
+    ('xaed', GRID),
+    *(
+        pytest.param(name, mesh, marks=pytest.mark.slow)
+        for name in FAMILY
+        for mesh in (ONE, GRID)
+        if (name, mesh) != ('xaed', GRID)
+    ),
+]
+
+
+@functools.cache
+def _program(name, mesh):
+    """Setup, lowered and compiled step, with every optimisation of a real run."""
+    config = tiny_config(*FAMILY[name], parallel=cfg.Parallel(*mesh))
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[: mesh[0] * mesh[1]])
+    lowered = setup.lower()
+    jax.config.update('jax_disable_most_optimizations', False)
+    try:
+        return setup, lowered, lowered.compile()
+    finally:
+        jax.config.update('jax_disable_most_optimizations', True)
+
+
+def program(name, mesh=ONE):
+    return _program(name, mesh)  # the cache would tell (name) from (name, ONE)
+
+
+def scatters(lowered, compiled):
+    """Names of scatter ops; reduce-scatter, which moves data between devices, is another thing."""
+    return re.findall(STABLE, lowered.as_text()) + re.findall(COMPILED, compiled.as_text())
+
+
+@functools.cache
+def _initial(name, mesh):
+    return jax.device_get(program(name, mesh)[0].init_state())
+
+
+def fresh(name='xaed', mesh=ONE):
+    return placed(_initial(name, mesh), program(name, mesh)[0])
+
+
+def on(setup, batch):
+    return jax.device_put(batch, batch_sharding(setup.mesh))
+
+
+def run(name, mesh, batches):
+    setup, _, compiled = program(name, mesh)
+    state, losses = fresh(name, mesh), []
+    for batch in batches:
+        state, metrics = compiled(state, on(setup, batch))
+        losses.append(float(metrics['loss']))
+    return losses, state
+
+
+@pytest.mark.parametrize(('name', 'mesh'), HARDEST_FIRST)
+def test_no_scatter_in_the_step(name, mesh):
+    _, lowered, compiled = program(name, mesh)
+    assert scatters(lowered, compiled) == []
+
+
+@pytest.mark.slow
+def test_one_gathered_token_would_be_found():
+    """The same check on a twin of the step that gathers one row of something that has a gradient."""
+    setup, _, _ = program('xaed')
+
+    def loss(params, extra, batch, key):
+        total, rest = setup.objective.loss(params, extra, batch, key)
+        kernel = params['encoder']['patch']['s1']['kernel']
+        rows = (batch[POSITION] % 4).astype(jnp.int32)[:, None]
+        return total + jnp.sum(jnp.take_along_axis(kernel, rows, axis=0) ** 2), rest
+
+    step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0)
+    batch = abstract_batch(CONTRACT, setup.objective.fields, {'': 8}, setup.mesh)
+    lowered = lower_step(step, setup.abstract_state(), batch, setup.mesh)
+    assert re.findall(STABLE, lowered.as_text())
+    assert re.findall(COMPILED, lowered.compile().as_text())
+
+
+def test_the_whole_state_is_donated():
+    setup, _, compiled = program('xaed')
+    state = fresh()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size
+    compiled(state, on(setup, raw_batch(8)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_one_and_eight_devices_and_permuted_rows_agree():
+    batches = [raw_batch(8, seed) for seed in range(5)]
+    for step, batch in enumerate(batches):
+        batch[POSITION] += np.uint32(8 * step)
+    one, state = run('xaed', ONE, batches)
+    eight, sharded = run('xaed', GRID, batches)
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    shuffled = [{k: v[[3, 7, 1, 0, 6, 2, 5, 4]] for k, v in batch.items()} for batch in batches]
+    np.testing.assert_allclose(run('xaed', GRID, shuffled)[0], one, rtol=1e-5)
+    assert one[-1] < one[0]
+    for a, b in zip(jax.tree.leaves(state['params']), jax.tree.leaves(sharded['params'])):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    # A crop, flip or mask that followed the row instead of the position would change the loss.
+    moved = [batch | {POSITION: batch[POSITION][::-1]} for batch in batches]
+    assert abs(run('xaed', ONE, moved)[0][0] - one[0]) > 1e-4
+
+
+def test_parameters_are_sharded_and_moments_follow():
+    setup, _, _ = program('xaed', GRID)
+    state = setup.abstract_state()
+    kernel = state['params']['encoder']['blocks']['mlp']['up']['kernel']
+    assert kernel.sharding.spec == PartitionSpec(None, None, 'fsdp')  # never the layer axis
+    moments = state['opt_state'][1].inner_states
+    moment = moments[KERNELS].inner_state.mu['encoder']['blocks']['mlp']['up']['kernel']
+    assert moment.sharding == kernel.sharding
+    joined = moments[JOINED].inner_state.nu  # one vector, whole on every device
+    assert joined.ndim == 1 and joined.sharding.spec == PartitionSpec()
+    assert state['params']['encoder']['cls'].sharding.spec == PartitionSpec()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_counters():
+    setup, _, compiled = program('xaed')
+    state = fresh()
+    state['params']['decoders']['s1']['predict']['bias'] *= jnp.inf
+    state['params']['decoders']['s1']['predict']['bias'] += jnp.inf
+    before = jax.device_get(state)
+    for count in (1, 2):
+        state, metrics = compiled(state, on(setup, raw_batch(8)))
+        assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (1, count)
+    after = jax.device_get(state)
+    assert (after['step'], after['skips']['total']) == (2, 2)
+    for name in ('params', 'opt_state'):
+        for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name])):
+            np.testing.assert_array_equal(a, b)
+    state['params'] = fresh()['params']
+    _, metrics = compiled(state, on(setup, raw_batch(8)))
+    assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (0, 0)
+
+
+def test_missing_images_do_not_stop_the_step():
+    """Samples whose radar is all NaN and one whose 10 m bands are all nodata train like any other."""
+    setup, _, compiled = program('xaed')
+    batch = raw_batch(8)
+    batch['s1'][:4] = np.nan
+    batch['s2_10m'][6] = 0
+    _, metrics = compiled(fresh(), on(setup, batch))
+    assert int(metrics['skipped']) == 0 and np.isfinite(float(metrics['loss']))
+    assert float(metrics['valid/s1']) == pytest.approx(0.5)
+
+
+def test_the_learning_rate_in_the_metrics_is_the_one_applied():
+    """Adam first moves what has a gradient by about the rate: not at all, then by a fifth of the peak."""
+    setup, _, compiled = program('xaed')
+    peak, warmup = setup.config.optimizer.learning_rate, setup.config.optimizer.warmup_steps
+    state, params = fresh(), []
+    for step in range(3):
+        params.append(np.asarray(state['params']['decoders']['s2']['predict']['bias']))
+        state, metrics = compiled(state, on(setup, raw_batch(8)))
+        assert float(metrics['learning_rate']) == pytest.approx(peak * step / warmup)
+    np.testing.assert_array_equal(params[0], params[1])
+    moved = np.median(np.abs(params[2] - params[1]))
+    assert 0.5 * peak / warmup < moved <= 1.01 * peak / warmup
