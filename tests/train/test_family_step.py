@@ -66,13 +66,9 @@ def lower(name, mesh):
 
 @functools.cache
 def program(name, mesh):
-    """Setup, lowered and compiled step, with every optimisation of a real run."""
+    """Setup, lowered and compiled step."""
     setup, lowered = lower(name, mesh)
-    jax.config.update('jax_disable_most_optimizations', False)
-    try:
-        return setup, lowered, lowered.compile()
-    finally:
-        jax.config.update('jax_disable_most_optimizations', True)
+    return setup, lowered, lowered.compile()
 
 
 def losses(name, mesh, steps=4):

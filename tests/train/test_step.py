@@ -38,15 +38,11 @@ HARDEST_FIRST = [
 
 @functools.cache
 def _program(name, mesh):
-    """Setup, lowered and compiled step, with every optimisation of a real run."""
+    """Setup, lowered and compiled step."""
     config = tiny_config(*FAMILY[name], parallel=cfg.Parallel(*mesh))
     setup = make_setup(config, CONTRACT, 100, jax.devices()[: mesh[0] * mesh[1]])
     lowered = setup.lower()
-    jax.config.update('jax_disable_most_optimizations', False)
-    try:
-        return setup, lowered, lowered.compile()
-    finally:
-        jax.config.update('jax_disable_most_optimizations', True)
+    return setup, lowered, lowered.compile()
 
 
 def program(name, mesh=ONE):
