@@ -3,7 +3,7 @@
 import dataclasses
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,10 +57,24 @@ def settings(name: str) -> ml_collections.ConfigDict:
     return config
 
 
-def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os.PathLike[str] = '') -> int:
-    """Runs a conversion and prints its report; returns the exit code 0. Raises InputError."""
+def run(
+    values: Mapping[str, Any] | ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str] = '',
+    beam_options: Sequence[str] = (),
+) -> int:
+    """Runs a conversion and prints its report; returns the exit code 0.
+
+    Args:
+        values: of `ConvertConfig`, and those of the archive under `archive`.
+        workdir: where the data set goes, if `output` is empty.
+        beam_options: `key=value`, each beside or instead of what stands under `beam`.
+
+    Raises:
+        InputError: impossible settings, or an archive that cannot be converted.
+    """
     if isinstance(values, ml_collections.ConfigDict):
         values = values.to_dict()
+    values = {**values, 'beam': _beam(values.get('beam', {}), beam_options)}
     archive = values.get('archive', {})
     config = from_dict(ConvertConfig, {key: value for key, value in values.items() if key != 'archive'})
     output = config.output or os.fspath(workdir)
@@ -82,6 +96,22 @@ def run(values: Mapping[str, Any] | ml_collections.ConfigDict, workdir: str | os
     print(f'contract  {folder / "contract.json"}')
     print(f'report    {folder / report.FILE}')
     return 0
+
+
+def _beam(settings: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """What runs a pipeline; an option that is not ours goes to Beam as it is."""
+    values = {**settings, 'flags': [*settings.get('flags', ())]}
+    for option in options:
+        key, _, value = option.partition('=')
+        if key == 'direct_num_workers':
+            if not value.isdigit():
+                raise InputError(f'--beam.{option} must be a whole number; 0 takes one for each core')
+            values[key] = int(value)
+        elif key == 'runner':
+            values[key] = value
+        else:
+            values['flags'].append(f'--{key}={value}' if value else f'--{key}')
+    return values
 
 
 def _source(config: ConvertConfig, values: Mapping[str, Any], output: str) -> Source:

@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 
 from data.records import RecordError
-from fusmae_jax.storage import escaped
+from fusmae_jax.paths import escaped
 
 
 def check_name(name: str, source: object, field: str = 'name') -> None:

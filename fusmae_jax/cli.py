@@ -82,28 +82,10 @@ def _load(args: argparse.Namespace) -> dict[str, Any]:
 )
 def _convert(args: argparse.Namespace) -> int:
     """Converts an archive into a data set."""
-    config, given = _load(args), _beam(args.beam_settings)
+    config = _load(args)
     from data.convert import run
 
-    beam = config.get('beam', {})
-    config['beam'] = {**beam, **given, 'flags': [*beam.get('flags', ()), *given['flags']]}
-    return run(config, args.workdir)
-
-
-def _beam(settings: list[str]) -> dict[str, Any]:
-    """What runs a pipeline, from `key=value`; what is not ours goes to Beam as it is."""
-    values: dict[str, Any] = {'flags': []}
-    for setting in settings:
-        key, _, value = setting.partition('=')
-        if key == 'direct_num_workers':
-            if not value.isdigit():
-                raise InputError(f'--beam.{setting} must be a whole number; 0 takes one for each core')
-            values[key] = int(value)
-        elif key == 'runner':
-            values[key] = value
-        else:
-            values['flags'].append(f'--{key}={value}' if value else f'--{key}')
-    return values
+    return run(config, args.workdir, args.beam_settings)
 
 
 @command(

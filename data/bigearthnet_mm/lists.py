@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.bigearthnet_mm.names import is_s2_name
 from fusmae_jax.errors import InputError
-from fusmae_jax.storage import user_path
+from fusmae_jax.paths import user_path
 
 SplitLists = dict[str, dict[str, str]]  # split -> Sentinel-2 name -> Sentinel-1 name, '' if not given
 

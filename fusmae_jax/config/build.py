@@ -19,7 +19,7 @@ from fusmae_jax import sensors
 from fusmae_jax.config.run import JOINT, RESERVED, SIZES, Augment, Config, Model
 from fusmae_jax.config.setting import field_problems, range_problems
 from fusmae_jax.errors import InputError, nearest, raise_all
-from fusmae_jax.storage import user_path
+from fusmae_jax.paths import user_path
 
 T = TypeVar('T')
 

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.storage import user_path
+from fusmae_jax.paths import user_path
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

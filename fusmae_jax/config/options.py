@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.storage import user_path
+from fusmae_jax.paths import user_path
 
 Run = Callable[[argparse.Namespace], int]
 

@@ -24,7 +24,7 @@ from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.weights.published_kinds import Weights
 from fusmae_jax.models.fusion import XAttnDecoder
-from fusmae_jax.storage import escaped, user_path
+from fusmae_jax.paths import escaped, user_path
 from fusmae_jax.tables.config import Archive, Tables
 
 KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables, Archive]
