@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import os, signal, sys
 import main
-from fusmae_jax import experiment
+from fusmae_jax.run import loop as experiment
 at, name = int(sys.argv[1]), sys.argv[2]
 train, look, runs = experiment.Run.train, experiment.StepLog._look, []
 def trained(run):
