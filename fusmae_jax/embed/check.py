@@ -20,7 +20,7 @@ SAMPLE = 64  # blocks of a window's size that are looked at before a model with 
 _THIN = 4  # every which pixel, along rows and columns, is looked at for the range of values
 
 
-class Fitted(NamedTuple):
+class FittedFiles(NamedTuple):
     """Files that fit a model."""
 
     config: Config  # the model's, with statistics settled
@@ -111,7 +111,7 @@ def fit(
     windows: Mapping[str, tuple[int, int]],
     ground: tuple[float, float],
     settings: EncodeConfig,
-) -> Fitted:
+) -> FittedFiles:
     """Compares the files with the model, as a data set would be compared.
 
     Args:
@@ -164,7 +164,7 @@ def fit(
     differences = compatibility.compare(config, _as_stored(contract, rasters), model.contract)
     notes = compatibility.check([*looks, *differences], settings.accept, files)
     notes += _coarser(model, rasters)
-    return Fitted(normalise.resolve(config, contract), contract, notes)
+    return FittedFiles(normalise.resolve(config, contract), contract, notes)
 
 
 def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:

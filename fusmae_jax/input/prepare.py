@@ -5,17 +5,25 @@ grid to the model grid through the shared crop box, clip; then patches. Driven b
 """
 
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from fusmae_jax.config.run import Augment, Config, Modality
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.normalise import statistics, target_unit
-from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.input.resample import Box, full_box, resample, sample_box
+
+
+class Patches(NamedTuple):
+    """Normalised, flattened patches of one modality in raster order; 0 is the sensor's mean."""
+
+    values: Float[Array, 'b n p']  # p = rows * columns * bands of a patch; 0 where nothing valid is near
+    valid: Bool[Array, 'b n p']  # False for numbers that rest on a missing pixel
+
 
 Prepare = Callable[[Mapping[str, Array], Array | None], dict[str, Patches]]
 
@@ -140,3 +148,20 @@ def _group(
     for flip, axis in ((box.vflip, 1), (box.hflip, 2)):
         values, valid = (jnp.where(flip[:, None, None, None], jnp.flip(x, axis), x) for x in (values, valid))
     return values, valid
+
+
+def patchify(image: Shaped[Array, 'b h w c'], patch_size: int) -> Shaped[Array, 'b n p']:
+    """Cuts images into patches of `patch_size` x `patch_size`, row-major."""
+    batch, height, width, bands = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = image.reshape(batch, rows, patch_size, columns, patch_size, bands)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, patch_size**2 * bands)
+
+
+def unpatchify(
+    patches: Shaped[np.ndarray, 'b n p'], grid: tuple[int, int], patch_size: int
+) -> Shaped[np.ndarray, 'b h w c']:
+    """The inverse of `patchify`, on the host."""
+    batch, (rows, columns) = patches.shape[0], grid
+    x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return x.swapaxes(2, 3).reshape(batch, rows * patch_size, columns * patch_size, -1)

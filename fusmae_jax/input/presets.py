@@ -16,8 +16,7 @@ from fusmae_jax.config.dino import Dino, DinoConfig
 from fusmae_jax.config.run import Augment, Config, Model
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.crops import clip_quantiles
-from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.input.prepare import Prepare, make_prepare
+from fusmae_jax.input.prepare import Patches, Prepare, make_prepare, patchify
 
 FAR = 1e6  # standard deviations: clips nothing
 Grids = dict[str, tuple[Float[Array, 'b h w c'], Bool[Array, 'b h w c']]]

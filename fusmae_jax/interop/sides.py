@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from fusmae_jax.config.run import Config
-from fusmae_jax.input.patchify import Patches, patchify
+from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.interop.weights.layouts import reference_rules
 from fusmae_jax.interop.weights.rules import flatten, to_ours, to_theirs
 from fusmae_jax.models import fusmae, masking
@@ -37,7 +37,7 @@ class Case:
 
 
 @dataclasses.dataclass
-class Outcome:
+class SideOutcome:
     """What one framework makes of a case."""
 
     stages: Arrays
@@ -93,20 +93,20 @@ def _jax_loss(config: Config, dtype: Any, visible: int) -> Any:
     return loss
 
 
-def jax_side(config: Config, visible: int, dtype: Any) -> Callable[[Case, Any], Outcome]:
+def jax_side(config: Config, visible: int, dtype: Any) -> Callable[[Case, Any], SideOutcome]:
     """(case, params) -> stages and gradients of our model, compiled once; `dtype` is the compute type."""
     compute = jax.jit(jax.grad(_jax_loss(config, dtype, visible), has_aux=True))
 
-    def run(case: Case, params: Any) -> Outcome:
+    def run(case: Case, params: Any) -> SideOutcome:
         masked = masked_case(config, case, dtype)
         gradients, found = compute(params, masked.patches, masked.order)
         found = {name: np.asarray(x) for name, x in found.items()}
-        return Outcome(_our_stages(config, found), flatten(gradients))
+        return SideOutcome(_our_stages(config, found), flatten(gradients))
 
     return run
 
 
-def run_jax(config: Config, case: Case, params: Any, dtype: Any) -> Outcome:
+def run_jax(config: Config, case: Case, params: Any, dtype: Any) -> SideOutcome:
     """Stages and gradients of our model on one case."""
     return jax_side(config, case.visible, dtype)(case, params)
 
@@ -134,7 +134,7 @@ def _our_stages(config: Config, found: Arrays) -> Arrays:
     return stages | {'loss': found['loss']}
 
 
-def run_torch(config: Config, case: Case, params: Any, dtype: str) -> Outcome:
+def run_torch(config: Config, case: Case, params: Any, dtype: str) -> SideOutcome:
     """Stages and gradients of the PyTorch reference; 'bfloat16' is float32 weights under autocast."""
     model = torch_model(config, params, dtype)
     images, ids, keep = torch_inputs(case, dtype)
@@ -143,7 +143,7 @@ def run_torch(config: Config, case: Case, params: Any, dtype: str) -> Outcome:
     loss.backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
     raw = {name: x.detach().double().numpy() for name, x in found.items()}
-    return Outcome(_common_stages(config, case, raw), to_ours(reference_rules(config.model), gradients))
+    return SideOutcome(_common_stages(config, case, raw), to_ours(reference_rules(config.model), gradients))
 
 
 def _common_stages(config: Config, case: Case, raw: Arrays) -> Arrays:

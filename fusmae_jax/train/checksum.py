@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from fusmae_jax.errors import DivergedError
-from fusmae_jax.parallel.host import read
+from fusmae_jax.parallel.processes import read
 from fusmae_jax.parallel.rules import path_name
 
 MAX_LINES = 5  # of the arrays that differ

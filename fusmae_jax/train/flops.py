@@ -9,9 +9,8 @@ import re
 import jax
 
 from fusmae_jax.config.run import JOINT, Config, Model
-from fusmae_jax.models.masking import num_visible
-from fusmae_jax.models.slots import num_slots
-from fusmae_jax.models.streams import streams
+from fusmae_jax.models.encoder import streams
+from fusmae_jax.models.masking import num_slots, num_visible
 
 # bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets, by the beginning of
 # its name in jax. Chips without bfloat16 (V100) have none.

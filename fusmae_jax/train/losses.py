@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 
 NORM_PIX_EPS = 1e-6  # as in MAE
 

@@ -15,11 +15,10 @@ from jaxtyping import Array
 
 from fusmae_jax.config.run import JOINT, Augment, Config
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.models import fusmae, masking
-from fusmae_jax.models.slots import Slots, hidden_patches, num_slots, sample_slots
+from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots
 from fusmae_jax.train import losses
 
 Batch = Mapping[str, Array]

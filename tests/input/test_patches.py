@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from fusmae_jax.config import run as cfg
-from fusmae_jax.input.patchify import patchify, unpatchify
-from fusmae_jax.models.layers import Policy, linear
+from fusmae_jax.input.prepare import patchify, unpatchify
+from fusmae_jax.models.layers import Arithmetic, linear
 
 pytestmark = pytest.mark.usefixtures('strict')
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures('strict')
 def test_patch_projection_equals_a_strided_convolution(bands):
     size, width = 8, 24
     image = jax.random.normal(jax.random.key(0), (3, 32, 40, bands))
-    layer = linear(size * size * bands, width, Policy(cfg.Numerics(), jnp.float32), rngs=nnx.Rngs(0))
+    layer = linear(size * size * bands, width, Arithmetic(cfg.Numerics(), jnp.float32), rngs=nnx.Rngs(0))
     layer.bias[...] = jax.random.normal(jax.random.key(1), (width,))
     ours = layer(patchify(image, size))
     kernel = layer.kernel[...].reshape(size, size, bands, width)

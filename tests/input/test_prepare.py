@@ -12,8 +12,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.normalise import statistics
-from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.prepare import make_prepare, unpatchify
 from fusmae_jax.input.resample import Box, full_box, kernel_weight, resample, sample_box, weights
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config

@@ -11,8 +11,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights import files, positions
 from fusmae_jax.interop.weights.importers import import_weights
 from fusmae_jax.interop.weights.layouts import reference_rules
-from fusmae_jax.interop.weights.plans import Options
-from fusmae_jax.interop.weights.rules import flatten, ours_shapes, to_theirs, unflatten
+from fusmae_jax.interop.weights.rules import ImportOptions, flatten, ours_shapes, to_theirs, unflatten
+from fusmae_jax.models.positions import sincos_2d
 
 S1 = Modality(bands=('VV', 'VH'), sensor='s1')
 S2 = Modality(bands=('B02', 'B03', 'B04', 'B08'), sensor='s2')
@@ -169,7 +169,7 @@ def test_missing_base_and_learned_positions_are_errors():
         import_weights('timm', timm_state(make(), 3), make())
     assert 'the file has no weights for xad/s1' in str(error.value)
     assert "set model.positions='learned'" in str(error.value)
-    options = Options(drop_positions=True)
+    options = ImportOptions(drop_positions=True)
     _, report = import_weights('timm', timm_state(make(), 3), make(), random_params(make()), options)
     assert 'pos_embed' in report.unused
 
@@ -211,7 +211,7 @@ def satvit_state(model: Model, channels: int) -> dict:
     rng = np.random.default_rng(3)
     state['linear_input.weight'] = rng.normal(size=(32, channels * 64)).astype(np.float32)
     state['linear_input.bias'] = rng.normal(size=32).astype(np.float32)
-    table = np.roll(positions.sincos(4, 4, 32), 16, 1)
+    table = np.roll(sincos_2d((4, 4), 32), 16, 1)
     state['pos_embed'] = table[None].astype(np.float32)
     state['enc_to_dec.weight'] = np.zeros((16, 32), np.float32)
     return state
@@ -223,7 +223,7 @@ def test_satvit_needs_its_channels_and_reads_patches_channel_first():
     with pytest.raises(InputError, match=r'give options\.channels'):
         import_weights('satvit', state, model, base)
     channels = ('B03', 'B02', 'B04', 'VV', 'B08')
-    params, report = import_weights('satvit', state, model, base, Options(channels=channels))
+    params, report = import_weights('satvit', state, model, base, ImportOptions(channels=channels))
     # One patch (channel, row, column) through their projection and through ours, features turned by half.
     patch = np.random.default_rng(0).normal(size=(5, 8, 8))
     patch[3] = 0
@@ -236,7 +236,11 @@ def test_satvit_needs_its_channels_and_reads_patches_channel_first():
     assert 'turned by half' in report.text()
     with pytest.raises(InputError, match='qkv_bias=False'):
         import_weights(
-            'satvit', state, dataclasses.replace(model, numerics=Numerics()), base, Options(channels=channels)
+            'satvit',
+            state,
+            dataclasses.replace(model, numerics=Numerics()),
+            base,
+            ImportOptions(channels=channels),
         )
 
 
@@ -247,14 +251,14 @@ def test_multimae_encoder():
         if key.startswith('blocks.'):
             state[key.replace('blocks.', 'encoder.')] = value
     rng = np.random.default_rng(1)
-    table = positions.sincos(4, 4, 32).astype(np.float32).reshape(1, 4, 4, 32).transpose(0, 3, 1, 2)
+    table = sincos_2d((4, 4), 32).astype(np.float32).reshape(1, 4, 4, 32).transpose(0, 3, 1, 2)
     for task, channels in (('rgb', 3), ('depth', 1), ('s1', 2)):
         state[f'input_adapters.{task}.proj.weight'] = rng.normal(size=(32, channels, 8, 8)).astype(np.float32)
         state[f'input_adapters.{task}.proj.bias'] = rng.normal(size=32).astype(np.float32)
         state[f'input_adapters.{task}.pos_emb'] = table
     state['global_tokens'] = rng.normal(size=(1, 1, 32)).astype(np.float32)
     state['output_adapters.rgb.mask_token'] = np.zeros((1, 1, 16), np.float32)
-    options = Options(adapters={'s2': 'rgb'})
+    options = ImportOptions(adapters={'s2': 'rgb'})
     params, report = import_weights('multimae', state, model, random_params(model), options)
     kernel = params['encoder']['patch']['s1']['kernel'].reshape(8, 8, 2, 32)
     np.testing.assert_array_equal(kernel, state['input_adapters.s1.proj.weight'].transpose(2, 3, 1, 0))
@@ -278,7 +282,7 @@ def test_interpolation_keeps_constants_and_mirrors():
 
 
 def test_positions_are_recognised():
-    table = positions.sincos(3, 5, 16)
+    table = sincos_2d((3, 5), 16)
     assert positions.recognise(table, (3, 5)) == 'row_first'
     assert positions.recognise(np.roll(table, 8, 1), (3, 5)) == 'column_first'
     assert positions.recognise(table + 0.01, (3, 5)) == 'learned'

@@ -7,8 +7,8 @@ import pytest
 
 from fusmae_jax.bench import race
 from fusmae_jax.errors import InputError
+from fusmae_jax.interop import compare
 from fusmae_jax.interop import compare as module
-from fusmae_jax.interop import differences
 from fusmae_jax.interop.weights import files
 from fusmae_jax.interop.weights.rules import flatten, unflatten
 from tests.interop.test_interop_weights import make, random_params
@@ -30,7 +30,7 @@ def test_json_and_exit_codes(tmp_path, capsys, monkeypatch):
     assert report['settings']['numerics']['norm_eps'] == 1e-6
     assert {row['kind'] for row in report['rows']} == {'stage', 'loss', 'gradient', 'steps'}
 
-    rows = differences.run(config, dtype='float32', steps=0)
+    rows = compare.compare_exactly(config, dtype='float32', steps=0)
     rows[3] = dataclasses.replace(rows[3], relative=float('nan'))
     monkeypatch.setattr(module, 'run', lambda *args, **kwargs: rows)
     assert module.compare(config, weights='', dtype='float32', as_json=False) == 1

@@ -10,8 +10,8 @@ from flax import nnx
 
 from fusmae_jax.config.build import resolve
 from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Masking, Modality, Model, Numerics, Optimizer
-from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.interop import differences, sides
+from fusmae_jax.input.prepare import Patches, patchify
+from fusmae_jax.interop import compare, sides
 from fusmae_jax.models import fusmae
 
 torch = pytest.importorskip('torch')
@@ -52,14 +52,14 @@ FAMILY = {
 }
 
 
-def failures(rows: list[differences.Row]) -> list[str]:
+def failures(rows: list[compare.ParityRow]) -> list[str]:
     return [f'{r.kind} {r.name}: {r.relative:.2e} > {r.limit:.2e}' for r in rows if not r.ok]
 
 
 @pytest.mark.parametrize('name', FAMILY)
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_forward_loss_and_gradients_agree(name, dtype):
-    rows = differences.run(FAMILY[name], dtype=dtype, steps=0)
+    rows = compare.compare_exactly(FAMILY[name], dtype=dtype, steps=0)
     assert {r.kind for r in rows} == {'stage', 'loss', 'gradient'}
     assert not failures(rows)
 
@@ -75,7 +75,7 @@ def test_a_hundred_steps_agree(name, dtype):
         ours = sides.train_jax(config, cases, params, kind, 100, 10)
         theirs = sides.train_torch(config, cases, params, dtype, 100, 10)
     assert np.mean(theirs[-10:]) < 0.98 * np.mean(theirs[:10])  # it does learn
-    assert not failures(differences.step_rows(ours, theirs, differences.TOLERANCE[dtype]['steps']))
+    assert not failures(compare.step_rows(ours, theirs, compare.TOLERANCE[dtype]['steps']))
 
 
 def test_a_wrong_weight_is_noticed():
@@ -86,7 +86,7 @@ def test_a_wrong_weight_is_noticed():
     bias = params['decoders']['s1']['predict']['bias']
     params['decoders']['s1']['predict']['bias'] = bias + 1e-3
     ours = sides.run_jax(config, case, params, jnp.float32)
-    rows = differences.stage_rows(ours, theirs, differences.TOLERANCE['float32'])
+    rows = compare.stage_rows(ours, theirs, compare.TOLERANCE['float32'])
     assert [r.name for r in rows if not r.ok] == ['decoders/s1/predictions', 'loss/s1', 'loss']
 
 
@@ -99,7 +99,7 @@ def test_key_biases_have_no_gradient():
         sides.run_torch(config, case, params, 'float32'),
     ]
     for outcome in outcomes:
-        floor = differences.FLOOR * differences.global_norm(outcome.gradients)
+        floor = compare.FLOOR * compare.global_norm(outcome.gradients)
         keys = {n: np.split(g, 3, -1)[1] for n, g in outcome.gradients.items() if n.endswith('qkv/bias')}
         keys |= {
             n: np.split(g, 2, -1)[0]
@@ -130,7 +130,7 @@ def test_encoding_any_subset_agrees(absent, given):
 
 
 def test_bfloat16_errs_no_more_than_pytorch():
-    rows = differences.run_bfloat16(FAMILY['xae_xad'])
+    rows = compare.compare_bfloat16(FAMILY['xae_xad'])
     assert {'latents/s1', 'cls', 'decoders/s2/predictions', 'loss', 'all parameters'} <= {
         r.name for r in rows
     }

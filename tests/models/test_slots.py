@@ -8,7 +8,7 @@ from scipy import stats
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.run import JOINT
-from fusmae_jax.models.slots import Slots, hidden_patches, num_slots, own_slots, sample_slots
+from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots, slots_by_modality
 
 pytestmark = pytest.mark.usefixtures('strict')
 N, K = 196, 98
@@ -23,7 +23,7 @@ def draw(strategy, names=('s1', 's2'), n=N, count=K, draws=DRAWS, valid=None, se
 
 
 def counts(slots, names=('s1', 's2')):
-    return {name: np.asarray(own.sum(axis=1)) for name, own in own_slots(slots, names).items()}
+    return {name: np.asarray(own.sum(axis=1)) for name, own in slots_by_modality(slots, names).items()}
 
 
 @pytest.mark.parametrize('strategy', JOINT)
@@ -94,7 +94,7 @@ def test_a_modality_is_hidden_as_often_as_asked():
 
 def test_patches_of_a_sensor_are_uniform():
     slots = draw('dirichlet', n=16, count=8, draws=8000)
-    own = own_slots(slots, ('s1', 's2'))['s2']
+    own = slots_by_modality(slots, ('s1', 's2'))['s2']
     seen = np.bincount(np.asarray(slots.position)[np.asarray(own)], minlength=16)
     assert stats.chisquare(seen).pvalue > 1e-3
     first = np.asarray(slots.sensor * 16 + slots.position)[:, 0]  # no slot is special
@@ -107,7 +107,7 @@ def test_invalid_patches_rank_last_and_left_over_slots_are_invalid(strategy):
     s1 = jnp.arange(16)[None] < jnp.array([3, 0, 16, 0])[jnp.arange(rows) % 4][:, None]
     s2 = jnp.arange(16)[None] >= jnp.array([14, 13, 16, 16])[jnp.arange(rows) % 4][:, None]
     slots = draw(strategy, valid={'s1': s1, 's2': s2}, count=8, hide=0.5)
-    own, there = own_slots(slots, ('s1', 's2')), {'s1': s1, 's2': s2}
+    own, there = slots_by_modality(slots, ('s1', 's2')), {'s1': s1, 's2': s2}
     hidden = hidden_patches(slots, ('s1', 's2'), 16)
     for name in own:
         assert not np.asarray(~hidden[name] & ~there[name]).any()
@@ -128,7 +128,7 @@ def test_slots_follow_their_key_alone():
 
 def test_slots_are_read_by_the_sorted_names():
     slots = Slots(jnp.array([[0, 1, 1]]), jnp.array([[2, 0, 1]]), jnp.array([[True, True, False]]))
-    own = own_slots(slots, ('s2', 's1'))
+    own = slots_by_modality(slots, ('s2', 's1'))
     assert own['s1'].tolist() == [[True, False, False]] and own['s2'].tolist() == [[False, True, False]]
     hidden = hidden_patches(slots, ('s2', 's1'), 3)
     assert hidden['s1'].tolist() == [[True, True, False]] and hidden['s2'].tolist() == [[False, True, True]]

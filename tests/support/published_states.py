@@ -4,15 +4,15 @@ import numpy as np
 from scipy.special import erf
 
 from fusmae_jax.interop.weights import positions
-from fusmae_jax.interop.weights.published_kinds import Weights
+from fusmae_jax.interop.weights.published_kinds import WeightFile
 
 WIDTH, DEPTH, HEADS = 32, 4, 2
 S2 = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
 # Any order will do; what matters is that it is not ours.
 SATVIT = ('VH', 'B12', 'unused', *S2[:5], 'VV', *S2[5:-1])
 SIZES = {'width': WIDTH, 'depth': DEPTH, 'heads': HEADS}
-DINO = Weights('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
-SAT = Weights('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
+DINO = WeightFile('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
+SAT = WeightFile('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
 
 
 def drawer(seed):

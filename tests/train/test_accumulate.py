@@ -11,8 +11,8 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.parallel.mesh import batch_sharding
-from fusmae_jax.train.accumulate import make_gradient
 from fusmae_jax.train.setup import make_setup
+from fusmae_jax.train.step import make_gradient
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config
 from tests.train.test_step import scatters

@@ -17,9 +17,10 @@ from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.interop.weights import positions
 from fusmae_jax.interop.weights.foreign import LAYOUTS
 from fusmae_jax.interop.weights.layouts import STACK, reference_rules
-from fusmae_jax.interop.weights.plans import Options, Plan
 from fusmae_jax.interop.weights.rules import (
-    Report,
+    ImportOptions,
+    ImportPlan,
+    ImportReport,
     State,
     check_state,
     flatten,
@@ -34,8 +35,8 @@ def import_weights(
     state: State,
     model: Model,
     base: Mapping[str, Any] | None = None,
-    options: Options | None = None,
-) -> tuple[dict[str, Any], Report]:
+    options: ImportOptions | None = None,
+) -> tuple[dict[str, Any], ImportReport]:
     """Parameters of `model` from a file of another project.
 
     Args:
@@ -44,7 +45,7 @@ def import_weights(
         state: name -> numpy array.
         model: the resolved model settings.
         base: our parameters, nested; they stay where the file has none.
-        options: see `Options`.
+        options: see `rules.ImportOptions`.
 
     Returns:
         Nested parameters and the report.
@@ -53,13 +54,13 @@ def import_weights(
         InputError: one message with every difference between the file and the model.
     """
 
-    options = options or Options()
+    options = options or ImportOptions()
     if layout not in LAYOUTS:
         raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
     if model.fusion.encoder == 'stack' and layout != 'fusmae':
         return _import_stacked(layout, state, model, base, options)
     plan = LAYOUTS[layout](state, model, options)
-    report = Report(notes=plan.notes)
+    report = ImportReport(notes=plan.notes)
     tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
     problems, report.unused = check_state(plan.rules, plan.state, plan.ignore)
     problems += plan.problems
@@ -84,8 +85,8 @@ def import_weights(
 
 
 def _import_stacked(
-    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: Options
-) -> tuple[dict[str, Any], Report]:
+    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: ImportOptions
+) -> tuple[dict[str, Any], ImportReport]:
     """Parameters of a model that stacks the bands of its sensors: those of one sensor that has them all.
 
     Their trees are the same; the numbers of a stacked patch lie sensor by sensor.
@@ -112,11 +113,11 @@ def stacked_order(model: Model) -> np.ndarray:
 
 
 def _positions(
-    plan: Plan,
+    plan: ImportPlan,
     tables: dict[str, np.ndarray],
     model: Model,
-    options: Options,
-    report: Report,
+    options: ImportOptions,
+    report: ImportReport,
     problems: list[str],
 ) -> tuple[str, dict[str, np.ndarray]]:
     """Streams to turn ('', 'e', 'd' or 'ed') and the imported positional table, if the model has one."""
@@ -156,8 +157,8 @@ def _fixed(
     stream: str,
     grid: tuple[int, int],
     model: Model,
-    options: Options,
-    report: Report,
+    options: ImportOptions,
+    report: ImportReport,
     problems: list[str],
 ) -> str:
     """The stream to turn, or '', for a model whose positions are sine-cosine."""
