@@ -74,8 +74,8 @@ def embed(
         job, grid, description = _settle(config, model, files, source, stack)
         start = time.perf_counter()
         scale = calibrate(job) if config.dtype == 'int8' else None
-        found = _write(job, grid, target, description, scale)
-    _summary(job, grid, target, found, time.perf_counter() - start)
+        description = _write(job, grid, target, description, scale)
+    _summary(job, grid, target, description, time.perf_counter() - start)
 
 
 def _gdal_options() -> dict[str, Any]:
@@ -83,15 +83,19 @@ def _gdal_options() -> dict[str, Any]:
     return raster.BESIDE | ({} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': _CACHE})
 
 
-def _summary(job: EncodeJob, grid: Grid, target: Path, found: Mapping[str, Any], seconds: float) -> None:
+def _summary(
+    job: EncodeJob, grid: Grid, target: Path, description: Mapping[str, Any], seconds: float
+) -> None:
     count = job.layout.rows.windows * job.layout.columns.windows
     # In bytes on macOS, in KiB elsewhere.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == 'darwin' else 20)
     print(f'{count:,} windows in {seconds:.1f} s, {count / seconds:.1f} a second; peak memory {peak:.2f} GiB')
-    if 'int8' in found:
-        print('int8: ' + ', '.join(f'{key} {value:.6g}' for key, value in found['int8'].items()))
+    if 'int8' in description:
+        print('int8: ' + ', '.join(f'{key} {value:.6g}' for key, value in description['int8'].items()))
     cells = grid.rows * grid.columns
-    print(f'wrote {target} and {target.name}.json: {found["valid_cells"]:,} of {cells:,} cells hold data')
+    print(
+        f'wrote {target} and {target.name}.json: {description["valid_cells"]:,} of {cells:,} cells hold data'
+    )
 
 
 def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
@@ -106,8 +110,8 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
     beside = _beside(out)
     for file in (out, beside):
         if os.path.lexists(file) and not config.overwrite:
-            told = '' if file == out else f', where the description of --out={out} belongs'
-            raise InputError(f'{file} exists{told}; name another file, or set --config.overwrite=True')
+            purpose = '' if file == out else f', where the description of --out={out} belongs'
+            raise InputError(f'{file} exists{purpose}; name another file, or set --config.overwrite=True')
     _check_own(beside)
     return out
 

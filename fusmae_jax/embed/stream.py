@@ -1,4 +1,4 @@
-"""Windows in, rows of cells out: read ahead, encoded, merged, in memory that does not grow with the rows.
+"""The stream of `encode`: windows in, rows of cells out, in memory that does not grow with the rows.
 
 One batch of windows is read by a thread while another is on the device and a third is merged.
 """
@@ -22,6 +22,7 @@ from fusmae_jax.embed.windows import Layout, taper
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.parallel.rules import Params
 
 T = TypeVar('T')
 EncodeWindows = Callable[[Mapping[str, np.ndarray]], tuple[Array, Array]]
@@ -183,7 +184,7 @@ def make_encoder(
     prepare = make_prepare(config, contract, None)
     grid = model.config.model.grid if output == 'tokens' else (1, 1)
 
-    def run(params: Any, windows: Any) -> tuple[Array, Array]:
+    def run(params: Params, windows: Any) -> tuple[Array, Array]:
         patches = prepare(windows, None)
         tokens, cls, pooled = model.run(params, patches)
         valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}

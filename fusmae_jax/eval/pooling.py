@@ -11,6 +11,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches
 from fusmae_jax.input.presets import NoClsModel
+from fusmae_jax.input.units import validity
 from fusmae_jax.models.blocks import Paths, run_stack
 from fusmae_jax.models.encoder import STACK, stack_patches
 from fusmae_jax.models.fusmae import FusMAE
@@ -107,10 +108,7 @@ def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tupl
     def run(_: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
         means, deviations, some = [], [], []
         for field, group in groups.items():
-            stored = batch[field].astype(jnp.float32)
-            valid = jnp.isfinite(stored)
-            for value in group.nodata:
-                valid &= stored != jnp.float32(value)
+            stored, valid = batch[field].astype(jnp.float32), validity(batch[field], group)
             count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
             mean = jnp.sum(jnp.where(valid, stored, 0), axis=(1, 2)) / jnp.maximum(count, 1)
             error = jnp.where(valid, stored - mean[:, None, None], 0)

@@ -2,7 +2,8 @@
 
 Each crop is resampled from the native grids through `prepare`, distorted and stripped of a sensor by chance.
 All randomness of a crop follows from the key of its record and its index, so neither the number of devices
-nor the order of rows changes a pixel.
+nor the order of rows changes a pixel. Distortions are DINO-MM's, on [0, 255]; values are not rounded, and
+what leaves the range is clipped (DINO-MM's own code lets 8 bits overflow).
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fusmae_jax.config.dino import Crops, DinoConfig, Distortion
-from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches, make_prepare
+from fusmae_jax.input.units import validity
 
 Views = tuple[Float[Array, 'b g gh gw c'], Float[Array, 'b l lh lw c']]
+Image = Float[Array, 'h w c']
+TOP = 255.0  # of the scale that crops are distorted on
 
 
 def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
@@ -34,13 +38,13 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
     make = [(_make_crops(config, contract, crops), crops.count, start) for crops, start in kinds]
 
     def views(batch: Mapping[str, Array], keys: Array) -> Views:
-        batch = clip_quantiles(batch, contract, config)
-        found = []
+        batch = clip_quantiles(batch, contract, config.dino.quantile_clip_modality, config.dino.quantile_clip)
+        crops = []
         for crop, count, start in make:
             index = jnp.arange(start, start + count)
-            own = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, index)
-            found.append(crop(batch, own))
-        return found[0], found[1]
+            crop_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, index)
+            crops.append(crop(batch, crop_keys))
+        return crops[0], crops[1]
 
     return views
 
@@ -77,7 +81,7 @@ def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callabl
         image = distort(image * TOP, radiometry, blur, solarized, settings) / TOP
         return drop_sensor(image, drop, sensors, settings.sensor_drop)
 
-    def one(batch: Mapping[str, Array], keys: Array, blur: Array, solarized: Array) -> Array:
+    def crop_of_every_record(batch: Mapping[str, Array], keys: Array, blur: Array, solarized: Array) -> Array:
         """One crop of every record."""
         pairs = jax.vmap(jax.random.split)(keys)
         images, present = _stack(config, prepare(batch, pairs[:, 0]), crops.size)
@@ -85,34 +89,25 @@ def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callabl
         return jnp.where(present, images, 0)
 
     def make(batch: Mapping[str, Array], keys: Array) -> Array:
-        return jax.vmap(one, (None, 1, 0, 0), 1)(batch, keys, *chances)
+        return jax.vmap(crop_of_every_record, (None, 1, 0, 0), 1)(batch, keys, *chances)
 
     return make
 
 
-def clip_quantiles(batch: Mapping[str, Array], contract: Contract, config: DinoConfig) -> dict[str, Array]:
+def clip_quantiles(
+    batch: Mapping[str, Array], contract: Contract, modality: str, quantiles: tuple[float, float]
+) -> dict[str, Array]:
     """The batch with one modality clipped to quantiles of each image and band, over its valid pixels."""
-    low, high = config.dino.quantile_clip
     clipped = dict(batch)
     for field, group in contract.groups.items():
-        if group.modality == config.dino.quantile_clip_modality and (low, high) != (0, 1) and field in batch:
-            clipped[field] = _clip(batch[field], group, low, high)
+        if group.modality != modality or quantiles == (0, 1) or field not in batch:
+            continue
+        values, valid = batch[field].astype(jnp.float32), validity(batch[field], group)
+        limits = jnp.nanquantile(jnp.where(valid, values, jnp.nan), jnp.array(quantiles), axis=(1, 2))
+        bottom, top = limits[:, :, None, None]
+        # An image without a valid pixel has no quantiles; it stays as it is.
+        clipped[field] = jnp.where(valid, jnp.clip(values, bottom, top), values)
     return clipped
-
-
-def _clip(stored: Float[Array, 'b h w c'], group: Group, low: float, high: float) -> Float[Array, 'b h w c']:
-    values = stored.astype(jnp.float32)
-    valid = jnp.isfinite(values)
-    for nodata in group.nodata:
-        valid &= values != jnp.float32(nodata)
-    limits = jnp.nanquantile(jnp.where(valid, values, jnp.nan), jnp.array([low, high]), axis=(1, 2))
-    bottom, top = limits[:, :, None, None]
-    # An image without a valid pixel has no quantiles; it stays as it is.
-    return jnp.where(valid, jnp.clip(values, bottom, top), values)
-
-
-Image = Float[Array, 'h w c']
-TOP = 255.0
 
 
 def distort(image: Image, key: Array, blur: Array, solarized: Array, settings: Distortion) -> Image:

@@ -44,6 +44,8 @@ def make_prepare(
 ) -> Prepare:
     """The function `prepare(batch, keys)` for one kind of data.
 
+    All of it runs on the device: the host hands over what the shards hold, and nothing is decoded twice.
+
     Args:
         config: model grid, modalities, statistics and clip.
         contract: the record's image fields.
@@ -105,8 +107,8 @@ def _modality(
     if order != list(modality.bands):
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
-    if not eight_bit:  # those are on their scale already
-        values = _scaled(values, config)
+    # 8 bits are on their scale already.
+    values = values if eight_bit else _scaled(values, config)
     size = config.model.patch_size
     return Patches(patchify(values, size), patchify(valid, size))
 
@@ -130,19 +132,19 @@ def _group(
     eight_bit: bool,
 ) -> tuple[Array, Array]:
     """Z-scores and validity of one group of bands on the model grid."""
-    physical = stored.astype(jnp.float32)
-    valid = jnp.isfinite(physical)
-    for value in group.nodata:
-        valid &= physical != jnp.float32(value)
+    physical, valid = stored.astype(jnp.float32), units.validity(stored, group)
     if group.scale != 1 or group.offset != 0:
         physical = physical * jnp.float32(group.scale) + jnp.float32(group.offset)
     if (wanted := target_unit(modality, group)) != group.unit:
         physical = units.convert(physical, group.unit, wanted)
-        valid &= jnp.isfinite(physical)  # a power of 0 or less has no decibels
-    # Filled before resampling: a NaN that met the kernel would spread over the whole image.
+        # A power of 0 or less has no decibels.
+        valid &= jnp.isfinite(physical)
+    # Filled before resampling: a NaN that met the kernel would spread over the whole image. With the mean,
+    # which is 0 here, so that a hole pulls its neighbours nowhere.
     mean, std = mean[None, None, None], std[None, None, None]
     values = jnp.where(valid, (physical - mean) / std, 0)
     values = to_bytes(values) if eight_bit else values
+    # A box that only flips needs no kernel; on the model grid the stored numbers pass through exactly.
     if moved or stored.shape[1:3] != config.model.image_size:
         return resample(values, valid, box, config.model.image_size, modality.resample)
     for flip, axis in ((box.vflip, 1), (box.hflip, 2)):

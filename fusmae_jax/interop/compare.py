@@ -20,6 +20,7 @@ from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.interop import sides
 from fusmae_jax.interop.weights.files import read_state
 from fusmae_jax.interop.weights.importers import import_weights
+from fusmae_jax.parallel.rules import Params
 
 # Largest relative error of stages, losses, gradients and the losses of the steps.
 TOLERANCE = {
@@ -127,7 +128,7 @@ def _print(settings: dict[str, Any], rows: list[ParityRow]) -> None:
 
 
 def compare_exactly(
-    config: Config, *, params: Any = None, dtype: str = 'float32', seed: int = 0, steps: int = STEPS
+    config: Config, *, params: Params | None = None, dtype: str = 'float32', seed: int = 0, steps: int = STEPS
 ) -> list[ParityRow]:
     """All rows of a float32 or float64 comparison; fresh noisy parameters when none are given."""
     limits, kind = TOLERANCE[dtype], jnp.dtype(dtype)
@@ -145,7 +146,7 @@ def compare_exactly(
     return rows
 
 
-def compare_bfloat16(config: Config, *, params: Any = None, seeds: int = 5) -> list[ParityRow]:
+def compare_bfloat16(config: Config, *, params: Params | None = None, seeds: int = 5) -> list[ParityRow]:
     """bfloat16 against the float32 reference: our error, limited to BFLOAT16_RATIO x PyTorch's own.
 
     Errors are norms of differences relative to the norm of the float32 result; medians over `seeds`
@@ -207,7 +208,7 @@ def step_rows(ours: list[float], theirs: list[float], limit: float) -> list[Pari
 
 
 def _bfloat16_errors(
-    config: Config, params: Any, seed: int, run_ours: Callable[[sides.Case, Any], sides.SideOutcome]
+    config: Config, params: Params, seed: int, run_ours: Callable[[sides.Case, Params], sides.SideOutcome]
 ) -> dict[tuple[str, str], tuple[float, float, float]]:
     """(kind, name) -> our largest absolute error, our relative error, PyTorch's relative error."""
     case = sides.make_case(config, 4 * BATCH, seed)
@@ -229,7 +230,7 @@ def _bfloat16_errors(
     }
 
 
-def _cast(params: Any, dtype: Any) -> Any:
+def _cast(params: Params, dtype: Any) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
 
 

@@ -7,6 +7,7 @@ that of CLS.
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,7 @@ def graph(model: Model, dino: Dino, dtype: DTypeLike = jnp.float32) -> nnx.Graph
     return nnx.split(nnx.eval_shape(lambda: DinoModel(model, dino, rngs=nnx.Rngs(0), dtype=dtype)))[0]
 
 
-def init_params(model: Model, dino: Dino, key: Array, dtype: DTypeLike = jnp.float32) -> dict:
+def init_params(model: Model, dino: Dino, key: Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Fresh parameters as nested dicts, drawn as DINO's code does; traceable.
 
     Linear kernels, CLS and positions are normal with deviation 0.02, biases 0; the patch projection and the

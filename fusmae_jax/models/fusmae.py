@@ -214,7 +214,7 @@ class FusMAE(nnx.Module):
         return Encoded(tokens, cls, _mean_token(tokens, pool_valid), stages)
 
 
-def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict:
+def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Fresh parameters as nested dicts of arrays; traceable, so it can be jitted with shardings."""
     return nnx.to_pure_dict(nnx.state(FusMAE(model, rngs=nnx.Rngs(key), dtype=dtype), nnx.Param))
 

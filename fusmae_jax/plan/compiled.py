@@ -6,7 +6,7 @@ Collective operations are counted from the text of the compiled program, with th
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +101,7 @@ def compile_step(
     return CompiledStep(batch_size, memory.total, time.perf_counter() - begin, memory, sent)
 
 
-def held(compiled: Any) -> Memory:
+def held(compiled: jax.stages.Compiled) -> Memory:
     """The compiler's plan of one device's memory."""
     plan = compiled.memory_analysis()
     return Memory(
@@ -129,7 +129,7 @@ def batch_bytes(setup: Setup, batch_size: int) -> int:
     return bytes_on_device(abstract_batch(setup.contract, setup.objective.fields, rows, setup.mesh))
 
 
-def of_program(compiled: Any) -> Collectives | None:
+def of_program(compiled: jax.stages.Compiled) -> Collectives | None:
     """The collectives of a compiled program; None where the toolchain cannot print it."""
     try:
         text = compiled.as_text()
@@ -180,7 +180,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _results(lines: Any) -> Iterator[tuple[str, str]]:
+def _results(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Name and definition of each instruction, without its metadata."""
     for line in lines:
         if match := RESULT.match(line):

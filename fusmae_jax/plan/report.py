@@ -100,22 +100,22 @@ def _memory(plan: MachinePlan) -> str:
 
 def _largest(plan: MachinePlan) -> str:
     sizes = ' and '.join(f'{batch:,}' for batch, _ in plan.points)
-    one = 'one image on each device'
+    minimum = 'one image on each device'
     if plan.setup.config.data.mixture:
-        one = 'the least that all the sets can share over the devices'
+        minimum = 'the least that all the sets can share over the devices'
     if len(plan.points) < 2:
         least = f'batch {plan.largest:,} is the only size found to fit' if plan.largest else 'none fits'
-        return f'largest     {least}, {one} included'
+        return f'largest     {least}, {minimum} included'
     how = f'from a line through {sizes}, with {MARGIN:.0%} of the memory left free'
     if plan.largest is None:
         return f'largest     no limit seen: memory does not grow between batches of {sizes}'
     if not plan.largest:
-        return f'largest     not even {one} fits ({how})'
+        return f'largest     not even {minimum} fits ({how})'
     text = f'largest     batch {plan.largest:,} fits ({how}'
     if plan.verified:
         share = plan.verified.total / plan.machine.memory
-        found = 'fits' if share <= 1 else 'does NOT fit'
-        return f'{text}); compiled in full: {found}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
+        verdict = 'fits' if share <= 1 else 'does NOT fit'
+        return f'{text}); compiled in full: {verdict}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
     return f'{text}; --verify compiles it)'
 
 

@@ -65,14 +65,14 @@ def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, flo
         block1 = cross - (count - 1) * mlp(visible, d, ratio)  # one MLP on all slots
     else:
         cross = block1 = count * cross_block(visible, max(count - 1, 1) * visible, d, ratio)
-    one = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
+    decoder = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
     masked = model.num_patches - (0 if joint else visible)
     return {
         'patch': sum(2.0 * visible * size * d for size in names.values()),
         'block1': block1 if model.fusion.encoder == 'xae' else block(seen + 1, d, ratio),
         'blocks': (model.depth - 1) * block(seen + 1, d, ratio),
         'xad': cross if model.fusion.decoder == 'xad' else 0.0,
-        'decoders': sum(one(model, size, visible, masked, seen) for size in names.values()),
+        'decoders': sum(decoder(model, size, visible, masked, seen) for size in names.values()),
     }
 
 

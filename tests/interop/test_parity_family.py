@@ -1,6 +1,7 @@
-"""Our model against the PyTorch reference: forward, loss, gradients, training steps, absent sensors."""
+"""Our model against the PyTorch reference: all stages, gradients, training steps; the command `compare`."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,48 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config.build import resolve
-from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Masking, Modality, Model, Numerics, Optimizer
+from fusmae_jax.bench import race
+from fusmae_jax.errors import InputError
 from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.interop import compare, sides
+from fusmae_jax.interop.weights import files
+from fusmae_jax.interop.weights.rules import flatten, unflatten
 from fusmae_jax.models import fusmae
+from tests.support.interop_models import FAMILY, random_params, small_model
 
 torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.parity
-torch.set_num_threads(
-    1
-)  # tiny tensors: threads would only wait for each other, 30 times slower on busy cores
-
-S2 = Modality(bands=('B02', 'B03', 'B04'), sensor='s2')
-S1 = Modality(bands=('VV', 'VH'), sensor='s1', loss_weight=0.5)
-DEM = Modality(bands=('height',), mean=(0.0,), std=(1.0,))
-
-
-def make(loss=None, masking=None, **changes) -> Config:
-    model = Model(
-        modalities={'s1': S1, 's2': S2},
-        image_size=(32, 32),
-        patch_size=8,
-        size='tiny',
-        decoder=Decoder(width=16, depth=2, heads=2),
-    )
-    model = resolve(dataclasses.replace(model, **changes))
-    optimizer = Optimizer(learning_rate=1e-3)
-    return Config(model=model, loss=loss or Loss(), masking=masking or Masking(), optimizer=optimizer)
-
-
-FAMILY = {
-    'xae': make(),
-    'xad': make(fusion=Fusion('none', 'xad')),
-    'xae_xad': make(fusion=Fusion('xae', 'xad'), image_size=(32, 48)),
-    'none': make(fusion=Fusion('none', 'none'), masking=Masking('consistent')),
-    'unimodal': make(fusion=Fusion('none', 'none'), modalities={'s2': S2}),
-    'three': make(fusion=Fusion('xae', 'xad'), modalities={'s1': S1, 's2': S2, 'dem': DEM}),
-    'norm_pix': make(loss=Loss(norm_pix=True)),
-    'learned_shared': make(positions='learned', fusion=Fusion('xae', shared_directions=True)),
-    'mae_decoder': make(decoder=Decoder(16, 1, 2, cls=True, final_norm=False), final_norm=False, depth=1),
-    'numerics': make(numerics=Numerics('tanh', 1e-5, 'fast', 'highest', qkv_bias=False), scan=False),
-}
+# Tiny tensors: threads would only wait for each other, 30 times slower on busy cores.
+torch.set_num_threads(1)
 
 
 def failures(rows: list[compare.ParityRow]) -> list[str]:
@@ -135,3 +107,39 @@ def test_bfloat16_errs_no_more_than_pytorch():
         r.name for r in rows
     }
     assert not failures(rows)
+
+
+def test_json_and_exit_codes(tmp_path, capsys, monkeypatch):
+    config = FAMILY['unimodal']
+    path = tmp_path / 'a.safetensors'
+    params = unflatten({name: 0.1 * x for name, x in flatten(random_params(config.model)).items()})
+    files.export(path, params, config.model)
+    code = compare.compare(config, weights=str(path), dtype='float64', as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert [row for row in report['rows'] if not row['ok']] == []
+    assert (code, report['ok']) == (0, True)
+    assert report['settings']['numerics']['norm_eps'] == 1e-6
+    assert {row['kind'] for row in report['rows']} == {'stage', 'loss', 'gradient', 'steps'}
+
+    rows = compare.compare_exactly(config, dtype='float32', steps=0)
+    rows[3] = dataclasses.replace(rows[3], relative=float('nan'))
+    monkeypatch.setattr(compare, 'compare_exactly', lambda *args, **kwargs: rows)
+    assert compare.compare(config, weights='', dtype='float32', as_json=False) == 1
+    assert f'1 of {len(rows)} past the limit, first: {rows[3].name}' in capsys.readouterr().out
+
+
+def test_wrong_type_and_wrong_weights_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match='bfloat16'):
+        compare.compare(FAMILY['xae'], weights='', dtype='half', as_json=False)
+    path = tmp_path / 'a.safetensors'
+    files.export(path, random_params(small_model()), small_model())
+    with pytest.raises(InputError, match='not part of this model'):
+        compare.compare(FAMILY['unimodal'], weights=str(path), dtype='float32', as_json=False)
+
+
+def test_every_contender_of_the_race_takes_steps(monkeypatch):
+    monkeypatch.setattr(race, 'WARMUP', 0)
+    monkeypatch.setattr(race, 'REPEATS', 2)
+    for name in ('torch eager', 'fusmae_jax scan', 'fusmae_jax unrolled'):  # torch.compile needs a compiler
+        lap = race._run(name, FAMILY['xae'], 2)
+        assert lap.seconds > 0 and lap.first > 0 and lap.peak > 0

@@ -13,7 +13,7 @@ from fusmae_jax.config.build import resolve
 from fusmae_jax.models.layers import Arithmetic
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
 from fusmae_jax.models.positions import sincos_2d
-from tests.models.test_fusion import cross_attention, linear, mlp, norm, random_module
+from tests.support.equations import cross_attention, linear, mlp, norm, random_module
 from tests.support.tiny import tiny_model
 
 K, N = 3, 16  # visible patches of a sensor, patches

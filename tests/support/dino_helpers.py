@@ -66,9 +66,9 @@ def whole_views(config, contract, size):
     prepare = make_prepare(crops._pixels(config, size), contract, None)
 
     def whole(batch):
-        images, present = crops._stack(
-            config, prepare(crops.clip_quantiles(batch, contract, config), None), size
-        )
+        dino = config.dino
+        batch = crops.clip_quantiles(batch, contract, dino.quantile_clip_modality, dino.quantile_clip)
+        images, present = crops._stack(config, prepare(batch, None), size)
         return jnp.where(present, images, 0)
 
     return whole

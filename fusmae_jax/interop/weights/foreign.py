@@ -170,9 +170,8 @@ def _multimae(state: State, model: Model, options: ImportOptions) -> ImportPlan:
         weight = _inflate(plan, f'{key}.weight', bands, f'{key}.{name}.weight')
         plan.rules += layouts.conv_rules(name, key, model, weight)
     for task in used:
-        plan.state.pop(
-            f'input_adapters.{task}.proj.weight', None
-        )  # one copy for each modality was made above
+        # One copy for each modality was made above.
+        plan.state.pop(f'input_adapters.{task}.proj.weight', None)
     plan.table = _shared_table(plan, [f'input_adapters.{task}' for task in used], 'input')
     plan.rules.append(_cls(model, 'global_tokens'))
     plan.ignore = (rf'input_adapters\.(?!({"|".join(map(re.escape, used))})\.).*',)
@@ -191,9 +190,9 @@ def _shared_table(plan: ImportPlan, adapters: list[str], kind: str) -> str:
     Returns its name there.
     """
     name = f'{adapters[0]}.pos_emb'
-    found = [plan.state.pop(f'{adapter}.pos_emb', None) for adapter in dict.fromkeys(adapters)]
-    tables = [table for table in found if table is not None and table.ndim == 4]
-    if len(tables) < len(found):
+    stored = [plan.state.pop(f'{adapter}.pos_emb', None) for adapter in dict.fromkeys(adapters)]
+    tables = [table for table in stored if table is not None and table.ndim == 4]
+    if len(tables) < len(stored):
         plan.problems.append(f'every {kind} adapter needs a pos_emb of shape (1, width, rows, columns)')
         return name
     if any(not np.array_equal(table, tables[0]) for table in tables[1:]):
@@ -212,22 +211,22 @@ def _output_adapters(plan: ImportPlan, model: Model, options: ImportOptions) -> 
     outputs = {name: options.outputs.get(name, task) for name, task in tasks.items()}
     size = model.patch_size**2
     for name, output in outputs.items():
-        own = f'output_adapters.{output}'
+        adapter = f'output_adapters.{output}'
         theirs = layouts.AttendingDecoder(
-            project=f'{own}.proj_context',
-            mask_token=f'{own}.mask_token',
-            modality={key: f'{own}.task_embeddings.{task}' for key, task in tasks.items()},
-            cross=own,
+            project=f'{adapter}.proj_context',
+            mask_token=f'{adapter}.mask_token',
+            modality={key: f'{adapter}.task_embeddings.{task}' for key, task in tasks.items()},
+            cross=adapter,
             cross_names=layouts.MULTIMAE_CROSS,
-            norm2=f'{own}.out_norm',
-            mlp=f'{own}.mlp',
-            blocks=f'{own}.decoder_transformer',
+            norm2=f'{adapter}.out_norm',
+            mlp=f'{adapter}.mlp',
+            blocks=f'{adapter}.decoder_transformer',
             norm='',
-            predict=f'{own}.out_proj',
+            predict=f'{adapter}.out_proj',
         )
         plan.rules += layouts.attending_decoder_rules(name, model, theirs)
     used = [f'output_adapters.{output}' for output in dict.fromkeys(outputs.values())]
-    for full in [f'{own}.out_proj.{part}' for own in used for part in ('weight', 'bias')]:
+    for full in [f'{adapter}.out_proj.{part}' for adapter in used for part in ('weight', 'bias')]:
         x = plan.state.get(full)
         if x is not None and len(x) % size == 0:  # pixels of a patch lie channel, row, column there
             plan.state[full] = np.moveaxis(x.reshape(-1, size, *x.shape[1:]), 0, 1).reshape(x.shape)

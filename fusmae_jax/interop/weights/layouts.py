@@ -110,11 +110,11 @@ def linear_rules(
     With `rows`, ours is that part of a joined layer with `total` outputs.
     """
     inner, outer = size
-    one = (total or outer) // len(theirs)
+    outputs = (total or outer) // len(theirs)
     weights, biases = tuple(f'{t}.weight' for t in theirs), tuple(f'{t}.bias' for t in theirs)
-    rules = [Rule(f'{ours}/kernel', (inner, outer), weights, (one, inner), 'linear', layer, rows)]
+    rules = [Rule(f'{ours}/kernel', (inner, outer), weights, (outputs, inner), 'linear', layer, rows)]
     if bias:
-        rules.append(Rule(f'{ours}/bias', (outer,), biases, (one,), 'copy', layer, rows))
+        rules.append(Rule(f'{ours}/bias', (outer,), biases, (outputs,), 'copy', layer, rows))
     return rules
 
 
@@ -235,14 +235,14 @@ def _streams(model: Model) -> dict[str, int]:
 
 
 def _reference_attending(name: str, model: Model, parts: Mapping[str, str]) -> AttendingDecoder:
-    own = f'decoders.{name}'
+    decoder = f'decoders.{name}'
     return AttendingDecoder(
-        modality={key: f'{own}.modality.{key}' for key in model.modalities},
-        cross=f'{own}.cross',
+        modality={key: f'{decoder}.modality.{key}' for key in model.modalities},
+        cross=f'{decoder}.cross',
         cross_names=CROSS,
-        norm2=f'{own}.norm2',
-        mlp=f'{own}.mlp',
-        blocks=f'{own}.blocks',
+        norm2=f'{decoder}.norm2',
+        mlp=f'{decoder}.mlp',
+        blocks=f'{decoder}.blocks',
         **parts,
     )
 

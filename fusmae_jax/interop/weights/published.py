@@ -87,8 +87,8 @@ def build(config: WeightFile, state: State, preset: str) -> tuple[PresetConfig, 
         state = _fold_pixels(state, config, kind)
     elif preset == 'own' and satvit:
         state = _fold_descending(state, config)
-    found, report = import_weights(kind.layout, state, source, unflatten(base), options)
-    params = _stacked(found, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
+    imported, report = import_weights(kind.layout, state, source, unflatten(base), options)
+    params = _stacked(imported, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
     lines = report.text().split('\n')
     return settings, params, [x for x in lines if 'decoders' not in x and 'SatViT has no CLS' not in x]
 
