@@ -184,6 +184,7 @@ def gradient_rows(ours: sides.SideOutcome, theirs: sides.SideOutcome, limit: flo
     """Norm of the difference of each gradient, relative to max(its norm, FLOOR x the global norm)."""
     rows, floor = [], FLOOR * global_norm(theirs.gradients)
     for name, reference in theirs.gradients.items():
+        # By norm: a single element may be as small as the rounding error of its neighbours.
         difference = ours.gradients[name].astype(np.float64) - reference
         size = max(float(np.linalg.norm(reference)), floor)
         error = float(np.linalg.norm(difference)) / size

@@ -139,6 +139,7 @@ def run_torch(config: Config, case: Case, params: Params, dtype: str) -> SideOut
     """Stages and gradients of the PyTorch reference; 'bfloat16' is float32 weights under autocast."""
     model = torch_model(config, params, dtype)
     images, ids, keep = torch_inputs(case, dtype)
+    # Autocast leaves weights and norms in float32 and makes products bfloat16, as our compute type does.
     with _autocast(dtype):
         loss, captured = model(images, ids, keep)
     loss.backward()

@@ -65,10 +65,12 @@ class Decoder(nnx.Module):
         table = jnp.asarray(sincos_2d(self.model.grid, settings.width), wide)
         mask_tokens = jnp.broadcast_to(self.mask_token[...].astype(wide), (batch, masked, settings.width))
         x = jnp.concatenate([self.project(latents).astype(wide), mask_tokens], axis=1)
+        # The table is a constant, so no scatter stands behind this gather in the backward pass.
         x = x + jnp.take(table, order, axis=0, mode='clip')
         hidden = jnp.ones((batch, masked), bool) if hidden is None else hidden
         valid = jnp.concatenate([valid, hidden], axis=1)
         if settings.cls and cls is not None:
+            # Last, so that the slices of visible and hidden tokens stay where they are.
             x = jnp.concatenate([x, self.project(cls[:, None]).astype(wide)], axis=1)
             valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)
         stages = {'tokens': x}

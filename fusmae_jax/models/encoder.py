@@ -107,6 +107,7 @@ class Encoder(nnx.Module):
 
         if self.model.fusion.encoder == 'xae':
             x, inner = self.block1(tokens, valid)
+            # CLS comes after block 1, eq. (6): it belongs to no modality and would have no partner there.
             x = jnp.concatenate([x, cls], axis=1)
         else:
             x, inner = self.block1(jnp.concatenate([*tokens.values(), cls], axis=1), slots)
@@ -142,6 +143,7 @@ class Encoder(nnx.Module):
         """
         x = self.positions(position, position.shape[1])
         for name, values in patches.items():
+            # Projected in every slot, then selected: a gather by sensor would have a scatter for its gradient.
             x = x + jnp.where(
                 members[name][..., None], self.patch[name](values).astype(self.arithmetic.wide_dtype), 0
             )

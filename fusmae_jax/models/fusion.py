@@ -73,6 +73,7 @@ class XAttnEncoder(nnx.Module):
         for name, mine in members.items():
             cross = self.cross['shared' if self.shared else name]
             attended, qk = cross(x, x, joint_keys(name, members, self.absent))
+            # A slot belongs to one modality at most, so a select is the sum over directions.
             total = jnp.where(mine[..., None], attended.astype(x.dtype), total)
             inner |= {f'{key}/{name}': value for key, value in qk.items()}
         x = x + total
@@ -123,6 +124,7 @@ def context_of(
     """
     own, own_valid = tokens[name], valid[name]
     others = [key for key in tokens if key != name]
+    # Of one modality alone: invalid keys, of which the cross-attention makes exactly 0.
     if not others:
         return own, own_valid if absent == 'self' else jnp.zeros_like(own_valid)
     context = jnp.concatenate([tokens[key] for key in others], axis=1)

@@ -30,26 +30,6 @@ class Encoded(NamedTuple):
     stages: dict[str, Array]  # named intermediates, empty unless asked for
 
 
-def _take(x: Shaped[Array, 'b n p'], ids: Int[Array, 'b k']) -> Shaped[Array, 'b k p']:
-    return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
-
-
-def _mean_image(
-    values: Mapping[str, Array], valid: Mapping[str, Array], gone: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Samples (b,) in which a sensor is `gone` get its mean image, which is 0, with every slot valid."""
-    values = {name: jnp.where(gone[name][:, None, None], 0, x) for name, x in values.items()}
-    return values, {name: v | gone[name][:, None] for name, v in valid.items()}
-
-
-def _mean_token(tokens: Mapping[str, Array], valid: Mapping[str, Array]) -> Float[Array, 'b d']:
-    """The mean over the valid tokens of all streams."""
-    dtype = next(iter(tokens.values())).dtype
-    weights = jnp.concatenate([valid[name] for name in tokens], axis=1).astype(dtype)[..., None]
-    total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
-    return total / jnp.maximum(jnp.sum(weights, axis=1), 1)
-
-
 class FusMAE(nnx.Module):
     """The model family of the paper and its baselines.
 
@@ -214,6 +194,26 @@ class FusMAE(nnx.Module):
         return Encoded(tokens, cls, _mean_token(tokens, pool_valid), stages)
 
 
+def _take(x: Shaped[Array, 'b n p'], ids: Int[Array, 'b k']) -> Shaped[Array, 'b k p']:
+    return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
+
+
+def _mean_image(
+    values: Mapping[str, Array], valid: Mapping[str, Array], gone: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Samples (b,) in which a sensor is `gone` get its mean image, which is 0, with every slot valid."""
+    values = {name: jnp.where(gone[name][:, None, None], 0, x) for name, x in values.items()}
+    return values, {name: v | gone[name][:, None] for name, v in valid.items()}
+
+
+def _mean_token(tokens: Mapping[str, Array], valid: Mapping[str, Array]) -> Float[Array, 'b d']:
+    """The mean over the valid tokens of all streams."""
+    dtype = next(iter(tokens.values())).dtype
+    weights = jnp.concatenate([valid[name] for name in tokens], axis=1).astype(dtype)[..., None]
+    total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1)
+
+
 def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Fresh parameters as nested dicts of arrays; traceable, so it can be jitted with shardings."""
     return nnx.to_pure_dict(nnx.state(FusMAE(model, rngs=nnx.Rngs(key), dtype=dtype), nnx.Param))
@@ -221,6 +221,7 @@ def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dic
 
 def graph(model: Model, dtype: DTypeLike = jnp.float32) -> nnx.GraphDef:
     """The structure that `nnx.merge(graph(model), params)` turns into a FusMAE, inside traced functions."""
+    # Abstract: a structure needs no numbers, and drawing them would cost seconds.
     abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))
     graphdef, params = nnx.split(abstract)
     if len(jax.tree.leaves(nnx.filter_state(params, nnx.Param))) != len(jax.tree.leaves(params)):

@@ -16,5 +16,6 @@ def init_head(key: Array, width: int, classes: int) -> Head:
 
 def logits(head: Head, features: Float[Array, 'b d']) -> Float[Array, 'b c']:
     """The scores of every class, in full float32 on every kind of device."""
+    # A few classes cost nothing, and metrics that rank see every rounding.
     scores = jnp.dot(features.astype(jnp.float32), head['kernel'], precision='highest')
     return scores + head['bias'][None]

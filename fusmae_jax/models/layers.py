@@ -79,6 +79,7 @@ def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs) -> nnx.Lay
     return nnx.LayerNorm(
         width,
         epsilon=arithmetic.numerics.norm_eps,
+        # 'fast' is E[x^2] - E[x]^2: one pass less, and it cancels where the mean is large.
         use_fast_variance=arithmetic.numerics.norm_variance == 'fast',
         dtype=arithmetic.wide_dtype,
         param_dtype=arithmetic.wide_dtype,

@@ -97,6 +97,7 @@ class MultiMaeDecoder(nnx.Module):
         empty = empty[None, None] + jnp.take(table, masked, axis=0, mode='clip')
         queries = constrain_batch(jnp.concatenate([tokens[:, part], empty], axis=1))
         stages = {'tokens': queries}
+        # No residual around it, as published; the MLP after it has one.
         x, inner = self.cross(queries, keys, valid)
         x = x.astype(wide)
         x = x + self.mlp(self.norm2(x)).astype(wide)

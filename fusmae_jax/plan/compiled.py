@@ -103,7 +103,7 @@ def compile_step(
 
 def held(compiled: jax.stages.Compiled) -> Memory:
     """The compiler's plan of one device's memory."""
-    plan = compiled.memory_analysis()
+    plan: Any = compiled.memory_analysis()
     return Memory(
         plan.argument_size_in_bytes,
         plan.output_size_in_bytes - plan.alias_size_in_bytes,

@@ -83,6 +83,7 @@ def import_weights(
     raise_all(f'{layout} weights do not fit the model', problems)
     params.update(table.learned)
     if plan.cls_row and plan.table:
+        # Our CLS has no position: the token with its row added is the same sum.
         params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
         report.notes.append('the positional row of CLS was added to CLS')
     params = positions.turn(params, table.turned)

@@ -226,6 +226,7 @@ def _fold_pixels(state: State, config: WeightFile, kind: PublishedKind) -> State
     if kernel.ndim != 4 or kernel.shape[1] != len(mean):
         problem = f'{name}.weight has shape {kernel.shape}, expected {len(mean)} channels: red, green, blue'
         raise_all(f'{kind.layout} weights do not fit the model', [problem])
+    # With x = (u + 1) / 2 and u on [-1, 1], (x - mean) / std is u / (2 std) + (0.5 - mean) / std.
     mean, std = mean[:, None, None], std[:, None, None]
     bias = state[f'{name}.bias'] + (kernel * (0.5 - mean) / std).sum(axis=(1, 2, 3))
     folded = {f'{name}.weight': kernel / (2 * std), f'{name}.bias': bias}

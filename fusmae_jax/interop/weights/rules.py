@@ -141,6 +141,7 @@ def to_ours(rules: list[Rule], state: State) -> dict[str, Array]:
         joined = np.concatenate([state[name] for name in rule.theirs]) if len(rule.theirs) > 1 else None
         x = state[rule.theirs[0]] if joined is None else joined
         x = x[slice(*rule.rows)] if rule.rows else x
+        # A transposed view would be copied again at every transfer to a device.
         value = np.ascontiguousarray(FORMS[rule.form][0](x, rule.shape))
         parts.setdefault(rule.ours, {})[-1 if rule.layer is None else rule.layer] = value
     return {
