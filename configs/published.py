@@ -1,4 +1,4 @@
-"""Weights that others have published, as systems of an evaluation; takes seconds.
+"""WeightFile that others have published, as systems of an evaluation; takes seconds.
 
     python main.py import --config=configs/published.py:dino_mm --workdir=runs/dino_mm \\
         --config.file=weights/B14_vits8_dinomm_ep99.pth
@@ -26,13 +26,13 @@ import ml_collections
 
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.interop.weights.published_kinds import KINDS, Weights
+from fusmae_jax.interop.weights.published_kinds import KINDS, WeightFile
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """Every field of `Weights`, for one kind of file."""
+    """Every field of `WeightFile`, for one kind of file."""
     if variant not in KINDS:
         raise InputError(f'configs/published.py:{variant}: give a variant; {nearest(variant, KINDS)}')
-    config = config_dict(Weights())
+    config = config_dict(WeightFile())
     config.kind = variant
     return config

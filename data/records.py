@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group, Product, Statistics
-from fusmae_jax.input.ranges import validity as validity
+from fusmae_jax.input.units import validity as validity
 from fusmae_jax.paths import check_text, escaped
 
 Record = dict[str, Any]

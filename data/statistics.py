@@ -12,7 +12,7 @@ import numpy as np
 from data.records import Record, Schema
 from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Group, Statistics
-from fusmae_jax.input.ranges import validity
+from fusmae_jax.input.units import validity
 
 
 class Moments:

@@ -356,9 +356,9 @@ def _reliance(args: argparse.Namespace) -> int:
 @command('import', *config_file(), WORKDIR)
 def _import(args: argparse.Namespace) -> int:
     """Imports published weights of other encoders."""
-    from fusmae_jax.interop.weights.published_kinds import Weights
+    from fusmae_jax.interop.weights.published_kinds import WeightFile
 
-    with _in_workdir(args, Weights) as settings:
+    with _in_workdir(args, WeightFile) as settings:
         from fusmae_jax.interop.weights.published import run_import
 
         return run_import(settings, args.workdir)

@@ -23,8 +23,7 @@ from orbax.checkpoint import v1 as ocp
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.tree_diff import difference
 from fusmae_jax.errors import InputError, raise_all
-from fusmae_jax.parallel.agreement import together
-from fusmae_jax.parallel.host import read
+from fusmae_jax.parallel.processes import read, together
 from fusmae_jax.storage import SaveError, absolute, check_name, is_disk_full
 
 FOLDER = 'checkpoints'

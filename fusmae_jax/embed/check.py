@@ -20,7 +20,7 @@ SAMPLE = 64  # blocks of a window's size that are looked at before a model with 
 _THIN = 4  # every which pixel, along rows and columns, is looked at for the range of values
 
 
-class Fitted(NamedTuple):
+class FittedFiles(NamedTuple):
     """Files that fit a model."""
 
     config: Config  # the model's, with statistics settled
@@ -79,17 +79,17 @@ def restrict(config: Config, names: Mapping[str, object], where: str) -> Config:
 
 def window_ground(model: Pretrained, config: Config) -> tuple[float, float]:
     """The ground (rows, columns in metres) that one training record of the given modalities covers."""
-    found = {
+    sizes = {
         (group.size[0] * group.resolution, group.size[1] * group.resolution)
         for group in model.contract.first.groups.values()
         if group.modality in config.model.modalities
     }
-    if len(found) != 1 or not all(min(size) > 0 for size in found):
+    if len(sizes) != 1 or not all(min(size) > 0 for size in sizes):
         raise InputError(
-            f'the checkpoint does not say which ground one image covers (its sensors: {sorted(found)} m), so '
+            f'the checkpoint does not say which ground one image covers (its sensors: {sorted(sizes)} m), so '
             'windows have no size'
         )
-    return found.pop()
+    return sizes.pop()
 
 
 def window_pixels(raster: Raster, ground: tuple[float, float]) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def fit(
     windows: Mapping[str, tuple[int, int]],
     ground: tuple[float, float],
     settings: EncodeConfig,
-) -> Fitted:
+) -> FittedFiles:
     """Compares the files with the model, as a data set would be compared.
 
     Args:
@@ -164,7 +164,7 @@ def fit(
     differences = compatibility.compare(config, _as_stored(contract, rasters), model.contract)
     notes = compatibility.check([*looks, *differences], settings.accept, files)
     notes += _coarser(model, rasters)
-    return Fitted(normalise.resolve(config, contract), contract, notes)
+    return FittedFiles(normalise.resolve(config, contract), contract, notes)
 
 
 def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:
@@ -198,10 +198,10 @@ def _measure(raster: Raster, group: Group, blocks: int) -> tuple[Statistics, np.
 
 
 def _look(raster: Raster, group: Group, pixels: np.ndarray, trained: Contract) -> list[Difference]:
-    found = compatibility.look(
+    differences = compatibility.look(
         group.modality, {group.modality: pixels}, {group.modality: group}, trained, 'block'
     )
-    return [d._replace(message=f'{raster.file}: {d.message}') for d in found]
+    return [d._replace(message=f'{raster.file}: {d.message}') for d in differences]
 
 
 def _as_stored(contract: Contract, rasters: Mapping[str, Raster]) -> Contract:

@@ -20,15 +20,14 @@ import rasterio
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground, windows
-from fusmae_jax.embed.encoder import make_encoder
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
 from fusmae_jax.embed.quantise import MOST_CLIPPED, Quantiser, scale_of
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
-from fusmae_jax.embed.stream import Job, calibrate, rows_of_cells
+from fusmae_jax.embed.stream import EncodeJob, calibrate, make_encoder, rows_of_cells
 from fusmae_jax.embed.windows import Layout
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders import pretrained
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import raster
 from fusmae_jax.geo.grid import Grid
@@ -57,12 +56,12 @@ def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str) ->
         raise InputError('give --s1=FILE, --s2=FILE or both')
     check_settings(config)
     _target(out, config, files)  # before a model is loaded for nothing
-    embed(config, files, inference.load(checkpoint), checkpoint, out)
+    embed(config, files, pretrained.load(checkpoint), checkpoint, out)
     return 0
 
 
 def embed(
-    config: EncodeConfig, files: Mapping[str, str], model: inference.Pretrained, source: str, out: str
+    config: EncodeConfig, files: Mapping[str, str], model: pretrained.Pretrained, source: str, out: str
 ) -> None:
     """Embeds the files of one place, modality -> file, with a model that is loaded already.
 
@@ -75,8 +74,8 @@ def embed(
         job, grid, description = _settle(config, model, files, source, stack)
         start = time.perf_counter()
         scale = calibrate(job) if config.dtype == 'int8' else None
-        found = _write(job, grid, target, description, scale)
-    _summary(job, grid, target, found, time.perf_counter() - start)
+        description = _write(job, grid, target, description, scale)
+    _summary(job, grid, target, description, time.perf_counter() - start)
 
 
 def _gdal_options() -> dict[str, Any]:
@@ -84,15 +83,19 @@ def _gdal_options() -> dict[str, Any]:
     return raster.BESIDE | ({} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': _CACHE})
 
 
-def _summary(job: Job, grid: Grid, target: Path, found: Mapping[str, Any], seconds: float) -> None:
+def _summary(
+    job: EncodeJob, grid: Grid, target: Path, description: Mapping[str, Any], seconds: float
+) -> None:
     count = job.layout.rows.windows * job.layout.columns.windows
     # In bytes on macOS, in KiB elsewhere.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == 'darwin' else 20)
     print(f'{count:,} windows in {seconds:.1f} s, {count / seconds:.1f} a second; peak memory {peak:.2f} GiB')
-    if 'int8' in found:
-        print('int8: ' + ', '.join(f'{key} {value:.6g}' for key, value in found['int8'].items()))
+    if 'int8' in description:
+        print('int8: ' + ', '.join(f'{key} {value:.6g}' for key, value in description['int8'].items()))
     cells = grid.rows * grid.columns
-    print(f'wrote {target} and {target.name}.json: {found["valid_cells"]:,} of {cells:,} cells hold data')
+    print(
+        f'wrote {target} and {target.name}.json: {description["valid_cells"]:,} of {cells:,} cells hold data'
+    )
 
 
 def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
@@ -107,8 +110,8 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
     beside = _beside(out)
     for file in (out, beside):
         if os.path.lexists(file) and not config.overwrite:
-            told = '' if file == out else f', where the description of --out={out} belongs'
-            raise InputError(f'{file} exists{told}; name another file, or set --config.overwrite=True')
+            purpose = '' if file == out else f', where the description of --out={out} belongs'
+            raise InputError(f'{file} exists{purpose}; name another file, or set --config.overwrite=True')
     _check_own(beside)
     return out
 
@@ -134,11 +137,11 @@ def _describes(file: Path) -> bool:
 
 def _settle(
     config: EncodeConfig,
-    model: inference.Pretrained,
+    model: pretrained.Pretrained,
     files: Mapping[str, str],
     source: str,
     stack: contextlib.ExitStack,
-) -> tuple[Job, Grid, dict[str, Any]]:
+) -> tuple[EncodeJob, Grid, dict[str, Any]]:
     """Opens and checks the files, lays out the windows, compiles; prints what is about to happen."""
     restricted = check.restrict(model.config, files, source)
     rasters = {}
@@ -164,7 +167,7 @@ def _settle(
         f'{cell[0]:.3f} x {cell[1]:.3f} m'
     )
     encoder = make_encoder(model, fitted.config, fitted.contract, batch, config.output)
-    job = Job(config, rasters, fitted.contract.groups, layout, encoder, model.config.model.width)
+    job = EncodeJob(config, rasters, fitted.contract.groups, layout, encoder, model.config.model.width)
     description = {
         'fusmae_jax': __version__,
         'model': model.config.name,
@@ -198,7 +201,7 @@ def _layout(
 
 
 def _write(
-    job: Job, grid: Grid, target: Path, description: Mapping[str, Any], scale: np.ndarray | None
+    job: EncodeJob, grid: Grid, target: Path, description: Mapping[str, Any], scale: np.ndarray | None
 ) -> dict[str, Any]:
     """Encodes everything into a file under another name, which gets its own when it is complete."""
     # Of this process alone: two runs with one output would mix their files.
@@ -253,7 +256,7 @@ def _name_new(part: Path, target: Path) -> None:
 
 
 def _copy(
-    job: Job,
+    job: EncodeJob,
     grid: Grid,
     target: Path,
     part: Path,

@@ -9,11 +9,12 @@ from jaxtyping import Array, Bool, Float
 from fusmae_jax.config.run import Model
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.input.presets import NoClsModel
-from fusmae_jax.models.blocks import run_stack
+from fusmae_jax.input.units import validity
+from fusmae_jax.models.blocks import Paths, run_stack
+from fusmae_jax.models.encoder import STACK, stack_patches
 from fusmae_jax.models.fusmae import FusMAE
-from fusmae_jax.models.streams import STACK, stack_patches
 
 BAND_STATISTICS = 'band_stats'
 OF_CLS = ('cls', 'last4_cls', 'mean_all')
@@ -23,7 +24,7 @@ Function = Callable[[Any, Batch], tuple[dict[str, Array], Array]]
 
 
 def pool(
-    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str]
+    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str], paths: Paths | None = None
 ) -> tuple[dict[str, Float[Array, 'b _']], Array]:
     """Pooled features of a batch, by name, and which records have any valid patch; traceable.
 
@@ -32,11 +33,13 @@ def pool(
     `concat_per_sensor`  a mean for each of these modalities, side by side in the order of the model
     `cls`                the CLS token
     `last4_cls`          the CLS tokens after each of the last four blocks and the final norm, side by side
+
+    `paths` are for stochastic depth in the blocks after the first.
     """
     if isinstance(model.model, NoClsModel):
-        return _without_cls(model, patches, names)
+        return _without_cls(model, patches, names, paths)
     deep = 'last4_cls' in names
-    encoded = model.encode(patches, capture=deep)
+    encoded = model.encode(patches, paths=paths, capture=deep)
     tokens = dict(encoded.tokens)
     valid = {name: jnp.any(patches[name].valid, axis=2) for name in tokens}
     if model.model.fusion.encoder == 'stack':  # every modality has the same tokens: one stream
@@ -76,16 +79,16 @@ def check_pooled(names: Sequence[str], model: Model, system: str) -> None:
 
 
 def _without_cls(
-    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str]
+    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str], paths: Paths | None
 ) -> tuple[dict[str, Float[Array, 'b _']], Bool[Array, ' b']]:
     """The same for stacked sensors through an encoder whose blocks see patches alone."""
     given = {name: patches[name] for name in model.model.modalities if name in patches}
     stacked, valid = stack_patches(model.model, given)
-    encoder, wide = model.encoder, model.encoder.policy.wide
+    encoder, wide = model.encoder, model.encoder.arithmetic.wide_dtype
     x = encoder.patch[STACK](stacked).astype(wide)
     x, _ = encoder.block1(x + encoder.positions(None, x.shape[1]), valid)
     if model.model.depth > 1:
-        x, _ = run_stack(encoder.blocks, x, valid, model.model)
+        x, _ = run_stack(encoder.blocks, x, valid, model.model, paths=paths)
     x = encoder.norm(x) if model.model.final_norm else x
     total = jnp.sum(jnp.where(valid[..., None], x.astype(jnp.float32), 0), axis=1)
     count = jnp.sum(valid, axis=1, dtype=jnp.float32)[:, None]
@@ -105,10 +108,7 @@ def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tupl
     def run(_: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
         means, deviations, some = [], [], []
         for field, group in groups.items():
-            stored = batch[field].astype(jnp.float32)
-            valid = jnp.isfinite(stored)
-            for value in group.nodata:
-                valid &= stored != jnp.float32(value)
+            stored, valid = batch[field].astype(jnp.float32), validity(batch[field], group)
             count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
             mean = jnp.sum(jnp.where(valid, stored, 0), axis=(1, 2)) / jnp.maximum(count, 1)
             error = jnp.where(valid, stored - mean[:, None, None], 0)

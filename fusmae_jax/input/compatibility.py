@@ -74,23 +74,23 @@ def compare(config: Config, data: Contract, trained: Contract | None = None) -> 
         trained: the contract of the data that the model learned from; None for a model yet to be trained,
             which is compared with the products that the sensor tables were measured on.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     for name, modality in config.model.modalities.items():
         groups = {field: g for field, g in data.groups.items() if g.modality == name}
         if not groups:
             known = sorted({g.modality for g in data.groups.values()})
-            found.append(Difference('fatal', 'bands', name, f'not in the data, which hold {known}'))
+            differences.append(Difference('fatal', 'bands', name, f'not in the data, which hold {known}'))
             continue
-        found += _bands(name, modality, groups, config.data.absent_bands)
-        found += _values(name, modality, groups)
-        found += _ranges(name, modality, groups, data)
+        differences += _bands(name, modality, groups, config.data.absent_bands)
+        differences += _values(name, modality, groups)
+        differences += _ranges(name, modality, groups, data)
         expected = _expected(name, modality, config.data.stats, trained)
         if expected is not None:
-            found += _products(name, expected, data.products.get(name, Product()))
+            differences += _products(name, expected, data.products.get(name, Product()))
         if trained is not None:
-            found += _resolutions(name, modality, trained, groups)
-        found += _statistics(name, modality, config.data.stats, data, trained)
-    return found
+            differences += _resolutions(name, modality, trained, groups)
+        differences += _statistics(name, modality, config.data.stats, data, trained)
+    return differences
 
 
 def look(
@@ -120,48 +120,52 @@ def look(
 
 def _bands(name: str, modality: Modality, groups: Mapping[str, Group], policy: str) -> list[Difference]:
     there = [band for group in groups.values() for band in group.bands]
-    found = []
+    differences = []
     for band in modality.bands:
         if band in there:
             continue
         if policy == 'error':
             hint = f"{nearest(band, there)} (or choose data.absent_bands='mean' or 'drop')"
-            found.append(Difference('fatal', 'bands', name, f'band {band!r} is not in the data; {hint}'))
+            differences.append(
+                Difference('fatal', 'bands', name, f'band {band!r} is not in the data; {hint}')
+            )
         else:
             done = 'filled with the mean' if policy == 'mean' else 'taken out of the model'
-            found.append(Difference('converted', 'bands', name, f'band {band!r} is not in the data: {done}'))
+            differences.append(
+                Difference('converted', 'bands', name, f'band {band!r} is not in the data: {done}')
+            )
     if not set(modality.bands) & set(there):
-        found.append(Difference('fatal', 'bands', name, 'not one of its bands is in the data'))
+        differences.append(Difference('fatal', 'bands', name, 'not one of its bands is in the data'))
     if extra := [band for band in there if band not in modality.bands]:
-        found.append(Difference('converted', 'bands', name, f'left out: {", ".join(extra)}'))
-    return found
+        differences.append(Difference('converted', 'bands', name, f'left out: {", ".join(extra)}'))
+    return differences
 
 
 def _values(name: str, modality: Modality, groups: Mapping[str, Group]) -> list[Difference]:
     """Unit, scale and offset of each group that the model reads."""
-    found = []
+    differences = []
     for field, group in groups.items():
         if not set(group.bands) & set(modality.bands):
             continue
         wanted = target_unit(modality, group)
         if not group.unit:
-            found.append(Difference('fatal', 'unit', name, f'field {field!r} does not say its unit'))
+            differences.append(Difference('fatal', 'unit', name, f'field {field!r} does not say its unit'))
         elif not units.convertible(group.unit, wanted):
             known = ', '.join(units.accepted(wanted))
             message = f'field {field!r} is in {group.unit!r}, the model needs {wanted!r} (from {known})'
-            found.append(Difference('fatal', 'unit', name, message))
+            differences.append(Difference('fatal', 'unit', name, message))
         elif group.unit != wanted:
             message = f'field {field!r}: {group.unit} to {wanted}'
-            found.append(Difference('converted', 'unit', name, message))
+            differences.append(Difference('converted', 'unit', name, message))
         if group.scale != 1 or group.offset != 0:
             message = f'field {field!r}: stored value x {group.scale:g} {group.offset:+g}'
-            found.append(Difference('converted', 'scale', name, message))
-    return found
+            differences.append(Difference('converted', 'scale', name, message))
+    return differences
 
 
 def _ranges(name: str, modality: Modality, groups: Mapping[str, Group], data: Contract) -> list[Difference]:
     """Bands whose mean no image of that unit can have."""
-    found = []
+    differences = []
     for field, group in groups.items():
         limits, there = ranges.RANGES.get(group.unit), data.statistics.get(field)
         if limits is None or there is None:
@@ -172,9 +176,9 @@ def _ranges(name: str, modality: Modality, groups: Mapping[str, Group], data: Co
             if wanted and not limits.lowest <= physical <= limits.highest:
                 hint = limits.below if physical < limits.lowest else limits.above
                 message = f'field {field!r}: the mean of {band} is {physical:.4g} {group.unit}; {hint}'
-                found.append(Difference('shift', 'range', name, message))
+                differences.append(Difference('shift', 'range', name, message))
                 break
-    return found
+    return differences
 
 
 def _expected(name: str, modality: Modality, stats: str, trained: Contract | None) -> Product | None:
@@ -186,10 +190,10 @@ def _expected(name: str, modality: Modality, stats: str, trained: Contract | Non
     return sensors.SENSORS[modality.sensor].product
 
 
-def _products(name: str, expected: Product, found: Product) -> list[Difference]:
+def _products(name: str, expected: Product, declared: Product) -> list[Difference]:
     result = []
     for fact in SHIFTS:
-        wanted, there = getattr(expected, fact), getattr(found, fact)
+        wanted, there = getattr(expected, fact), getattr(declared, fact)
         if wanted == there or not wanted or (fact == 'orbit' and wanted == 'mixed'):
             continue
         if not there:
@@ -199,7 +203,7 @@ def _products(name: str, expected: Product, found: Product) -> list[Difference]:
             message = f'{fact} is {there} in the data, the model knows {wanted}'
             result.append(Difference('shift', fact, name, message))
     for fact in NOTES:
-        wanted, there = getattr(expected, fact), getattr(found, fact)
+        wanted, there = getattr(expected, fact), getattr(declared, fact)
         if wanted and there and not (wanted == there or (fact == 'platforms' and set(there) <= set(wanted))):
             result.append(Difference('note', fact, name, f'{fact}: {there}, the model knows {wanted}'))
     return result

@@ -64,9 +64,8 @@ class Contract:
     products: Mapping[str, Product] = dataclasses.field(default_factory=dict)  # modality -> how it was made
     key: str = ''  # the record field whose value is unique and names the record
     fingerprint: str = ''  # of the shards: their records' content, their order, and the features
-    fields: Mapping[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # other record fields -> meaning, unit
+    # other record fields -> meaning, unit
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # label field -> names
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured

@@ -2,7 +2,8 @@
 
 Each crop is resampled from the native grids through `prepare`, distorted and stripped of a sensor by chance.
 All randomness of a crop follows from the key of its record and its index, so neither the number of devices
-nor the order of rows changes a pixel.
+nor the order of rows changes a pixel. Distortions are DINO-MM's, on [0, 255]; values are not rounded, and
+what leaves the range is clipped (DINO-MM's own code lets 8 bits overflow).
 """
 
 import dataclasses
@@ -10,15 +11,17 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import Crops, DinoConfig
-from fusmae_jax.input.contract import Contract, Group
-from fusmae_jax.input.distort import TOP, distort, drop_sensor
-from fusmae_jax.input.patchify import Patches
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.config.dino import Crops, DinoConfig, Distortion
+from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.prepare import Patches, make_prepare
+from fusmae_jax.input.units import validity
 
 Views = tuple[Float[Array, 'b g gh gw c'], Float[Array, 'b l lh lw c']]
+Image = Float[Array, 'h w c']
+TOP = 255.0  # of the scale that crops are distorted on
 
 
 def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
@@ -35,26 +38,15 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
     make = [(_make_crops(config, contract, crops), crops.count, start) for crops, start in kinds]
 
     def views(batch: Mapping[str, Array], keys: Array) -> Views:
-        batch = clip_quantiles(batch, contract, config)
-        found = []
+        batch = clip_quantiles(batch, contract, config.dino.quantile_clip_modality, config.dino.quantile_clip)
+        crops = []
         for crop, count, start in make:
             index = jnp.arange(start, start + count)
-            own = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, index)
-            found.append(crop(batch, own))
-        return found[0], found[1]
+            crop_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(keys, index)
+            crops.append(crop(batch, crop_keys))
+        return crops[0], crops[1]
 
     return views
-
-
-def whole_views(config: DinoConfig, contract: Contract, size: int) -> Callable[[Mapping[str, Array]], Array]:
-    """The function from a raw batch to whole images (b, size, size, c) as a trained model takes them."""
-    prepare = make_prepare(_pixels(config, size), contract, None)
-
-    def whole(batch: Mapping[str, Array]) -> Array:
-        images, present = _stack(config, prepare(clip_quantiles(batch, contract, config), None), size)
-        return jnp.where(present, images, 0)
-
-    return whole
 
 
 def _pixels(config: DinoConfig, size: int) -> DinoConfig:
@@ -89,7 +81,7 @@ def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callabl
         image = distort(image * TOP, radiometry, blur, solarized, settings) / TOP
         return drop_sensor(image, drop, sensors, settings.sensor_drop)
 
-    def one(batch: Mapping[str, Array], keys: Array, blur: Array, solarized: Array) -> Array:
+    def crop_of_every_record(batch: Mapping[str, Array], keys: Array, blur: Array, solarized: Array) -> Array:
         """One crop of every record."""
         pairs = jax.vmap(jax.random.split)(keys)
         images, present = _stack(config, prepare(batch, pairs[:, 0]), crops.size)
@@ -97,27 +89,109 @@ def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callabl
         return jnp.where(present, images, 0)
 
     def make(batch: Mapping[str, Array], keys: Array) -> Array:
-        return jax.vmap(one, (None, 1, 0, 0), 1)(batch, keys, *chances)
+        return jax.vmap(crop_of_every_record, (None, 1, 0, 0), 1)(batch, keys, *chances)
 
     return make
 
 
-def clip_quantiles(batch: Mapping[str, Array], contract: Contract, config: DinoConfig) -> dict[str, Array]:
+def clip_quantiles(
+    batch: Mapping[str, Array], contract: Contract, modality: str, quantiles: tuple[float, float]
+) -> dict[str, Array]:
     """The batch with one modality clipped to quantiles of each image and band, over its valid pixels."""
-    low, high = config.dino.quantile_clip
     clipped = dict(batch)
     for field, group in contract.groups.items():
-        if group.modality == config.dino.quantile_clip_modality and (low, high) != (0, 1) and field in batch:
-            clipped[field] = _clip(batch[field], group, low, high)
+        if group.modality != modality or quantiles == (0, 1) or field not in batch:
+            continue
+        values, valid = batch[field].astype(jnp.float32), validity(batch[field], group)
+        limits = jnp.nanquantile(jnp.where(valid, values, jnp.nan), jnp.array(quantiles), axis=(1, 2))
+        bottom, top = limits[:, :, None, None]
+        # An image without a valid pixel has no quantiles; it stays as it is.
+        clipped[field] = jnp.where(valid, jnp.clip(values, bottom, top), values)
     return clipped
 
 
-def _clip(stored: Float[Array, 'b h w c'], group: Group, low: float, high: float) -> Float[Array, 'b h w c']:
-    values = stored.astype(jnp.float32)
-    valid = jnp.isfinite(values)
-    for nodata in group.nodata:
-        valid &= values != jnp.float32(nodata)
-    limits = jnp.nanquantile(jnp.where(valid, values, jnp.nan), jnp.array([low, high]), axis=(1, 2))
-    bottom, top = limits[:, :, None, None]
-    # An image without a valid pixel has no quantiles; it stays as it is.
-    return jnp.where(valid, jnp.clip(values, bottom, top), values)
+def distort(image: Image, key: Array, blur: Array, solarized: Array, settings: Distortion) -> Image:
+    """One crop after brightness and contrast, gray, blur and solarisation, each by chance.
+
+    Args:
+        image: all bands of all sensors.
+        key: a random key.
+        blur: probability of the blur, a scalar.
+        solarized: probability of the solarisation, a scalar.
+        settings: strengths, and the other probabilities.
+    """
+    # All numbers in one draw: each draw is a program of its own to compile.
+    drawn = jax.random.uniform(key, (7,))
+
+    def maybe(index: int, probability: Array | float, new: Image, old: Image) -> Image:
+        return jnp.where(drawn[index] < probability, new, old)
+
+    def factor(index: int, strength: float) -> Float[Array, '']:
+        low = max(0.0, 1 - strength)
+        return low + (1 + strength - low) * drawn[index]
+
+    jittered = brightness(image, factor(4, settings.brightness))
+    jittered = adjust_contrast(jittered, factor(5, settings.contrast))
+    image = maybe(0, settings.jitter, jittered, image)
+    image = maybe(1, settings.gray, jnp.broadcast_to(jnp.mean(image, 2, keepdims=True), image.shape), image)
+    low, high = settings.blur_sigma
+    image = maybe(2, blur, gaussian_blur(image, low + (high - low) * drawn[6]), image)
+    return maybe(3, solarized, solarize(image, settings.solarize_below), image)
+
+
+def brightness(image: Image, factor: Float[Array, '']) -> Image:
+    """All values times one factor."""
+    return jnp.clip(image * factor, 0, TOP)
+
+
+def adjust_contrast(image: Image, factor: Float[Array, '']) -> Image:
+    """Distances from the mean of each band times one factor."""
+    mean = jnp.mean(image, axis=(0, 1), keepdims=True)
+    return jnp.clip((image - mean) * factor + mean, 0, TOP)
+
+
+def solarize(image: Image, below: float) -> Image:
+    """Dark values inverted; DINO-MM inverts those below the threshold, other libraries those above."""
+    return jnp.where(image < below, TOP - image, image)
+
+
+def gaussian_blur(image: Image, sigma: Float[Array, '']) -> Image:
+    """A Gaussian of `sigma` pixels, cut at 3 sigma and mirrored at the border pixel, as OpenCV blurs 8 bits.
+
+    Two small matrix products; the matrix of an axis has the mirrored taps already added in.
+    """
+    rows, columns = (_blur_matrix(length, sigma) for length in image.shape[:2])
+    image = jnp.einsum('yi,ijc->yjc', rows, image, precision='highest')
+    return jnp.einsum('xj,yjc->yxc', columns, image, precision='highest')
+
+
+def _blur_matrix(length: int, sigma: Float[Array, '']) -> Float[Array, 'n n']:
+    index = np.arange(length)
+    out, source = index[:, None], index[None, :]
+    # OpenCV's width is round(6 sigma + 1), made odd.
+    radius = jnp.floor(jnp.round(6 * sigma + 1) / 2)
+
+    def tap(distance: np.ndarray) -> Array:
+        away = jnp.asarray(np.abs(distance), jnp.float32)
+        return jnp.where(away <= radius, jnp.exp(-0.5 * jnp.square(away / sigma)), 0)
+
+    last = length - 1
+    weight = tap(out - source)
+    weight += tap(out + source) * (source > 0)  # pixel -j mirrors pixel j
+    weight += tap(2 * last - source - out) * (source < last)
+    return weight / jnp.sum(weight, axis=1, keepdims=True)
+
+
+def drop_sensor(image: Image, key: Array, sensors: tuple[int, ...], probability: float) -> Image:
+    """With this probability one sensor, each as likely, is 0 as a whole.
+
+    Args:
+        image: the bands of the sensors one after the other.
+        key: a random key.
+        sensors: number of bands of each.
+        probability: that a sensor is dropped at all.
+    """
+    happens, which = jax.random.uniform(key, (2,))
+    owner = jnp.asarray(np.repeat(np.arange(len(sensors)), sensors))
+    dropped = (owner == jnp.floor(which * len(sensors)).astype(owner.dtype)) & (happens < probability)
+    return jnp.where(dropped[None, None], 0, image)

@@ -61,10 +61,10 @@ class Mixture:
         """Endless batches of this process, `batches[step]`; each record carries its global position."""
         total, first, parts = sum(self.rows.values()), 0, {}
         for prefix, count in self.rows.items():
-            own = pipeline.local_rows(sharding, count)
+            local_count = pipeline.local_rows(sharding, count)
             where = pipeline.Place(total, first, count)
             parts[prefix] = pipeline.train_batches(
-                self.sources[prefix], _seed(seed, prefix), count, own, where
+                self.sources[prefix], _seed(seed, prefix), count, local_count, where
             )
             first += count
         return parts[''] if '' in parts else _Joined(parts)

@@ -89,13 +89,13 @@ def _from_data(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean, std = [], []
     for band in bands:
-        found = measured(data, name, modality, band)
-        if found is None or not found.images or not found.std > 0:
+        of_band = measured(data, name, modality, band)
+        if of_band is None or not of_band.images or not of_band.std > 0:
             raise InputError(
                 f"data.stats='dataset': {data.dataset} {data.version} has no usable statistics of {name} "
                 f"{band} (split {data.statistics_split!r}) in the model's unit; measure them with `python "
                 f'main.py stats` and set model.modalities.{name}.mean and .std'
             )
-        mean.append(found.mean)
-        std.append(found.std)
+        mean.append(of_band.mean)
+        std.append(of_band.std)
     return tuple(mean), tuple(std)

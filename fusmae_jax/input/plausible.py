@@ -54,24 +54,28 @@ def doubts(
         where = f'{noun} {problem.image}' + (f', {problem.band}' if problem.band else '')
         # What lies in another unit looks wrong in every other way too.
         return [Doubt(True, 'range', f'{where}: {problem.found}; {problem.advice}')]
-    few = {name: int(ranges.outside(x, one.group).sum()) for (name, x), one in zip(images.items(), samples)}
-    found = [
-        Doubt(False, 'range', f'{count:,} pixels that cannot be {one.group.unit} were passed; put NaN there')
-        for count, one in zip(few.values(), samples)
+    few = {
+        name: int(ranges.outside(x, sample.group).sum()) for (name, x), sample in zip(images.items(), samples)
+    }
+    noticed = [
+        Doubt(
+            False, 'range', f'{count:,} pixels that cannot be {sample.group.unit} were passed; put NaN there'
+        )
+        for count, sample in zip(few.values(), samples)
         if count
     ]
     unit = samples[0].group.unit
     if unit in ('dB', 'linear', 'amplitude'):
-        return [*found, *_radar(samples)]
-    return [*found, *_optical(samples, level)] if unit in ('DN', 'reflectance') else found
+        return [*noticed, *_radar(samples)]
+    return [*noticed, *_optical(samples, level)] if unit in ('DN', 'reflectance') else noticed
 
 
 def _by_band(samples: Sequence[Sample], share: float) -> dict[str, np.ndarray]:
     """band -> quantile of each image."""
     return {
         band: column
-        for one in samples
-        for band, column in zip(one.group.bands, one.quantile(share).astype(np.float64).T)
+        for sample in samples
+        for band, column in zip(sample.group.bands, sample.quantile(share).astype(np.float64).T)
     }
 
 
@@ -102,23 +106,23 @@ def _radar(samples: Sequence[Sample]) -> Iterator[Doubt]:
 
 
 def _decibels(samples: Sequence[Sample]) -> Iterator[Doubt]:
-    for one in samples:
-        if _whole(one).any():
+    for sample in samples:
+        if _whole(sample).any():
             yield Doubt(
                 True,
                 'integer',
                 'dB were cast to whole numbers: speckle and texture need steps below 0.1 dB; read the '
                 'original decimals again',
             )
-        if (one.zero > ranges.SHARE).any():
+        if (sample.zero > ranges.SHARE).any():
             yield Doubt(
                 True,
                 'fill',
-                f'{one.zero.max():.1%} of the pixels of image {one.zero.argmax()} are exactly 0 dB in every '
-                'band, which no ground is: a border without measurements? Declare 0 as nodata, or put NaN '
-                'there',
+                f'{sample.zero.max():.1%} of the pixels of image {sample.zero.argmax()} are exactly 0 dB in '
+                'every band, which no ground is: a border without measurements? Declare 0 as nodata, or put '
+                'NaN there',
             )
-        low = np.fmin.reduce(one.quantile(ranges.SHARE), axis=None, initial=np.inf)
+        low = np.fmin.reduce(sample.quantile(ranges.SHARE), axis=None, initial=np.inf)
         if low < FLOOR:
             yield Doubt(
                 False,
@@ -128,11 +132,11 @@ def _decibels(samples: Sequence[Sample]) -> Iterator[Doubt]:
             )
 
 
-def _whole(one: Sample) -> np.ndarray:
+def _whole(sample: Sample) -> np.ndarray:
     """Which images and bands hold whole numbers, of more than a handful of values that repeat."""
-    whole = ((one.ordered == np.rint(one.ordered)) | np.isnan(one.ordered)).all(axis=2)
-    steps = (np.diff(one.ordered, axis=2) > 0).sum(axis=2)
-    return whole & (steps >= 4) & (steps < one.counts / 4)
+    whole = ((sample.ordered == np.rint(sample.ordered)) | np.isnan(sample.ordered)).all(axis=2)
+    steps = (np.diff(sample.ordered, axis=2) > 0).sum(axis=2)
+    return whole & (steps >= 4) & (steps < sample.counts / 4)
 
 
 def _optical(samples: Sequence[Sample], level: str) -> Iterator[Doubt]:
@@ -140,19 +144,19 @@ def _optical(samples: Sequence[Sample], level: str) -> Iterator[Doubt]:
     median = {band: values * factor for band, values in _by_band(samples, 0.5).items()}
     if message := _order(median):
         yield Doubt(True, 'order', message)
-    dark = {band: value * factor for one in samples for band, value in _dark(one).items()}
+    dark = {band: value * factor for sample in samples for band, value in _dark(sample).items()}
     images = len(samples[0].counts)
     yield from _offset(dark, images)
     if message := _level(dark, images, level):
         yield Doubt(False, 'level', message)
-    for one in samples:
+    for sample in samples:
         # Shadow and water may be 0 in the infrared, never in blue light too.
-        if 'B02' in one.group.bands and len(one.group.bands) > 1 and (one.zero > ranges.SHARE).any():
+        if 'B02' in sample.group.bands and len(sample.group.bands) > 1 and (sample.zero > ranges.SHARE).any():
             yield Doubt(
                 False,
                 'fill',
-                f'{one.zero.max():.1%} of the pixels of image {one.zero.argmax()} are stored as 0 in every '
-                'band: nothing measured? Declare 0 as nodata, or put NaN there',
+                f'{sample.zero.max():.1%} of the pixels of image {sample.zero.argmax()} are stored as 0 in '
+                'every band: nothing measured? Declare 0 as nodata, or put NaN there',
             )
 
 
@@ -170,11 +174,11 @@ def _order(median: Mapping[str, np.ndarray]) -> str:
     return f'{why}: is B8A the last band? Give the bands in the order of the model, B8A after B08'
 
 
-def _dark(one: Sample) -> dict[str, float]:
+def _dark(sample: Sample) -> dict[str, float]:
     """band -> first percentile over the pixels of all images; without B10, which sees no ground."""
     result = {}
-    for i, band in enumerate(one.group.bands):
-        values = one.ordered[:, i]
+    for i, band in enumerate(sample.group.bands):
+        values = sample.ordered[:, i]
         values = values[np.isfinite(values)]
         if values.size >= ranges.ENOUGH and band != 'B10':
             at = (values.size - 1) // 100

@@ -5,17 +5,25 @@ grid to the model grid through the shared crop box, clip; then patches. Driven b
 """
 
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from fusmae_jax.config.run import Augment, Config, Modality
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.normalise import statistics, target_unit
-from fusmae_jax.input.patchify import Patches, patchify
 from fusmae_jax.input.resample import Box, full_box, resample, sample_box
+
+
+class Patches(NamedTuple):
+    """Normalised, flattened patches of one modality in raster order; 0 is the sensor's mean."""
+
+    values: Float[Array, 'b n p']  # p = rows * columns * bands of a patch; 0 where nothing valid is near
+    valid: Bool[Array, 'b n p']  # False for numbers that rest on a missing pixel
+
 
 Prepare = Callable[[Mapping[str, Array], Array | None], dict[str, Patches]]
 
@@ -35,6 +43,8 @@ def make_prepare(
     config: Config, contract: Contract, augment: Augment | None, eight_bit: Collection[str] = ()
 ) -> Prepare:
     """The function `prepare(batch, keys)` for one kind of data.
+
+    All of it runs on the device: the host hands over what the shards hold, and nothing is decoded twice.
 
     Args:
         config: model grid, modalities, statistics and clip.
@@ -97,8 +107,8 @@ def _modality(
     if order != list(modality.bands):
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
-    if not eight_bit:  # those are on their scale already
-        values = _scaled(values, config)
+    # 8 bits are on their scale already.
+    values = values if eight_bit else _scaled(values, config)
     size = config.model.patch_size
     return Patches(patchify(values, size), patchify(valid, size))
 
@@ -122,21 +132,38 @@ def _group(
     eight_bit: bool,
 ) -> tuple[Array, Array]:
     """Z-scores and validity of one group of bands on the model grid."""
-    physical = stored.astype(jnp.float32)
-    valid = jnp.isfinite(physical)
-    for value in group.nodata:
-        valid &= physical != jnp.float32(value)
+    physical, valid = stored.astype(jnp.float32), units.validity(stored, group)
     if group.scale != 1 or group.offset != 0:
         physical = physical * jnp.float32(group.scale) + jnp.float32(group.offset)
     if (wanted := target_unit(modality, group)) != group.unit:
         physical = units.convert(physical, group.unit, wanted)
-        valid &= jnp.isfinite(physical)  # a power of 0 or less has no decibels
-    # Filled before resampling: a NaN that met the kernel would spread over the whole image.
+        # A power of 0 or less has no decibels.
+        valid &= jnp.isfinite(physical)
+    # Filled before resampling: a NaN that met the kernel would spread over the whole image. With the mean,
+    # which is 0 here, so that a hole pulls its neighbours nowhere.
     mean, std = mean[None, None, None], std[None, None, None]
     values = jnp.where(valid, (physical - mean) / std, 0)
     values = to_bytes(values) if eight_bit else values
+    # A box that only flips needs no kernel; on the model grid the stored numbers pass through exactly.
     if moved or stored.shape[1:3] != config.model.image_size:
         return resample(values, valid, box, config.model.image_size, modality.resample)
     for flip, axis in ((box.vflip, 1), (box.hflip, 2)):
         values, valid = (jnp.where(flip[:, None, None, None], jnp.flip(x, axis), x) for x in (values, valid))
     return values, valid
+
+
+def patchify(image: Shaped[Array, 'b h w c'], patch_size: int) -> Shaped[Array, 'b n p']:
+    """Cuts images into patches of `patch_size` x `patch_size`, row-major."""
+    batch, height, width, bands = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = image.reshape(batch, rows, patch_size, columns, patch_size, bands)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, patch_size**2 * bands)
+
+
+def unpatchify(
+    patches: Shaped[np.ndarray, 'b n p'], grid: tuple[int, int], patch_size: int
+) -> Shaped[np.ndarray, 'b h w c']:
+    """The inverse of `patchify`, on the host."""
+    batch, (rows, columns) = patches.shape[0], grid
+    x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return x.swapaxes(2, 3).reshape(batch, rows * patch_size, columns * patch_size, -1)

@@ -12,12 +12,10 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config.dino import Dino, DinoConfig
 from fusmae_jax.config.run import Augment, Config, Model
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.crops import clip_quantiles
-from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.input.prepare import Prepare, make_prepare
+from fusmae_jax.input.prepare import Patches, Prepare, make_prepare, patchify
 
 FAR = 1e6  # standard deviations: clips nothing
 Grids = dict[str, tuple[Float[Array, 'b h w c'], Bool[Array, 'b h w c']]]
@@ -106,9 +104,9 @@ def _own(config: PresetConfig, preset: Preset, contract: Contract, augment: Augm
     zscores = make_prepare(pixels, contract, augment, preset.native_levels)
     native = preset.quantile_grid == 'native'
 
-    def own(batch: Mapping[str, Array], keys: Array | None = None) -> dict[str, Patches]:
+    def images_to_patches(batch: Mapping[str, Array], keys: Array | None = None) -> dict[str, Patches]:
         if native:
-            batch = clip_quantiles(batch, contract, _quantiles(preset))
+            batch = clip_quantiles(batch, contract, preset.quantile_modality, preset.quantile_clip)
         grids: Grids = {
             name: tuple(x.reshape(-1, *side, x.shape[-1]) for x in p)  # type: ignore[misc]
             for name, p in zscores(batch, keys).items()
@@ -119,12 +117,7 @@ def _own(config: PresetConfig, preset: Preset, contract: Contract, augment: Augm
             for name in config.model.modalities
         }
 
-    return own
-
-
-def _quantiles(preset: Preset) -> DinoConfig:
-    clip = {'quantile_clip': preset.quantile_clip, 'quantile_clip_modality': preset.quantile_modality}
-    return DinoConfig(dino=Dino(**clip))  # type: ignore[arg-type]
+    return images_to_patches
 
 
 def _finish(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusmae_jax.input.contract import Group
+from fusmae_jax.input.units import validity
 
 SHARE = 0.01  # of the valid pixels of a band of one image: more of them beyond the limits are no glitch
 FEWEST = 4  # pixels that make a share
@@ -82,25 +83,12 @@ RANGES = {
 class Problem(NamedTuple):
     """Values that cannot be in their unit."""
 
-    kind: (
-        str  # 'below', 'above': a median; 'sign', 'small', 'wrapped': see `check`; 'tail': a share of pixels
-    )
+    # 'below', 'above': a median; 'sign', 'small', 'wrapped': see `check`; 'tail': a share of pixels
+    kind: str
     image: int  # the first that has it
     band: str  # '' for all of them
     found: str
     advice: str
-
-
-def validity(values: np.ndarray, group: Group) -> np.ndarray:
-    """Which stored values are a measurement, bool like `values`; NaN, inf and nodata are none."""
-    valid = np.isfinite(values) if values.dtype.kind == 'f' else np.ones(values.shape, bool)
-    for value in group.nodata:
-        if values.dtype.kind == 'f':
-            valid &= values != value
-        # As an integer: against a float, NumPy would turn the whole image into float64 first.
-        elif value.is_integer() and np.iinfo(values.dtype).min <= value <= np.iinfo(values.dtype).max:
-            valid &= values != int(value)
-    return valid
 
 
 class Sample(NamedTuple):
@@ -166,13 +154,13 @@ def check(images: Mapping[str, np.ndarray], samples: Sequence[Sample]) -> Proble
         images: field -> stored (images, rows, columns, bands).
         samples: of the same, in the same order.
     """
-    for one in samples:
-        if one.group.unit in RANGES and (problem := _median(one)):
+    for pixels in samples:
+        if pixels.group.unit in RANGES and (problem := _median(pixels)):
             return problem
     if problem := _together(samples):
         return problem
-    for values, one in zip(images.values(), samples):
-        if problem := _wrapped(one) or _tail(values, one.group):
+    for values, pixels in zip(images.values(), samples):
+        if problem := _wrapped(pixels) or _tail(values, pixels.group):
             return problem
     return None
 
@@ -191,17 +179,17 @@ def _first(where: np.ndarray) -> tuple[int, int] | None:
     return int(image), int(band)
 
 
-def _median(one: Sample) -> Problem | None:
-    limits, unit, bands = RANGES[one.group.unit], one.group.unit, one.group.bands
-    median = one.quantile(0.5)
+def _median(pixels: Sample) -> Problem | None:
+    limits, unit, bands = RANGES[pixels.group.unit], pixels.group.unit, pixels.group.bands
+    median = pixels.quantile(0.5)
     # B10 sees no ground and is nearly black.
     wrong = ((median < limits.lowest) | (median > limits.highest)) & (np.array(bands) != 'B10')
     if (at := _first(wrong)) is None:
         return None
     kind = 'below' if median[at] < limits.lowest else 'above'
-    where = _stored(one.group)
+    where = _stored(pixels.group)
     found = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.5g}'
-    values = one.ordered[at][: one.counts[at]]
+    values = pixels.ordered[at][: pixels.counts[at]]
     # A fill value repeats at one end of what was measured; another unit spreads to both sides of its median.
     if values[0] < values[-1] and median[at] in (values[0], values[-1]):
         return Problem('tail', at[0], bands[at[1]], found, _FILL)
@@ -215,10 +203,10 @@ def _together(samples: Sequence[Sample]) -> Problem | None:
         return None
     images = len(samples[0].counts)
     lowest, highest, some = np.full(images, np.inf), np.full(images, -np.inf), np.zeros(images, bool)
-    for one in samples:
-        use = (one.counts >= ENOUGH) & (np.array(one.group.bands) != 'B10')
-        last = np.take_along_axis(one.ordered, np.maximum(one.counts - 1, 0)[..., None], axis=2)[..., 0]
-        lowest = np.minimum(lowest, np.where(use, one.ordered[..., 0], np.inf).min(axis=1))
+    for pixels in samples:
+        use = (pixels.counts >= ENOUGH) & (np.array(pixels.group.bands) != 'B10')
+        last = np.take_along_axis(pixels.ordered, np.maximum(pixels.counts - 1, 0)[..., None], axis=2)[..., 0]
+        lowest = np.minimum(lowest, np.where(use, pixels.ordered[..., 0], np.inf).min(axis=1))
         highest = np.maximum(highest, np.where(use, last, -np.inf).max(axis=1))
         some |= use.any(axis=1)
     wrong = some & ((lowest >= 0) if unit == 'dB' else (highest < SMALLEST_DN))
@@ -232,21 +220,21 @@ def _together(samples: Sequence[Sample]) -> Problem | None:
     return Problem('small', i, '', found, 'is it reflectance, or does 0 fill what was not measured?')
 
 
-def _wrapped(one: Sample) -> Problem | None:
-    if one.group.unit not in ('DN', 'reflectance'):
+def _wrapped(pixels: Sample) -> Problem | None:
+    if pixels.group.unit not in ('DN', 'reflectance'):
         return None
-    low, high = (x * (1.0 if one.group.unit == 'DN' else 1e-4) for x in WRAPPED)
-    low += one.group.offset
-    top = np.fmax.reduce(one.ordered, axis=None, initial=-np.inf)
+    low, high = (x * (1.0 if pixels.group.unit == 'DN' else 1e-4) for x in WRAPPED)
+    low += pixels.group.offset
+    top = np.fmax.reduce(pixels.ordered, axis=None, initial=-np.inf)
     if top < low:
         return None
     # Saturated pixels share one value, the largest; negative numbers do not.
-    count = ((one.ordered >= low) & (one.ordered <= high) & (one.ordered < top)).sum(axis=2)
-    if (at := _first((count >= FEWEST) & (count > SHARE * one.counts))) is None:
+    count = ((pixels.ordered >= low) & (pixels.ordered <= high) & (pixels.ordered < top)).sum(axis=2)
+    if (at := _first((count >= FEWEST) & (count > SHARE * pixels.counts))) is None:
         return None
-    found = f'{count[at] / one.counts[at]:.1%} of the pixels lie between {low:g} and {high:g}'
+    found = f'{count[at] / pixels.counts[at]:.1%} of the pixels lie between {low:g} and {high:g}'
     advice = 'negative numbers wrapped into an unsigned type; subtract offsets in signed numbers'
-    return Problem('wrapped', at[0], one.group.bands[at[1]], found, advice)
+    return Problem('wrapped', at[0], pixels.group.bands[at[1]], found, advice)
 
 
 def _tail(images: np.ndarray, group: Group) -> Problem | None:

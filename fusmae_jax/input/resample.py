@@ -2,7 +2,9 @@
 
 Pixel centres lie at half-integers. A kernel is widened only when shrinking (no antialias when enlarging);
 rows of weights are normalised at the border of the image. Values and validity use the same weights: a
-model pixel is valid only if every source pixel that contributes to it is.
+model pixel is valid only if every source pixel that contributes to it is. That footprint is why this is not
+`jax.image.scale_and_translate`, which gives values alone: zeros and ones resampled beside them would not tell
+which pixels a cubic kernel touched, since its weights change sign and may add up to 0.
 
 `opencv_cubic` is what `cv2.resize` does with INTER_CUBIC, for weights that learned from its images:
 a = -0.75, never widened, the border repeated.
@@ -83,9 +85,11 @@ def weights(
     scale = length * (in_size / out_size)  # source pixels in one model pixel
     index = jnp.arange(out_size, dtype=jnp.float32)[None]
     centres = (start * in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
+    # A flip is an order of the same centres, so that a flipped crop is the flip of the crop, to the last bit.
     centres = jnp.where(flip[:, None], centres[:, ::-1], centres)
     if kernel == 'opencv_cubic':
         return _border_repeated(centres, in_size)
+    # Every source pixel has a weight, most of them 0: a product with a small dense matrix needs no gather.
     distance = centres[:, :, None] - jnp.arange(in_size, dtype=jnp.float32)[None, None]
     weight = kernel_weight(distance / jnp.maximum(scale, 1)[:, None, None], kernel)
     return weight / jnp.sum(weight, axis=2, keepdims=True)
@@ -115,6 +119,7 @@ def resample(
     rows = weights(size[0], image.shape[1], box.top, box.height, box.vflip, kernel)
     columns = weights(size[1], image.shape[2], box.left, box.width, box.hflip, kernel)
     values = _apply(rows, columns, image, 'highest')
+    # Of weights, only whether there is one: a negative one is a contribution too.
     # Counts of zeros and ones are exact in any precision, as far as "is there any" goes.
     missing = _apply(
         (rows != 0).astype(jnp.float32),

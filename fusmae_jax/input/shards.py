@@ -20,7 +20,7 @@ def problems(path: epath.PathLike, instructions: Iterable[Any]) -> list[str]:
         path: the folder of the data set.
         instructions: TFDS's file instructions of a split, or of a part of one.
     """
-    files = list(dict.fromkeys(os.fspath(one.filename) for one in instructions))
+    files = list(dict.fromkeys(os.fspath(instruction.filename) for instruction in instructions))
     lengths = _lengths(epath.Path(path))
     return [text for text in _each(lambda file: _problem(file, lengths), files) if text]
 
@@ -58,18 +58,18 @@ def _lengths(folder: epath.Path) -> dict[str, int]:
 def starts(instructions: Sequence[Any]) -> list[int]:
     """The position in the split of the first record that each file instruction takes."""
     first, result = 0, []
-    for one in instructions:
+    for instruction in instructions:
         result.append(first)
-        first += one.take
+        first += instruction.take
     return result
 
 
 def locate(instructions: Sequence[Any], index: int) -> tuple[str, int]:
     """The shard file of the record at a position of the split, and its position there."""
-    for one in instructions:
-        if index < one.take:
-            return os.fspath(one.filename), one.skip + index
-        index -= one.take
+    for instruction in instructions:
+        if index < instruction.take:
+            return os.fspath(instruction.filename), instruction.skip + index
+        index -= instruction.take
     raise IndexError(index)
 
 

@@ -1,4 +1,6 @@
-"""Units of stored values and how they become each other; one table for training, statistics and use.
+"""Which stored values are measurements, in which units, and how units become each other.
+
+One table and one rule for training, statistics and use, on the host and inside jit alike.
 
 Radar backscatter: `linear` is power, `amplitude` its square root, `dB` 10 log10 of the power. Optical: `DN`
 is reflectance x 10,000, as Sentinel-2 products store it (the sensor's offset already taken off).
@@ -7,6 +9,8 @@ is reflectance x 10,000, as Sentinel-2 products store it (the sensor's offset al
 from typing import Any
 
 import numpy as np
+
+from fusmae_jax.input.contract import Group
 
 Values = Any  # an array of NumPy or of jax
 
@@ -40,3 +44,15 @@ def convert(values: Values, given: str, wanted: str) -> Values:
 def accepted(wanted: str) -> list[str]:
     """The units that can be given where `wanted` is needed."""
     return [wanted, *(given for given, target in CONVERSIONS if target == wanted)]
+
+
+def validity(stored: Values, group: Group) -> Values:
+    """Which stored values are a measurement, bool like `stored`; NaN, inf and nodata are none."""
+    xp, dtype = stored.__array_namespace__(), np.dtype(stored.dtype)
+    decimals = dtype.kind == 'f'
+    valid = xp.isfinite(stored) if decimals else xp.ones(stored.shape, dtype=bool)
+    for value in group.nodata:
+        # As the stored type: against a float, integers of a whole image would be turned into floats first.
+        if decimals or (value.is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max):
+            valid = valid & (stored != xp.asarray(value if decimals else int(value), dtype=dtype))
+    return valid

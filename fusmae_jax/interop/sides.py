@@ -16,10 +16,11 @@ import optax
 from flax import nnx
 
 from fusmae_jax.config.run import Config
-from fusmae_jax.input.patchify import Patches, patchify
+from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.interop.weights.layouts import reference_rules
 from fusmae_jax.interop.weights.rules import flatten, to_ours, to_theirs
 from fusmae_jax.models import fusmae, masking
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train import losses
 from fusmae_jax.train.objective import Masked, error_sums
 from fusmae_jax.train.optimizer import make_optimizer, schedule
@@ -37,7 +38,7 @@ class Case:
 
 
 @dataclasses.dataclass
-class Outcome:
+class SideOutcome:
     """What one framework makes of a case."""
 
     stages: Arrays
@@ -61,7 +62,7 @@ def make_case(config: Config, batch: int, seed: int) -> Case:
     )
 
 
-def fresh_params(config: Config, seed: int, dtype: Any) -> dict:
+def fresh_params(config: Config, seed: int, dtype: Any) -> Params:
     """Initial parameters plus normal noise of 0.02 on every one, so that no zero hides a difference."""
     params = fusmae.init_params(config.model, jax.random.key(seed), dtype)
     rng = np.random.default_rng(seed)
@@ -83,7 +84,7 @@ def _jax_loss(config: Config, dtype: Any, visible: int) -> Any:
     graphdef = fusmae.graph(config.model, dtype)
     weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
 
-    def loss(params: Any, patches: Any, order: Any) -> tuple[Any, Any]:
+    def loss(params: Params, patches: Any, order: Any) -> tuple[Any, Any]:
         predictions, stages = nnx.merge(graphdef, params)(patches, order, visible, capture=True)
         sums, _ = error_sums(config, Masked(patches, order, visible), predictions)
         total, means = losses.combine(sums, weights)
@@ -93,57 +94,58 @@ def _jax_loss(config: Config, dtype: Any, visible: int) -> Any:
     return loss
 
 
-def jax_side(config: Config, visible: int, dtype: Any) -> Callable[[Case, Any], Outcome]:
+def jax_side(config: Config, visible: int, dtype: Any) -> Callable[[Case, Params], SideOutcome]:
     """(case, params) -> stages and gradients of our model, compiled once; `dtype` is the compute type."""
     compute = jax.jit(jax.grad(_jax_loss(config, dtype, visible), has_aux=True))
 
-    def run(case: Case, params: Any) -> Outcome:
+    def run(case: Case, params: Params) -> SideOutcome:
         masked = masked_case(config, case, dtype)
-        gradients, found = compute(params, masked.patches, masked.order)
-        found = {name: np.asarray(x) for name, x in found.items()}
-        return Outcome(_our_stages(config, found), flatten(gradients))
+        gradients, captured = compute(params, masked.patches, masked.order)
+        captured = {name: np.asarray(x) for name, x in captured.items()}
+        return SideOutcome(_our_stages(config, captured), flatten(gradients))
 
     return run
 
 
-def run_jax(config: Config, case: Case, params: Any, dtype: Any) -> Outcome:
+def run_jax(config: Config, case: Case, params: Params, dtype: Any) -> SideOutcome:
     """Stages and gradients of our model on one case."""
     return jax_side(config, case.visible, dtype)(case, params)
 
 
-def _our_stages(config: Config, found: Arrays) -> Arrays:
+def _our_stages(config: Config, captured: Arrays) -> Arrays:
     """The captured intermediates, those of stacked blocks one by one, without CLS in the decoders."""
     model = config.model
     stages: Arrays = {}
     for prefix in ('patch', 'tokens'):
-        stages |= {f'{prefix}/{name}': found[f'{prefix}/{name}'] for name in model.modalities}
-    stages['block 1'] = found['block1'][:, :-1] if model.fusion.encoder == 'xae' else found['block1']
-    stages |= {f'block {i + 2}': x for i, x in enumerate(found.get('blocks/x', ()))}
-    stages |= {f'latents/{name}': found[f'latents/{name}'] for name in model.modalities} | {
-        'cls': found['cls']
+        stages |= {f'{prefix}/{name}': captured[f'{prefix}/{name}'] for name in model.modalities}
+    stages['block 1'] = captured['block1'][:, :-1] if model.fusion.encoder == 'xae' else captured['block1']
+    stages |= {f'block {i + 2}': x for i, x in enumerate(captured.get('blocks/x', ()))}
+    stages |= {f'latents/{name}': captured[f'latents/{name}'] for name in model.modalities} | {
+        'cls': captured['cls']
     }
     for name in model.modalities:
         at = f'decoders/{name}'
         if model.fusion.decoder == 'xad':
-            stages[f'xad/{name}'] = found[f'xad/{name}']
-        stages[f'{at}/tokens'] = found[f'{at}/tokens'][:, : model.num_patches]
-        for i, x in enumerate(found.get(f'{at}/blocks/x', ())):
+            stages[f'xad/{name}'] = captured[f'xad/{name}']
+        stages[f'{at}/tokens'] = captured[f'{at}/tokens'][:, : model.num_patches]
+        for i, x in enumerate(captured.get(f'{at}/blocks/x', ())):
             stages[f'{at}/block {i + 1}'] = x[:, : model.num_patches]
-        stages[f'{at}/predictions'] = found[f'{at}/predictions']
-        stages[f'loss/{name}'] = found[f'loss/{name}']
-    return stages | {'loss': found['loss']}
+        stages[f'{at}/predictions'] = captured[f'{at}/predictions']
+        stages[f'loss/{name}'] = captured[f'loss/{name}']
+    return stages | {'loss': captured['loss']}
 
 
-def run_torch(config: Config, case: Case, params: Any, dtype: str) -> Outcome:
+def run_torch(config: Config, case: Case, params: Params, dtype: str) -> SideOutcome:
     """Stages and gradients of the PyTorch reference; 'bfloat16' is float32 weights under autocast."""
     model = torch_model(config, params, dtype)
     images, ids, keep = torch_inputs(case, dtype)
+    # Autocast leaves weights and norms in float32 and makes products bfloat16, as our compute type does.
     with _autocast(dtype):
-        loss, found = model(images, ids, keep)
+        loss, captured = model(images, ids, keep)
     loss.backward()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    raw = {name: x.detach().double().numpy() for name, x in found.items()}
-    return Outcome(_common_stages(config, case, raw), to_ours(reference_rules(config.model), gradients))
+    raw = {name: x.detach().double().numpy() for name, x in captured.items()}
+    return SideOutcome(_common_stages(config, case, raw), to_ours(reference_rules(config.model), gradients))
 
 
 def _common_stages(config: Config, case: Case, raw: Arrays) -> Arrays:
@@ -178,7 +180,7 @@ def _common_stages(config: Config, case: Case, raw: Arrays) -> Arrays:
 
 
 def train_jax(
-    config: Config, cases: list[Case], params: Any, dtype: Any, steps: int, warmup: int
+    config: Config, cases: list[Case], params: Params, dtype: Any, steps: int, warmup: int
 ) -> list[float]:
     """The loss before each of `steps` updates, over the cases in turn."""
     settings = dataclasses.replace(config.optimizer, warmup_steps=warmup)
@@ -186,7 +188,7 @@ def train_jax(
     gradient = jax.value_and_grad(_jax_loss(config, dtype, cases[0].visible), has_aux=True)
 
     @jax.jit
-    def step(params: Any, state: Any, patches: Any, order: Any) -> Any:
+    def step(params: Params, state: Any, patches: Any, order: Any) -> Any:
         (loss, _), gradients = gradient(params, patches, order)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, loss
@@ -200,7 +202,7 @@ def train_jax(
 
 
 def train_torch(
-    config: Config, cases: list[Case], params: Any, dtype: str, steps: int, warmup: int
+    config: Config, cases: list[Case], params: Params, dtype: str, steps: int, warmup: int
 ) -> list[float]:
     """The same with the PyTorch reference."""
     from fusmae_jax.interop.reference.train import TorchTrainer
@@ -211,7 +213,7 @@ def train_torch(
         return [trainer.step(*inputs[i % len(inputs)]) for i in range(steps)]
 
 
-def torch_model(config: Config, params: Any, dtype: str) -> Any:
+def torch_model(config: Config, params: Params, dtype: str) -> Any:
     """The PyTorch reference with our parameters."""
     import torch
 

@@ -1,6 +1,7 @@
-"""The pre-norm transformer block, and stacks of them, stored along one leading axis."""
+"""The pre-norm transformer block, stacks of them stored along one leading axis, and stochastic depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
-from fusmae_jax.models.layers import Mlp, Policy, layer_norm
+from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm
+
+Paths = Float[Array, 'blocks b 2']
 
 
 def constrain_batch(x: Array) -> Array:
@@ -28,20 +31,28 @@ def constrain_batch(x: Array) -> Array:
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, policy: Policy, *, rngs: nnx.Rngs):
-        self.norm1 = layer_norm(width, policy, rngs=rngs)
-        self.attention = SelfAttention(width, heads, policy, rngs=rngs)
-        self.norm2 = layer_norm(width, policy, rngs=rngs)
-        self.mlp = Mlp(width, int(width * mlp_ratio), policy, rngs=rngs)
+    def __init__(self, width: int, heads: int, mlp_ratio: float, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(width, arithmetic, rngs=rngs)
+        self.attention = SelfAttention(width, heads, arithmetic, rngs=rngs)
+        self.norm2 = layer_norm(width, arithmetic, rngs=rngs)
+        self.mlp = Mlp(width, int(width * mlp_ratio), arithmetic, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n']
+        self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n'], path: Float[Array, 'b 2'] | None = None
     ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
-        """The tokens after the block, and its queries and keys."""
+        """The tokens after the block, and its queries and keys.
+
+        `path` multiplies the two branches, sample by sample (stochastic depth); None keeps both as they are.
+        """
         x = constrain_batch(x)
+        # Branches may come in bfloat16; the residual stream, and so each sum, stays in the wide type.
         attended, inner = self.attention(self.norm1(x), valid)
-        x = x + attended.astype(x.dtype)
-        return x + self.mlp(self.norm2(x)).astype(x.dtype), inner
+        x = x + _scaled(attended.astype(x.dtype), path, 0)
+        return x + _scaled(self.mlp(self.norm2(x)).astype(x.dtype), path, 1), inner
+
+
+def _scaled(branch: Float[Array, 'b n d'], path: Float[Array, 'b 2'] | None, index: int) -> Array:
+    return branch if path is None else branch * path[:, index, None, None].astype(branch.dtype)
 
 
 def stack(depth: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> Block:
@@ -49,31 +60,43 @@ def stack(depth: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> Bloc
     return nnx.vmap(make)(rngs.split(depth))
 
 
+def with_tokens(x: Array, inner: Mapping[str, Array]) -> dict[str, Array]:
+    """All that `run_stack` can keep of a block: its tokens (`x`), queries and keys."""
+    return {**inner, 'x': x}
+
+
 def run_stack(
-    blocks: Block, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n'], model: Model, *, capture: bool = False
-) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
+    blocks: Block,
+    x: Float[Array, 'b n d'],
+    valid: Bool[Array, 'b n'],
+    model: Model,
+    *,
+    paths: Paths | None = None,
+    keep: Callable[[Array, Mapping[str, Array]], Any] | None = None,
+) -> tuple[Float[Array, 'b n d'], Any]:
     """Runs stacked blocks one after the other, scanned or unrolled, recomputed in the backward pass or not.
 
     Returns:
-        The tokens after the last block and, with `capture`, each block's tokens (`x`), queries and keys
-        with a leading depth axis.
+        The tokens after the last block and what `keep(tokens, queries and keys)` makes of each block, along
+        a leading depth axis; an empty dict without it.
     """
 
-    def body(x: Array, block: Block) -> tuple[Array, dict[str, Array]]:
-        x, inner = block(x, valid)
-        return x, (inner | {'x': x} if capture else {})
+    def body(x: Array, part: tuple[Block, Array | None]) -> tuple[Array, Any]:
+        block, path = part
+        x, inner = block(x, valid, path)
+        return x, {} if keep is None else keep(x, inner)
 
     if model.remat != 'none':
         # Inside a scan XLA cannot merge the recomputation away, so no barrier is needed there.
-        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if model.remat == 'dots' else None
-        body = jax.checkpoint(body, prevent_cse=not model.scan, policy=keep)
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if model.remat == 'dots' else None
+        body = jax.checkpoint(body, prevent_cse=not model.scan, policy=policy)
     if model.scan:
-        return jax.lax.scan(body, x, blocks)
-    inners = []
-    for block in _unstack(blocks):
-        x, inner = body(x, block)
-        inners.append(inner)
-    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *inners)
+        return jax.lax.scan(body, x, (blocks, paths))
+    kept = []
+    for index, block in enumerate(_unstack(blocks)):
+        x, some = body(x, (block, None if paths is None else paths[index]))
+        kept.append(some)
+    return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
 
 
 def _unstack(blocks: Block) -> list[Block]:
@@ -81,3 +104,21 @@ def _unstack(blocks: Block) -> list[Block]:
     leaves, structure = jax.tree.flatten(blocks)
     parts = [[part[0] for part in jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)] for leaf in leaves]
     return [jax.tree.unflatten(structure, list(part)) for part in zip(*parts)]
+
+
+def sample_paths(keys: Array, depth: int, rate: float, *, first: int = 0) -> Paths:
+    """Factors of the two branches of the blocks from number `first` on, for stochastic depth.
+
+    A branch is left out (0) with a probability that rises linearly from 0 in block 0 to `rate` in the last,
+    sample by sample and apart from the other branch; otherwise its factor is 1 / (1 - probability), so that
+    its mean stays (arXiv 1603.09382).
+
+    Args:
+        keys: one random key for each sample, (b,).
+        depth: number of blocks in all.
+        rate: of the last block.
+        first: 1 where the first block, which has no probability, takes no factors.
+    """
+    rates = rate * jnp.arange(first, depth, dtype=jnp.float32)[:, None, None] / max(depth - 1, 1)
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (depth - first, 2)))(keys)
+    return jnp.where(jnp.moveaxis(drawn, 0, 1) >= rates, 1 / (1 - rates), 0)

@@ -1,13 +1,20 @@
-"""The light MAE decoder of one stream of tokens, eq. (9), on tokens in shuffled order."""
+"""The light MAE decoder of one stream of tokens, on tokens in shuffled order.
+
+    I^_i = D_i(z_N,i)                                                        (9)
+
+z_N,i are the latents of the visible patches of stream i, after XAttnDecoder where there is one. D_i projects
+them to its own width, puts mask tokens beside them, adds positions, runs its blocks, and projects the mask
+tokens to the pixels I^_i of the hidden patches. Only those are computed: the loss asks for no others.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config.run import Model
-from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Policy, layer_norm, linear, trunc_normal
-from fusmae_jax.models.posembed import sincos_2d
+from fusmae_jax.models.blocks import Block, run_stack, stack, with_tokens
+from fusmae_jax.models.layers import Arithmetic, layer_norm, linear, trunc_normal
+from fusmae_jax.models.positions import sincos_2d
 
 
 class Decoder(nnx.Module):
@@ -17,20 +24,20 @@ class Decoder(nnx.Module):
     positions are gathered by index, and the predictions are the slice behind the visible tokens.
     """
 
-    def __init__(self, model: Model, patch_dim: int, policy: Policy, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, patch_dim: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
         settings = model.decoder
-        self.model, self.policy = nnx.static(model), nnx.static(policy)
-        self.project = linear(model.width, settings.width, policy, rngs=rngs)
-        self.mask_token = nnx.Param(trunc_normal(rngs(), (settings.width,), policy.wide))
+        self.model, self.arithmetic = nnx.static(model), nnx.static(arithmetic)
+        self.project = linear(model.width, settings.width, arithmetic, rngs=rngs)
+        self.mask_token = nnx.Param(trunc_normal(rngs(), (settings.width,), arithmetic.wide_dtype))
         if settings.depth:
             self.blocks = stack(
                 settings.depth,
-                lambda rngs: Block(settings.width, settings.heads, model.mlp_ratio, policy, rngs=rngs),
+                lambda rngs: Block(settings.width, settings.heads, model.mlp_ratio, arithmetic, rngs=rngs),
                 rngs,
             )
         if settings.final_norm:
-            self.norm = layer_norm(settings.width, policy, rngs=rngs)
-        self.predict = linear(settings.width, patch_dim, policy, rngs=rngs)
+            self.norm = layer_norm(settings.width, arithmetic, rngs=rngs)
+        self.predict = linear(settings.width, patch_dim, arithmetic, rngs=rngs)
 
     def __call__(
         self,
@@ -52,21 +59,24 @@ class Decoder(nnx.Module):
             hidden: False for mask tokens that stand for nothing hidden; they are not attended to.
             capture: also return each block's tokens.
         """
-        settings, wide = self.model.decoder, self.policy.wide
+        settings, wide = self.model.decoder, self.arithmetic.wide_dtype
         batch, visible, _ = latents.shape
         masked = order.shape[1] - visible
         table = jnp.asarray(sincos_2d(self.model.grid, settings.width), wide)
         mask_tokens = jnp.broadcast_to(self.mask_token[...].astype(wide), (batch, masked, settings.width))
         x = jnp.concatenate([self.project(latents).astype(wide), mask_tokens], axis=1)
+        # The table is a constant, so no scatter stands behind this gather in the backward pass.
         x = x + jnp.take(table, order, axis=0, mode='clip')
         hidden = jnp.ones((batch, masked), bool) if hidden is None else hidden
         valid = jnp.concatenate([valid, hidden], axis=1)
         if settings.cls and cls is not None:
+            # Last, so that the slices of visible and hidden tokens stay where they are.
             x = jnp.concatenate([x, self.project(cls[:, None]).astype(wide)], axis=1)
             valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)
         stages = {'tokens': x}
         if settings.depth:
-            x, inner = run_stack(self.blocks, x, valid, self.model, capture=capture)
+            keep = with_tokens if capture else None
+            x, inner = run_stack(self.blocks, x, valid, self.model, keep=keep)
             stages |= {f'blocks/{key}': value for key, value in inner.items()}
         if settings.final_norm:
             x = self.norm(x)

@@ -10,14 +10,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from fusmae_jax.config.run import Model
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
+from fusmae_jax.models.blocks import Paths
 from fusmae_jax.models.decoder import Decoder
-from fusmae_jax.models.encoder import Encoder
-from fusmae_jax.models.fusion import XAttnDecoder
-from fusmae_jax.models.layers import Policy
+from fusmae_jax.models.encoder import STACK, Encoder, split_stack, stack_patches, streams
+from fusmae_jax.models.fusion import XAttnDecoder, fuse_joint_latents, fuse_latents
+from fusmae_jax.models.layers import Arithmetic
+from fusmae_jax.models.masking import Slots, hidden_patches, slots_by_modality
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
-from fusmae_jax.models.slots import Slots, hidden_patches, own_slots
-from fusmae_jax.models.streams import STACK, split_stack, stack_patches, streams
 
 
 class Encoded(NamedTuple):
@@ -30,26 +30,6 @@ class Encoded(NamedTuple):
     stages: dict[str, Array]  # named intermediates, empty unless asked for
 
 
-def _take(x: Shaped[Array, 'b n p'], ids: Int[Array, 'b k']) -> Shaped[Array, 'b k p']:
-    return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
-
-
-def _mean_image(
-    values: Mapping[str, Array], valid: Mapping[str, Array], gone: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Samples (b,) in which a sensor is `gone` get its mean image, which is 0, with every slot valid."""
-    values = {name: jnp.where(gone[name][:, None, None], 0, x) for name, x in values.items()}
-    return values, {name: v | gone[name][:, None] for name, v in valid.items()}
-
-
-def _mean_token(tokens: Mapping[str, Array], valid: Mapping[str, Array]) -> Float[Array, 'b d']:
-    """The mean over the valid tokens of all streams."""
-    dtype = next(iter(tokens.values())).dtype
-    weights = jnp.concatenate([valid[name] for name in tokens], axis=1).astype(dtype)[..., None]
-    total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
-    return total / jnp.maximum(jnp.sum(weights, axis=1), 1)
-
-
 class FusMAE(nnx.Module):
     """The model family of the paper and its baselines.
 
@@ -58,16 +38,18 @@ class FusMAE(nnx.Module):
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        policy = Policy(model.numerics, dtype)
+        arithmetic = Arithmetic(model.numerics, dtype)
         self.model = nnx.static(model)
-        self.encoder = Encoder(model, policy, rngs=rngs)
+        self.encoder = Encoder(model, arithmetic, rngs=rngs)
         if model.fusion.decoder == 'xad':
-            self.xad = XAttnDecoder(model, policy, rngs=rngs)
+            self.xad = nnx.Dict(
+                {name: XAttnDecoder(model, arithmetic, rngs=rngs) for name in model.modalities}
+            )
 
         def decoder(name: str, size: int) -> nnx.Module:
             if model.fusion.decoder == 'multimae':
-                return MultiMaeDecoder(model, name, policy, rngs=rngs)
-            return Decoder(model, size, policy, rngs=rngs)
+                return MultiMaeDecoder(model, name, arithmetic, rngs=rngs)
+            return Decoder(model, size, arithmetic, rngs=rngs)
 
         self.decoders: Any = nnx.Dict({name: decoder(name, size) for name, size in streams(model).items()})
 
@@ -94,17 +76,17 @@ class FusMAE(nnx.Module):
         values, valid, ids, order = self._visible(patches, order, visible)
         latents, cls, stages = self.encoder(values, valid, ids, capture=capture)
         if self.model.fusion.decoder == 'xad':
-            latents = self.xad(latents, valid)
+            latents = fuse_latents(self.xad, latents, valid, self.model.fusion.absent)
             stages |= {f'xad/{name}': z for name, z in latents.items()} if capture else {}
         context = join(latents, valid, ids, cls) if self.model.fusion.decoder == 'multimae' else None
         predictions, start = {}, 0
         for name, z in latents.items():
             if context is None:
-                found = self.decoders[name](z, valid[name], order[name], cls, capture=capture)
+                decoded = self.decoders[name](z, valid[name], order[name], cls, capture=capture)
             else:
                 part = slice(start, start := start + visible)
-                found = self.decoders[name](context, part, order[name][:, visible:], capture=capture)
-            predictions[name], inner = found
+                decoded = self.decoders[name](context, part, order[name][:, visible:], capture=capture)
+            predictions[name], inner = decoded
             stages |= {f'decoders/{name}/{key}': value for key, value in inner.items()}
         if self.model.fusion.encoder == 'stack':
             predictions = split_stack(self.model, predictions[STACK])
@@ -144,38 +126,41 @@ class FusMAE(nnx.Module):
 
         Returns:
             Predictions in raster order, of which only those of hidden patches mean anything (see
-            `slots.hidden_patches`), and the intermediates (empty without `capture`).
+            `masking.hidden_patches`), and the intermediates (empty without `capture`).
         """
         names, count = list(self.model.modalities), self.model.num_patches
-        own, hidden = own_slots(slots, names), hidden_patches(slots, names, count)
+        members, hidden = slots_by_modality(slots, names), hidden_patches(slots, names, count)
         values = {name: _take(patches[name].values, slots.position) for name in names}
         if self.model.fusion.absent == 'zero_image':
             gone = {name: ~jnp.any(patches[name].valid, axis=(1, 2)) for name in names}
-            values, _ = _mean_image(values, own, gone)
-        latents, cls, stages = self.encoder.joint(values, own, slots.position, capture=capture)
+            values, _ = _mean_image(values, members, gone)
+        latents, cls, stages = self.encoder.joint(values, members, slots.position, capture=capture)
         fused = dict.fromkeys(names, latents)
         if self.model.fusion.decoder == 'xad':
-            fused = self.xad.joint(latents, own)
+            fused = fuse_joint_latents(self.xad, latents, members, self.model.fusion.absent)
             stages |= {f'xad/{name}': z for name, z in fused.items()} if capture else {}
         every = jnp.broadcast_to(jnp.arange(count, dtype=slots.position.dtype)[None], hidden[names[0]].shape)
         order = jnp.concatenate([slots.position, every], axis=1)
         predictions = {}
         for name, decoder in self.decoders.items():
             if self.model.fusion.decoder == 'multimae':
-                context = Context(latents, own, slots.position, cls)
+                context = Context(latents, members, slots.position, cls)
                 part = slice(0, latents.shape[1])
-                found = decoder(context, part, every, hidden[name], capture=capture)
+                decoded = decoder(context, part, every, hidden[name], capture=capture)
             else:
-                found = decoder(fused[name], own[name], order, cls, hidden[name], capture=capture)
-            predictions[name], inner = found
+                decoded = decoder(fused[name], members[name], order, cls, hidden[name], capture=capture)
+            predictions[name], inner = decoded
             stages |= {f'decoders/{name}/{key}': value for key, value in inner.items()}
         return predictions, stages
 
-    def encode(self, patches: Mapping[str, Patches], *, capture: bool = False) -> Encoded:
+    def encode(
+        self, patches: Mapping[str, Patches], *, paths: Paths | None = None, capture: bool = False
+    ) -> Encoded:
         """Encodes all patches of any non-empty subset of the modalities; nothing is masked.
 
         A modality that is not given, or has no valid pixel in a sample, is absent there, and
-        `model.fusion.absent` says what happens: the same rule, and the same numbers, both ways.
+        `model.fusion.absent` says what happens: the same rule, and the same numbers, both ways. `paths` are
+        for stochastic depth in the blocks after the first (`blocks.sample_paths`).
         """
         unknown = [name for name in patches if name not in self.model.modalities]
         if unknown or not patches:
@@ -185,7 +170,9 @@ class FusMAE(nnx.Module):
         given = {name: patches[name] for name in self.model.modalities if name in patches}
         if self.model.fusion.encoder == 'stack':
             stacked, there = stack_patches(self.model, given)
-            latents, cls, stages = self.encoder({STACK: stacked}, {STACK: there}, capture=capture)
+            latents, cls, stages = self.encoder(
+                {STACK: stacked}, {STACK: there}, paths=paths, capture=capture
+            )
             pooled = _mean_token(latents, {STACK: there})
             return Encoded(dict.fromkeys(given, latents[STACK]), cls, pooled, stages)
         values = {name: p.values for name, p in given.items()}
@@ -202,18 +189,39 @@ class FusMAE(nnx.Module):
                     valid[name] = jnp.ones((batch, count), bool)
             # Block 1 and the stack see the modalities in the order of the configuration.
             values = {name: values[name] for name in self.model.modalities}
-        tokens, cls, stages = self.encoder(values, valid, capture=capture)
+        tokens, cls, stages = self.encoder(values, valid, paths=paths, capture=capture)
         tokens = {name: tokens[name] for name in given}
         return Encoded(tokens, cls, _mean_token(tokens, pool_valid), stages)
 
 
-def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict:
+def _take(x: Shaped[Array, 'b n p'], ids: Int[Array, 'b k']) -> Shaped[Array, 'b k p']:
+    return jnp.take_along_axis(x, ids[..., None], axis=1, mode='clip')
+
+
+def _mean_image(
+    values: Mapping[str, Array], valid: Mapping[str, Array], gone: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Samples (b,) in which a sensor is `gone` get its mean image, which is 0, with every slot valid."""
+    values = {name: jnp.where(gone[name][:, None, None], 0, x) for name, x in values.items()}
+    return values, {name: v | gone[name][:, None] for name, v in valid.items()}
+
+
+def _mean_token(tokens: Mapping[str, Array], valid: Mapping[str, Array]) -> Float[Array, 'b d']:
+    """The mean over the valid tokens of all streams."""
+    dtype = next(iter(tokens.values())).dtype
+    weights = jnp.concatenate([valid[name] for name in tokens], axis=1).astype(dtype)[..., None]
+    total = jnp.sum(jnp.concatenate(list(tokens.values()), axis=1) * weights, axis=1)
+    return total / jnp.maximum(jnp.sum(weights, axis=1), 1)
+
+
+def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Fresh parameters as nested dicts of arrays; traceable, so it can be jitted with shardings."""
     return nnx.to_pure_dict(nnx.state(FusMAE(model, rngs=nnx.Rngs(key), dtype=dtype), nnx.Param))
 
 
 def graph(model: Model, dtype: DTypeLike = jnp.float32) -> nnx.GraphDef:
     """The structure that `nnx.merge(graph(model), params)` turns into a FusMAE, inside traced functions."""
+    # Abstract: a structure needs no numbers, and drawing them would cost seconds.
     abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))
     graphdef, params = nnx.split(abstract)
     if len(jax.tree.leaves(nnx.filter_state(params, nnx.Param))) != len(jax.tree.leaves(params)):

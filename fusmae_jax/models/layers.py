@@ -18,16 +18,16 @@ from fusmae_jax.config.run import Numerics
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
-    """Numerics together with the compute type: everything a layer needs to know about numbers."""
+class Arithmetic:
+    """How a layer computes: numerics, and the types of matrix products and of everything else."""
 
     numerics: Numerics
-    dtype: DTypeLike  # of matrix products
+    compute_dtype: DTypeLike  # of matrix products
 
     @property
-    def wide(self) -> Any:
+    def wide_dtype(self) -> Any:
         """Type of parameters, norms and the residual stream: float32, or float64 for that compute type."""
-        return jnp.promote_types(self.dtype, jnp.float32)
+        return jnp.promote_types(self.compute_dtype, jnp.float32)
 
 
 def xavier_uniform(parts: int = 1) -> Callable[..., Array]:
@@ -53,29 +53,36 @@ def trunc_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
 
 
 def linear(
-    in_width: int, out_width: int, policy: Policy, *, rngs: nnx.Rngs, parts: int = 1, bias: bool = True
+    in_width: int,
+    out_width: int,
+    arithmetic: Arithmetic,
+    *,
+    rngs: nnx.Rngs,
+    parts: int = 1,
+    bias: bool = True,
 ) -> nnx.Linear:
     """A linear layer; its kernel is (in, out)."""
     return nnx.Linear(
         in_width,
         out_width,
         use_bias=bias,
-        dtype=policy.dtype,
-        param_dtype=policy.wide,
-        precision=policy.numerics.matmul_precision,
+        dtype=arithmetic.compute_dtype,
+        param_dtype=arithmetic.wide_dtype,
+        precision=arithmetic.numerics.matmul_precision,
         kernel_init=xavier_uniform(parts),
         rngs=rngs,
     )
 
 
-def layer_norm(width: int, policy: Policy, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over the last axis, in the wide type."""
     return nnx.LayerNorm(
         width,
-        epsilon=policy.numerics.norm_eps,
-        use_fast_variance=policy.numerics.norm_variance == 'fast',
-        dtype=policy.wide,
-        param_dtype=policy.wide,
+        epsilon=arithmetic.numerics.norm_eps,
+        # 'fast' is E[x^2] - E[x]^2: one pass less, and it cancels where the mean is large.
+        use_fast_variance=arithmetic.numerics.norm_variance == 'fast',
+        dtype=arithmetic.wide_dtype,
+        param_dtype=arithmetic.wide_dtype,
         rngs=rngs,
     )
 
@@ -83,11 +90,11 @@ def layer_norm(width: int, policy: Policy, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Mlp(nnx.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, width: int, hidden: int, policy: Policy, *, rngs: nnx.Rngs):
-        self.up = linear(width, hidden, policy, rngs=rngs)
-        self.down = linear(hidden, width, policy, rngs=rngs)
-        self.wide, self.dtype = policy.wide, policy.dtype
-        self.approximate = policy.numerics.gelu == 'tanh'
+    def __init__(self, width: int, hidden: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
+        self.up = linear(width, hidden, arithmetic, rngs=rngs)
+        self.down = linear(hidden, width, arithmetic, rngs=rngs)
+        self.wide, self.dtype = arithmetic.wide_dtype, arithmetic.compute_dtype
+        self.approximate = arithmetic.numerics.gelu == 'tanh'
 
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         """Token by token; the result has the compute type."""

@@ -14,16 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import CrossAttention
-from fusmae_jax.models.blocks import Block, constrain_batch, run_stack, stack
-from fusmae_jax.models.layers import Mlp, Policy, layer_norm, linear, trunc_normal
-from fusmae_jax.models.posembed import sincos_2d
+from fusmae_jax.models.blocks import Block, constrain_batch, run_stack, stack, with_tokens
+from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm, linear, trunc_normal
+from fusmae_jax.models.positions import sincos_2d
 
 
 class Context(NamedTuple):
     """The visible tokens of all modalities in one sequence."""
 
     latents: Float[Array, 'b c d']
-    own: dict[str, Bool[Array, 'b c']]  # which of them are valid tokens of each modality
+    members: dict[str, Bool[Array, 'b c']]  # which of them are valid tokens of each modality
     position: Int[Array, 'b c']  # raster index of their patches
     cls: Float[Array, 'b d']
 
@@ -32,45 +32,45 @@ def join(
     latents: Mapping[str, Array], valid: Mapping[str, Array], ids: Mapping[str, Array], cls: Array
 ) -> Context:
     """The context of tokens that are given modality by modality."""
-    own = {
+    members = {
         name: jnp.concatenate([v if n == name else jnp.zeros_like(v) for n, v in valid.items()], axis=1)
         for name in valid
     }
     position = jnp.concatenate([ids[name] for name in latents], axis=1)
-    return Context(jnp.concatenate(list(latents.values()), axis=1), own, position, cls)
+    return Context(jnp.concatenate(list(latents.values()), axis=1), members, position, cls)
 
 
 class ModalityEmbedding(nnx.Module):
     """A learned vector for all tokens of a modality, as a bias of their projection."""
 
-    def __init__(self, width: int, policy: Policy, *, rngs: nnx.Rngs):
-        self.bias = nnx.Param(trunc_normal(rngs(), (width,), policy.wide))
+    def __init__(self, width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
+        self.bias = nnx.Param(trunc_normal(rngs(), (width,), arithmetic.wide_dtype))
 
 
 class MultiMaeDecoder(nnx.Module):
     """Visible latents of all modalities to the pixels of the hidden patches of one."""
 
-    def __init__(self, model: Model, name: str, policy: Policy, *, rngs: nnx.Rngs):
+    def __init__(self, model: Model, name: str, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
         settings = model.decoder
-        self.model, self.name, self.policy = nnx.static(model), name, nnx.static(policy)
+        self.model, self.name, self.arithmetic = nnx.static(model), name, nnx.static(arithmetic)
         width, hidden = settings.width, int(settings.width * model.mlp_ratio)
-        self.project = linear(model.width, width, policy, rngs=rngs)
-        self.mask_token = nnx.Param(jnp.zeros((width,), policy.wide))
+        self.project = linear(model.width, width, arithmetic, rngs=rngs)
+        self.mask_token = nnx.Param(jnp.zeros((width,), arithmetic.wide_dtype))
         self.modality = nnx.Dict(
-            {key: ModalityEmbedding(width, policy, rngs=rngs) for key in model.modalities}
+            {key: ModalityEmbedding(width, arithmetic, rngs=rngs) for key in model.modalities}
         )
-        self.cross = CrossAttention(width, settings.heads, policy, rngs=rngs)
-        self.norm2 = layer_norm(width, policy, rngs=rngs)
-        self.mlp = Mlp(width, hidden, policy, rngs=rngs)
+        self.cross = CrossAttention(width, settings.heads, arithmetic, rngs=rngs)
+        self.norm2 = layer_norm(width, arithmetic, rngs=rngs)
+        self.mlp = Mlp(width, hidden, arithmetic, rngs=rngs)
         if settings.depth:
             self.blocks = stack(
                 settings.depth,
-                lambda rngs: Block(width, settings.heads, model.mlp_ratio, policy, rngs=rngs),
+                lambda rngs: Block(width, settings.heads, model.mlp_ratio, arithmetic, rngs=rngs),
                 rngs,
             )
         if settings.final_norm:
-            self.norm = layer_norm(width, policy, rngs=rngs)
-        self.predict = linear(width, model.patch_dim(name), policy, rngs=rngs)
+            self.norm = layer_norm(width, arithmetic, rngs=rngs)
+        self.predict = linear(width, model.patch_dim(name), arithmetic, rngs=rngs)
 
     def __call__(
         self,
@@ -90,40 +90,42 @@ class MultiMaeDecoder(nnx.Module):
             hidden: False for mask tokens that stand for nothing hidden; no token attends to them.
             capture: also return intermediates.
         """
-        wide = self.policy.wide
+        wide = self.arithmetic.wide_dtype
         tokens, keys, valid = self._context(context)
         table = jnp.asarray(sincos_2d(self.model.grid, self.model.decoder.width), wide)
         empty = self.mask_token[...].astype(wide) + self.modality[self.name].bias[...].astype(wide)
         empty = empty[None, None] + jnp.take(table, masked, axis=0, mode='clip')
         queries = constrain_batch(jnp.concatenate([tokens[:, part], empty], axis=1))
         stages = {'tokens': queries}
+        # No residual around it, as published; the MLP after it has one.
         x, inner = self.cross(queries, keys, valid)
         x = x.astype(wide)
         x = x + self.mlp(self.norm2(x)).astype(wide)
         stages |= {'cross': x} | {f'cross/{key}': value for key, value in inner.items()}
-        own = context.own[self.name][:, part]
+        visible = context.members[self.name][:, part]
         hidden = jnp.ones(masked.shape, bool) if hidden is None else hidden
         if self.model.decoder.depth:
-            attended = jnp.concatenate([own, hidden], axis=1)
-            x, inner = run_stack(self.blocks, x, attended, self.model, capture=capture)
+            attended = jnp.concatenate([visible, hidden], axis=1)
+            keep = with_tokens if capture else None
+            x, inner = run_stack(self.blocks, x, attended, self.model, keep=keep)
             stages |= {f'blocks/{key}': value for key, value in inner.items()}
         if self.model.decoder.final_norm:
             x = self.norm(x)
-        predictions = self.predict(x[:, own.shape[1] :]).astype(wide)
+        predictions = self.predict(x[:, visible.shape[1] :]).astype(wide)
         return predictions, stages | {'predictions': predictions} if capture else {}
 
     def _context(
         self, context: Context
     ) -> tuple[Float[Array, 'b c w'], Float[Array, 'b e w'], Bool[Array, 'b e']]:
         """The projected tokens with their embeddings; and the keys with their validity, CLS among them."""
-        wide, settings = self.policy.wide, self.model.decoder
+        wide, settings = self.arithmetic.wide_dtype, self.model.decoder
         table = jnp.asarray(sincos_2d(self.model.grid, settings.width), wide)
         tokens = self.project(context.latents).astype(wide)
         tokens = tokens + jnp.take(table, context.position, axis=0, mode='clip')
-        for name, own in context.own.items():
+        for name, member in context.members.items():
             embedding = self.modality[name].bias[...].astype(wide)[None, None]
-            tokens = tokens + jnp.where(own[..., None], embedding, 0)
-        valid = jnp.any(jnp.stack(list(context.own.values())), axis=0)
+            tokens = tokens + jnp.where(member[..., None], embedding, 0)
+        valid = jnp.any(jnp.stack(list(context.members.values())), axis=0)
         if not settings.cls:
             return tokens, tokens, valid
         cls = self.project(context.cls[:, None]).astype(wide)

@@ -1,17 +1,23 @@
-"""Where each parameter lives: sharding rules as data, with a fallback.
+"""Rules over parameters by their names; where each parameter lives.
 
-A rule is (regex on the path, spec). What no rule matches is sharded over `fsdp` along its largest
-dimension that divides; the leading axis of stacked blocks is left whole, since a scan slices it.
+A rule is (regex on the path, value), and the first that matches decides. Sharding has a fallback: what no
+rule matches is sharded over `fsdp` along its largest dimension that divides; the leading axis of stacked
+blocks is left whole, since a scan slices it.
 """
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from fusmae_jax.errors import raise_all
+
+T = TypeVar('T')
+# Nested dicts of arrays by name, or of whatever stands for an array: a shape, a sharding, a mask.
+Params = Mapping[str, Any]
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 # Small, and every device needs them whole; `joined` is the vector of their moments.
@@ -30,13 +36,28 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+def matching(name: str, rules: Iterable[tuple[str, T]]) -> T | None:
+    """The value of the first rule that matches; None if none does."""
+    return next((value for pattern, value in rules if re.search(pattern, name)), None)
+
+
+def by_name(params: Params, rules: Sequence[tuple[str, T]], title: str, advice: str) -> Any:
+    """A tree with the value of each parameter's rule.
+
+    Raises:
+        InputError: `title`, with every name that no rule covers, and `advice` for each.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    raise_all(title, [f'{name}: {advice}' for name in names if matching(name, rules) is None])
+    return jax.tree_util.tree_map_with_path(lambda path, _: matching(path_name(path), rules), params)
+
+
 def spec_for(
     name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES
 ) -> PartitionSpec:
     """The layout of one array by its path and shape."""
-    for pattern, spec in rules:
-        if re.search(pattern, name):
-            return spec
+    if (spec := matching(name, rules)) is not None:
+        return spec
     fsdp = mesh.shape['fsdp']
     if fsdp == 1 or math.prod(shape) < MIN_SIZE:
         return PartitionSpec()

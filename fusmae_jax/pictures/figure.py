@@ -15,7 +15,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.normalise import statistics, target_unit
-from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.input.prepare import unpatchify
 
 TRUE_COLOUR = ('B04', 'B03', 'B02')
 COLUMNS = ('input, as recorded', 'visible to the model', 'reconstruction', 'target')

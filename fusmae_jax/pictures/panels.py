@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import unpatchify
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.parallel.host import read
+from fusmae_jax.input.prepare import unpatchify
 from fusmae_jax.parallel.mesh import replicated
+from fusmae_jax.parallel.processes import read
 from fusmae_jax.pictures.figure import Panel, in_place, in_raster_order
 from fusmae_jax.train.losses import NORM_PIX_EPS
 from fusmae_jax.train.objective import Masked, reconstructions

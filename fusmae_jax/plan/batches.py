@@ -1,4 +1,7 @@
-"""The global batches that a run would accept on a machine."""
+"""The global batches that a run would accept on a machine, and the most rows of one that fit its memory.
+
+The memory of a device is taken as a straight line over its rows of a micro-batch.
+"""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -9,6 +12,7 @@ from fusmae_jax.input.mixture import check_rows, row_counts
 from fusmae_jax.train.setup import Setup
 
 REACH = 16  # rows that even a small batch may grow by, until every set can be split
+MARGIN = 0.05  # share of the memory that is left free: for the fit's error and for what is outside the step
 
 
 class Batches(NamedTuple):
@@ -57,3 +61,40 @@ class Batches(NamedTuple):
 def batches_of(setup: Setup) -> Batches:
     """The batches of a run."""
     return Batches(setup.config.data, setup.mesh.size * setup.config.train.accumulation)
+
+
+class MemoryLine(NamedTuple):
+    """Bytes of one device = fixed + per_row * rows."""
+
+    fixed: float
+    per_row: float
+
+    def at(self, rows: float) -> float:
+        """Bytes at a number of rows."""
+        return self.fixed + self.per_row * rows
+
+
+def line_through(first: tuple[int, float], second: tuple[int, float]) -> MemoryLine:
+    """The line through two points (rows, bytes) with different rows."""
+    slope = (second[1] - first[1]) / (second[0] - first[0])
+    return MemoryLine(first[1] - slope * first[0], slope)
+
+
+def largest_rows(line: MemoryLine, limit: float) -> int | None:
+    """Most rows whose bytes stay under the limit less the margin; None where memory does not grow."""
+    if line.per_row <= 0:
+        return None
+    return max(0, int((limit * (1 - MARGIN) - line.fixed) // line.per_row))
+
+
+def second_point(rows: int, total: float, fixed: float, limit: float) -> int:
+    """Rows to compile next: near where the memory is full if all but `fixed` bytes grow with the rows.
+
+    So the largest batch is read off between or close to two compiled sizes, and not far beyond them. At
+    most eight times and at least an eighth of `rows`, and never `rows` itself.
+    """
+    room = (limit * (1 - MARGIN) - fixed) * rows / max(total - fixed, 1.0)
+    guess = int(min(max(room, rows / 8, 1), rows * 8))
+    if guess != rows:
+        return guess
+    return rows // 2 if rows > 1 else 2

@@ -5,13 +5,11 @@ import json
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.parallel.mesh import make_mesh
-from fusmae_jax.plan import fit
-from fusmae_jax.plan.batches import Batches, batches_of
-from fusmae_jax.plan.compiled import Step, compile_step, state_bytes
-from fusmae_jax.plan.estimate import estimate
+from fusmae_jax.plan.batches import Batches, MemoryLine, batches_of, largest_rows, line_through, second_point
+from fusmae_jax.plan.compiled import CompiledStep, compile_step, state_bytes
 from fusmae_jax.plan.records import layout
 from fusmae_jax.plan.remedies import remedies
-from fusmae_jax.plan.report import Plan, data, lines
+from fusmae_jax.plan.report import MachinePlan, data, estimate, lines
 from fusmae_jax.plan.topology import Machine, machine
 from fusmae_jax.train.setup import Setup, make_setup
 
@@ -48,7 +46,7 @@ def run_plan(
 
 def make_plan(
     config: Config, target: Machine, *, verify: bool = False, mfu: float = 0.4, examples: int = 0
-) -> Plan:
+) -> MachinePlan:
     """The plan of a run on a machine; see `run_plan`."""
     config, notes = _settled(config, target)
     contract, examples, assumed = layout(config, examples)
@@ -60,19 +58,19 @@ def make_plan(
 
     setup = build(config)
     batch_size, limit = config.train.batch_size, target.memory
-    step = compile_step(setup, batch_size, quick=True, read_program=True)
+    step = compile_step(setup, batch_size, quick=True, list_collectives=True)
     sizes = _sizes(setup, step, limit)
     line, batches = _line(setup, sizes), batches_of(setup)
-    rows = fit.largest(line, limit) if line else None
+    rows = largest_rows(line, limit) if line else None
     best = None if rows is None else batches.below(rows)
     if line is None:
         best = sizes[0].batch_size if sizes else 0
     elif step.memory is None:
         step = step._replace(total=max(step.total, int(line.at(batches.rows(batch_size)))))
-    found = []
+    changes = []
     if step.total > limit:
-        found = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
-    return Plan(
+        changes = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
+    return MachinePlan(
         machine=target,
         setup=setup,
         step=step,
@@ -80,7 +78,7 @@ def make_plan(
         points=[(s.batch_size, s.total) for s in sizes],
         largest=best,
         verified=compile_step(setup, best, quick=False) if verify and best else None,
-        remedies=found,
+        remedies=changes,
         estimate=estimate(setup, target, mfu),
         examples=examples,
         notes=(*notes, *assumed, *setup.notes),
@@ -108,7 +106,7 @@ def _settled(config: Config, target: Machine) -> tuple[Config, tuple[str, ...]]:
     return config, tuple(notes)
 
 
-def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
+def _sizes(setup: Setup, step: CompiledStep, limit: int) -> list[CompiledStep]:
     """The steps that the line goes through: that of the configured batch, if it was compiled, and another.
 
     A compiler that refuses a program states less than it would need, so such a size only tells where to go
@@ -118,7 +116,7 @@ def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
     state, made, last = state_bytes(setup), [step] if step.memory else [], step
     for _ in range(MOST_TRIES):
         rows = batches.rows(last.batch_size)
-        near = fit.second_point(rows, last.total, state, limit)
+        near = second_point(rows, last.total, state, limit)
         if last.memory is None:
             most, near = rows - 1, max(1, min(near, rows) * 2 // 3)
         size = batches.near(near, most, {s.batch_size for s in made})
@@ -130,14 +128,14 @@ def _sizes(setup: Setup, step: Step, limit: int) -> list[Step]:
             break
     made = sorted(made, key=lambda s: s.batch_size)
     line = _line(setup, made)
-    rows = (fit.largest(line, limit) or 0) if line else 0
+    rows = (largest_rows(line, limit) or 0) if line else 0
     if made and rows > FAR * batches.rows(made[-1].batch_size):
         # What a few rows need says little of many: memory grows faster once nothing stays on the chip.
         return _further(setup, made, rows * 2 // 3)
     return made
 
 
-def _further(setup: Setup, made: list[Step], rows: int) -> list[Step]:
+def _further(setup: Setup, made: list[CompiledStep], rows: int) -> list[CompiledStep]:
     """The larger of two sizes, and one of about so many rows: half as far away after each refusal."""
     batches = batches_of(setup)
     known = batches.rows(made[-1].batch_size)
@@ -152,10 +150,10 @@ def _further(setup: Setup, made: list[Step], rows: int) -> list[Step]:
     return made
 
 
-def _line(setup: Setup, sizes: list[Step]) -> fit.Line | None:
+def _line(setup: Setup, sizes: list[CompiledStep]) -> MemoryLine | None:
     """Bytes of one device over its rows of a micro-batch."""
     if len(sizes) < 2:
         return None
     batches = batches_of(setup)
     first, second = ((batches.rows(s.batch_size), s.total) for s in sizes)
-    return fit.through(first, second)
+    return line_through(first, second)

@@ -72,6 +72,6 @@ def _pairs(config: Config) -> int:
     known = PAIRS | {'all_minus_val_test': PAIRS['train'] + PAIRS['rest']}
     split = config.data.train_split
     if config.data.mixture or split not in known:
-        found = 'of a mixture' if config.data.mixture else f'of split {split!r}; {nearest(split, known)}'
-        raise InputError(f'the number of records is not known {found}: give --examples=N')
+        which = 'of a mixture' if config.data.mixture else f'of split {split!r}; {nearest(split, known)}'
+        raise InputError(f'the number of records is not known {which}: give --examples=N')
     return known[split]

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fusmae_jax.config.run import Config
-from fusmae_jax.plan.batches import Batches, batches_of
-from fusmae_jax.plan.compiled import Step, batch_bytes, bytes_on_device, state_bytes
-from fusmae_jax.plan.fit import MARGIN, Line, largest
+from fusmae_jax.plan.batches import MARGIN, Batches, MemoryLine, batches_of, largest_rows
+from fusmae_jax.plan.compiled import CompiledStep, batch_bytes, bytes_on_device, state_bytes
 from fusmae_jax.plan.topology import GIB
 from fusmae_jax.train.flops import full_remat_share
 from fusmae_jax.train.setup import Setup
@@ -29,11 +28,11 @@ class Remedy(NamedTuple):
 
 def remedies(
     setup: Setup,
-    step: Step,
-    line: Line | None,
+    step: CompiledStep,
+    line: MemoryLine | None,
     limit: int,
     rebuild: Callable[[Config], Setup],
-    compile_one: Callable[[Setup], Step],
+    compile_one: Callable[[Setup], CompiledStep],
 ) -> list[Remedy]:
     """Up to three remedies for a step over the limit, in the order of what they cost in time.
 
@@ -46,14 +45,14 @@ def remedies(
         compile_one: the compiled step of a run.
     """
     room = limit * (1 - MARGIN)
-    found = [_accumulate(setup, step, line, room) if line else None, _shard(setup, step, room, rebuild)]
+    options = [_accumulate(setup, step, line, room) if line else None, _shard(setup, step, room, rebuild)]
     if setup.config.model.remat != 'full':
-        found.append(_recompute(setup, step, room, rebuild, compile_one))
-    found.append(_shrink(setup, step, line, limit) if line else None)
-    return [remedy for remedy in found if remedy and remedy.saves > 0][:SHOWN]
+        options.append(_recompute(setup, step, room, rebuild, compile_one))
+    options.append(_shrink(setup, step, line, limit) if line else None)
+    return [remedy for remedy in options if remedy and remedy.saves > 0][:SHOWN]
 
 
-def _accumulate(setup: Setup, step: Step, line: Line, room: float) -> Remedy | None:
+def _accumulate(setup: Setup, step: CompiledStep, line: MemoryLine, room: float) -> Remedy | None:
     """The fewest micro-batches that fit; or, where none do, as many as there can be."""
     devices, now, data = setup.mesh.size, setup.config.train.accumulation, setup.config.data
     rows = step.batch_size // devices
@@ -78,7 +77,9 @@ def _accumulate(setup: Setup, step: Step, line: Line, room: float) -> Remedy | N
     )
 
 
-def _shard(setup: Setup, step: Step, room: float, rebuild: Callable[[Config], Setup]) -> Remedy | None:
+def _shard(
+    setup: Setup, step: CompiledStep, room: float, rebuild: Callable[[Config], Setup]
+) -> Remedy | None:
     """Parameters and optimizer over as many devices of a slice as can share them."""
     slices = len({getattr(device, 'slice_index', 0) for device in setup.mesh.devices.flat})
     now, wanted = setup.mesh.shape['fsdp'], math.gcd(setup.mesh.size // slices, MOST_SHARDS)
@@ -97,10 +98,10 @@ def _shard(setup: Setup, step: Step, room: float, rebuild: Callable[[Config], Se
 
 def _recompute(
     setup: Setup,
-    step: Step,
+    step: CompiledStep,
     room: float,
     rebuild: Callable[[Config], Setup],
-    compile_one: Callable[[Setup], Step],
+    compile_one: Callable[[Setup], CompiledStep],
 ) -> Remedy:
     """All blocks computed again in the backward pass."""
     model = dataclasses.replace(setup.config.model, remat='full')
@@ -114,10 +115,10 @@ def _recompute(
     )
 
 
-def _shrink(setup: Setup, step: Step, line: Line, limit: int) -> Remedy | None:
+def _shrink(setup: Setup, step: CompiledStep, line: MemoryLine, limit: int) -> Remedy | None:
     """The largest batch that fits, which is another training."""
     batches = batches_of(setup)
-    batch_size = batches.below(largest(line, limit) or 0)
+    batch_size = batches.below(largest_rows(line, limit) or 0)
     if not batch_size:
         return None
     return Remedy(
@@ -129,15 +130,15 @@ def _shrink(setup: Setup, step: Step, line: Line, limit: int) -> Remedy | None:
     )
 
 
-def sentence(step: Step, devices: int, limit: int, found: list[Remedy]) -> str:
+def sentence(step: CompiledStep, devices: int, limit: int, options: list[Remedy]) -> str:
     """The whole of it in one sentence."""
-    said = ', '.join(
+    changes = ', '.join(
         f'{r.setting} saves {r.saves / GIB:.2f} GiB ({r.source}; {r.price}; '
         f'{"enough" if r.enough else "not enough alone"})'
-        for r in found
+        for r in options
     )
     about = '' if step.memory else 'about '  # of a program that was refused
     needs = f'{about}{step.total / GIB:.2f} of {limit / GIB:.2f} GiB'
     return f'Out of memory: {step.batch_size // devices:,} images on each device need {needs}; ' + (
-        f'cheapest first, {said}.' if found else 'use more or larger devices.'
+        f'cheapest first, {changes}.' if options else 'use more or larger devices.'
     )

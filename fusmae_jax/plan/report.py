@@ -2,25 +2,56 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
 from fusmae_jax.config.run import Config
-from fusmae_jax.plan.compiled import Step
-from fusmae_jax.plan.estimate import Estimate
-from fusmae_jax.plan.fit import MARGIN
+from fusmae_jax.input.mixture import row_counts
+from fusmae_jax.plan.batches import MARGIN
+from fusmae_jax.plan.compiled import CompiledStep
 from fusmae_jax.plan.remedies import Remedy, sentence
 from fusmae_jax.plan.topology import GIB, Machine
+from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import Setup
+from fusmae_jax.train.step import abstract_batch
 
 
-class Plan(NamedTuple):
+class Estimate(NamedTuple):
+    """What follows from the shapes and, for the last three, from `mfu`: None where the peak is unknown."""
+
+    flops_per_image: float
+    bytes_per_image: float  # as the host sends it to the device
+    mfu: float  # assumed
+    images_per_second: float | None
+    hours: float | None  # in steps: evaluation, checkpoints and compilation come on top
+    host_bytes_per_second: float | None  # into each host
+
+
+def estimate(setup: Setup, machine: Machine, mfu: float) -> Estimate:
+    """The estimate of a whole run at a model FLOPs utilisation in (0, 1]."""
+    config = setup.config
+    batch_size = config.train.batch_size
+    rows = row_counts(config.data, batch_size)
+    batch = abstract_batch(setup.contract, setup.objective.fields, rows, setup.mesh)
+    image_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) / batch_size
+    flops = train_flops_per_image(config)
+    peak = peak_flops(machine.devices[0])
+    if peak is None:
+        return Estimate(flops, image_bytes, mfu, None, None, None)
+    rate = mfu * peak * len(machine.devices) / flops
+    hours = setup.total_steps * batch_size / rate / 3600
+    return Estimate(flops, image_bytes, mfu, rate, hours, rate * image_bytes / machine.hosts)
+
+
+class MachinePlan(NamedTuple):
     """Everything that was found out."""
 
     machine: Machine
     setup: Setup
-    step: Step  # of the configured batch
+    step: CompiledStep  # of the configured batch
     state: int  # bytes of the train state on one device
     points: list[tuple[int, int]]  # (global batch, bytes of one device) that the line goes through
     largest: int | None  # global batch; 0 if not even one row fits, None where memory does not grow
-    verified: Step | None  # the largest batch, compiled as a run would
+    verified: CompiledStep | None  # the largest batch, compiled as a run would
     remedies: list[Remedy]  # empty if the configured batch fits
     estimate: Estimate
     examples: int
@@ -32,14 +63,14 @@ class Plan(NamedTuple):
         return self.step.total <= self.machine.memory
 
 
-def lines(plan: Plan) -> list[str]:
+def lines(plan: MachinePlan) -> list[str]:
     """The plan in words, the most important first."""
     out = [f'note        {note}' for note in plan.notes]
     out += [_title(plan), _memory(plan), _largest(plan), _operations(plan), _collectives(plan)]
     return [*out, *_estimate(plan), _compiled(plan)]
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: MachinePlan) -> str:
     machine, setup, devices = plan.machine, plan.setup, len(plan.machine.devices)
     slices = f' in {machine.slices} slices' if machine.slices > 1 else ''
     mesh = ' x '.join(f'{name}={size}' for name, size in setup.mesh.shape.items())
@@ -55,7 +86,7 @@ def _hosts(machine: Machine) -> str:
     return '1 host' if machine.hosts == 1 else f'{machine.hosts} hosts'
 
 
-def _memory(plan: Plan) -> str:
+def _memory(plan: MachinePlan) -> str:
     if not plan.fits:
         return sentence(plan.step, len(plan.machine.devices), plan.machine.memory, plan.remedies)
     memory, total, limit = plan.step.memory, plan.step.total, plan.machine.memory
@@ -67,33 +98,33 @@ def _memory(plan: Plan) -> str:
     )
 
 
-def _largest(plan: Plan) -> str:
+def _largest(plan: MachinePlan) -> str:
     sizes = ' and '.join(f'{batch:,}' for batch, _ in plan.points)
-    one = 'one image on each device'
+    minimum = 'one image on each device'
     if plan.setup.config.data.mixture:
-        one = 'the least that all the sets can share over the devices'
+        minimum = 'the least that all the sets can share over the devices'
     if len(plan.points) < 2:
         least = f'batch {plan.largest:,} is the only size found to fit' if plan.largest else 'none fits'
-        return f'largest     {least}, {one} included'
+        return f'largest     {least}, {minimum} included'
     how = f'from a line through {sizes}, with {MARGIN:.0%} of the memory left free'
     if plan.largest is None:
         return f'largest     no limit seen: memory does not grow between batches of {sizes}'
     if not plan.largest:
-        return f'largest     not even {one} fits ({how})'
+        return f'largest     not even {minimum} fits ({how})'
     text = f'largest     batch {plan.largest:,} fits ({how}'
     if plan.verified:
         share = plan.verified.total / plan.machine.memory
-        found = 'fits' if share <= 1 else 'does NOT fit'
-        return f'{text}); compiled in full: {found}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
+        verdict = 'fits' if share <= 1 else 'does NOT fit'
+        return f'{text}); compiled in full: {verdict}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
     return f'{text}; --verify compiles it)'
 
 
-def _operations(plan: Plan) -> str:
+def _operations(plan: MachinePlan) -> str:
     flops = plan.estimate.flops_per_image
     return f'operations  {flops / 1e9:,.1f} GFLOP an image, forward and backward, recomputation not counted'
 
 
-def _collectives(plan: Plan) -> str:
+def _collectives(plan: MachinePlan) -> str:
     sent = plan.step.collectives
     if plan.step.memory is None:
         return 'collectives unknown: the compiler refused the program for its size'
@@ -104,7 +135,7 @@ def _collectives(plan: Plan) -> str:
     return f'collectives {"; ".join(kinds) or "none"}{" a step on each device" if kinds else ""}{floor}'
 
 
-def _estimate(plan: Plan) -> list[str]:
+def _estimate(plan: MachinePlan) -> list[str]:
     e, steps = plan.estimate, plan.setup.total_steps
     if e.images_per_second is None or e.hours is None or e.host_bytes_per_second is None:
         return ['estimate    unknown: the peak of this device is not listed in fusmae_jax/train/flops.py']
@@ -126,11 +157,11 @@ def _length(config: Config) -> str:
     return 'over' if config.train.steps else f'{config.train.epochs:g} epochs of'
 
 
-def _compiled(plan: Plan) -> str:
+def _compiled(plan: MachinePlan) -> str:
     return f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
 
 
-def data(plan: Plan) -> dict[str, Any]:
+def data(plan: MachinePlan) -> dict[str, Any]:
     """The plan as numbers: bytes, seconds, operations."""
     setup, step, machine = plan.setup, plan.step, plan.machine
     sent = step.collectives

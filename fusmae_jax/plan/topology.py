@@ -62,10 +62,10 @@ def machine(name: str) -> Machine:
     """The machine of a `--topology`; raises InputError if there is none of that name."""
     if name == LOCAL:
         return _local()
-    found = SYNTAX.fullmatch(name)
-    if not found:
+    match = SYNTAX.fullmatch(name)
+    if not match:
         raise InputError(f'--topology={name}: not understood; write {EXAMPLES}')
-    generation, shape, slices = found[1], found[2], int(found[3] or 1)
+    generation, shape, slices = match[1], match[2], int(match[3] or 1)
     chip = CHIPS[generation]
     if shape.count('x') + 1 != chip.axes:
         raise InputError(

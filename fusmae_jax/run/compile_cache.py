@@ -17,7 +17,7 @@ from absl import logging
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from fusmae_jax.parallel.agreement import gather
+from fusmae_jax.parallel.processes import gather
 from fusmae_jax.storage import absolute
 
 FOLDER = 'compilation_cache'

@@ -17,11 +17,10 @@ from fusmae_jax.input import seen as leak
 from fusmae_jax.input.mixture import Mixture, open_validation
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel import distributed
-from fusmae_jax.parallel.agreement import together
-from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.lock import Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
+from fusmae_jax.parallel.processes import read, together
 from fusmae_jax.run import compile_cache, model_card, step_log
 from fusmae_jax.run import start as startup
 from fusmae_jax.run import workdir as workdirs

@@ -18,9 +18,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
-from fusmae_jax.parallel.agreement import check_same, gather, together
 from fusmae_jax.parallel.lock import POLL, Lock
 from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.parallel.processes import check_same, gather, together
 from fusmae_jax.run import jax_flags
 from fusmae_jax.run import workdir as workdirs
 from fusmae_jax.run.goodput import Goodput

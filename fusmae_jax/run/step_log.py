@@ -7,8 +7,7 @@ import numpy as np
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import pipeline
-from fusmae_jax.parallel.agreement import gather
-from fusmae_jax.parallel.host import read
+from fusmae_jax.parallel.processes import gather, read
 from fusmae_jax.run.writers import Writers
 
 OnSkip = Callable[[int, dict[str, float], dict[str, Any]], None]

@@ -29,8 +29,8 @@ from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
-from fusmae_jax.parallel.host import read
 from fusmae_jax.parallel.mesh import batch_sharding, replicated
+from fusmae_jax.parallel.processes import read
 from fusmae_jax.pictures.figure import figure
 from fusmae_jax.pictures.panels import Reconstructor
 from fusmae_jax.train.setup import Setup

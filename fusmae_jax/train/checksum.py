@@ -17,8 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from fusmae_jax.errors import DivergedError
-from fusmae_jax.parallel.host import read
-from fusmae_jax.parallel.rules import path_name
+from fusmae_jax.parallel.processes import read
+from fusmae_jax.parallel.rules import Params, path_name
 
 MAX_LINES = 5  # of the arrays that differ
 
@@ -27,7 +27,7 @@ class ReplicaError(DivergedError):
     """Copies of the parameters differ between devices."""
 
 
-def make_check(abstract: Any, mesh: Mesh) -> Callable[[Any, int], None]:
+def make_check(abstract: Params, mesh: Mesh) -> Callable[[Params, int], None]:
     """The function `check(params, step)`, which raises ReplicaError if two copies differ.
 
     It is compiled here. Every process calls it, and each sees the numbers of all devices, so all stop
@@ -43,16 +43,16 @@ def make_check(abstract: Any, mesh: Mesh) -> Callable[[Any, int], None]:
     holders = [_holders(leaf, mesh) for _, leaf in leaves]
     layout = jax.tree.map(lambda leaf: leaf.sharding.spec, abstract)
 
-    def local(params: Any) -> UInt32[Array, 'devices leaves']:
-        own = jnp.stack([_hash(shard) for shard in jax.tree.leaves(params)])
-        return jax.lax.all_gather(own, mesh.axis_names)
+    def local(params: Params) -> UInt32[Array, 'devices leaves']:
+        hashes = jnp.stack([_hash(shard) for shard in jax.tree.leaves(params)])
+        return jax.lax.all_gather(hashes, mesh.axis_names)
 
     # The copies are what is in doubt, so the replication that shard_map would infer is not assumed.
     table = jax.shard_map(local, mesh=mesh, in_specs=(layout,), out_specs=PartitionSpec(), check_vma=False)
     compiled = jax.jit(table).lower(abstract).compile()
     devices = [str(device) for device in mesh.devices.flat]
 
-    def check(params: Any, step: int) -> None:
+    def check(params: Params, step: int) -> None:
         hashes = np.asarray(read('checksum', compiled(params)))
         problems = []
         for name, column, groups in zip(names, hashes.T, holders):

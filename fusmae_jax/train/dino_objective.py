@@ -20,6 +20,7 @@ from fusmae_jax.input.crops import Views, make_views
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.models import dino as dino_model
+from fusmae_jax.models.blocks import sample_paths
 from fusmae_jax.train.dino_loss import Schedule, cosine, cross_entropy, update_centre, update_teacher
 from fusmae_jax.train.objective import Batch, Metrics, Objective, interleave
 
@@ -93,7 +94,7 @@ def _inputs(
         each = jax.vmap(lambda key: jax.random.split(key, sum(counts)))(keys)
         split = each[:, : counts[0]].reshape(-1), each[:, counts[0] :].reshape(-1)
         rate, depth = config.dino.drop_path, config.model.depth
-        return views, [dino_model.sample_paths(k, depth, rate) for k in split]
+        return views, [sample_paths(k, depth, rate) for k in split]
 
     return inputs
 

@@ -9,9 +9,8 @@ import re
 import jax
 
 from fusmae_jax.config.run import JOINT, Config, Model
-from fusmae_jax.models.masking import num_visible
-from fusmae_jax.models.slots import num_slots
-from fusmae_jax.models.streams import streams
+from fusmae_jax.models.encoder import streams
+from fusmae_jax.models.masking import num_slots, num_visible
 
 # bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets, by the beginning of
 # its name in jax. Chips without bfloat16 (V100) have none.
@@ -66,14 +65,14 @@ def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, flo
         block1 = cross - (count - 1) * mlp(visible, d, ratio)  # one MLP on all slots
     else:
         cross = block1 = count * cross_block(visible, max(count - 1, 1) * visible, d, ratio)
-    one = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
+    decoder = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
     masked = model.num_patches - (0 if joint else visible)
     return {
         'patch': sum(2.0 * visible * size * d for size in names.values()),
         'block1': block1 if model.fusion.encoder == 'xae' else block(seen + 1, d, ratio),
         'blocks': (model.depth - 1) * block(seen + 1, d, ratio),
         'xad': cross if model.fusion.decoder == 'xad' else 0.0,
-        'decoders': sum(one(model, size, visible, masked, seen) for size in names.values()),
+        'decoders': sum(decoder(model, size, visible, masked, seen) for size in names.values()),
     }
 
 

@@ -1,13 +1,22 @@
-"""The masked reconstruction loss, as sums and weights over the global batch."""
+"""The masked reconstruction loss, as sums and weights over the global batch.
+
+    L   = sum_i w_i L_i                                  w_i: `loss_weight` of modality i, 1 in the paper
+    L_i = sum_(hidden, valid) (I^_i - I_i)^2 / #(hidden, valid)
+
+The sum runs over the numbers (pixels of all bands) that are valid in patches that were hidden, of all records
+of the global batch: the paper's mean squared error over the reconstructed tokens only, sensor by sensor.
+With `loss.norm_pix` the targets I_i are normalised patch by patch, as in MAE.
+"""
 
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 
-NORM_PIX_EPS = 1e-6  # as in MAE
+# As in MAE. Added to the variance: a patch of one value has none.
+NORM_PIX_EPS = 1e-6
 
 
 def masked_targets(patches: Patches, order: Int[Array, 'b n'], visible: int) -> Patches:
@@ -46,6 +55,7 @@ def squared_error(
 
     Kept apart so that sums over micro-batches and devices can be added before the division.
     """
+    # A select and no product with 0: a prediction that overflowed there would give inf x 0, which is NaN.
     error = jnp.where(valid, predictions - targets.astype(predictions.dtype), 0)
     return jnp.sum(error**2), jnp.sum(valid, dtype=error.dtype)
 
@@ -57,6 +67,7 @@ def combine(
 
     A modality without a single valid masked number adds nothing to the loss; its mean is NaN.
     """
+    # The inner select keeps 0 / 0 out of the gradient, where an outer one alone would let it in.
     there = {name: weight > 0 for name, (_, weight) in sums.items()}
     means = {name: total / jnp.where(there[name], weight, 1) for name, (total, weight) in sums.items()}
     first, *rest = (loss_weights[name] * mean for name, mean in means.items())

@@ -15,11 +15,11 @@ from jaxtyping import Array
 
 from fusmae_jax.config.run import JOINT, Augment, Config
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.models import fusmae, masking
-from fusmae_jax.models.slots import Slots, hidden_patches, num_slots, sample_slots
+from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train import losses
 
 Batch = Mapping[str, Array]
@@ -38,7 +38,7 @@ class Objective(NamedTuple):
     of its own, so that the mean of the micro-batches' losses is the loss of the batch.
     """
 
-    init: Callable[[Array], tuple[Any, Any]]
+    init: Callable[[Array], tuple[Params, Any]]
     loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     fields: tuple[str, ...]
     weights: Callable[[Batch, Array], Any] | None = None
@@ -80,10 +80,11 @@ def masked_inputs(
 
     def masked(batch: Batch, key: Array) -> Masked:
         parts = []
-        for prefix, one in prepare.items():
-            own = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-            geometry, mask = sample_keys(key, own[POSITION])
-            parts.append((one(own, geometry), mask))
+        for prefix, to_patches in prepare.items():
+            rows = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+            # By global position, not by row: neither devices nor micro-batches change what is drawn.
+            geometry, mask = sample_keys(key, rows[POSITION])
+            parts.append((to_patches(rows, geometry), mask))
         patches, mask = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
         patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
         if not joint:
@@ -108,7 +109,7 @@ def interleave(*parts: Array) -> Array:
 
 def reconstructions(
     config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike
-) -> Callable[[Any, Batch, Array], tuple[Masked, dict[str, Array]]]:
+) -> Callable[[Params, Batch, Array], tuple[Masked, dict[str, Array]]]:
     """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p).
 
     Predictions of a joint sequence are those of all patches in raster order.
@@ -116,7 +117,7 @@ def reconstructions(
     inputs = masked_inputs(config, contract, augment)
     graphdef = fusmae.graph(config.model, dtype)
 
-    def forward(params: Any, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
+    def forward(params: Params, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
         masked = inputs(batch, key)
         model = nnx.merge(graphdef, params)
         if masked.slots is None:
@@ -146,7 +147,8 @@ def error_sums(
         valid = targets.valid if counted is None else targets.valid & counted[:, None, None]
         sums[name] = losses.squared_error(predicted, values, valid)
         shares[name] = jnp.mean(valid, dtype=jnp.float32)
-        if hidden is not None:  # of all patches, so that it has to be set against those that are hidden
+        if hidden is not None:
+            # The mean is of all patches, so that it has to be set against those that are hidden.
             shares[name] /= jnp.maximum(jnp.mean(hidden, dtype=jnp.float32), 1 / hidden.size)
     return sums, shares
 
@@ -163,12 +165,13 @@ def reconstruction(
     loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
 
     def loss(
-        params: Any, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Array] | None = None
+        params: Params, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Array] | None = None
     ) -> tuple[Array, tuple[Metrics, Any]]:
         sums, shares = error_sums(config, *forward(params, batch, key))
         if weights is not None:
             sums = {name: (error, weights[name]) for name, (error, _) in sums.items()}
         total, means = losses.combine(sums, loss_weights)
+        # The gradient of nothing at all is 0 and good; the loss is said to be NaN rather than a perfect 0.
         nothing = jnp.all(jnp.isnan(jnp.stack(list(means.values()))))
         metrics = {'loss': jnp.where(nothing, jnp.nan, total)}
         metrics |= {f'loss/{name}': mean for name, mean in means.items()}
@@ -182,7 +185,7 @@ def reconstruction(
         valid = {name: masked.targets(name)[0].valid for name in config.model.modalities}
         return {name: jnp.sum(x, dtype=jnp.float32) for name, x in valid.items()}
 
-    def init(key: Array) -> tuple[Any, Any]:
+    def init(key: Array) -> tuple[Params, Any]:
         return fusmae.init_params(config.model, key, dtype), {}
 
     return Objective(init, loss, tuple(fields(config, contract)), weights)

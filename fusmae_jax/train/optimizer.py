@@ -1,17 +1,16 @@
 """AdamW, the warm-up cosine schedule, and the decay mask by parameter name."""
 
-import re
 from typing import Any
 
 import jax
 import optax
 
 from fusmae_jax.config.run import Optimizer
-from fusmae_jax.errors import InputError, raise_all
-from fusmae_jax.parallel.rules import path_name
+from fusmae_jax.errors import InputError
+from fusmae_jax.parallel.rules import Params, by_name
 
-# (regex on the path, is it decayed). The first match decides; a name that none matches is an error. By
-# name, since stacked biases have two dimensions as kernels have.
+# (regex on the path, is it decayed). A name that none matches is an error. By name and not by rank, since
+# stacked biases have two dimensions as kernels have.
 DECAY: tuple[tuple[str, bool], ...] = (
     (r'(^|/)kernel$', True),
     (r'(^|/)(bias|scale)$', False),
@@ -22,21 +21,11 @@ DECAY: tuple[tuple[str, bool], ...] = (
 KERNELS, JOINED = 'kernels', 'joined'
 
 
-def decay_mask(params: Any, decay_all: bool = False) -> Any:
+def decay_mask(params: Params, decay_all: bool = False) -> Any:
     """True for parameters that weight decay applies to; raises InputError for uncovered names."""
-    uncovered: list[str] = []
-
-    def decayed(path: Any, _: Any) -> bool:
-        name = path_name(path)
-        for pattern, value in DECAY:
-            if re.search(pattern, name):
-                return value or decay_all
-        uncovered.append(f'{name}: add a rule for it to train.optimizer.DECAY')
-        return False
-
-    mask = jax.tree_util.tree_map_with_path(decayed, params)
-    raise_all('no weight-decay rule covers these parameters', uncovered)
-    return mask
+    advice = 'add a rule for it to train.optimizer.DECAY'
+    decayed = by_name(params, DECAY, 'no weight-decay rule covers these parameters', advice)
+    return jax.tree.map(lambda value: value or decay_all, decayed)
 
 
 def schedule(
@@ -64,6 +53,7 @@ def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax
     every step instead of 254, and the device runs one small program instead of dozens.
     """
     adam = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+    # Decay after Adam (decoupled), and both before the rate, which multiplies them.
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip_norm) if optimizer.clip_norm else optax.identity(),
         optax.partition({KERNELS: adam, JOINED: optax.flatten(adam)}, _groups),
@@ -74,6 +64,6 @@ def make_optimizer(optimizer: Optimizer, learning_rate: optax.Schedule) -> optax
     )
 
 
-def _groups(params: Any) -> Any:
+def _groups(params: Params) -> Any:
     """For each parameter, which of the two groups of moments it belongs to."""
     return jax.tree.map(lambda kernel: KERNELS if kernel else JOINED, decay_mask(params))

@@ -41,7 +41,8 @@ def abstract_state(
     return jax.tree.map(lambda leaf: leaf, _abstract(objective, optimizer, mesh, ema))
 
 
-@functools.lru_cache(maxsize=4)  # a start asks for it half a dozen times, and each would trace the model
+# A start asks for it half a dozen times, and each would trace the model.
+@functools.lru_cache(maxsize=4)
 def _abstract(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool) -> State:
     shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key, ema), jax.random.key(0))
     return jax.tree.map(

@@ -1,4 +1,9 @@
-"""One training step and one evaluation step, compiled ahead of time for a mesh."""
+"""One training step and one evaluation step, compiled ahead of time for a mesh; gradient accumulation.
+
+A batch may be cut into micro-batches, one after the other, with the numbers of the whole. A mean over valid
+pixels is not the mean of the means of the micro-batches. So their weights (how many numbers count) are found
+first, which needs no model, and each micro-batch then divides by those of the whole batch.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,18 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION, prefix_of
-from fusmae_jax.parallel.mesh import batch_sharding, replicated
-from fusmae_jax.train.accumulate import make_gradient
-from fusmae_jax.train.objective import Metrics, Objective, Sums, error_sums, reconstructions
+from fusmae_jax.parallel.mesh import AXES, batch_sharding, replicated
+from fusmae_jax.parallel.rules import Params, constrain_like_parameters
+from fusmae_jax.train.objective import Batch, Metrics, Objective, Sums, error_sums, reconstructions
 from fusmae_jax.train.state import State
 
 StepFn = Callable[[State, Mapping[str, Array]], tuple[State, Metrics]]
+Gradient = tuple[tuple[Array, tuple[Metrics, Any]], Params]
 
 
 def make_step(
@@ -38,6 +44,8 @@ def make_step(
     grad = make_gradient(objective, accumulation)
 
     def step(state: State, batch: Mapping[str, Array]) -> tuple[State, Metrics]:
+        # The same key in every step: what is drawn for a record follows from its global position alone, so a
+        # resumed run draws what an uninterrupted one would have.
         key = jax.random.key(seed)
         (loss, (metrics, extra)), grads = grad(state['params'], state['extra'], batch, key)
         norm = optax.tree.norm(grads)
@@ -51,11 +59,13 @@ def make_step(
         }
         if ema:
             new['ema'] = jax.tree.map(lambda old, x: old + (1 - ema) * (x - old), state['ema'], new['params'])
+        # A select and no branch: every step is the same program, with the same collectives on every device.
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, {name: state[name] for name in new})
         bad = 1 - finite.astype(jnp.int32)
         skips = {'total': state['skips']['total'] + bad, 'in_row': (state['skips']['in_row'] + 1) * bad}
         metrics |= {
             'grad_norm': norm,
+            # The optimizer counts good steps alone, and so does the rate that it used.
             'learning_rate': schedule(state['step'] - state['skips']['total']),
             'skipped': bad,
             'skips_in_row': skips['in_row'],
@@ -65,11 +75,56 @@ def make_step(
     return step
 
 
-def lower_step(step: StepFn, state: State, batch: Mapping[str, Any], mesh: Mesh) -> Any:
+def make_gradient(objective: Objective, count: int) -> Callable[[Params, Any, Batch, Array], Gradient]:
+    """The traceable function (params, extra, batch, key) -> ((loss, (metrics, extra)), gradient).
+
+    Args:
+        objective: with `weights`, unless `count` is 1.
+        count: micro-batches. Loss, metrics and gradient are means over them.
+    """
+    whole = jax.value_and_grad(objective.loss, has_aux=True)
+    if count == 1:
+        return whole
+    weigh = objective.weights
+    assert weigh is not None, 'train.setup refuses such an objective'
+
+    def gradient(params: Params, extra: Any, batch: Batch, key: Array) -> Gradient:
+        micro = jax.tree.map(lambda x: split(x, count), dict(batch))
+        weights = _mean(jax.lax.map(lambda part: weigh(part, key), micro))
+
+        def body(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], tuple[Array, Metrics]]:
+            extra, total = carry
+            (loss, (metrics, extra)), grads = whole(params, extra, part, key, weights)
+            # Without it the sum would be whole on every device, whatever the parameters are.
+            total = constrain_like_parameters(jax.tree.map(jnp.add, total, grads))
+            return (extra, total), (loss, metrics)
+
+        start = extra, constrain_like_parameters(jax.tree.map(jnp.zeros_like, params))
+        (extra, total), (losses, metrics) = jax.lax.scan(body, start, micro)
+        return (jnp.mean(losses), (_mean(metrics), extra)), jax.tree.map(lambda x: x / count, total)
+
+    return gradient
+
+
+def split(x: Array, count: int) -> Array:
+    """(b, ...) to (count, b / count, ...): each device cuts its own rows, so that none has to move."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    parts = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
+    parts = parts.reshape(count, -1, *x.shape[1:])
+    return parts if mesh.empty else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, AXES))
+
+
+def _mean(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.mean(x, axis=0), tree)
+
+
+def lower_step(step: StepFn, state: State, batch: Mapping[str, Any], mesh: Mesh) -> jax.stages.Lowered:
     """Lowers a step for states and batches (or their abstract forms) on a mesh; the state is donated.
 
     The result's `.compile()` is what the loop runs: it can never be traced again.
     """
+    # The same shardings in and out: each buffer is given away to its successor.
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(
         step,
@@ -105,13 +160,13 @@ def make_eval_step(config: Config, contract: Contract, dtype: Any, mesh: Mesh, t
     """
     forward = reconstructions(config, contract, None, dtype)
 
-    def evaluate(params: Any, batch: Mapping[str, Array], key: Array) -> Sums:
+    def evaluate(params: Params, batch: Mapping[str, Array], key: Array) -> Sums:
         masked, predictions = forward(params, batch, key)
         return error_sums(config, masked, predictions, batch[POSITION] < total)[0]
 
     jitted = jax.jit(evaluate, out_shardings=replicated(mesh))
 
-    def run(params: Any, batch: Mapping[str, Array], key: Array) -> Sums:
+    def run(params: Params, batch: Mapping[str, Array], key: Array) -> Sums:
         with jax.set_mesh(mesh):
             return jitted(params, batch, key)
 

@@ -22,12 +22,12 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
-from fusmae_jax.interop.weights.published_kinds import Weights
+from fusmae_jax.interop.weights.published_kinds import WeightFile
 from fusmae_jax.models.fusion import XAttnDecoder
 from fusmae_jax.paths import escaped, user_path
 from fusmae_jax.tables.config import Archive, Tables
 
-KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables, Archive]
+KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, WeightFile, EncodeConfig, Tables, Archive]
 KINDS += [convert.ConvertConfig, *(importlib.import_module(x).Archive for x in convert.BUILDERS.values())]
 # What may be any finite number: statistics and offsets, which have the unit of the data.
 ANY = {'mean', 'offset', 'nodata', 'bright', 'scale'}
@@ -127,7 +127,6 @@ def test_a_modality_is_not_called_like_a_part_of_the_model(name):
 
 def test_the_names_that_are_taken_are_all_that_a_container_of_modules_has():
     assert {name for name in dir(nnx.Dict) if not name.startswith('_')} <= RESERVED
-    assert {name for name in vars(XAttnDecoder) if not name.startswith('_')} - {'joint'} <= RESERVED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,7 @@ from data.ssl4eo_s12.ssl4eo_s12_dataset_builder import Builder
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.normalise import statistics
-from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.prepare import make_prepare, unpatchify
 from tests.support import ssl4eo_s12_archives as archives
 from tests.support.data_fixtures import read
 from tests.support.tiny import tiny_config, tiny_model

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fusmae_jax.embed.mosaic import Mosaic
+from fusmae_jax.embed.stream import Mosaic
 from fusmae_jax.embed.windows import (
     Layout,
     axis,

@@ -21,8 +21,7 @@ from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
-from fusmae_jax.input.crops import whole_views
-from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.input.prepare import unpatchify
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import dino as models
@@ -30,7 +29,7 @@ from fusmae_jax.run.workdir import write_config
 from fusmae_jax.train.dino_loss import update_teacher
 from fusmae_jax.train.dino_objective import teacher_rate
 from fusmae_jax.train.dino_setup import make_dino_setup
-from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny
+from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny, whole_views
 from tests.support.probe_fixtures import archive
 
 STEP = 40

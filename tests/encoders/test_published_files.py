@@ -14,7 +14,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.interop.weights import published as importing
-from fusmae_jax.interop.weights.published_kinds import Weights, check
+from fusmae_jax.interop.weights.published_kinds import WeightFile, check
 from tests.support import published_states as theirs
 from tests.support.probe_fixtures import archive
 from tests.support.published_states import DINO, SAT, SATVIT, WIDTH
@@ -75,15 +75,15 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (Weights('satvit', 'x'), 'channels is empty: the weights of SatViT have 15 input channels'),
-        (Weights('satvit', 'x', channels=('B02', 'VV', 'B02')), 'B02 stands there twice'),
-        (Weights('satvit', 'x', channels=('VV', 'B02', 'VV', 'VV')), 'VV stands there 3 times'),
-        (Weights('dino_mm', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),
-        (Weights('satvit', 'x', channels=('a', 'VV')), r'no band of s2 \(B01'),
-        (Weights('imagenet_vit', 'x', channels=('B04',)), 'leave the list empty'),
-        (Weights('imagenet_vit', 'x', pixel_mean=0.4), 'pixel_std must be positive'),
-        (Weights('', 'x'), 'choose one of imagenet_vit'),
-        (Weights('dino_mm'), 'give the weight file'),
+        (WeightFile('satvit', 'x'), 'channels is empty: the weights of SatViT have 15 input channels'),
+        (WeightFile('satvit', 'x', channels=('B02', 'VV', 'B02')), 'B02 stands there twice'),
+        (WeightFile('satvit', 'x', channels=('VV', 'B02', 'VV', 'VV')), 'VV stands there 3 times'),
+        (WeightFile('dino_mm', 'x', channels=('VV', 'B02', 'VV')), 'VV stands there twice'),
+        (WeightFile('satvit', 'x', channels=('a', 'VV')), r'no band of s2 \(B01'),
+        (WeightFile('imagenet_vit', 'x', channels=('B04',)), 'leave the list empty'),
+        (WeightFile('imagenet_vit', 'x', pixel_mean=0.4), 'pixel_std must be positive'),
+        (WeightFile('', 'x'), 'choose one of imagenet_vit'),
+        (WeightFile('dino_mm'), 'give the weight file'),
     ],
 )
 def test_impossible_settings_are_refused(config, message):

@@ -22,8 +22,7 @@ from fusmae_jax.eval.finetune.objective import TARGETS, classification, network,
 from fusmae_jax.eval.finetune.train import make_plan
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.models import heads
-from fusmae_jax.models.blocks import run_stack
+from fusmae_jax.models.blocks import run_stack, sample_paths
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.rules import path_name
 from tests.support.probe_fixtures import GROUPS, weights
@@ -180,23 +179,23 @@ def test_the_optimizer_is_adamw_with_a_rate_for_each_layer():
 
 def test_drop_path_leaves_out_branches_and_keeps_the_mean():
     keys = jax.random.split(jax.random.key(0), 4000)
-    scales = np.asarray(heads.drop_path_scales(keys, 5, 0.4))
-    assert scales.shape == (4, 2, 4000)
+    paths = np.asarray(sample_paths(keys, 5, 0.4, first=1))
+    assert paths.shape == (4, 4000, 2)
     np.testing.assert_allclose(
-        np.mean(scales == 0, axis=2), [[0.1] * 2, [0.2] * 2, [0.3] * 2, [0.4] * 2], atol=0.03
+        np.mean(paths == 0, axis=1), [[0.1] * 2, [0.2] * 2, [0.3] * 2, [0.4] * 2], atol=0.03
     )
-    np.testing.assert_allclose(scales.mean(axis=2), 1, atol=0.05)
-    kept = np.array([0.1, 0.2, 0.3, 0.4])[:, None, None]
-    np.testing.assert_allclose(scales, np.where(scales == 0, 0, 1 / (1 - kept)), rtol=1e-6)
-    assert not np.array_equal(scales[:, 0], scales[:, 1])
+    np.testing.assert_allclose(paths.mean(axis=1), 1, atol=0.05)
+    dropped = np.array([0.1, 0.2, 0.3, 0.4])[:, None, None]
+    np.testing.assert_allclose(paths, np.where(paths == 0, 0, 1 / (1 - dropped)), rtol=1e-6)
+    assert not np.array_equal(paths[..., 0], paths[..., 1])
 
 
 def test_a_model_with_drop_path_is_its_blocks_with_scaled_branches():
     config = tiny_config(model=tiny_model('none', depth=3))
     params, graphdef = weights(config.model, 0), graph(config.model)
     keys = jax.random.split(jax.random.key(3), 6)
-    scales = heads.drop_path_scales(keys, 3, 0.5)
-    assert 0 < np.mean(np.asarray(scales) == 0) < 1
+    paths = sample_paths(keys, 3, 0.5, first=1)
+    assert 0 < np.mean(np.asarray(paths) == 0) < 1
     x, valid = jax.random.normal(jax.random.key(1), (6, 5, 32)), jnp.ones((6, 5), bool)
 
     @jax.jit
@@ -204,14 +203,14 @@ def test_a_model_with_drop_path_is_its_blocks_with_scaled_branches():
         tokens = x
         for block in range(2):
             part = jax.tree.map(lambda leaf, at=block: leaf[at], nnx.merge(graphdef, params).encoder.blocks)
-            tokens += scales[block, 0][:, None, None] * part.attention(part.norm1(tokens), valid)[0]
-            tokens += scales[block, 1][:, None, None] * part.mlp(part.norm2(tokens))
+            tokens += paths[block, :, 0][:, None, None] * part.attention(part.norm1(tokens), valid)[0]
+            tokens += paths[block, :, 1][:, None, None] * part.mlp(part.norm2(tokens))
         return tokens
 
     @jax.jit
     def dropped(params):
-        model = heads.with_drop_path(nnx.merge(graphdef, params), keys, 0.5)
-        return run_stack(model.encoder.blocks, x, valid, config.model)[0]
+        model = nnx.merge(graphdef, params)
+        return run_stack(model.encoder.blocks, x, valid, config.model, paths=paths)[0]
 
     np.testing.assert_allclose(by_hand(params), dropped(params), rtol=1e-5, atol=1e-5)
 

@@ -15,8 +15,7 @@ from fusmae_jax.eval.reliance.attention import blocks, mass
 from fusmae_jax.eval.reliance.config import Cloud
 from fusmae_jax.eval.reliance.inputs import clouded, opacity, other_cluster
 from fusmae_jax.input.normalise import statistics
-from fusmae_jax.input.patchify import Patches
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.models import fusmae
 from tests.support.helpers import CONTRACT, random_patches, raw_batch
 from tests.support.probe_fixtures import weights

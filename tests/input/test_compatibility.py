@@ -13,8 +13,7 @@ from fusmae_jax.input import units
 from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract, Group, Product, Statistics
 from fusmae_jax.input.normalise import resolve, statistics
-from fusmae_jax.input.patchify import unpatchify
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.prepare import make_prepare, unpatchify
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config
 

@@ -11,13 +11,13 @@ from flax import nnx
 from fusmae_jax.config.build import resolve
 from fusmae_jax.config.run import Decoder, Fusion, Modality, Model
 from fusmae_jax.errors import InputError
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.interop.weights import files, positions
 from fusmae_jax.interop.weights.importers import import_weights
 from fusmae_jax.interop.weights.layouts import reference_rules
-from fusmae_jax.interop.weights.plans import Options
-from fusmae_jax.interop.weights.rules import flatten, ours_shapes, unflatten
+from fusmae_jax.interop.weights.rules import ImportOptions, flatten, ours_shapes, unflatten
 from fusmae_jax.models import fusmae
+from fusmae_jax.models.positions import sincos_2d
 from tests.support import published_states as theirs
 from tests.support.published_states import HEADS, TIMM, WIDTH
 
@@ -37,7 +37,7 @@ MULTIMAE = dataclasses.replace(
     decoder=DECODER,
     final_norm=False,
 )
-ADAPTERS = Options(adapters={'s1': 'depth', 's2': 'rgb'})
+ADAPTERS = ImportOptions(adapters={'s1': 'depth', 's2': 'rgb'})
 
 
 def images_of(model, seed=0):
@@ -94,7 +94,7 @@ def project(image, state, name):
 
 def mae_state(channels=3, seed=2):
     state, draw = theirs.timm(channels, PATCH, GRID, sincos=True), theirs.drawer(seed)
-    table = np.roll(positions.sincos(GRID, GRID, DEC), DEC // 2, axis=1)
+    table = np.roll(sincos_2d((GRID, GRID), DEC), DEC // 2, axis=1)
     numbers = channels * PATCH**2
     state |= {
         'mask_token': draw(1, 1, DEC),
@@ -172,7 +172,7 @@ def test_the_decoder_of_an_mae_is_left_out_where_it_has_no_place():
 def multimae_state(seed=3):
     """Tasks rgb and depth, each with a decoder, and a third decoder of normalised colours."""
     state, draw = {}, theirs.drawer(seed)
-    grid = positions.sincos(GRID, GRID, WIDTH).reshape(1, GRID, GRID, WIDTH)
+    grid = sincos_2d((GRID, GRID), WIDTH).reshape(1, GRID, GRID, WIDTH)
     for task, channels in (('rgb', 3), ('depth', 1)):
         state[f'input_adapters.{task}.proj.weight'] = draw(WIDTH, channels, PATCH, PATCH)
         state[f'input_adapters.{task}.proj.bias'] = draw(WIDTH)
@@ -186,7 +186,7 @@ def multimae_state(seed=3):
 
 
 def output_adapter(draw, own, numbers):
-    table = positions.sincos(GRID, GRID, DEC).reshape(1, GRID, GRID, DEC)
+    table = sincos_2d((GRID, GRID), DEC).reshape(1, GRID, GRID, DEC)
     state = {
         f'{own}.mask_token': draw(1, 1, DEC),
         f'{own}.task_embeddings.rgb': draw(1, 1, DEC),

@@ -9,7 +9,7 @@ import pytest
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights import files
 from fusmae_jax.interop.weights.importers import import_weights
-from tests.interop.test_interop_weights import assert_same, make, random_params
+from tests.support.interop_models import assert_same, random_params, small_model
 
 torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.parity
@@ -65,7 +65,7 @@ def test_damaged_files_are_named(tmp_path, name, content):
 
 def test_a_truncated_file_is_named(tmp_path):
     path = tmp_path / 'a.safetensors'
-    files.export(path, random_params(make()), make())
+    files.export(path, random_params(small_model()), small_model())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match='not a readable safetensors file'):
         files.read_state(path)
@@ -77,7 +77,7 @@ def test_ours_to_pytorch_and_back_is_bit_identical(tmp_path):
     safetensors = pytest.importorskip('safetensors.torch')
     from fusmae_jax.interop.reference.model import build
 
-    model, params = make(positions='learned'), random_params(make(positions='learned'))
+    model, params = small_model(positions='learned'), random_params(small_model(positions='learned'))
     files.export(tmp_path / 'a.safetensors', params, model)
     reference = build(model)
     reference.load_state_dict(safetensors.load_file(tmp_path / 'a.safetensors'), strict=True)

@@ -5,46 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusmae_jax.config.build import resolve
-from fusmae_jax.config.run import Decoder, Fusion, Modality, Model, Numerics
+from fusmae_jax.config.run import Fusion, Modality, Model, Numerics
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights import files, positions
 from fusmae_jax.interop.weights.importers import import_weights
 from fusmae_jax.interop.weights.layouts import reference_rules
-from fusmae_jax.interop.weights.plans import Options
-from fusmae_jax.interop.weights.rules import flatten, ours_shapes, to_theirs, unflatten
-
-S1 = Modality(bands=('VV', 'VH'), sensor='s1')
-S2 = Modality(bands=('B02', 'B03', 'B04', 'B08'), sensor='s2')
-
-
-def make(**changes) -> Model:
-    model = Model(
-        modalities={'s1': S1, 's2': S2},
-        image_size=(32, 32),
-        patch_size=8,
-        size='tiny',
-        fusion=Fusion('xae', 'xad'),
-        decoder=Decoder(16, 2, 2),
-    )
-    return resolve(dataclasses.replace(model, **changes))
-
-
-def random_params(model: Model, seed: int = 0) -> dict:
-    rng = np.random.default_rng(seed)
-    shapes = ours_shapes(reference_rules(model))
-    return unflatten({k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()})
+from fusmae_jax.interop.weights.rules import ImportOptions, flatten, ours_shapes, to_theirs
+from fusmae_jax.models.positions import sincos_2d
+from tests.support.interop_models import S2, assert_same, random_params, small_model
 
 
 def state_of(model: Model, seed: int = 0) -> dict:
     return to_theirs(reference_rules(model), random_params(model, seed), 'test')
-
-
-def assert_same(a, b):
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +32,7 @@ def test_tables_name_the_parameters_of_the_model(changes):
     jax = pytest.importorskip('jax')
     from fusmae_jax.models import fusmae
 
-    model = make(**changes)
+    model = small_model(**changes)
     params = jax.eval_shape(lambda: fusmae.init_params(model, jax.random.key(0)))
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     found = {'/'.join(key.key for key in path): leaf.shape for path, leaf in paths}
@@ -68,7 +40,7 @@ def test_tables_name_the_parameters_of_the_model(changes):
 
 
 def test_export_and_load_are_bit_identical(tmp_path):
-    model, params = make(), random_params(make())
+    model, params = small_model(), random_params(small_model())
     path = tmp_path / 'model.safetensors'
     files.export(path, params, model)
     loaded, settings, sidecar = files.load(path)
@@ -79,7 +51,7 @@ def test_export_and_load_are_bit_identical(tmp_path):
 
 
 def test_every_difference_is_in_one_message():
-    model, state = make(), state_of(make())
+    model, state = small_model(), state_of(small_model())
     state['norm.wieght'] = state.pop('norm.weight')
     state['blocks.0.mlp.fc1.weight'] = state['blocks.0.mlp.fc1.weight'].T
     state['cls_token'] = state['cls_token'].astype(np.float16)
@@ -101,22 +73,22 @@ def test_every_difference_is_in_one_message():
 
 def test_another_depth_names_the_blocks():
     with pytest.raises(InputError, match=r'not part of this model: blocks\.2\.norm1\.weight'):
-        import_weights('fusmae', state_of(make(depth=4)), make())
+        import_weights('fusmae', state_of(small_model(depth=4)), small_model())
     with pytest.raises(InputError, match=r'missing: blocks\.1\.norm1\.weight'):
-        import_weights('fusmae', state_of(make(depth=2)), make())
+        import_weights('fusmae', state_of(small_model(depth=2)), small_model())
 
 
 def test_params_that_do_not_fit_are_not_exported(tmp_path):
-    params = random_params(make())
+    params = random_params(small_model())
     del params['encoder']['norm']
     with pytest.raises(InputError, match='missing: encoder/norm/scale'):
-        files.export(tmp_path / 'a.safetensors', params, make())
+        files.export(tmp_path / 'a.safetensors', params, small_model())
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_layout_is_answered():
     with pytest.raises(InputError, match="did you mean 'timm'"):
-        import_weights('tim', {}, make())
+        import_weights('tim', {}, small_model())
 
 
 # Foreign layouts
@@ -140,7 +112,7 @@ def timm_state(model: Model, channels: int, side: int = 4) -> dict:
 
 
 def test_timm_inflates_rgb_and_seeds_the_cross_attention():
-    model = make(positions='learned')
+    model = small_model(positions='learned')
     state, base = timm_state(model, 3), random_params(model, 1)
     params, report = import_weights('timm', state, model, base)
     weight = state['patch_embed.proj.weight']
@@ -166,16 +138,18 @@ def test_timm_inflates_rgb_and_seeds_the_cross_attention():
 
 def test_missing_base_and_learned_positions_are_errors():
     with pytest.raises(InputError) as error:
-        import_weights('timm', timm_state(make(), 3), make())
+        import_weights('timm', timm_state(small_model(), 3), small_model())
     assert 'the file has no weights for xad/s1' in str(error.value)
     assert "set model.positions='learned'" in str(error.value)
-    options = Options(drop_positions=True)
-    _, report = import_weights('timm', timm_state(make(), 3), make(), random_params(make()), options)
+    options = ImportOptions(drop_positions=True)
+    _, report = import_weights(
+        'timm', timm_state(small_model(), 3), small_model(), random_params(small_model()), options
+    )
     assert 'pos_embed' in report.unused
 
 
 def test_dino_mm_channels_go_to_their_sensors():
-    model = make(positions='learned')
+    model = small_model(positions='learned')
     state = timm_state(model, 14)
     wrapped = {f'teacher.backbone.{k}': v for k, v in state.items()} | {'student.module.x': np.zeros(1)}
     wrapped['teacher.head.last_layer.weight_g'] = np.zeros(3, np.float32)
@@ -211,19 +185,21 @@ def satvit_state(model: Model, channels: int) -> dict:
     rng = np.random.default_rng(3)
     state['linear_input.weight'] = rng.normal(size=(32, channels * 64)).astype(np.float32)
     state['linear_input.bias'] = rng.normal(size=32).astype(np.float32)
-    table = np.roll(positions.sincos(4, 4, 32), 16, 1)
+    table = np.roll(sincos_2d((4, 4), 32), 16, 1)
     state['pos_embed'] = table[None].astype(np.float32)
     state['enc_to_dec.weight'] = np.zeros((16, 32), np.float32)
     return state
 
 
 def test_satvit_needs_its_channels_and_reads_patches_channel_first():
-    model = make(modalities={'s2': S2}, fusion=Fusion('none', 'none'), numerics=Numerics(qkv_bias=False))
+    model = small_model(
+        modalities={'s2': S2}, fusion=Fusion('none', 'none'), numerics=Numerics(qkv_bias=False)
+    )
     state, base = satvit_state(model, 5), random_params(model)
     with pytest.raises(InputError, match=r'give options\.channels'):
         import_weights('satvit', state, model, base)
     channels = ('B03', 'B02', 'B04', 'VV', 'B08')
-    params, report = import_weights('satvit', state, model, base, Options(channels=channels))
+    params, report = import_weights('satvit', state, model, base, ImportOptions(channels=channels))
     # One patch (channel, row, column) through their projection and through ours, features turned by half.
     patch = np.random.default_rng(0).normal(size=(5, 8, 8))
     patch[3] = 0
@@ -236,25 +212,29 @@ def test_satvit_needs_its_channels_and_reads_patches_channel_first():
     assert 'turned by half' in report.text()
     with pytest.raises(InputError, match='qkv_bias=False'):
         import_weights(
-            'satvit', state, dataclasses.replace(model, numerics=Numerics()), base, Options(channels=channels)
+            'satvit',
+            state,
+            dataclasses.replace(model, numerics=Numerics()),
+            base,
+            ImportOptions(channels=channels),
         )
 
 
 def test_multimae_encoder():
-    model = make(final_norm=False, fusion=Fusion('none', 'none'))
+    model = small_model(final_norm=False, fusion=Fusion('none', 'none'))
     state = {}
     for key, value in timm_state(model, 3).items():
         if key.startswith('blocks.'):
             state[key.replace('blocks.', 'encoder.')] = value
     rng = np.random.default_rng(1)
-    table = positions.sincos(4, 4, 32).astype(np.float32).reshape(1, 4, 4, 32).transpose(0, 3, 1, 2)
+    table = sincos_2d((4, 4), 32).astype(np.float32).reshape(1, 4, 4, 32).transpose(0, 3, 1, 2)
     for task, channels in (('rgb', 3), ('depth', 1), ('s1', 2)):
         state[f'input_adapters.{task}.proj.weight'] = rng.normal(size=(32, channels, 8, 8)).astype(np.float32)
         state[f'input_adapters.{task}.proj.bias'] = rng.normal(size=32).astype(np.float32)
         state[f'input_adapters.{task}.pos_emb'] = table
     state['global_tokens'] = rng.normal(size=(1, 1, 32)).astype(np.float32)
     state['output_adapters.rgb.mask_token'] = np.zeros((1, 1, 16), np.float32)
-    options = Options(adapters={'s2': 'rgb'})
+    options = ImportOptions(adapters={'s2': 'rgb'})
     params, report = import_weights('multimae', state, model, random_params(model), options)
     kernel = params['encoder']['patch']['s1']['kernel'].reshape(8, 8, 2, 32)
     np.testing.assert_array_equal(kernel, state['input_adapters.s1.proj.weight'].transpose(2, 3, 1, 0))
@@ -278,14 +258,14 @@ def test_interpolation_keeps_constants_and_mirrors():
 
 
 def test_positions_are_recognised():
-    table = positions.sincos(3, 5, 16)
+    table = sincos_2d((3, 5), 16)
     assert positions.recognise(table, (3, 5)) == 'row_first'
     assert positions.recognise(np.roll(table, 8, 1), (3, 5)) == 'column_first'
     assert positions.recognise(table + 0.01, (3, 5)) == 'learned'
 
 
 def test_turning_twice_changes_nothing_and_covers_every_weight():
-    model = make()
+    model = small_model()
     params = flatten(random_params(model))
     once = positions.turn(params, 'ed')
     assert_same(positions.turn(once, 'ed'), params)

@@ -1,6 +1,7 @@
-"""Our model against the PyTorch reference: forward, loss, gradients, training steps, absent sensors."""
+"""Our model against the PyTorch reference: all stages, gradients, training steps; the command `compare`."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,58 +9,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.config.build import resolve
-from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Masking, Modality, Model, Numerics, Optimizer
-from fusmae_jax.input.patchify import Patches, patchify
-from fusmae_jax.interop import differences, sides
+from fusmae_jax.bench import race
+from fusmae_jax.errors import InputError
+from fusmae_jax.input.prepare import Patches, patchify
+from fusmae_jax.interop import compare, sides
+from fusmae_jax.interop.weights import files
+from fusmae_jax.interop.weights.rules import flatten, unflatten
 from fusmae_jax.models import fusmae
+from tests.support.interop_models import FAMILY, random_params, small_model
 
 torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.parity
-torch.set_num_threads(
-    1
-)  # tiny tensors: threads would only wait for each other, 30 times slower on busy cores
-
-S2 = Modality(bands=('B02', 'B03', 'B04'), sensor='s2')
-S1 = Modality(bands=('VV', 'VH'), sensor='s1', loss_weight=0.5)
-DEM = Modality(bands=('height',), mean=(0.0,), std=(1.0,))
+# Tiny tensors: threads would only wait for each other, 30 times slower on busy cores.
+torch.set_num_threads(1)
 
 
-def make(loss=None, masking=None, **changes) -> Config:
-    model = Model(
-        modalities={'s1': S1, 's2': S2},
-        image_size=(32, 32),
-        patch_size=8,
-        size='tiny',
-        decoder=Decoder(width=16, depth=2, heads=2),
-    )
-    model = resolve(dataclasses.replace(model, **changes))
-    optimizer = Optimizer(learning_rate=1e-3)
-    return Config(model=model, loss=loss or Loss(), masking=masking or Masking(), optimizer=optimizer)
-
-
-FAMILY = {
-    'xae': make(),
-    'xad': make(fusion=Fusion('none', 'xad')),
-    'xae_xad': make(fusion=Fusion('xae', 'xad'), image_size=(32, 48)),
-    'none': make(fusion=Fusion('none', 'none'), masking=Masking('consistent')),
-    'unimodal': make(fusion=Fusion('none', 'none'), modalities={'s2': S2}),
-    'three': make(fusion=Fusion('xae', 'xad'), modalities={'s1': S1, 's2': S2, 'dem': DEM}),
-    'norm_pix': make(loss=Loss(norm_pix=True)),
-    'learned_shared': make(positions='learned', fusion=Fusion('xae', shared_directions=True)),
-    'mae_decoder': make(decoder=Decoder(16, 1, 2, cls=True, final_norm=False), final_norm=False, depth=1),
-    'numerics': make(numerics=Numerics('tanh', 1e-5, 'fast', 'highest', qkv_bias=False), scan=False),
-}
-
-
-def failures(rows: list[differences.Row]) -> list[str]:
+def failures(rows: list[compare.ParityRow]) -> list[str]:
     return [f'{r.kind} {r.name}: {r.relative:.2e} > {r.limit:.2e}' for r in rows if not r.ok]
 
 
 @pytest.mark.parametrize('name', FAMILY)
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
 def test_forward_loss_and_gradients_agree(name, dtype):
-    rows = differences.run(FAMILY[name], dtype=dtype, steps=0)
+    rows = compare.compare_exactly(FAMILY[name], dtype=dtype, steps=0)
     assert {r.kind for r in rows} == {'stage', 'loss', 'gradient'}
     assert not failures(rows)
 
@@ -75,7 +47,7 @@ def test_a_hundred_steps_agree(name, dtype):
         ours = sides.train_jax(config, cases, params, kind, 100, 10)
         theirs = sides.train_torch(config, cases, params, dtype, 100, 10)
     assert np.mean(theirs[-10:]) < 0.98 * np.mean(theirs[:10])  # it does learn
-    assert not failures(differences.step_rows(ours, theirs, differences.TOLERANCE[dtype]['steps']))
+    assert not failures(compare.step_rows(ours, theirs, compare.TOLERANCE[dtype]['steps']))
 
 
 def test_a_wrong_weight_is_noticed():
@@ -86,7 +58,7 @@ def test_a_wrong_weight_is_noticed():
     bias = params['decoders']['s1']['predict']['bias']
     params['decoders']['s1']['predict']['bias'] = bias + 1e-3
     ours = sides.run_jax(config, case, params, jnp.float32)
-    rows = differences.stage_rows(ours, theirs, differences.TOLERANCE['float32'])
+    rows = compare.stage_rows(ours, theirs, compare.TOLERANCE['float32'])
     assert [r.name for r in rows if not r.ok] == ['decoders/s1/predictions', 'loss/s1', 'loss']
 
 
@@ -99,7 +71,7 @@ def test_key_biases_have_no_gradient():
         sides.run_torch(config, case, params, 'float32'),
     ]
     for outcome in outcomes:
-        floor = differences.FLOOR * differences.global_norm(outcome.gradients)
+        floor = compare.FLOOR * compare.global_norm(outcome.gradients)
         keys = {n: np.split(g, 3, -1)[1] for n, g in outcome.gradients.items() if n.endswith('qkv/bias')}
         keys |= {
             n: np.split(g, 2, -1)[0]
@@ -130,8 +102,44 @@ def test_encoding_any_subset_agrees(absent, given):
 
 
 def test_bfloat16_errs_no_more_than_pytorch():
-    rows = differences.run_bfloat16(FAMILY['xae_xad'])
+    rows = compare.compare_bfloat16(FAMILY['xae_xad'])
     assert {'latents/s1', 'cls', 'decoders/s2/predictions', 'loss', 'all parameters'} <= {
         r.name for r in rows
     }
     assert not failures(rows)
+
+
+def test_json_and_exit_codes(tmp_path, capsys, monkeypatch):
+    config = FAMILY['unimodal']
+    path = tmp_path / 'a.safetensors'
+    params = unflatten({name: 0.1 * x for name, x in flatten(random_params(config.model)).items()})
+    files.export(path, params, config.model)
+    code = compare.compare(config, weights=str(path), dtype='float64', as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert [row for row in report['rows'] if not row['ok']] == []
+    assert (code, report['ok']) == (0, True)
+    assert report['settings']['numerics']['norm_eps'] == 1e-6
+    assert {row['kind'] for row in report['rows']} == {'stage', 'loss', 'gradient', 'steps'}
+
+    rows = compare.compare_exactly(config, dtype='float32', steps=0)
+    rows[3] = dataclasses.replace(rows[3], relative=float('nan'))
+    monkeypatch.setattr(compare, 'compare_exactly', lambda *args, **kwargs: rows)
+    assert compare.compare(config, weights='', dtype='float32', as_json=False) == 1
+    assert f'1 of {len(rows)} past the limit, first: {rows[3].name}' in capsys.readouterr().out
+
+
+def test_wrong_type_and_wrong_weights_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match='bfloat16'):
+        compare.compare(FAMILY['xae'], weights='', dtype='half', as_json=False)
+    path = tmp_path / 'a.safetensors'
+    files.export(path, random_params(small_model()), small_model())
+    with pytest.raises(InputError, match='not part of this model'):
+        compare.compare(FAMILY['unimodal'], weights=str(path), dtype='float32', as_json=False)
+
+
+def test_every_contender_of_the_race_takes_steps(monkeypatch):
+    monkeypatch.setattr(race, 'WARMUP', 0)
+    monkeypatch.setattr(race, 'REPEATS', 2)
+    for name in ('torch eager', 'fusmae_jax scan', 'fusmae_jax unrolled'):  # torch.compile needs a compiler
+        lap = race._run(name, FAMILY['xae'], 2)
+        assert lap.seconds > 0 and lap.first > 0 and lap.peak > 0

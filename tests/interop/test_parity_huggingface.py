@@ -10,12 +10,11 @@ from flax import nnx
 
 from fusmae_jax.config.build import resolve
 from fusmae_jax.config.run import Config, Decoder, Fusion, Loss, Modality, Model
-from fusmae_jax.input.patchify import Patches, patchify
+from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.interop import sides
 from fusmae_jax.interop.weights import foreign, positions
 from fusmae_jax.interop.weights.importers import import_weights
-from fusmae_jax.interop.weights.plans import Options
-from fusmae_jax.interop.weights.rules import flatten, to_ours
+from fusmae_jax.interop.weights.rules import ImportOptions, flatten, to_ours
 from fusmae_jax.models import fusmae
 
 torch = pytest.importorskip('torch')
@@ -126,7 +125,7 @@ def test_vit_gradients(vit):
     ours = flatten(jax.grad(loss)(params))
     gradients = {name: p.grad.numpy() for name, p in vit.named_parameters()}
     table = gradients.pop('embeddings.position_embeddings')
-    plan = foreign.LAYOUTS['hf_vit'](gradients, model, Options())
+    plan = foreign.LAYOUTS['hf_vit'](gradients, model, ImportOptions())
     theirs = to_ours(plan.rules, plan.state) | {positions.TABLE: table[0, 1:]}
     compare_gradients(ours, theirs)
 
@@ -167,7 +166,7 @@ def test_vitmae_latents_predictions_loss_and_gradients(norm_pix, kind):
     assert abs(float(ours.stages['loss']) / out.loss.item() - 1) < 2e-6
 
     gradients = {name: p.grad.numpy() for name, p in hf.named_parameters() if p.grad is not None}
-    plan = foreign.LAYOUTS['hf_vitmae'](gradients, model, Options())
+    plan = foreign.LAYOUTS['hf_vitmae'](gradients, model, ImportOptions())
     streams = 'ed' if kind == 'sincos' else 'd'
     compare_gradients(ours.gradients, positions.turn(to_ours(plan.rules, plan.state), streams))
 

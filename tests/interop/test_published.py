@@ -13,13 +13,13 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.normalise import statistics
-from fusmae_jax.input.patchify import unpatchify
+from fusmae_jax.input.prepare import unpatchify
 from fusmae_jax.input.presets import make_inputs, preset_of
 from fusmae_jax.interop.weights import published as importing
 from fusmae_jax.interop.weights.foreign import DINO_MM_CHANNELS
-from fusmae_jax.interop.weights.published_kinds import Weights
+from fusmae_jax.interop.weights.published_kinds import WeightFile
 from fusmae_jax.models import fusmae
-from fusmae_jax.models.dino import cubic_matrix
+from fusmae_jax.models.positions import cubic_matrix
 from tests.support import published_states as theirs
 from tests.support.published_states import DINO, S2, SAT, SATVIT, SIZES, WIDTH
 
@@ -176,7 +176,7 @@ def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
 
 
 def test_full_size_is_128_and_112_pixels():
-    _, settings = importing.describe(Weights('dino_mm', 'x'), 'own')
+    _, settings = importing.describe(WeightFile('dino_mm', 'x'), 'own')
     assert (settings.preset.resize, settings.model.image_size, settings.model.patch_size) == (
         128,
         (112, 112),
@@ -186,7 +186,7 @@ def test_full_size_is_128_and_112_pixels():
     modality = settings.model.modalities['s1']
     assert dict(zip(modality.bands, modality.mean)) == {'VV': -12.59, 'VH': -19.22}
     for kind, side, common in (('imagenet_mae', 224, 224), ('satvit', 256, 224), ('dino_mm', 112, 224)):
-        config = Weights(kind, 'x', channels=SATVIT if kind == 'satvit' else ())
+        config = WeightFile(kind, 'x', channels=SATVIT if kind == 'satvit' else ())
         sides = [importing.describe(config, preset)[1].model.image_size for preset in ('own', 'common')]
         assert sides == [(side, side), (common, common)]
 
@@ -309,7 +309,7 @@ def test_satvit_is_fed_the_bands_that_are_listed():
 @pytest.mark.parametrize('modalities', [('s1',), ('s1', 's2')])
 def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
     """As the ViT itself on a gray image, the mean of the bands that are given."""
-    config = Weights(kind, 'x', **SIZES, patch_size=4, image_size=32)
+    config = WeightFile(kind, 'x', **SIZES, patch_size=4, image_size=32)
     state = theirs.timm(3, 4, 8, sincos=kind == 'imagenet_mae')
     settings, params, _ = importing.build(config, state, 'own')
     batch = records(32)
@@ -331,7 +331,7 @@ def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
 
 
 def test_the_common_preset_is_our_zscores():
-    config = Weights('imagenet_vit', 'x', **SIZES, patch_size=4, image_size=32)
+    config = WeightFile('imagenet_vit', 'x', **SIZES, patch_size=4, image_size=32)
     settings, params, _ = importing.build(config, theirs.timm(3, 4, 8), 'common')
     batch = records(32)
     found, z = seen(settings, 32, batch), zscores(batch, settings.model.modalities)

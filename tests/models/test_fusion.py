@@ -5,57 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scipy.special import erf
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
 from fusmae_jax.models.attention import attend
-from fusmae_jax.models.fusion import XAttnDecoder, XAttnEncoder
-from fusmae_jax.models.layers import Policy
+from fusmae_jax.models.fusion import XAttnDecoder, XAttnEncoder, fuse_latents
+from fusmae_jax.models.fusmae import FusMAE
+from fusmae_jax.models.layers import Arithmetic
+from tests.support.equations import cross_attention, mlp, norm, random_module
 from tests.support.helpers import random_patches
 from tests.support.tiny import tiny_model
 
 K = 5
-
-
-def norm(x, p):
-    mean = x.mean(-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + 1e-6) * p['scale'] + p['bias']
-
-
-def linear(x, p):
-    return x @ p['kernel'] + p['bias']
-
-
-def mlp(x, p):
-    hidden = linear(x, p['up'])
-    return linear(hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))), p['down'])
-
-
-def cross_attention(x, y, p, heads):
-    """CA(x, y) for one sample, eqs (4)-(5), head by head."""
-    q = linear(norm(x, p['query_norm']), p['query'])
-    k, v = np.split(linear(norm(y, p['context_norm']), p['kv']), 2, axis=-1)
-    width = q.shape[-1] // heads
-    out = []
-    for h in range(heads):
-        part = slice(h * width, (h + 1) * width)
-        scores = q[:, part] @ k[:, part].T / np.sqrt(width)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out.append(weights / weights.sum(-1, keepdims=True) @ v[:, part])
-    return linear(np.concatenate(out, -1), p['out'])
-
-
-def random_module(kind, model, seed=0):
-    """A module in float64 whose every parameter is random, biases and norms too, and its parameters."""
-    module = kind(model, Policy(model.numerics, jnp.float64), rngs=nnx.Rngs(seed))
-    graphdef, state = nnx.split(module)
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    state = jax.tree.unflatten(structure, leaves)
-    return nnx.merge(graphdef, state), jax.tree.map(np.asarray, nnx.to_pure_dict(state))
 
 
 @pytest.fixture(params=[2, 3])
@@ -91,12 +52,15 @@ def test_xattn_encoder_equals_eqs_2_to_5(case):
 
 def test_xattn_decoder_equals_eqs_10_and_11(case):
     model, latents, valid = case
-    block, params = random_module(XAttnDecoder, model)
-    out = block(latents, valid)
+    modules = {name: random_module(XAttnDecoder, model, seed) for seed, name in enumerate(latents)}
+    blocks, params = ({name: pair[i] for name, pair in modules.items()} for i in (0, 1))
+    out = fuse_latents(blocks, latents, valid, model.fusion.absent)
     for name, z in latents.items():
         for sample in range(2):
             zi = np.asarray(z[sample])
-            fused = zi + cross_attention(zi, others(latents, name, sample), params[name], model.heads)
+            fused = zi + cross_attention(
+                zi, others(latents, name, sample), params[name]['cross'], model.heads
+            )
             expected = fused + mlp(norm(fused, params[name]['norm']), params[name]['mlp'])
             np.testing.assert_allclose(out[name][sample], expected, atol=1e-12)
 
@@ -112,7 +76,7 @@ def test_a_query_without_a_valid_key_gets_exactly_zero():
 
 def test_shared_directions_use_one_cross_attention():
     model = resolve(tiny_model('xae', fusion=cfg.Fusion('xae', 'none', shared_directions=True)))
-    block = XAttnEncoder(model, Policy(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
+    block = XAttnEncoder(model, Arithmetic(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
     assert list(nnx.to_pure_dict(nnx.state(block))['cross']) == ['shared']
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     out, _ = block({'s1': x, 's2': x}, dict.fromkeys(('s1', 's2'), jnp.ones((2, K), bool)))
@@ -123,7 +87,7 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
     """`build` refuses such a name; the block does not depend on it."""
     modality = cfg.Model().modalities['s1']
     model = resolve(tiny_model('xae', modalities={'shared': modality, 's2': modality}))
-    block = XAttnEncoder(model, Policy(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
+    block = XAttnEncoder(model, Arithmetic(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     tokens, valid = {'shared': x, 's2': x}, dict.fromkeys(('shared', 's2'), jnp.ones((2, K), bool))
     out, _ = block(tokens, valid)
@@ -135,9 +99,6 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
 
 
 def test_the_mean_of_captured_scores_can_be_formed_outside():
-    from fusmae_jax.config.build import resolve
-    from fusmae_jax.models.fusmae import FusMAE
-
     model = resolve(tiny_model())
     encoded = FusMAE(model, rngs=nnx.Rngs(0)).encode(random_patches(model, 2), capture=True)
     q, k = encoded.stages['block1/query/s1'], encoded.stages['block1/key/s1']

@@ -11,9 +11,9 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.models import fusmae
-from fusmae_jax.models.slots import Slots, hidden_patches, own_slots
+from fusmae_jax.models.masking import Slots, hidden_patches, slots_by_modality
 from tests.support.helpers import random_order, random_patches
 from tests.support.tiny import tiny_model
 
@@ -166,7 +166,7 @@ def test_a_hidden_sensor_is_predicted_from_the_other_by_decoders_that_see_it():
     for name, follows in (('multimae', True), ('joint', False)):
         model, _, _ = make(name)
         patches, (slots, _) = random_patches(model, 2), slots_of(random_order(model, 2))
-        slots = slots._replace(valid=own_slots(slots, ('s1', 's2'))['s1'])
+        slots = slots._replace(valid=slots_by_modality(slots, ('s1', 's2'))['s1'])
         other = patches | {'s1': Patches(patches['s1'].values + 1, patches['s1'].valid)}
         one, two = (joint(name, 'self', given, slots)[0]['s2'] for given in (patches, other))
         assert (np.abs(one - two).max() > 1e-3) == follows

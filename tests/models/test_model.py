@@ -10,7 +10,7 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.fusmae import FusMAE
 from tests.support.helpers import random_order, random_patches

@@ -10,10 +10,10 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
-from fusmae_jax.models.layers import Policy
+from fusmae_jax.models.layers import Arithmetic
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
-from fusmae_jax.models.posembed import sincos_2d
-from tests.models.test_fusion import cross_attention, linear, mlp, norm, random_module
+from fusmae_jax.models.positions import sincos_2d
+from tests.support.equations import cross_attention, linear, mlp, norm, random_module
 from tests.support.tiny import tiny_model
 
 K, N = 3, 16  # visible patches of a sensor, patches
@@ -62,7 +62,7 @@ def test_it_equals_its_definition(sensors, cls):
             dataclasses.replace(model, decoder=cfg.Decoder(16, 2, 2, cls=cls, final_norm=not cls))
         )
         decoder, params = random_module(
-            lambda m, policy, rngs: MultiMaeDecoder(m, 's2', policy, rngs=rngs), model
+            lambda m, arithmetic, rngs: MultiMaeDecoder(m, 's2', arithmetic, rngs=rngs), model
         )
         latents = {name: rng.normal(size=(2, K, model.width)) for name in modalities}
         order = {name: np.stack([rng.permutation(N) for _ in range(2)]) for name in modalities}
@@ -86,8 +86,8 @@ def test_it_equals_its_definition(sensors, cls):
 def test_without_anything_to_attend_to_no_token_differs():
     """The cross-attention gives exactly 0, and no residual goes around it."""
     model = resolve(tiny_model('none', 'multimae'))
-    policy = Policy(model.numerics, jnp.float32)
-    decoder = MultiMaeDecoder(model, 's1', policy, rngs=nnx.Rngs(0))
+    arithmetic = Arithmetic(model.numerics, jnp.float32)
+    decoder = MultiMaeDecoder(model, 's1', arithmetic, rngs=nnx.Rngs(0))
     for there in (False, True):
         own = {'s1': jnp.full((1, K), there), 's2': jnp.zeros((1, K), bool)}
         latents = jax.random.normal(jax.random.key(0), (1, K, model.width))

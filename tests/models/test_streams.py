@@ -11,9 +11,9 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.models import fusmae
-from fusmae_jax.models.streams import split_stack, stack_patches
+from fusmae_jax.models.encoder import split_stack, stack_patches
 from fusmae_jax.train import losses
 from fusmae_jax.train.objective import Masked, error_sums
 from tests.support.helpers import random_order, random_patches

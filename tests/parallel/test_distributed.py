@@ -9,7 +9,7 @@ import pytest
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel import agreement, distributed
+from fusmae_jax.parallel import distributed, processes
 from tests.support.processes import ROOT, free_port
 
 # Everything that several processes settle among themselves, without the minute that two whole runs take.
@@ -20,7 +20,7 @@ from etils import epath
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel import agreement, distributed
+from fusmae_jax.parallel import processes, distributed
 from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.run import start as startup
 from fusmae_jax.run.start import check_shared, newest
@@ -38,9 +38,9 @@ def fails_in_one():
     return 'fine'
 with contextlib.ExitStack() as stack:
     preemption = Preemption(stack)
-    print(jax.process_count(), jax.device_count(), agreement.gather({'from': 'x' * (index + 1)}))
-    refused(agreement.check_same, {'seed': index, 'size': 3}, 'use the same')
-    refused(agreement.together, fails_in_one)
+    print(jax.process_count(), jax.device_count(), processes.gather({'from': 'x' * (index + 1)}))
+    refused(processes.check_same, {'seed': index, 'size': 3}, 'use the same')
+    refused(processes.together, fails_in_one)
     check_shared(epath.Path(folder) / 'shared')
     refused(check_shared, epath.Path(folder) / str(index))
     refused(newest, types.SimpleNamespace(latest=lambda: index or None, directory='seen'))
@@ -131,7 +131,7 @@ def test_nothing_to_join_leaves_a_process_alone(monkeypatch):
     distributed.initialize(cfg.Parallel(num_processes=1, process_id=0))
     distributed.initialize(cfg.Parallel(distributed='off', coordinator='host:80'))
     assert not jax.distributed.is_initialized()
-    assert agreement.gather({'a': [1]}) == [{'a': [1]}]
+    assert processes.gather({'a': [1]}) == [{'a': [1]}]
 
 
 @pytest.mark.parametrize(

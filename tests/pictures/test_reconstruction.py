@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fusmae_jax.config import run as cfg
-from fusmae_jax.input.patchify import patchify
-from fusmae_jax.input.prepare import statistics
+from fusmae_jax.input.prepare import patchify, statistics
 from fusmae_jax.pictures.figure import (
     COLUMNS,
     Panel,

@@ -10,7 +10,7 @@ from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
-from fusmae_jax.plan import command, fit, records, report, topology
+from fusmae_jax.plan import batches, command, records, report, topology
 from tests.support.tiny import tiny_config, tiny_model
 
 MEBIBYTE = 2**20
@@ -148,20 +148,20 @@ def test_the_parts_of_a_name():
 
 
 def test_a_line_through_two_sizes():
-    line = fit.through((4, 1000), (8, 1400))
+    line = batches.line_through((4, 1000), (8, 1400))
     assert line == (600, 100) and line.at(10) == 1600
-    assert fit.largest(line, 2000) == 13  # 1,900 less 600, in hundreds
-    assert fit.largest(line, 600) == 0
-    assert fit.largest(fit.through((4, 1000), (8, 1000)), 2000) is None
+    assert batches.largest_rows(line, 2000) == 13  # 1,900 less 600, in hundreds
+    assert batches.largest_rows(line, 600) == 0
+    assert batches.largest_rows(batches.line_through((4, 1000), (8, 1000)), 2000) is None
 
 
 def test_the_second_size_lies_near_the_limit():
     # 100 a row above 600: 1,900 - 600 leaves room for 13.
-    assert fit.second_point(4, 1000, 600, 2000) == 13
-    assert fit.second_point(64, 7000, 600, 2000) == 13  # from above too
-    assert fit.second_point(13, 1900, 600, 2000) == 6  # never the same again
-    assert fit.second_point(1, 1900, 600, 1500) == 2
-    assert fit.second_point(4, 1000, 600, 10**9) == 32
+    assert batches.second_point(4, 1000, 600, 2000) == 13
+    assert batches.second_point(64, 7000, 600, 2000) == 13  # from above too
+    assert batches.second_point(13, 1900, 600, 2000) == 6  # never the same again
+    assert batches.second_point(1, 1900, 600, 1500) == 2
+    assert batches.second_point(4, 1000, 600, 10**9) == 32
 
 
 def test_compilers_refusals_are_read():

@@ -9,7 +9,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.mixture import check_rows, row_counts
-from fusmae_jax.plan import command, compiled, fit, remedies, report, topology
+from fusmae_jax.plan import batches, command, compiled, remedies, report, topology
 from fusmae_jax.plan.batches import Batches, batches_of
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT
@@ -84,8 +84,8 @@ def test_weights_without_any_batch_are_refused_in_words(here):
 
 def test_remedies_of_a_mixture_can_be_run():
     setup = small_setup(mixture(3.0, 1.0), batch_size=64)  # rows of a device: 12 and 4
-    step = compiled.Step(64, 17_000, 1.0, compiled.Memory(0, 0, 17_000, 0), None)
-    line = fit.Line(1000.0, 1000.0)
+    step = compiled.CompiledStep(64, 17_000, 1.0, compiled.Memory(0, 0, 17_000, 0), None)
+    line = batches.MemoryLine(1000.0, 1000.0)
     # 8 micro-batches would leave half a row of the second set.
     assert remedies._accumulate(setup, step, line, 0.0).setting == 'train.accumulation=4'
     shrunk = remedies._shrink(setup, step, line, 12_000)  # room for 10 rows; 4 of each 3 + 1 can be shared
@@ -98,8 +98,8 @@ def test_micro_batches_do_not_divide_the_batch_that_is_on_the_device():
     whole = compiled.batch_bytes(setup, 64)
     assert whole == rows * (120 * 120 * 2 * 4 + 4)  # two float32 bands, and the position of the record
     sums = compiled.bytes_on_device(setup.abstract_state()['params'])
-    line = fit.Line(state, whole / rows + activation)
-    step = compiled.Step(64, int(line.at(rows)), 1.0, None, None)
+    line = batches.MemoryLine(state, whole / rows + activation)
+    step = compiled.CompiledStep(64, int(line.at(rows)), 1.0, None, None)
     remedy = remedies._accumulate(setup, step, line, state + whole + 2 * activation + sums + 1)
     assert remedy.setting == 'train.accumulation=8' and remedy.enough
     assert remedy.saves == pytest.approx(14 * activation - sums, abs=1)
@@ -111,7 +111,7 @@ def test_what_micro_batches_save_is_what_the_compiler_finds(now):
     setup, half = (small_setup(cfg.Data(), batch_size=size, accumulation=now) for size in (64, 32))
     step, other = (compiled.compile_step(s, s.config.train.batch_size, quick=True) for s in (setup, half))
     rows = batches_of(setup).rows
-    line = fit.through((rows(32), other.total), (rows(64), step.total))
+    line = batches.line_through((rows(32), other.total), (rows(64), step.total))
     remedy = remedies._accumulate(setup, step, line, compiled.batch_bytes(setup, 64) / 0.4)
     assert remedy.setting == 'train.accumulation=4'
     after = compiled.compile_step(small_setup(cfg.Data(), batch_size=64, accumulation=4), 64, quick=True)

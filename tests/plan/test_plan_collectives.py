@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.parallel.mesh import make_mesh
-from fusmae_jax.plan.collectives import Traffic, of_program, read
+from fusmae_jax.plan.compiled import Traffic, of_program, read_program
 
 ROWS, WIDTH = 16, 32
 NUMBERS = ROWS * WIDTH  # of 4 bytes
@@ -95,7 +95,7 @@ ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
 
 def test_the_text_of_a_tpu_program():
     """Loop lengths stand in the condition, layouts have brackets, asynchronous results repeat operands."""
-    found = read(TPU)
+    found = read_program(TPU)
     assert found.exact
     assert found.kinds == {
         'all-reduce': Traffic(11, 11 * (8 * 4 * 2 + 4 * 4)),

@@ -3,14 +3,17 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
+from fusmae_jax.input import crops
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.prepare import make_prepare
 
 # Native grids a fifth as wide as those of BigEarthNet-MM: 24, 12 and 4 pixels.
 CONTRACT = Contract(
@@ -56,3 +59,16 @@ def records(size, seed=0):
 
 def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
+
+
+def whole_views(config, contract, size):
+    """The function from a raw batch to whole images (b, size, size, c), as crops are before distortion."""
+    prepare = make_prepare(crops._pixels(config, size), contract, None)
+
+    def whole(batch):
+        dino = config.dino
+        batch = crops.clip_quantiles(batch, contract, dino.quantile_clip_modality, dino.quantile_clip)
+        images, present = crops._stack(config, prepare(batch, None), size)
+        return jnp.where(present, images, 0)
+
+    return whole

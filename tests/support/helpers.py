@@ -6,7 +6,7 @@ import numpy as np
 
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 
 CONTRACT = Contract(dataset='test', version='1', groups=GROUPS)
 

@@ -3,16 +3,16 @@
 import numpy as np
 from scipy.special import erf
 
-from fusmae_jax.interop.weights import positions
-from fusmae_jax.interop.weights.published_kinds import Weights
+from fusmae_jax.interop.weights.published_kinds import WeightFile
+from fusmae_jax.models.positions import sincos_2d
 
 WIDTH, DEPTH, HEADS = 32, 4, 2
 S2 = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
 # Any order will do; what matters is that it is not ours.
 SATVIT = ('VH', 'B12', 'unused', *S2[:5], 'VV', *S2[5:-1])
 SIZES = {'width': WIDTH, 'depth': DEPTH, 'heads': HEADS}
-DINO = Weights('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
-SAT = Weights('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
+DINO = WeightFile('dino_mm', 'x', **SIZES, patch_size=3, image_size=42)
+SAT = WeightFile('satvit', 'x', channels=SATVIT, **SIZES, patch_size=4, image_size=32)
 
 
 def drawer(seed):
@@ -38,7 +38,7 @@ LUCID = ('0.input_norm', '0.to_qkv', '0.to_out', '1.input_norm', '1.net.0', '1.n
 def timm(channels, patch, grid, seed=0, sincos=False):
     """timm, MAE and DINO: `cls_token`, `pos_embed` with a row for it, `blocks.N`, `norm`."""
     draw = drawer(seed)
-    table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
+    table = np.roll(sincos_2d((grid, grid), WIDTH), WIDTH // 2, axis=1)
     rows = np.concatenate([np.zeros((1, WIDTH)), table]) if sincos else draw(1 + grid**2, WIDTH)
     state = {
         'cls_token': draw(1, 1, WIDTH),
@@ -56,7 +56,7 @@ def timm(channels, patch, grid, seed=0, sincos=False):
 def satvit(patch, grid, seed=0):
     """SatViT v1: no CLS, qkv without bias, patches flattened channel first, MAE's positions."""
     draw = drawer(seed)
-    table = np.roll(positions.sincos(grid, grid, WIDTH), WIDTH // 2, axis=1)
+    table = np.roll(sincos_2d((grid, grid), WIDTH), WIDTH // 2, axis=1)
     state = {
         'pos_embed': table.astype(np.float32)[None],
         'linear_input.weight': draw(WIDTH, len(SATVIT) * patch**2),

@@ -14,11 +14,9 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.models import dino as models
-from fusmae_jax.models.encoder import Encoder
-from fusmae_jax.models.layers import Policy
 from fusmae_jax.train import dino_loss
 from fusmae_jax.train.dino_optimizer import clip, decay_mask, make_optimizer
-from tests.support.dino_helpers import DEFAULT, keys, tiny
+from tests.support.dino_helpers import DEFAULT, tiny
 
 STEPS, WARMUP, FREEZE, LIMIT = 20, 4, 5, 0.05
 RATE, LAST_RATE, DECAY, LAST_DECAY, MOMENTUM = 1e-2, 1e-4, 0.04, 0.4, 0.9
@@ -231,35 +229,12 @@ def test_the_head_gives_cosines():
     np.testing.assert_allclose(again, logits, atol=1e-6)
 
 
-def test_the_backbone_is_an_encoder_of_stacked_bands():
-    """`as_encoder` gives the same CLS from inputs on [-1, 1], on the grid of the table and on another."""
-    config, model, params = model_and_params()
-    for side in (16, 8):
-        images = jax.random.uniform(jax.random.key(side), (2, side, side, 14))
-        target = dataclasses.replace(config.model, image_size=(side, side))
-        grid = (side // 4, side // 4)
-        moved = models.as_encoder(params['backbone'], config.model, grid, 0.1)
-        graph, state = nnx.split(Encoder(target, Policy(target.numerics, jnp.float32), rngs=nnx.Rngs(0)))
-        assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
-        patches = {'stack': models.stack_patches(2 * images - 1, config.model)}
-        valid = {'stack': jnp.ones((2, grid[0] * grid[1]), bool)}
-        _, cls, _ = nnx.merge(graph, moved)(patches, valid)
-        np.testing.assert_allclose(cls, model.backbone(images), atol=2e-5)
-
-
 def test_the_last_blocks_stand_side_by_side():
     config, model, _ = model_and_params()
     images = jax.random.uniform(jax.random.key(0), (3, 16, 16, 14))
     both = model.backbone(images, last=2)
     assert both.shape == (3, 2 * config.model.width)
     np.testing.assert_allclose(both[:, config.model.width :], model.backbone(images), atol=1e-6)
-
-
-def test_stochastic_depth_rises_with_depth_and_keeps_the_mean():
-    paths = np.asarray(models.sample_paths(keys(20_000), 3, 0.4))
-    assert paths.shape == (3, 20_000, 2)
-    np.testing.assert_allclose((paths == 0).mean((1, 2)), [0, 0.2, 0.4], atol=0.01)
-    np.testing.assert_allclose(paths.mean((1, 2)), 1, atol=0.02)
 
 
 # ------------------------------------------------------------ settings

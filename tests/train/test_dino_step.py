@@ -15,8 +15,8 @@ from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.dino_setup import make_dino_setup
 from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny
 from tests.support.helpers import placed
+from tests.support.programs import on, scatters
 from tests.train.test_dino import published_cosine
-from tests.train.test_step import on, scatters
 
 ROWS, EXAMPLES, STEPS = 16, 32, 200
 # Every distortion is there, but rare or weak: with the published ones a tiny model needs far more steps.

@@ -15,8 +15,8 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.pictures.panels import Reconstructor
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import make_eval_step
+from tests.support.programs import GRID, ONE, STABLE, scatters
 from tests.support.tiny import tiny_config, tiny_model
-from tests.train.test_step import GRID, ONE, STABLE, scatters
 
 FAMILY = {
     'xae_multimae_dirichlet': (('xae', 'multimae'), 'dirichlet'),

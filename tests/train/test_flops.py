@@ -10,7 +10,7 @@ from flax import nnx
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
 from fusmae_jax.models import fusmae
-from fusmae_jax.models.slots import sample_slots
+from fusmae_jax.models.masking import sample_slots
 from fusmae_jax.train import flops
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT, random_order, random_patches

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusmae_jax.input.patchify import Patches
+from fusmae_jax.input.prepare import Patches
 from fusmae_jax.train import losses
 from tests.support.helpers import random_order, random_patches
 from tests.support.tiny import tiny_model

@@ -15,11 +15,11 @@ from fusmae_jax.eval import linear_probe, views
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import fields
+from fusmae_jax.input.prepare import Patches, fields
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.models import fusmae, heads
+from fusmae_jax.models.blocks import sample_paths
 from fusmae_jax.train.objective import Batch, Objective, sample_keys
 
 TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
@@ -107,8 +107,12 @@ def classification(net: Network, config: Finetune) -> Objective:
         which, path = jnp.moveaxis(jax.vmap(jax.random.split)(rest), 1, 0)
         if net.image == 'crops':
             batch = views.one_crop(batch, net.contract, views.crop_index(which))
-        model = heads.with_drop_path(net.merge(params['encoder']), path, config.drop_path)
-        found, _ = pool(model, prepare(batch, geometry), (net.feature,))
+        depth = net.whole.model.depth
+        paths = (
+            sample_paths(path, depth, config.drop_path, first=1) if config.drop_path and depth > 1 else None
+        )
+        model = net.merge(params['encoder'])
+        found, _ = pool(model, prepare(batch, geometry), (net.feature,), paths)
         scores = heads.logits(params['head'], found[net.feature])
         targets = batch[TARGETS].astype(jnp.float32)
         total = linear_probe.loss(scores[:, None], targets, recipe)[0]

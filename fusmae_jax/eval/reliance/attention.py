@@ -16,8 +16,7 @@ from jaxtyping import Array, Bool, Float
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.patchify import Patches
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.fusion import context_of
 from fusmae_jax.models.fusmae import FusMAE

@@ -19,9 +19,8 @@ from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.eval.reliance.inputs import OTHER, WithOther, clouded, opacity
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.patchify import Patches
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import fields, make_prepare
+from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.input.presets import PresetConfig
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from fusmae_jax.config.run import Data
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.reliance.config import Cloud
-from fusmae_jax.input.patchify import Patches, patchify
+from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.input.source import Source
 
 OTHER = 'other_'

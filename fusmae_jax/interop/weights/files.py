@@ -23,12 +23,8 @@ from fusmae_jax.interop.weights.layouts import reference_rules
 from fusmae_jax.interop.weights.rules import to_theirs
 
 FORMAT = 'fusmae_jax/1'
-_WRAPPERS = (
-    'model',
-    'state_dict',
-    'model_state_dict',
-    'mae_model',
-)  # keys under which training scripts save weights
+# Keys under which training scripts save weights.
+_WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'mae_model')
 
 
 def read_state(path: epath.PathLike) -> dict[str, np.ndarray]:
@@ -125,11 +121,11 @@ def load(path: epath.PathLike) -> tuple[dict[str, Any], Model, dict[str, Any]]:
         raise InputError(f'{sidecar}: missing; `export` writes it beside the weights')
     try:
         content = json.loads(sidecar.read_text())
-        found = content['format']
+        file_format = content['format']
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise InputError(f'{sidecar}: not the JSON of an export ({error!r})') from error
-    if found != FORMAT:
-        raise InputError(f'{sidecar}: format {found!r}, this version reads {FORMAT!r}')
+    if file_format != FORMAT:
+        raise InputError(f'{sidecar}: format {file_format!r}, this version reads {FORMAT!r}')
     model = resolve(from_dict(Model, content['model'], str(sidecar)))
     raise_all(f'{sidecar}: these settings cannot be used', check_model(model))
     params, _ = import_weights('fusmae', read_state(path), model)

@@ -8,8 +8,7 @@ import numpy as np
 from fusmae_jax.config.run import Model
 from fusmae_jax.errors import nearest
 from fusmae_jax.interop.weights import layouts
-from fusmae_jax.interop.weights.plans import Layout, Options, Plan
-from fusmae_jax.interop.weights.rules import Rule, State
+from fusmae_jax.interop.weights.rules import Importer, ImportOptions, ImportPlan, Rule, State
 
 DINO_MM_CHANNELS = (
     *('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12'),
@@ -17,12 +16,12 @@ DINO_MM_CHANNELS = (
 )
 
 
-def _fusmae(state: State, model: Model, options: Options) -> Plan:
+def _fusmae(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     del options
-    return Plan(dict(state), layouts.reference_rules(model))
+    return ImportPlan(dict(state), layouts.reference_rules(model))
 
 
-def _hf_vit(state: State, model: Model, options: Options) -> Plan:
+def _hf_vit(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """Hugging Face ViTModel, in memory or from a file, bare or inside a task model (`vit.`)."""
     state = _strip(state, r'vit\.')
     plan = _vit(state, model, 'embeddings.patch_embeddings.projection', *_hf_names(state))
@@ -38,7 +37,7 @@ def _hf_vit(state: State, model: Model, options: Options) -> Plan:
     return plan
 
 
-def _hf_vitmae(state: State, model: Model, options: Options) -> Plan:
+def _hf_vitmae(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """Hugging Face ViTMAEForPreTraining: encoder and, for a model of one modality, its decoder."""
     plan = _hf_vit(state, model, options)
     plan.ignore = (
@@ -68,7 +67,7 @@ _MAE_DECODER = {
 }
 
 
-def _takes_decoder(plan: Plan, model: Model) -> bool:
+def _takes_decoder(plan: ImportPlan, model: Model) -> bool:
     """Whether a model has a place for the decoder of an MAE; notes in the plan what a reader should know."""
     if len(model.modalities) > 1 or model.fusion.decoder == 'multimae':
         plan.notes.append(
@@ -80,7 +79,7 @@ def _takes_decoder(plan: Plan, model: Model) -> bool:
     return True
 
 
-def _timm(state: State, model: Model, options: Options) -> Plan:
+def _timm(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """timm, MAE's encoder and DINO: `patch_embed.proj`, `blocks.N`, `cls_token`, `pos_embed`, `norm`."""
     del options
     plan = _vit(dict(state), model, 'patch_embed.proj', 'blocks', layouts.REFERENCE)
@@ -95,7 +94,7 @@ def _timm(state: State, model: Model, options: Options) -> Plan:
 _HEADS = (r'(head|fc|pre_logits|fc_norm|head_dist)(\..*)?',)
 
 
-def _mae(state: State, model: Model, options: Options) -> Plan:
+def _mae(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """MAE's own pretraining file: encoder and, for a model of one modality, its decoder."""
     plan = _timm(state, model, options)
     if not _takes_decoder(plan, model):
@@ -109,7 +108,7 @@ def _mae(state: State, model: Model, options: Options) -> Plan:
     return plan
 
 
-def _dino_mm(state: State, model: Model, options: Options) -> Plan:
+def _dino_mm(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """DINO-MM's ViT-S/8 with 14 stacked channels: 12 bands of Sentinel-2, then VH, VV."""
     chosen = {k: v for k, v in state.items() if k.startswith(f'{options.branch}.')}
     others = sorted({name.split('.')[0] for name in state if chosen and name not in chosen})
@@ -124,7 +123,7 @@ def _dino_mm(state: State, model: Model, options: Options) -> Plan:
     return plan
 
 
-def _satvit(state: State, model: Model, options: Options) -> Plan:
+def _satvit(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """SatViT v1: a linear projection of patches flattened channel first, no CLS, qkv without bias."""
     p, state = model.patch_size, _strip(state, r'module\.')
     problems = (
@@ -157,12 +156,12 @@ def _satvit(state: State, model: Model, options: Options) -> Plan:
     return plan
 
 
-def _multimae(state: State, model: Model, options: Options) -> Plan:
+def _multimae(state: State, model: Model, options: ImportOptions) -> ImportPlan:
     """MultiMAE: one input adapter for each task, `encoder.N`, one global token at the end.
 
     Its output adapters are the decoders of a model with fusion.decoder='multimae'.
     """
-    plan = Plan(dict(state), layouts.vit_blocks(model, 'encoder', layouts.REFERENCE))
+    plan = ImportPlan(dict(state), layouts.vit_blocks(model, 'encoder', layouts.REFERENCE))
     used = []
     for name, modality in model.modalities.items():
         task = options.adapters.get(name, name)
@@ -171,9 +170,8 @@ def _multimae(state: State, model: Model, options: Options) -> Plan:
         weight = _inflate(plan, f'{key}.weight', bands, f'{key}.{name}.weight')
         plan.rules += layouts.conv_rules(name, key, model, weight)
     for task in used:
-        plan.state.pop(
-            f'input_adapters.{task}.proj.weight', None
-        )  # one copy for each modality was made above
+        # One copy for each modality was made above.
+        plan.state.pop(f'input_adapters.{task}.proj.weight', None)
     plan.table = _shared_table(plan, [f'input_adapters.{task}' for task in used], 'input')
     plan.rules.append(_cls(model, 'global_tokens'))
     plan.ignore = (rf'input_adapters\.(?!({"|".join(map(re.escape, used))})\.).*',)
@@ -186,15 +184,15 @@ def _multimae(state: State, model: Model, options: Options) -> Plan:
     return plan
 
 
-def _shared_table(plan: Plan, adapters: list[str], kind: str) -> str:
+def _shared_table(plan: ImportPlan, adapters: list[str], kind: str) -> str:
     """Puts the one table (1, n, d) that adapters share, from theirs (1, d, rows, columns), into the state.
 
     Returns its name there.
     """
     name = f'{adapters[0]}.pos_emb'
-    found = [plan.state.pop(f'{adapter}.pos_emb', None) for adapter in dict.fromkeys(adapters)]
-    tables = [table for table in found if table is not None and table.ndim == 4]
-    if len(tables) < len(found):
+    stored = [plan.state.pop(f'{adapter}.pos_emb', None) for adapter in dict.fromkeys(adapters)]
+    tables = [table for table in stored if table is not None and table.ndim == 4]
+    if len(tables) < len(stored):
         plan.problems.append(f'every {kind} adapter needs a pos_emb of shape (1, width, rows, columns)')
         return name
     if any(not np.array_equal(table, tables[0]) for table in tables[1:]):
@@ -207,28 +205,28 @@ def _shared_table(plan: Plan, adapters: list[str], kind: str) -> str:
     return name
 
 
-def _output_adapters(plan: Plan, model: Model, options: Options) -> None:
+def _output_adapters(plan: ImportPlan, model: Model, options: ImportOptions) -> None:
     """MultiMAE's decoders, each by the name of its modality's task or by `options.outputs`."""
     tasks = {name: options.adapters.get(name, name) for name in model.modalities}
     outputs = {name: options.outputs.get(name, task) for name, task in tasks.items()}
     size = model.patch_size**2
     for name, output in outputs.items():
-        own = f'output_adapters.{output}'
+        adapter = f'output_adapters.{output}'
         theirs = layouts.AttendingDecoder(
-            project=f'{own}.proj_context',
-            mask_token=f'{own}.mask_token',
-            modality={key: f'{own}.task_embeddings.{task}' for key, task in tasks.items()},
-            cross=own,
+            project=f'{adapter}.proj_context',
+            mask_token=f'{adapter}.mask_token',
+            modality={key: f'{adapter}.task_embeddings.{task}' for key, task in tasks.items()},
+            cross=adapter,
             cross_names=layouts.MULTIMAE_CROSS,
-            norm2=f'{own}.out_norm',
-            mlp=f'{own}.mlp',
-            blocks=f'{own}.decoder_transformer',
+            norm2=f'{adapter}.out_norm',
+            mlp=f'{adapter}.mlp',
+            blocks=f'{adapter}.decoder_transformer',
             norm='',
-            predict=f'{own}.out_proj',
+            predict=f'{adapter}.out_proj',
         )
         plan.rules += layouts.attending_decoder_rules(name, model, theirs)
     used = [f'output_adapters.{output}' for output in dict.fromkeys(outputs.values())]
-    for full in [f'{own}.out_proj.{part}' for own in used for part in ('weight', 'bias')]:
+    for full in [f'{adapter}.out_proj.{part}' for adapter in used for part in ('weight', 'bias')]:
         x = plan.state.get(full)
         if x is not None and len(x) % size == 0:  # pixels of a patch lie channel, row, column there
             plan.state[full] = np.moveaxis(x.reshape(-1, size, *x.shape[1:]), 0, 1).reshape(x.shape)
@@ -246,7 +244,7 @@ def _output_adapters(plan: Plan, model: Model, options: Options) -> None:
         plan.notes.append('MultiMAE has no norm after its decoders: set model.decoder.final_norm=False')
 
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, Importer] = {
     'fusmae': _fusmae,
     'hf_vit': _hf_vit,
     'hf_vitmae': _hf_vitmae,
@@ -286,9 +284,9 @@ def _vit(
     projection: str,
     blocks: str,
     names: layouts.Names,
-) -> Plan:
+) -> ImportPlan:
     """Patch projections and blocks of a plain ViT; with XAE its first block seeds the cross-attention."""
-    plan = Plan(state, layouts.vit_blocks(model, blocks, names))
+    plan = ImportPlan(state, layouts.vit_blocks(model, blocks, names))
     if model.fusion.encoder == 'xae':
         plan.notes.append(
             'block 1: every cross-attention starts from the self-attention of the first block of the file '
@@ -303,7 +301,7 @@ def _vit(
     return plan
 
 
-def _inflate(plan: Plan, source: str, bands: int, target: str) -> str:
+def _inflate(plan: ImportPlan, source: str, bands: int, target: str) -> str:
     """Puts the kernel for `bands` channels under `target`: the same, or the mean over RGB times 3 / bands.
 
     Returns `target`, or `source` when the file lacks it.

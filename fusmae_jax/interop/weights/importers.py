@@ -8,7 +8,7 @@ report; a name that is neither is an error. Layer-norm epsilons are not in such 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.interop.weights import positions
 from fusmae_jax.interop.weights.foreign import LAYOUTS
 from fusmae_jax.interop.weights.layouts import STACK, reference_rules
-from fusmae_jax.interop.weights.plans import Options, Plan
 from fusmae_jax.interop.weights.rules import (
-    Report,
+    ImportOptions,
+    ImportPlan,
+    ImportReport,
     State,
     check_state,
     flatten,
@@ -34,8 +35,8 @@ def import_weights(
     state: State,
     model: Model,
     base: Mapping[str, Any] | None = None,
-    options: Options | None = None,
-) -> tuple[dict[str, Any], Report]:
+    options: ImportOptions | None = None,
+) -> tuple[dict[str, Any], ImportReport]:
     """Parameters of `model` from a file of another project.
 
     Args:
@@ -44,7 +45,7 @@ def import_weights(
         state: name -> numpy array.
         model: the resolved model settings.
         base: our parameters, nested; they stay where the file has none.
-        options: see `Options`.
+        options: see `rules.ImportOptions`.
 
     Returns:
         Nested parameters and the report.
@@ -53,13 +54,13 @@ def import_weights(
         InputError: one message with every difference between the file and the model.
     """
 
-    options = options or Options()
+    options = options or ImportOptions()
     if layout not in LAYOUTS:
         raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
     if model.fusion.encoder == 'stack' and layout != 'fusmae':
         return _import_stacked(layout, state, model, base, options)
     plan = LAYOUTS[layout](state, model, options)
-    report = Report(notes=plan.notes)
+    report = ImportReport(notes=plan.notes)
     tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
     problems, report.unused = check_state(plan.rules, plan.state, plan.ignore)
     problems += plan.problems
@@ -71,21 +72,29 @@ def import_weights(
     if lacking:
         problems.append(f'the file has no weights for {", ".join(lacking)}; give `base` parameters for them')
     params = {} if problems else to_ours(plan.rules, plan.state)
-    streams, extra = _positions(plan, tables, model, options, report, problems)
+    table = _Tables(model, options)
+    if plan.table:
+        table.read(plan, plan.table, tables.get(plan.table), 'e')
+    if plan.decoder_table:
+        table.read(plan, plan.decoder_table, tables.get(plan.decoder_table), 'd')
+    report.notes += table.notes
+    report.unused += table.unused
+    problems += table.problems
     raise_all(f'{layout} weights do not fit the model', problems)
-    params.update(extra)
+    params.update(table.learned)
     if plan.cls_row and plan.table:
+        # Our CLS has no position: the token with its row added is the same sum.
         params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
         report.notes.append('the positional row of CLS was added to CLS')
-    params = positions.turn(params, streams)
+    params = positions.turn(params, table.turned)
     report.imported = sorted(params)
     params.update({path: flat_base[path] for path in report.kept})
     return unflatten({path: params[path] for path in shapes}), report
 
 
 def _import_stacked(
-    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: Options
-) -> tuple[dict[str, Any], Report]:
+    layout: str, state: State, model: Model, base: Mapping[str, Any] | None, options: ImportOptions
+) -> tuple[dict[str, Any], ImportReport]:
     """Parameters of a model that stacks the bands of its sensors: those of one sensor that has them all.
 
     Their trees are the same; the numbers of a stacked patch lie sensor by sensor.
@@ -111,68 +120,57 @@ def stacked_order(model: Model) -> np.ndarray:
     return np.concatenate([part.ravel() for part in np.split(index, np.cumsum(counts)[:-1], axis=1)])
 
 
-def _positions(
-    plan: Plan,
-    tables: dict[str, np.ndarray],
-    model: Model,
-    options: Options,
-    report: Report,
-    problems: list[str],
-) -> tuple[str, dict[str, np.ndarray]]:
-    """Streams to turn ('', 'e', 'd' or 'ed') and the imported positional table, if the model has one."""
-    streams, extra = '', {}
-    for name, stream, width in (
-        (plan.table, 'e', model.width),
-        (plan.decoder_table, 'd', model.decoder.width),
-    ):
-        if not name:
-            continue
-        table = tables.get(name)
+class _Tables:
+    """What the positional tables of a file ask for, one table after the other."""
+
+    def __init__(self, model: Model, options: ImportOptions):
+        self.model, self.options = model, options
+        self.turned = ''  # streams whose residual features are to be turned: '', 'e', 'd' or 'ed'
+        self.learned: dict[str, np.ndarray] = {}  # the encoder's table, if the model has one
+        self.notes: list[str] = []
+        self.unused: list[str] = []
+        self.problems: list[str] = []
+
+    def read(self, plan: ImportPlan, name: str, table: np.ndarray | None, stream: Literal['e', 'd']) -> None:
+        """Takes in the table of the encoder (e) or the decoders (d)."""
+        model = self.model
+        width = model.width if stream == 'e' else model.decoder.width
         if table is None or table.shape[-1] != width or table.ndim != 3:
-            found = 'is missing' if table is None else f'has shape {table.shape}'
-            problems.append(f'{name} {found}, expected (1, tokens, {width})')
-            continue
+            fault = 'is missing' if table is None else f'has shape {table.shape}'
+            self.problems.append(f'{name} {fault}, expected (1, tokens, {width})')
+            return
         rows = table[0, 1:] if plan.cls_row else table[0]
         side = round(len(rows) ** 0.5)
-        grid = next((g for g in (options.grid, plan.grid) if g != (0, 0)), (side, side))
+        grid = next((g for g in (self.options.grid, plan.grid) if g != (0, 0)), (side, side))
         if grid[0] * grid[1] != len(rows):
-            problems.append(f'{name} has {len(rows)} patch rows, which is no {grid} grid; give options.grid')
-            continue
-        kind = positions.recognise(rows, grid)
+            self.problems.append(
+                f'{name} has {len(rows)} patch rows, which is no {grid} grid; give options.grid'
+            )
+            return
         if stream == 'd' and plan.cls_row and np.any(table[0, 0]):
-            problems.append(f'{name}: the row of CLS is not zero; our decoders give CLS no position')
+            self.problems.append(f'{name}: the row of CLS is not zero; our decoders give CLS no position')
         if stream == 'e' and model.positions == 'learned':
-            extra[positions.TABLE] = positions.interpolate(rows, grid, model.grid)
+            self.learned[positions.TABLE] = positions.interpolate(rows, grid, model.grid)
             if grid != model.grid:
-                report.notes.append(f'{name}: bicubic from a {grid} to a {model.grid} grid')
-            continue
-        streams += _fixed(name, kind, stream, grid, model, options, report, problems)
-    return streams, extra
+                self.notes.append(f'{name}: bicubic from a {grid} to a {model.grid} grid')
+            return
+        kind = positions.recognise(rows, grid)
+        if kind == 'learned':
+            self._drop(name, stream)
+            return
+        if grid != model.grid:
+            self.notes.append(f'{name}: positions are computed for the {model.grid} grid, not interpolated')
+        if kind == 'column_first':
+            self.turned += stream
+            self.notes.append(
+                f'{name} has the column half first: all weights along those features are turned by half the '
+                'width'
+            )
 
-
-def _fixed(
-    name: str,
-    kind: positions.Kind,
-    stream: str,
-    grid: tuple[int, int],
-    model: Model,
-    options: Options,
-    report: Report,
-    problems: list[str],
-) -> str:
-    """The stream to turn, or '', for a model whose positions are sine-cosine."""
-    if kind == 'learned':
+    def _drop(self, name: str, stream: Literal['e', 'd']) -> None:
+        """A learned table in the file of a model whose positions are sine-cosine."""
         hint = "set model.positions='learned'" if stream == 'e' else 'our decoders have fixed positions only'
-        if options.drop_positions:
-            report.unused.append(name)
+        if self.options.drop_positions:
+            self.unused.append(name)
         else:
-            problems.append(f'{name} is not a sine-cosine table: {hint}, or options.drop_positions=True')
-        return ''
-    if grid != model.grid:
-        report.notes.append(f'{name}: positions are computed for the {model.grid} grid, not interpolated')
-    if kind == 'row_first':
-        return ''
-    report.notes.append(
-        f'{name} has the column half first: all weights along those features are turned by half the width'
-    )
-    return stream
+            self.problems.append(f'{name} is not a sine-cosine table: {hint}, or options.drop_positions=True')

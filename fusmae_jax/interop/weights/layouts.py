@@ -110,11 +110,11 @@ def linear_rules(
     With `rows`, ours is that part of a joined layer with `total` outputs.
     """
     inner, outer = size
-    one = (total or outer) // len(theirs)
+    outputs = (total or outer) // len(theirs)
     weights, biases = tuple(f'{t}.weight' for t in theirs), tuple(f'{t}.bias' for t in theirs)
-    rules = [Rule(f'{ours}/kernel', (inner, outer), weights, (one, inner), 'linear', layer, rows)]
+    rules = [Rule(f'{ours}/kernel', (inner, outer), weights, (outputs, inner), 'linear', layer, rows)]
     if bias:
-        rules.append(Rule(f'{ours}/bias', (outer,), biases, (one,), 'copy', layer, rows))
+        rules.append(Rule(f'{ours}/bias', (outer,), biases, (outputs,), 'copy', layer, rows))
     return rules
 
 
@@ -198,7 +198,7 @@ def vit_blocks(model: Model, theirs: str, names: Names) -> list[Rule]:
 
 
 def reference_rules(model: Model) -> list[Rule]:
-    """Every parameter of a model <-> the state dict of `torch_reference.TorchFusMAE`."""
+    """Every parameter of a model <-> the state dict of `reference.model.TorchFusMAE`."""
     d, size = model.width, encoder_size(model)
     streams = _streams(model)
     if STACK in streams:  # as SatViT has it: a linear layer on patches flattened sensor by sensor
@@ -218,7 +218,7 @@ def reference_rules(model: Model) -> list[Rule]:
         rules += norm_rules(f'{ENCODER}/norm', 'norm', d)
     for name, numbers in streams.items():
         if model.fusion.decoder == 'xad':
-            rules += group_rules(f'xad/{name}', f'xattn_decoder.{name}.cross', CROSS, size)
+            rules += group_rules(f'xad/{name}/cross', f'xattn_decoder.{name}.cross', CROSS, size)
             rules += _norm_and_mlp(f'xad/{name}', f'xattn_decoder.{name}', size)
         parts = {a: f'decoders.{name}.{b}' for a, b in _DECODER.items()}
         if model.fusion.decoder == 'multimae':
@@ -229,20 +229,20 @@ def reference_rules(model: Model) -> list[Rule]:
 
 
 def _streams(model: Model) -> dict[str, int]:
-    """Name -> numbers in one patch, as `models.streams.streams`, which brings jax in."""
+    """Name -> numbers in one patch, as `models.encoder.streams`, which brings jax in."""
     sizes = {name: model.patch_dim(name) for name in model.modalities}
     return {STACK: sum(sizes.values())} if model.fusion.encoder == 'stack' else sizes
 
 
 def _reference_attending(name: str, model: Model, parts: Mapping[str, str]) -> AttendingDecoder:
-    own = f'decoders.{name}'
+    decoder = f'decoders.{name}'
     return AttendingDecoder(
-        modality={key: f'{own}.modality.{key}' for key in model.modalities},
-        cross=f'{own}.cross',
+        modality={key: f'{decoder}.modality.{key}' for key in model.modalities},
+        cross=f'{decoder}.cross',
         cross_names=CROSS,
-        norm2=f'{own}.norm2',
-        mlp=f'{own}.mlp',
-        blocks=f'{own}.blocks',
+        norm2=f'{decoder}.norm2',
+        mlp=f'{decoder}.mlp',
+        blocks=f'{decoder}.blocks',
         **parts,
     )
 

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from fusmae_jax.models.positions import cubic_matrix, sincos_2d
+
 Kind = Literal['row_first', 'column_first', 'learned']
 TABLE = 'encoder/position_table'  # its path in our tree
 
@@ -26,23 +28,18 @@ _STREAMS: tuple[tuple[str, Mapping[int, str]], ...] = (
     (r'decoders/[^/]+/(modality/[^/]+|cross/(query|context)_norm|norm2|cross/out|mlp/down)/.*', {-1: 'd'}),
     (r'decoders/[^/]+/(cross/(query|kv)|mlp/up)/kernel', {-2: 'd'}),
     (r'decoders/[^/]+/(blocks/(attention/qkv|mlp/up)|predict)/kernel', {-2: 'd'}),
-    (r'(encoder/block1/cross|xad)/[^/]+/((query|context)_norm|norm|out|mlp/down)/.*', {-1: 'e'}),
-    (r'(encoder/block1/cross|xad)/[^/]+/(query|kv|mlp/up)/kernel', {-2: 'e'}),
+    (r'(encoder/block1/cross/[^/]+|xad/[^/]+/cross)/((query|context)_norm|out)/.*', {-1: 'e'}),
+    (r'(encoder/block1/cross/[^/]+|xad/[^/]+/cross)/(query|kv)/kernel', {-2: 'e'}),
+    (r'xad/[^/]+/(norm|mlp/down)/.*', {-1: 'e'}),
+    (r'xad/[^/]+/mlp/up/kernel', {-2: 'e'}),
 )
-
-
-def sincos(rows: int, columns: int, width: int) -> np.ndarray:
-    """Row-first 2-D sine-cosine positions (rows*columns, width), float64, tokens row-major."""
-    frequency = 10000.0 ** (-np.arange(width // 4) / (width // 4))
-    r, c = (axis.reshape(-1, 1) * frequency for axis in np.mgrid[:rows, :columns])
-    return np.concatenate([np.sin(r), np.cos(r), np.sin(c), np.cos(c)], axis=1)
 
 
 def recognise(table: np.ndarray, grid: tuple[int, int]) -> Kind:
     """Whether a table (n, d) on `grid` is sine-cosine, and in which order its halves are."""
     n, width = table.shape
     if width % 4 == 0 and n == grid[0] * grid[1]:
-        ours = sincos(*grid, width)
+        ours = sincos_2d(grid, width)
         if np.allclose(table, ours, atol=1e-5):
             return 'row_first'
         if np.allclose(table, np.roll(ours, width // 2, axis=1), atol=1e-5):
@@ -72,25 +69,7 @@ def interpolate(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -
     """
     if tuple(old) == tuple(new):
         return table
-    rows, columns = (_cubic(a, b) for a, b in zip(old, new))
+    rows, columns = (cubic_matrix(a, b) for a, b in zip(old, new))
     x = table.astype(np.float64).reshape(*old, -1)
     x = np.einsum('ir,jc,rcd->ijd', rows, columns, x)
     return x.reshape(new[0] * new[1], -1).astype(table.dtype)
-
-
-def _cubic(old: int, new: int) -> np.ndarray:
-    """The (new, old) matrix of a 1-D cubic convolution."""
-    a = -0.75
-    centre = (np.arange(new) + 0.5) * old / new - 0.5
-    weights = np.zeros((new, old))
-    for tap in range(-1, 3):
-        index = np.floor(centre) + tap
-        t = np.abs(centre - index)
-        near = ((a + 2) * t - (a + 3)) * t * t + 1
-        far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-        np.add.at(
-            weights,
-            (np.arange(new), np.clip(index, 0, old - 1).astype(int)),
-            np.where(t <= 1, near, np.where(t < 2, far, 0)),
-        )
-    return weights

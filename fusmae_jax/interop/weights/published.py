@@ -30,24 +30,23 @@ from fusmae_jax.interop.weights.files import read_state
 from fusmae_jax.interop.weights.foreign import DINO_MM_CHANNELS
 from fusmae_jax.interop.weights.importers import import_weights, stacked_order
 from fusmae_jax.interop.weights.layouts import reference_rules
-from fusmae_jax.interop.weights.plans import Options
 from fusmae_jax.interop.weights.published_kinds import (
     COMMON_SIDE,
     DINO_MM_SIDES,
     KINDS,
     SATVIT_DESCENDING,
     SATVIT_STATISTICS,
-    Kind,
-    Weights,
+    PublishedKind,
+    WeightFile,
     check,
 )
-from fusmae_jax.interop.weights.rules import State, ours_shapes, unflatten
+from fusmae_jax.interop.weights.rules import ImportOptions, State, ours_shapes, unflatten
 from fusmae_jax.models.dino import resize_positions
-from fusmae_jax.models.streams import STACK
+from fusmae_jax.models.encoder import STACK
 from fusmae_jax.sensors import SENSORS, Product
 
 
-def run_import(config: Weights, workdir: epath.PathLike) -> int:
+def run_import(config: WeightFile, workdir: epath.PathLike) -> int:
     """Writes `WORKDIR/own` and `WORKDIR/common`; returns the exit code 0.
 
     Raises:
@@ -72,7 +71,7 @@ def run_import(config: Weights, workdir: epath.PathLike) -> int:
     return 0
 
 
-def build(config: Weights, state: State, preset: str) -> tuple[PresetConfig, dict[str, Any], list[str]]:
+def build(config: WeightFile, state: State, preset: str) -> tuple[PresetConfig, dict[str, Any], list[str]]:
     """An encoder under one preset: its settings, its parameters (nested), and what the import noted.
 
     Raises:
@@ -83,22 +82,22 @@ def build(config: Weights, state: State, preset: str) -> tuple[PresetConfig, dic
     shapes = ours_shapes(reference_rules(source))
     base = {path: np.zeros(s, np.float32) for path, s in shapes.items() if path.startswith('decoders')}
     base |= {'encoder/cls': np.zeros(source.width, np.float32)} if satvit else {}
-    options = Options(channels=_channels(config))
+    options = ImportOptions(channels=_channels(config))
     if preset == 'own' and kind.pixel_std:
         state = _fold_pixels(state, config, kind)
     elif preset == 'own' and satvit:
         state = _fold_descending(state, config)
-    found, report = import_weights(kind.layout, state, source, unflatten(base), options)
-    params = _stacked(found, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
+    imported, report = import_weights(kind.layout, state, source, unflatten(base), options)
+    params = _stacked(imported, source, settings.model, 0.1 if config.kind == 'dino_mm' else 0.0)
     lines = report.text().split('\n')
     return settings, params, [x for x in lines if 'decoders' not in x and 'SatViT has no CLS' not in x]
 
 
-def _channels(config: Weights) -> tuple[str, ...]:
+def _channels(config: WeightFile) -> tuple[str, ...]:
     return config.channels or (DINO_MM_CHANNELS if config.kind == 'dino_mm' else ())
 
 
-def describe(config: Weights, preset: str) -> tuple[Model, PresetConfig]:
+def describe(config: WeightFile, preset: str) -> tuple[Model, PresetConfig]:
     """The model that the file is read into, all bands as one modality, and the settings of the encoder.
 
     Raises:
@@ -139,7 +138,7 @@ def describe(config: Weights, preset: str) -> tuple[Model, PresetConfig]:
     return source, settled(settings)
 
 
-def _side(config: Weights, kind: Kind, preset: str) -> int:
+def _side(config: WeightFile, kind: PublishedKind, preset: str) -> int:
     """Pixels of the model grid."""
     there = config.image_size or kind.image_size
     side = COMMON_SIDE if preset == 'common' else DINO_MM_SIDES[1]
@@ -179,7 +178,7 @@ def _data(kind: str, common: bool) -> Data:
     return Data(clip=FAR) if kind == 'satvit' else Data(normalisation='mean_2sigma')
 
 
-def _preset(config: Weights, kind: Kind, preset: str, bands: int, side: int) -> Preset:
+def _preset(config: WeightFile, kind: PublishedKind, preset: str, bands: int, side: int) -> Preset:
     shared = bands if config.kind.startswith('imagenet') else 0
     cls = config.kind != 'satvit'
     if preset == 'common':
@@ -213,7 +212,7 @@ def _stacked(params: Mapping[str, Any], source: Model, model: Model, offset: flo
     return {'encoder': encoder, 'decoders': params['decoders']}
 
 
-def _fold_pixels(state: State, config: Weights, kind: Kind) -> State:
+def _fold_pixels(state: State, config: WeightFile, kind: PublishedKind) -> State:
     """Makes a projection of pixels at (x - mean) / std, x on [0, 1], one of inputs on [-1, 1].
 
     Channel by channel, before the mean over red, green and blue is taken: each has statistics of its own.
@@ -227,13 +226,14 @@ def _fold_pixels(state: State, config: Weights, kind: Kind) -> State:
     if kernel.ndim != 4 or kernel.shape[1] != len(mean):
         problem = f'{name}.weight has shape {kernel.shape}, expected {len(mean)} channels: red, green, blue'
         raise_all(f'{kind.layout} weights do not fit the model', [problem])
+    # With x = (u + 1) / 2 and u on [-1, 1], (x - mean) / std is u / (2 std) + (0.5 - mean) / std.
     mean, std = mean[:, None, None], std[:, None, None]
     bias = state[f'{name}.bias'] + (kernel * (0.5 - mean) / std).sum(axis=(1, 2, 3))
     folded = {f'{name}.weight': kernel / (2 * std), f'{name}.bias': bias}
     return {**state, **{key: x.astype(np.float32) for key, x in folded.items()}}
 
 
-def _fold_descending(state: State, config: Weights) -> State:
+def _fold_descending(state: State, config: WeightFile) -> State:
     """Makes the projection of a second VV or VH, of descending orbits, one of z-scores of ascending ones.
 
     The two have means and deviations of their own, and one image feeds both. Where there is no radar image at

@@ -28,7 +28,7 @@ SATVIT_DESCENDING = {'VV': (-10.9671, 3.6928), 'VH': (-18.0231, 4.4928)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class WeightFile:
     """A weight file of another project, and what the file does not say. Zeros take the published values."""
 
     kind: Literal['', 'imagenet_vit', 'imagenet_mae', 'satvit', 'dino_mm'] = ''
@@ -50,7 +50,7 @@ class Weights:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class PublishedKind:
     """What was published."""
 
     title: str
@@ -68,17 +68,17 @@ class Kind:
 IMAGENET_MEAN, IMAGENET_STD, HALF = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (0.5, 0.5, 0.5)
 KINDS = {
     # timm's vit_base_patch16_224 takes pixels at mean 0.5, std 0.5; MAE at ImageNet's.
-    'imagenet_vit': Kind('ImageNet ViT, supervised', 'timm', 768, 12, 16, 224, 1e-6, HALF, HALF),
-    'imagenet_mae': Kind(
+    'imagenet_vit': PublishedKind('ImageNet ViT, supervised', 'timm', 768, 12, 16, 224, 1e-6, HALF, HALF),
+    'imagenet_mae': PublishedKind(
         'ImageNet MAE', 'timm', 768, 12, 16, 224, 1e-6, IMAGENET_MEAN, IMAGENET_STD, 'sincos'
     ),
-    'satvit': Kind('SatViT v1', 'satvit', 768, 12, 16, 256, 1e-5, positions='sincos'),
-    'dino_mm': Kind('DINO-MM', 'dino_mm', 384, 6, 8, 224),
+    'satvit': PublishedKind('SatViT v1', 'satvit', 768, 12, 16, 256, 1e-5, positions='sincos'),
+    'dino_mm': PublishedKind('DINO-MM', 'dino_mm', 384, 6, 8, 224),
 }
 DINO_MM_SIDES = (128, 112)  # resized, and cut out of the centre
 
 
-def check(config: Weights) -> None:
+def check(config: WeightFile) -> None:
     """Raises InputError with every setting that is impossible whatever the file holds."""
     problems = range_problems(config)
     if config.kind not in KINDS:
@@ -102,7 +102,7 @@ def check(config: Weights) -> None:
     raise_all('config: these settings cannot be used', problems)
 
 
-def _repeated(config: Weights) -> list[str]:
+def _repeated(config: WeightFile) -> list[str]:
     """Bands that stand there more often than a file of this kind has them."""
     bands = {band for sensor in SENSORS.values() for band in sensor.bands}
     problems = []

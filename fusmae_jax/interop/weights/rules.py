@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fusmae_jax.config.run import Model
 from fusmae_jax.errors import nearest, raise_all
 
 Array = np.ndarray
@@ -32,7 +33,7 @@ class Rule:
 
 
 @dataclasses.dataclass
-class Report:
+class ImportReport:
     """What an import did: nothing is dropped or kept without a line here."""
 
     imported: list[str] = dataclasses.field(default_factory=list)  # our paths that came from the file
@@ -140,6 +141,7 @@ def to_ours(rules: list[Rule], state: State) -> dict[str, Array]:
         joined = np.concatenate([state[name] for name in rule.theirs]) if len(rule.theirs) > 1 else None
         x = state[rule.theirs[0]] if joined is None else joined
         x = x[slice(*rule.rows)] if rule.rows else x
+        # A transposed view would be copied again at every transfer to a device.
         value = np.ascontiguousarray(FORMS[rule.form][0](x, rule.shape))
         parts.setdefault(rule.ours, {})[-1 if rule.layer is None else rule.layer] = value
     return {
@@ -173,3 +175,34 @@ def to_theirs(rules: list[Rule], params: Mapping[str, Any], title: str) -> dict[
         for name, piece in zip(rule.theirs, np.split(x, len(rule.theirs))):
             state[name] = np.ascontiguousarray(piece)
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions:
+    """What a layout cannot know from the file."""
+
+    channels: tuple[str, ...] = ()  # bands of a stacked projection, in the file's order
+    adapters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its task
+    grid: tuple[int, int] = (0, 0)  # of the file's positional table; (0, 0) is square
+    drop_positions: bool = False  # leave a learned table out when the model has sine-cosine positions
+    outputs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # MultiMAE: modality -> its decoder
+    decoders: bool = True  # MultiMAE: the file's decoders too, if the model has such
+    branch: str = 'teacher'  # DINO-MM: 'teacher' or 'student'
+
+
+@dataclasses.dataclass
+class ImportPlan:
+    """What a layout makes of a file: rules for `state`, and what to do besides."""
+
+    state: dict[str, np.ndarray]
+    rules: list[Rule]
+    ignore: tuple[str, ...] = ()  # regular expressions of names that may go unused
+    table: str = ''  # name of the encoder's positional table in `state`
+    decoder_table: str = ''
+    grid: tuple[int, int] = (0, 0)  # of the tables, where the file says it
+    cls_row: bool = False  # the tables start with a row for CLS
+    notes: list[str] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+Importer = Callable[[State, Model, ImportOptions], ImportPlan]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fusmae_jax.models.posembed import sincos_2d
+from fusmae_jax.models.positions import sincos_2d
 
 
 @pytest.mark.parametrize('grid', [(3, 3), (2, 5)])

@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other on the host, and how they fail together.
+"""Processes of a run: what they tell each other on the host, how they fail together, what they read.
 
-Everything here must be called by all processes, at the same point; a single one talks to itself.
+All but `read` must be called by all processes, at the same point; a single process talks to itself.
 """
 
 import json
@@ -39,23 +39,23 @@ def together(build: Callable[[], T]) -> T:
         if jax.process_count() == 1:
             raise
         problem = str(error)
-    for index, found in enumerate(gather(problem)):
-        if found is not None:
-            raise InputError(found if index == jax.process_index() else f'process {index}: {found}')
+    for index, text in enumerate(gather(problem)):
+        if text is not None:
+            raise InputError(text if index == jax.process_index() else f'process {index}: {text}')
     return result  # type: ignore[return-value]
 
 
 def check_same(values: Mapping[str, Any], advice: str) -> None:
     """Raises InputError, in all processes, with every value that is not the same in all of them."""
     everywhere = gather(dict(values))
-    names = dict.fromkeys(name for one in everywhere for name in one)
+    names = dict.fromkeys(name for held in everywhere for name in held)
     problems = []
     for name in names:
-        found: dict[str, list[int]] = {}
-        for index, one in enumerate(everywhere):
-            found.setdefault(repr(one.get(name)), []).append(index)
-        if len(found) > 1:
-            each = '; '.join(f'{value} in process {_some(who)}' for value, who in found.items())
+        holders: dict[str, list[int]] = {}
+        for index, held in enumerate(everywhere):
+            holders.setdefault(repr(held.get(name)), []).append(index)
+        if len(holders) > 1:
+            each = '; '.join(f'{value} in process {_some(who)}' for value, who in holders.items())
             problems.append(f'  - {name}: {each}')
     if problems:
         more = [f'  - and {len(problems) - MAX_LINES} more'] if len(problems) > MAX_LINES else []
@@ -66,3 +66,13 @@ def check_same(values: Mapping[str, Any], advice: str) -> None:
 def _some(numbers: list[int]) -> str:
     shown = ', '.join(map(str, numbers[:8]))
     return f'{shown}, ...' if len(numbers) > 8 else shown
+
+
+def read(what: str, tree: Any) -> Any:
+    """The values of replicated arrays on the host; waits until they are there.
+
+    The one way in which a run reads the device. The host may wait here, so each read has a name in profiles,
+    `read WHAT`.
+    """
+    with jax.profiler.TraceAnnotation(f'read {what}'):
+        return jax.device_get(tree)
