@@ -11,7 +11,7 @@ from jaxtyping import Array
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.presets import make_inputs
 
 Encoder = Callable[[Mapping[str, np.ndarray]], tuple[Array, Array]]
 
@@ -38,11 +38,11 @@ def make_encoder(
         gives vectors (batch, grid rows, grid columns, width) float32 and their validity (without width), on
         the device.
     """
-    prepare = make_prepare(config, contract, None)
+    inputs = make_inputs(config, contract)
     grid = model.config.model.grid if output == 'tokens' else (1, 1)
 
     def run(params: Any, windows: Any) -> tuple[Array, Array]:
-        patches = prepare(windows, None)
+        patches = inputs(windows, None)
         tokens, cls, pooled = model.run(params, patches)
         valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
         if output == 'tokens':

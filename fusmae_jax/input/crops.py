@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import Crops, DinoConfig
+from fusmae_jax.config.dino import Crops
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.distort import TOP, distort, drop_sensor
 from fusmae_jax.input.patchify import Patches
@@ -21,7 +22,7 @@ from fusmae_jax.input.prepare import make_prepare
 Views = tuple[Float[Array, 'b g gh gw c'], Float[Array, 'b l lh lw c']]
 
 
-def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
+def make_views(config: Config, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
     """The function `views(batch, keys)` for one kind of data.
 
     Returns:
@@ -30,12 +31,13 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
         configuration. 0 and 1 are mean - 2 std and mean + 2 std of a band; 0 is also a sensor that was
         dropped or is not there.
     """
-    first = config.dino.global_crops.count
-    kinds = (config.dino.global_crops, 0), (config.dino.local_crops, first)
+    dino = config.distillation
+    first = dino.global_crops.count
+    kinds = (dino.global_crops, 0), (dino.local_crops, first)
     make = [(_make_crops(config, contract, crops), crops.count, start) for crops, start in kinds]
 
     def views(batch: Mapping[str, Array], keys: Array) -> Views:
-        batch = clip_quantiles(batch, contract, config)
+        batch = clip_quantiles(batch, contract, dino.quantile_clip_modality, dino.quantile_clip)
         found = []
         for crop, count, start in make:
             index = jnp.arange(start, start + count)
@@ -46,24 +48,25 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
     return views
 
 
-def whole_views(config: DinoConfig, contract: Contract, size: int) -> Callable[[Mapping[str, Array]], Array]:
+def whole_views(config: Config, contract: Contract, size: int) -> Callable[[Mapping[str, Array]], Array]:
     """The function from a raw batch to whole images (b, size, size, c) as a trained model takes them."""
-    prepare = make_prepare(_pixels(config, size), contract, None)
+    prepare, dino = make_prepare(_pixels(config, size), contract, None), config.distillation
 
     def whole(batch: Mapping[str, Array]) -> Array:
-        images, present = _stack(config, prepare(clip_quantiles(batch, contract, config), None), size)
+        batch = clip_quantiles(batch, contract, dino.quantile_clip_modality, dino.quantile_clip)
+        images, present = _stack(config, prepare(batch, None), size)
         return jnp.where(present, images, 0)
 
     return whole
 
 
-def _pixels(config: DinoConfig, size: int) -> DinoConfig:
+def _pixels(config: Config, size: int) -> Config:
     """The same settings for images of one number a patch, which `prepare` cuts into pixels."""
     model = dataclasses.replace(config.model, image_size=(size, size), patch_size=1)
     return dataclasses.replace(config, model=model)
 
 
-def _stack(config: DinoConfig, pixels: Mapping[str, Patches], size: int) -> tuple[Array, Array]:
+def _stack(config: Config, pixels: Mapping[str, Patches], size: int) -> tuple[Array, Array]:
     """Images with all bands on [0, 1], and (b, 1, 1, c): whether the sensor of a band is there."""
     ordered = [pixels[name] for name in config.model.modalities]
     stacked = jnp.concatenate([p.values for p in ordered], axis=-1)
@@ -75,11 +78,11 @@ def _stack(config: DinoConfig, pixels: Mapping[str, Patches], size: int) -> tupl
     return images, jnp.concatenate(there, axis=-1)[:, None, None]
 
 
-def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callable[..., Array]:
+def _make_crops(config: Config, contract: Contract, crops: Crops) -> Callable[..., Array]:
     augment = dataclasses.replace(config.augment, crop=True, crop_scale=crops.scale)
     prepare = make_prepare(_pixels(config, crops.size), contract, augment)
     sensors = tuple(len(modality.bands) for modality in config.model.modalities.values())
-    settings = config.dino.distortion
+    settings = config.distillation.distortion
     chances = [
         jnp.asarray(x if len(x) == crops.count else x * crops.count) for x in (crops.blur, crops.solarize)
     ]
@@ -102,13 +105,14 @@ def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callabl
     return make
 
 
-def clip_quantiles(batch: Mapping[str, Array], contract: Contract, config: DinoConfig) -> dict[str, Array]:
+def clip_quantiles(
+    batch: Mapping[str, Array], contract: Contract, modality: str, limits: tuple[float, float]
+) -> dict[str, Array]:
     """The batch with one modality clipped to quantiles of each image and band, over its valid pixels."""
-    low, high = config.dino.quantile_clip
     clipped = dict(batch)
     for field, group in contract.groups.items():
-        if group.modality == config.dino.quantile_clip_modality and (low, high) != (0, 1) and field in batch:
-            clipped[field] = _clip(batch[field], group, low, high)
+        if group.modality == modality and limits != (0, 1) and field in batch:
+            clipped[field] = _clip(batch[field], group, *limits)
     return clipped
 
 

@@ -75,7 +75,8 @@ class Encoder(nnx.Module):
             capture: also return intermediates.
 
         Returns:
-            Tokens of each stream, the CLS token, and named intermediates (empty without `capture`).
+            Tokens of each stream, the CLS token (of width 0 where the model has none), and named
+            intermediates (empty without `capture`).
         """
         wide = self.policy.wide
         stages: dict[str, Array] = {}
@@ -100,7 +101,8 @@ class Encoder(nnx.Module):
         for name in names:
             latents[name] = x[:, start : (start := start + tokens[name].shape[1])]
         stages |= rest | {f'latents/{name}': z for name, z in latents.items()} | {'cls': x[:, -1]}
-        return latents, x[:, -1], stages if capture else {}
+        cls = x[:, -1] if self.model.cls else x[:, -1, :0]
+        return latents, cls, stages if capture else {}
 
     def joint(
         self,
@@ -140,8 +142,11 @@ class Encoder(nnx.Module):
         stages |= rest | {'latents': x[:, :-1], 'cls': x[:, -1]}
         return x[:, :-1], x[:, -1], stages if capture else {}
 
-    def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b 1 d']:
-        return jnp.broadcast_to(self.cls[...].astype(self.policy.wide), (len(tokens), 1, self.model.width))
+    def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b _ d']:
+        count = int(self.model.cls)  # no token, where there is none, joins those of the blocks
+        return jnp.broadcast_to(
+            self.cls[...].astype(self.policy.wide), (len(tokens), count, self.model.width)
+        )
 
     def _after_block1(
         self, x: Float[Array, 'b n d'], inner: Mapping[str, Array], slots: Bool[Array, 'b n'], capture: bool

@@ -6,12 +6,13 @@ dimension that divides; the leading axis of stacked blocks is left whole, since 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+Params = Mapping[str, Any]  # the parameters of a model: nested dicts of arrays
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 # Small, and every device needs them whole; `joined` is the vector of their moments.

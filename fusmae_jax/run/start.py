@@ -11,8 +11,7 @@ from clu import parameter_overview
 from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
-from fusmae_jax.config.build import to_dict
-from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.build import flatten, to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Task
@@ -26,8 +25,7 @@ from fusmae_jax.run import workdir as workdirs
 from fusmae_jax.run.goodput import Goodput
 from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.train.checksum import make_check
-from fusmae_jax.train.dino_setup import make_dino_setup
-from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.flops import peak_flops
 from fusmae_jax.train.setup import Setup, make_setup
 
 # What may differ between the processes of one run.
@@ -46,12 +44,13 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
             f'process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices, '
             f'and there are {jax.process_count()} processes: all must have equally many'
         )
-    settings = workdirs.flatten(to_dict(config))
+    settings = flatten(to_dict(config))
     own = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
     check_same(
         own | workdirs.versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )
-    setup, source = together(lambda: _open(config))
+    source = together(lambda: open_train(config))
+    setup = together(lambda: make_setup(config, source.contract, len(source)))
     check_same(
         {'data fingerprint': source.contract.digest, 'records': len(source)},
         f'their data are not the same set (data.path={config.data.path}); copy it again',
@@ -61,12 +60,6 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
 
 def _is_path(name: str) -> bool:
     return name.startswith('data.mixture.') and name.endswith('.path')
-
-
-def _open(config: Config) -> tuple[Setup, Mixture]:
-    source = open_train(config)
-    make = make_dino_setup if isinstance(config, DinoConfig) else make_setup
-    return make(config, source.contract, len(source)), source  # type: ignore[arg-type]
 
 
 def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
@@ -154,8 +147,8 @@ def neighbours(setup: Setup) -> Neighbours | None:
 def goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
     config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
-    known = peak is not None and not isinstance(config, DinoConfig)
-    flops = train_flops_per_image(config) * config.train.batch_size if known else 0.0
+    count = setup.recipe.flops_per_image
+    flops = count(config) * config.train.batch_size if count and peak else 0.0
     lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
     return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
 

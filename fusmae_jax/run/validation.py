@@ -10,9 +10,7 @@ from absl import logging
 from flax import nnx
 from jaxtyping import Array
 
-from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders import dino_run
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import fit
@@ -132,8 +130,9 @@ def _quotient(error: float, weight: float) -> float:
 class Neighbours:
     """How well labelled validation records are told by their nearest training records, on frozen features.
 
-    All modalities of the model, whole images, nothing masked; the mean of the patch tokens, or CLS for
-    DINO-MM (of the student: the teacher is no part of the parameters). The test split is not opened.
+    All modalities of the model, whole images, nothing masked; the feature that the recipe names, of the
+    parameters that are trained (of a student, then: its teacher is no part of them). The test split is not
+    opened.
     """
 
     def __init__(self, setup: Setup, data: Task, k: int = 20, temperature: float = 0.07):
@@ -144,7 +143,7 @@ class Neighbours:
         """
         self._setup, self._data, self._k, self._temperature = setup, data, k, temperature
         config = setup.config
-        own = dino_run.encoder_config(config) if isinstance(config, DinoConfig) else config
+        encoder = setup.recipe.encoder_config(config)
         self._bank, self._queries = (Source(data.path, s, ()) for s in (data.train_split, data.val_split))
         contract = self._bank.contract
         if data.labels not in contract.classes:
@@ -157,8 +156,8 @@ class Neighbours:
         if len(self._known.keys) < k:
             raise InputError(f'{data.path}, {splits[0]}: {len(self._known.keys)} records, fewer than k={k}')
         accepted = Encoder(accept=config.data.accept, absent_bands='mean')
-        model = Pretrained(own, setup.contract, None, setup.dtype)
-        self._config = fit(model, contract, tuple(own.model.modalities), accepted, data.path).config
+        model = Pretrained(encoder, setup.contract, {}, setup.dtype)
+        self._config = fit(model, contract, tuple(encoder.model.modalities), accepted, data.path).config
         self._bank.fields = self._queries.fields = tuple(fields(self._config, contract))
         self._sharding = batch_sharding(setup.mesh)
         self._run = jax.jit(self._features, out_shardings=replicated(setup.mesh))
@@ -180,12 +179,11 @@ class Neighbours:
         return {f'knn/{name}': x for name, x in found.items() if '/' not in name and np.isfinite(x)}
 
     def _features(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        config, contract, name = self._setup.config, self._bank.contract, 'mean_patch'
-        if isinstance(config, DinoConfig):
-            params, name = dino_run.encoder_params(params['backbone'], config), 'cls'
+        recipe, contract = self._setup.recipe, self._bank.contract
+        params = recipe.encoder_params(params, self._setup.config)
         model = nnx.merge(fusmae.graph(self._config.model, self._setup.dtype), params)
-        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (name,))
-        return features[name], seen
+        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (recipe.feature,))
+        return features[recipe.feature], seen
 
     def _extract(self, source: Source, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """The features (records, width) of a split, in its order, and which records have a valid pixel."""

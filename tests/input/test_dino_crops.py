@@ -68,13 +68,15 @@ def test_quantiles_are_those_of_the_valid_pixels():
     batch = records(2)
     batch['s1'][0, 0, 0] = 1000.0
     batch['s1'][0, 1, 1] = np.nan
-    clipped = np.asarray(crops.clip_quantiles(batch, CONTRACT, tiny())['s1'])
+    clipped = np.asarray(crops.clip_quantiles(batch, CONTRACT, 's1', (0.01, 0.99))['s1'])
     for i in range(2):
         for band in range(2):
             image = batch['s1'][i, ..., band]
             low, high = np.nanquantile(image, [0.01, 0.99])
             np.testing.assert_allclose(clipped[i, ..., band], np.clip(image, low, high), rtol=1e-6)
-    np.testing.assert_array_equal(crops.clip_quantiles(batch, CONTRACT, tiny())['s2_10m'], batch['s2_10m'])
+    np.testing.assert_array_equal(
+        crops.clip_quantiles(batch, CONTRACT, 's1', (0.01, 0.99))['s2_10m'], batch['s2_10m']
+    )
 
 
 def test_whole_images_are_mean_and_two_sigma_on_the_unit_scale():

@@ -22,7 +22,7 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders.pretrained import load
+from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.parallel import host

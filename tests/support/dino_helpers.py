@@ -8,7 +8,7 @@ import numpy as np
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
-from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 
@@ -18,7 +18,7 @@ CONTRACT = Contract(
     version='1',
     groups={k: dataclasses.replace(g, size=(g.size[0] // 5, g.size[1] // 5)) for k, g in GROUPS.items()},
 )
-DEFAULT = dc.DinoConfig()
+DEFAULT = cfg.dino_mm()
 
 
 def tiny(dino=None, **changes):
@@ -37,7 +37,7 @@ def tiny(dino=None, **changes):
         'optimizer': dataclasses.replace(DEFAULT.optimizer, learning_rate=5e-4, warmup_steps=5),
         'dino': dataclasses.replace(DEFAULT.dino, **(settings | (dino or {}))),
     }
-    return dc.build(to_dict(dataclasses.replace(DEFAULT, **(values | changes))))
+    return build(to_dict(dataclasses.replace(DEFAULT, **(values | changes))))
 
 
 def records(size, seed=0):
