@@ -191,8 +191,9 @@ class Checkpoints:
             stored = self._checkpointer.checkpointables_metadata(step).metadata['opt_state']
         problems = difference(abstract, stored.get('extra', {}))
         raise_all(f'{self.directory}: checkpoint {step} belongs to another model', problems)
-        partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
+        context = _context()
+        context.pytree.loading.partial_load = True
+        with context:
             loaded = self._checkpointer.load_checkpointables(step, {'opt_state': {'extra': abstract}})
         return loaded['opt_state']['extra']
 

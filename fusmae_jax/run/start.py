@@ -1,4 +1,4 @@
-"""What comes before the first step: a run is put together, held against the other processes, and printed."""
+"""The start of a run: lock, parts, compiled step, overview, all held against the other processes."""
 
 import contextlib
 import os
@@ -21,9 +21,9 @@ from fusmae_jax.parallel.agreement import check_same, gather, together
 from fusmae_jax.parallel.lock import POLL, Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.run import jax_flags
-from fusmae_jax.run import workdir as workdirs
 from fusmae_jax.run.goodput import Goodput
 from fusmae_jax.run.validation import Neighbours
+from fusmae_jax.run.workdir import versions
 from fusmae_jax.train.checksum import make_check
 from fusmae_jax.train.flops import peak_flops
 from fusmae_jax.train.setup import Setup, make_setup
@@ -45,9 +45,9 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
             f'and there are {jax.process_count()} processes: all must have equally many'
         )
     settings = flatten(to_dict(config))
-    own = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
+    shared = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
     check_same(
-        own | workdirs.versions() | jax_flags.values(), 'start them with the same code and the same settings'
+        shared | versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )
     source = together(lambda: open_train(config))
     setup = together(lambda: make_setup(config, source.contract, len(source)))
@@ -62,7 +62,7 @@ def _is_path(name: str) -> bool:
     return name.startswith('data.mixture.') and name.endswith('.path')
 
 
-def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
+def lock_workdir(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
     """Keeps `workdir` for this run until `stack` is closed; the lock in the first of its processes.
 
     Raises:
@@ -77,7 +77,7 @@ def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
     return lock
 
 
-def check_shared(workdir: epath.Path) -> None:
+def check_storage_is_shared(workdir: epath.Path) -> None:
     """Raises InputError unless all processes see a file that the first one writes into `workdir`."""
     if jax.process_count() == 1:
         return
@@ -100,7 +100,7 @@ def check_shared(workdir: epath.Path) -> None:
             probe.unlink()
 
 
-def newest(checkpoints: Checkpoints) -> int | None:
+def newest_step(checkpoints: Checkpoints) -> int | None:
     """The step from which a run goes on; raises InputError unless all processes see the same one."""
     saved = checkpoints.latest()
     check_same(
@@ -110,7 +110,7 @@ def newest(checkpoints: Checkpoints) -> int | None:
     return saved
 
 
-def announce(setup: Setup, source: Mixture) -> None:
+def print_overview(setup: Setup, source: Mixture) -> None:
     """Prints the parameters, what is to be known of the data, and the share of this process."""
     mesh = setup.mesh
     if jax.process_index() == 0:
@@ -129,7 +129,7 @@ def announce(setup: Setup, source: Mixture) -> None:
     )
 
 
-def neighbours(setup: Setup) -> Neighbours | None:
+def make_neighbours(setup: Setup) -> Neighbours | None:
     """The kNN evaluation of `log.knn`, or None if it is off."""
     knn = setup.config.log.knn
     if not knn.every_steps:
@@ -144,7 +144,7 @@ def neighbours(setup: Setup) -> Neighbours | None:
     return Neighbours(setup, task, knn.k)
 
 
-def goodput(workdir: epath.Path, setup: Setup) -> Goodput:
+def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
     config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
     count = setup.recipe.flops_per_image

@@ -1,6 +1,7 @@
 """Imported encoders on disk and as systems of an evaluation, and what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -31,6 +32,11 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert found.model.config == settings and not settings.model.cls
     jax.tree.map(np.testing.assert_array_equal, found.model.params, params)
     assert found.model.contract.products['s2'].level == 'L2A' and not found.untouched
+    # Older folders say in the preset that there is no CLS token.
+    about = json.loads((tmp_path / 'own' / store.ABOUT).read_text())
+    about['config']['preset']['cls'] = about['config']['model'].pop('cls')
+    (tmp_path / 'own' / store.ABOUT).write_text(json.dumps(about))
+    assert store.read(tmp_path / 'own').model.config == settings
     weights = tmp_path / 'own' / store.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(InputError, match='cannot be read'):

@@ -17,14 +17,13 @@ AGREE = """
 import contextlib, os, signal, sys, time, types
 import jax
 from etils import epath
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config import Parallel
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel import agreement, distributed
 from fusmae_jax.parallel.preemption import Preemption
-from fusmae_jax import startup
-from fusmae_jax.startup import check_shared, newest
-startup.PATIENCE = 1
+from fusmae_jax.run import start
+start.PATIENCE = 1
 port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.initialize(Parallel(coordinator=f'localhost:{port}', num_processes=2, process_id=index))
 def refused(call, *arguments):
@@ -41,7 +40,7 @@ with contextlib.ExitStack() as stack:
     print(jax.process_count(), jax.device_count(), agreement.gather({'from': 'x' * (index + 1)}))
     refused(agreement.check_same, {'seed': index, 'size': 3}, 'use the same')
     refused(agreement.together, fails_in_one)
-    check_shared(epath.Path(folder) / 'shared')
+    start.check_storage_is_shared(epath.Path(folder) / 'shared')
     refused(check_shared, epath.Path(folder) / str(index))
     refused(newest, types.SimpleNamespace(latest=lambda: index or None, directory='seen'))
     checkpoints = Checkpoints(epath.Path(folder) / 'shared', keep=1)

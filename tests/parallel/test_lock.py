@@ -18,7 +18,7 @@ from tests.support import object_store
 
 HOLDS = """
 import sys, time
-from fusmae_jax import lock
+from fusmae_jax.parallel import lock
 with lock.hold(sys.argv[1], 'a test'):
     print('held', flush=True)
     time.sleep(99)

@@ -29,8 +29,7 @@ from fusmae_jax.parallel import host
 from fusmae_jax.run import compile_cache, workdir
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run.reconstruct import reconstruct
-from fusmae_jax.run.step_log import StepLog
-from fusmae_jax.run.writers import Writers, progress_bar
+from fusmae_jax.run.writers import StepLog, Writers, progress_bar
 from tests.support.probe_fixtures import archive
 from tests.support.tiny import smallest_model, tiny_config
 
@@ -39,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import os, signal, sys
 import main
-from fusmae_jax import experiment
+from fusmae_jax.run import loop as experiment
 at, name = int(sys.argv[1]), sys.argv[2]
 train, look, runs = experiment.Run.train, experiment.StepLog._look, []
 def trained(run):

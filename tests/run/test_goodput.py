@@ -118,7 +118,7 @@ def test_input_wait_mfu_and_the_summary(tmp_path):
 
 KILLED = """
 import sys, time
-from fusmae_jax import goodput
+from fusmae_jax.run import goodput
 goodput.EVERY_SECONDS = 0.05
 measured = goodput.Goodput(sys.argv[1], active=True)
 measured.starts_at(3)
