@@ -34,7 +34,7 @@ class Distortion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
+class DinoHead:
     """The projection head: an MLP, an L2 norm, and a last layer whose columns have length 1."""
 
     out_dim: int = setting(65_536, least=1)
@@ -55,7 +55,7 @@ class Dino:
     # Each image and band, before the crops; (0, 1) is off
     quantile_clip: tuple[float, float] = setting((0.01, 0.99), least=0, most=1)
     quantile_clip_modality: str = 's1'  # '' is off
-    head: Head = dataclasses.field(default_factory=Head)
+    head: DinoHead = dataclasses.field(default_factory=DinoHead)
     # Of the student's last block; rises linearly from 0 at the first
     drop_path: float = setting(0.1, least=0, below=1)
     # Patches, in the scale of interpolated positions, as in DINO's code

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import Dino, Head
+from fusmae_jax.config.dino import Dino, DinoHead
 from fusmae_jax.config.run import Model
 from fusmae_jax.input.patchify import patchify
 from fusmae_jax.models.blocks import Block, constrain_batch, stack
@@ -143,7 +143,7 @@ def stack_patches(images: Float[Array, 'b h w c'], model: Model) -> Float[Array,
 class ProjectionHead(nnx.Module):
     """DINO's head: an MLP with GELU, an L2 norm, and a linear layer whose columns have length 1."""
 
-    def __init__(self, width: int, head: Head, policy: Policy, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, head: DinoHead, policy: Policy, *, rngs: nnx.Rngs):
         sizes = [width, *[head.hidden] * (head.layers - 1), head.bottleneck]
         pairs = enumerate(itertools.pairwise(sizes))
         self.mlp = nnx.Dict({f'layer{i}': linear(a, b, policy, rngs=rngs) for i, (a, b) in pairs})

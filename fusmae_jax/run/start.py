@@ -45,7 +45,8 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
             f'and there are {jax.process_count()} processes: all must have equally many'
         )
     settings = flatten(to_dict(config))
-    shared = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
+    paths = {name for name in settings if name.startswith('data.mixture.') and name.endswith('.path')}
+    shared = {name: value for name, value in settings.items() if name not in {*HOST, *paths}}
     check_same(
         shared | versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )
@@ -56,10 +57,6 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
         f'their data are not the same set (data.path={config.data.path}); copy it again',
     )
     return setup, source
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith('data.mixture.') and name.endswith('.path')
 
 
 def lock_workdir(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:

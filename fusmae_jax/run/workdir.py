@@ -127,12 +127,8 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG
     if not file.exists():
         raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
-    return build(_load(file))
-
-
-def _load(file: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return build(json.loads(file.read_text()))
     except json.JSONDecodeError as error:
         raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
 

@@ -29,7 +29,7 @@ def tiny(dino=None, **changes):
     settings = {
         'global_crops': dc.Crops(2, 16, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2)),
         'local_crops': dc.Crops(2, 8, (0.05, 0.4), (0.5,)),
-        'head': dc.Head(out_dim=256, hidden=64, bottleneck=256),
+        'head': dc.DinoHead(out_dim=256, hidden=64, bottleneck=256),
     }
     values = {
         'model': model,

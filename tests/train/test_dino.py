@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -266,7 +267,11 @@ def test_stochastic_depth_rises_with_depth_and_keeps_the_mean():
 
 
 def test_defaults_are_those_of_the_published_run():
-    config = build(to_dict(DEFAULT))
+    config = build(json.loads(json.dumps(to_dict(DEFAULT))))
+    assert config == build(to_dict(DEFAULT)) and config.objective == 'dino'
+    # Nothing of it stands in the settings of other runs, which were stored before there was such a group.
+    assert not {'dino', 'preset'} & to_dict(cfg.Config()).keys() and cfg.Config().objective == 'masked'
+    assert 'cls' not in to_dict(cfg.Config())['model']
     params = jax.eval_shape(lambda key: models.init_params(config.model, config.dino, key), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(params['backbone']))
     # DINO's ViT-S/8 has 21,670,272 parameters with 3 channels; eleven more cost 11 x 64 x 384.
