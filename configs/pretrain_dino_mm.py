@@ -15,15 +15,15 @@ Variants:
 import ml_collections
 
 from fusmae_jax.config.build import config_dict
-from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.run import dino_mm
 from fusmae_jax.errors import InputError
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-    """The configuration of a variant, with every field of `fusmae_jax.config.dino.DinoConfig`."""
+    """The configuration of a variant, with every field of `config.run.Config` and its group `dino`."""
     if variant not in ('', 'small'):
         raise InputError(f"configs/pretrain_dino_mm.py: no variant {variant!r}; valid: 'small', or none")
-    config = config_dict(DinoConfig())
+    config = config_dict(dino_mm())
     config.data.path = 'data_dir/bigearthnet_mm/1.0.0'  # what convert_bigearthnet_mm.py writes
     config.data.train_split = 'all_minus_val_test'
     if variant == 'small':

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusmae_jax.config.run import Config, Decoder, Fusion, Masking, Modality, Model, Numerics
-    from fusmae_jax.encoders.pretrained import Embedding, Pretrained, load
+    from fusmae_jax.encoders.load import SideBySide, load
+    from fusmae_jax.encoders.pretrained import Embedding, Pretrained
     from fusmae_jax.errors import InputError
     from fusmae_jax.models.fusmae import FusMAE
 
@@ -15,7 +16,8 @@ __version__ = '0.1.0'
 _HOME = {
     'config.run': ('Config', 'Decoder', 'Fusion', 'Masking', 'Modality', 'Model', 'Numerics'),
     'errors': ('InputError',),
-    'encoders.pretrained': ('Embedding', 'Pretrained', 'load'),
+    'encoders.load': ('SideBySide', 'load'),
+    'encoders.pretrained': ('Embedding', 'Pretrained'),
     'models.fusmae': ('FusMAE',),
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     'Model',
     'Numerics',
     'Pretrained',
+    'SideBySide',
     'load',
 ]
 

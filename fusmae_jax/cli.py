@@ -97,9 +97,9 @@ def _convert(args: argparse.Namespace) -> int:
 def _pretrain(args: argparse.Namespace) -> int:
     """Pretrains an encoder."""
     config = _load(args)
-    from fusmae_jax.config.dino import build_any
+    from fusmae_jax.config.build import build
 
-    settings = build_any(config)
+    settings = build(config)
     from fusmae_jax.run.loop import pretrain
 
     return pretrain(settings, args.workdir, args.profile)
@@ -163,10 +163,14 @@ def _bench_input(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> 'Config':
+    """The settings of a masked autoencoder, which is what the reference, `plan` and `bench` know."""
     config = _load(args)
     from fusmae_jax.config.build import build
 
-    return build(config)
+    settings = build(config)
+    if settings.objective != 'masked':
+        raise InputError(f'{args.config}: this command is for masked autoencoders')
+    return settings
 
 
 @contextlib.contextmanager

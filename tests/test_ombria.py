@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import ombria_config, ombria_report, ombria_set, ombria_swap
 from fusmae_jax.config import run as cfg
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import compatibility, normalise
 from fusmae_jax.input import contract as contracts
@@ -112,7 +112,7 @@ def test_settings_are_told_apart_wherever_the_data_lie(data):
 def model(data, name, sensors):
     contract = contracts.read(data)
     config = normalise.resolve(ombria_config.pretraining(name, sensors, data, 0), contract)
-    return inference.Pretrained(config, contract, weights(config.model, 0), 'float32')
+    return Pretrained(config, contract, weights(config.model, 0), 'float32')
 
 
 @pytest.mark.slow

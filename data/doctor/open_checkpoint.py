@@ -23,17 +23,18 @@ _REMEDY = {
 
 def open_checkpoint(path: Path, data: Contract | None = None) -> Evidence:
     """Looks at a checkpoint or working directory, and at whether `data` fit it; raises InputError."""
-    from fusmae_jax.encoders.pretrained import load
+    from fusmae_jax.encoders.load import load_one
 
-    loaded = load(path)
+    loaded = load_one(path)
     contract = loaded.contract
     findings = list(_weights(loaded.params))
     if data is not None:
         findings += _fit(loaded.config, contract, data)
     trained_on = f'{contract.dataset} {contract.version}' if contract.dataset else ' + '.join(contract.parts)
+    kind = f'checkpoint, trained on {trained_on}' if trained_on else f'imported weights, {loaded.config.name}'
     return Evidence(
         str(path),
-        f'checkpoint, trained on {trained_on}',
+        kind,
         sensors=_sensors(contract),
         contract=contract,
         findings=tuple(findings),

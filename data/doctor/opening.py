@@ -55,7 +55,8 @@ def kind_of(path: Path) -> str:
     if (path / contracts.FILE).is_file():
         return 'set'
     one = path.parent.name == 'checkpoints' and path.name.isdecimal()
-    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or one:
+    imported = (path / 'published.json').is_file()
+    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or one or imported:
         return 'checkpoint'
     return 'folder'
 

@@ -182,6 +182,20 @@ class Checkpoints:
         self._check(step, {part: abstract})
         return self._checkpointer.load_checkpointables(step, {part: abstract})[part]
 
+    def extra(self, abstract: Any, step: int) -> Any:
+        """The extra state of the objective alone; the optimizer's may have another layout than today's."""
+        if what := manifest.damage(self.directory / str(step), 'opt_state'):
+            raise InputError(f'{self.directory / str(step)} is damaged: {what}')
+        with _quiet():
+            stored = self._checkpointer.checkpointables_metadata(step).metadata['opt_state']
+        problems = difference(abstract, stored.get('extra', {}))
+        raise_all(f'{self.directory}: checkpoint {step} belongs to another model', problems)
+        context = _context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded = self._checkpointer.load_checkpointables(step, {'opt_state': {'extra': abstract}})
+        return loaded['opt_state']['extra']
+
     def meta(self, step: int) -> dict[str, Any]:
         """The configuration, the input contract and the step a checkpoint was written with."""
         return json.loads(self._checkpointer.load_checkpointables(step, {'meta': None})['meta']['json'])

@@ -6,7 +6,6 @@ that stands beside their field, and reports all of them at once; `build` also re
 
 import dataclasses
 import math
-import re
 import sys
 import types
 import typing
@@ -15,9 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 
-from fusmae_jax import sensors
-from fusmae_jax.config.run import JOINT, RESERVED, SIZES, Augment, Config, Model
-from fusmae_jax.config.setting import field_problems, range_problems
+from fusmae_jax.config.checks import check_model, check_run
+from fusmae_jax.config.run import SIZES, Config, Model
+from fusmae_jax.config.setting import field_problems
 from fusmae_jax.errors import InputError, nearest, raise_all
 from fusmae_jax.paths import user_path
 
@@ -27,12 +26,23 @@ T = TypeVar('T')
 def to_dict(config: Any) -> Any:
     """Plain dicts, tuples and scalars of a configuration (for JSON and ConfigDict)."""
     if dataclasses.is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        fields = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
+        return {f.name: to_dict(x) for f, x in fields if 'sparse' not in f.metadata or x != f.default}
     if isinstance(config, Mapping):
         return {key: to_dict(value) for key, value in config.items()}
     if isinstance(config, tuple | list):
         return tuple(to_dict(value) for value in config)
     return config
+
+
+def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
+    """Nested mappings to one level with dotted keys; sequences count as values."""
+    if not isinstance(values, Mapping):
+        return {prefix: list(values) if isinstance(values, tuple | list) else values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f'{prefix}.{key}' if prefix else key)
+    return flat
 
 
 def config_dict(config: Any) -> ml_collections.ConfigDict:
@@ -66,7 +76,7 @@ def build(values: Mapping[str, Any]) -> Config:
     config = from_dict(Config, values)
     config = dataclasses.replace(config, model=resolve(config.model))
     problems = check_model(config.model)
-    raise_all('config: these settings cannot be used', problems or _check_run(config))
+    raise_all('config: these settings cannot be used', problems or check_run(config))
     return config
 
 
@@ -148,134 +158,3 @@ def _tuple(args: tuple[Any, ...], value: Any, path: str, problems: list[str]) ->
         return tuple(value)
     kinds = [args[0]] * len(value) if many else list(args)
     return tuple(_value(k, v, f'{path}[{i}]', problems) for i, (k, v) in enumerate(zip(kinds, value)))
-
-
-def check_model(model: Model) -> list[str]:
-    """Everything that makes a model impossible, as sentences."""
-    problems = range_problems(model, 'model.')
-    if problems:
-        return problems
-    if model.size not in SIZES and not (model.width and model.depth and model.heads):
-        problems.append(f'model.size={model.size!r}; {nearest(model.size, SIZES)}')
-        return problems
-    for name, length in zip(('rows', 'columns'), model.image_size):
-        if length % model.patch_size:
-            problems.append(
-                f'model.image_size={model.image_size}: {length} {name} are not a whole number of '
-                f'patches of model.patch_size={model.patch_size}'
-            )
-    for part, width, heads in (
-        ('model', model.width, model.heads),
-        ('model.decoder', model.decoder.width, model.decoder.heads),
-    ):
-        if width < 1 or heads < 1:
-            problems.append(f'{part}.width={width} and {part}.heads={heads} must be at least 1')
-        elif width % heads:
-            problems.append(f'{part}.width={width} is not a multiple of {part}.heads={heads}')
-        if width % 4:
-            problems.append(f'{part}.width={width} is not a multiple of 4 (2-D sine-cosine positions)')
-    if int(model.width * model.mlp_ratio) < 1:
-        problems.append(
-            f'model.mlp_ratio={model.mlp_ratio} of model.width={model.width} leaves no hidden unit'
-        )
-    if not model.modalities:
-        problems.append('model.modalities is empty: name at least one')
-    if model.fusion.encoder == 'xae' and len(model.modalities) < 2:
-        problems.append("model.fusion.encoder='xae' needs two modalities or more; use 'none' for one")
-    if model.fusion.decoder == 'xad' and len(model.modalities) < 2:
-        problems.append("model.fusion.decoder='xad' needs two modalities or more; use 'none' for one")
-    if model.fusion.encoder == 'stack':
-        if len(model.modalities) < 2:
-            problems.append("model.fusion.encoder='stack' needs two modalities or more; use 'none' for one")
-        if model.fusion.decoder != 'none':
-            problems.append(
-                f'model.fusion.decoder={model.fusion.decoder!r} needs tokens of each modality; with '
-                "model.fusion.encoder='stack' a token holds all of them: use 'none'"
-            )
-    for name, modality in model.modalities.items():
-        problems += _check_modality(name, modality)
-    return problems
-
-
-def _check_modality(name: str, modality: Any) -> list[str]:
-    path, problems = f'model.modalities.{name}', _check_name(name)
-    if not modality.bands:
-        problems.append(f'{path}.bands is empty')
-    if modality.sensor:
-        if modality.sensor not in sensors.SENSORS:
-            problems.append(f'{path}.sensor={modality.sensor!r}; {nearest(modality.sensor, sensors.SENSORS)}')
-        else:
-            known = sensors.SENSORS[modality.sensor].bands
-            problems += [
-                f'{path}.bands: {b!r}; {nearest(b, known)}' for b in modality.bands if b not in known
-            ]
-    for field in ('mean', 'std'):
-        values = getattr(modality, field)
-        if (values or not modality.sensor) and len(values) != len(modality.bands):
-            problems.append(f'{path}.{field} must have one number for each of {len(modality.bands)} bands')
-    return problems
-
-
-def _check_name(name: str) -> list[str]:
-    if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
-        return [f'model.modalities: {name!r} must be small letters, digits and _, a letter first']
-    if name in RESERVED or name.startswith('other_'):
-        return [
-            f'model.modalities: {name!r} is a name that the model uses itself; call the modality otherwise'
-        ]
-    return []
-
-
-def _check_masking(config: Config) -> list[str]:
-    problems = []
-    masking, model = config.masking, config.model
-    ratio, patches, strategy = masking.ratio, model.num_patches, masking.strategy
-    if not 0 < int(patches * (1 - ratio)) < patches:
-        problems.append(
-            f'masking.ratio={ratio} of {patches} patches: at least one must be visible and one masked'
-        )
-    if model.fusion.encoder == 'stack' and strategy != 'consistent':
-        problems.append(
-            f"masking.strategy={strategy!r}: with model.fusion.encoder='stack' a token holds all modalities, "
-            "so they are hidden together; use 'consistent'"
-        )
-    if strategy in JOINT and len(model.modalities) < 2:
-        problems.append(
-            f"masking.strategy={strategy!r} needs two modalities or more; use 'independent' for one"
-        )
-    if strategy == 'modality' and model.fusion.absent == 'zero_image':
-        problems.append(
-            "masking.strategy='modality' leaves no slot for the mean image of a hidden modality; use "
-            "model.fusion.absent='self' or 'bypass'"
-        )
-    return problems
-
-
-def augment_problems(augment: Augment) -> list[str]:
-    """What cannot be in the settings of the augmentation, which fine-tuning has too."""
-    problems = []
-    low, high = augment.crop_scale
-    if not low <= high:
-        problems.append(f'augment.crop_scale={augment.crop_scale} must have the low one first')
-    low, high = augment.crop_ratio
-    if not low <= high:
-        problems.append(f'augment.crop_ratio={augment.crop_ratio} must have the low one first')
-    return problems
-
-
-def _check_run(config: Config) -> list[str]:
-    problems = [*_check_masking(config), *augment_problems(config.augment)]
-    if not any(modality.loss_weight for modality in config.model.modalities.values()):
-        problems.append('model.modalities: every loss_weight is 0, so nothing would be learned')
-    if config.log.knn.every_steps and not config.log.knn.path:
-        problems.append('log.knn.path is empty: name a labelled set, or set log.knn.every_steps=0')
-    if not config.train.steps and not config.train.epochs:
-        problems.append('train.steps and train.epochs are both 0: give one of them')
-    if config.data.mixture and (config.data.path or config.data.val_split):
-        problems.append(
-            'data.path and data.val_split mean nothing beside data.mixture; set them in its parts'
-        )
-    for name in config.data.mixture:
-        if '/' in name or not name:
-            problems.append(f'data.mixture: {name!r} must be a word without a slash')
-    return problems

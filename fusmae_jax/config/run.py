@@ -1,14 +1,15 @@
 """Frozen configuration dataclasses of a pretraining run.
 
 Fields hold the paper's values or, where the paper is silent, the choice of its code lineage; a comment
-names the alternative. `config_build.build` makes a checked Config from an ml_collections file.
+names the alternative. `config.build.build` makes a checked Config from an ml_collections file.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from fusmae_jax.config.setting import setting
+from fusmae_jax.config.dino import Dino
+from fusmae_jax.config.setting import SPARSE, setting
 
 MAX_SEED = 2**32 - 1  # jax keeps 32 bits of a seed: another one would give the numbers of a smaller one
 MAX_STEPS = 2**31 - 1  # steps are counted in int32
@@ -64,9 +65,8 @@ class Fusion:
     encoder: Literal['xae', 'none', 'stack'] = 'xae'
     # XAttnDecoder, eqs (10)-(11), on the latents; multimae: decoders that attend to all sensors' tokens.
     decoder: Literal['xad', 'none', 'multimae'] = 'none'
-    absent: Literal['self', 'bypass', 'zero_image'] = (
-        'self'  # what takes the place of a sensor that is not there
-    )
+    # What takes the place of a sensor that is not there
+    absent: Literal['self', 'bypass', 'zero_image'] = 'self'
     shared_directions: bool = False  # one cross-attention for all directions instead of one each
 
 
@@ -111,6 +111,8 @@ class Model:
     numerics: Numerics = dataclasses.field(default_factory=Numerics)
     scan: bool = True  # run the stacked blocks as a scan (short compile) or unrolled (faster step)
     remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
+    # False: no CLS token among those of the blocks (SatViT); imported encoders of stacked sensors alone
+    cls: bool = dataclasses.field(default=True, metadata=SPARSE)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -165,7 +167,7 @@ class Augment:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class MixturePart:
     """One data set of a mixture."""
 
     path: str = setting('', path=True)
@@ -181,16 +183,15 @@ class Data:
     path: str = setting('', path=True)  # a folder written by `convert`: <name>/<version> with features.json
     train_split: str = 'train'  # 'all_minus_val_test' is every BigEarthNet-MM pair outside val and test
     val_split: str = ''  # '' turns validation off
-    mixture: Mapping[str, Part] = dataclasses.field(default_factory=dict)  # several sets instead of `path`
-    normalisation: Literal['zscore', 'mean_2sigma'] = (
-        'zscore'  # mean_2sigma: [mean - 2 std, mean + 2 std] to [-1, 1]
-    )
-    stats: Literal['config', 'dataset'] = (
-        'config'  # mean and std of the sensor table or the modality; dataset: measured while converting
-    )
-    absent_bands: Literal['error', 'mean', 'drop'] = (
-        'error'  # bands that the data lack: refuse, fill with the mean, or take them out of the model
-    )
+    mixture: Mapping[str, MixturePart] = dataclasses.field(
+        default_factory=dict
+    )  # several sets instead of `path`
+    # mean_2sigma: [mean - 2 std, mean + 2 std] to [-1, 1]
+    normalisation: Literal['zscore', 'mean_2sigma'] = 'zscore'
+    # config: mean and std of the sensor table or the modality; dataset: measured while converting
+    stats: Literal['config', 'dataset'] = 'config'
+    # Bands that the data lack: refuse, fill with the mean, or take them out of the model
+    absent_bands: Literal['error', 'mean', 'drop'] = 'error'
     accept: tuple[str, ...] = ()  # differences from what the statistics are of, such as 'level'
     clip: float = setting(5.0, above=0)  # z-scores are clipped to [-clip, clip]
     threads: int = setting(4, least=1)  # reader threads of one process
@@ -219,9 +220,8 @@ class Train:
     batch_size: int = setting(400, least=1)  # global; the paper's "200" is read as 2 x 200
     epochs: float = setting(100.0, least=0)
     steps: int = setting(0, least=0, most=MAX_STEPS)  # if not 0, replaces epochs
-    compute_dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = (
-        'auto'  # auto: bfloat16, float32 on CPU
-    )
+    # auto: bfloat16, float32 on CPU
+    compute_dtype: Literal['auto', 'float32', 'bfloat16', 'float64'] = 'auto'
     max_skips: int = setting(10, least=1)  # this many non-finite steps in a row stop the run
     # Micro-batches a step: less memory, the same batch, gradient and randomness.
     accumulation: int = setting(1, least=1)
@@ -285,6 +285,28 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preset:
+    """The input of an encoder that does not take `prepare`'s, from z-scores of its bands on."""
+
+    # own: as in the code that the weights were published with; common: this project's z-scores on 224 px
+    name: Literal['own', 'common'] = 'common'
+    resize: int = 0  # pixels a side before the centre is cut out; 0 resamples to the model grid itself
+    quantile_clip: tuple[float, float] = (0.0, 1.0)  # of each image and band; (0, 1) is off
+    quantile_modality: str = ''
+    quantile_grid: Literal['native', 'model'] = 'model'  # before or after resampling
+    # zscore: as they are; the others map [mean - 2 std, mean + 2 std], to [-1, 1] or to [0, 1]. What is not
+    # there, a sensor or a patch without a valid pixel, is 0 on the scale.
+    scale: Literal['zscore', 'symmetric', 'unit'] = 'zscore'
+    levels: int = 0  # 255: values become whole steps of 8 bits, rounded down
+    # Modalities that become those steps on their native grids and are resampled as 8 bits, so that they are
+    # rounded once more, to the nearest; all others are resampled first.
+    native_levels: tuple[str, ...] = ()
+    # Of all modalities; if not 0, inputs are multiplied by bands / bands given: for a projection whose
+    # kernel was divided by the number of bands. 0 is off.
+    bands: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Everything a pretraining run needs."""
 
@@ -300,3 +322,50 @@ class Config:
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
+    # The settings of DINO-MM, which makes this a run of it; None: a masked autoencoder. Of `augment` it takes
+    # `crop_ratio`, `hflip` and `vflip` alone; `masking`, `loss` and `model.decoder` mean nothing to it.
+    dino: Dino | None = dataclasses.field(default=None, metadata=SPARSE)
+    # Of encoders that were not trained on the inputs of `prepare`; None for what is trained here
+    preset: Preset | None = dataclasses.field(default=None, metadata=SPARSE)
+
+    @property
+    def objective(self) -> Literal['masked', 'dino']:
+        """Which of `train.recipes.RECIPES` is followed; the group that is there decides."""
+        return 'masked' if self.dino is None else 'dino'
+
+    @property
+    def distillation(self) -> Dino:
+        """The group `dino` of a run of DINO-MM."""
+        assert self.dino is not None
+        return self.dino
+
+
+def dino_mm() -> Config:
+    """The published run of DINO-MM: ViT-S/8 over 12 + 2 stacked bands."""
+    paper = Model().modalities
+    s1 = Modality(
+        bands=('VH', 'VV'),
+        sensor='s1',
+        mean=(-19.22, -12.59),
+        std=(5.42, 5.04),
+        statistics_from='the code of DINO-MM',
+    )
+    return Config(
+        name='pretrain_dino_mm',
+        data=Data(normalisation='mean_2sigma'),
+        model=Model(
+            modalities={'s2': paper['s2'], 's1': s1},
+            image_size=(224, 224),  # the grid of the learned positions; crops interpolate them
+            patch_size=8,
+            size='S',
+            positions='learned',
+            fusion=Fusion(encoder='stack'),
+        ),
+        masking=Masking(strategy='consistent'),
+        optimizer=Optimizer(
+            learning_rate=5e-4, b2=0.999, weight_decay=0.04, warmup_epochs=10.0, clip_norm=3.0
+        ),
+        train=Train(batch_size=256, compute_dtype='float32'),
+        log=Log(images_every_steps=0),
+        dino=Dino(),
+    )

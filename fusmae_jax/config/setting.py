@@ -4,6 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
+# Metadata of a field that plain data leave out while it has its default: what was stored before the field was
+# there, and every digest of it, is what is written today.
+SPARSE = {'sparse': True}
+
 
 def setting(
     default: Any = dataclasses.MISSING,

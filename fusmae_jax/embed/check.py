@@ -77,17 +77,24 @@ def restrict(config: Config, names: Mapping[str, object], where: str) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
 
 
-def window_ground(model: Pretrained, config: Config) -> tuple[float, float]:
-    """The ground (rows, columns in metres) that one training record of the given modalities covers."""
+def window_ground(model: Pretrained, config: Config, side: float = 0.0) -> tuple[float, float]:
+    """The ground (rows, columns in metres) that one training record of the given modalities covers.
+
+    `side` stands in where nothing is known of the records, as of imported weights.
+    """
     sizes = {
         (group.size[0] * group.resolution, group.size[1] * group.resolution)
         for group in model.contract.first.groups.values()
         if group.modality in config.model.modalities
     }
+    if side and sizes:
+        raise InputError(f'window={side:g}: the checkpoint says it itself, {sorted(sizes)} m; leave it at 0')
+    if side:
+        return side, side
     if len(sizes) != 1 or not all(min(size) > 0 for size in sizes):
         raise InputError(
             f'the checkpoint does not say which ground one image covers (its sensors: {sorted(sizes)} m), so '
-            'windows have no size'
+            'windows have no size; of imported weights state it: --config.window=1200'
         )
     return sizes.pop()
 
@@ -172,7 +179,7 @@ def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:
     lines = []
     for name, raster in rasters.items():
         known = [g.resolution for g in model.contract.first.groups.values() if g.modality == name]
-        if raster.extent.resolution > max(known) * 1.001:
+        if known and raster.extent.resolution > max(known) * 1.001:
             there = f'{raster.extent.resolution:g} m in {raster.file}'
             lines.append(f'note: {name}: pixels are {there}, the model knows up to {max(known):g} m')
     return lines

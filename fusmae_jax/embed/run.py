@@ -27,7 +27,8 @@ from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import EncodeJob, calibrate, make_encoder, rows_of_cells
 from fusmae_jax.embed.windows import Layout
-from fusmae_jax.encoders import pretrained
+from fusmae_jax.encoders.load import load_one
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import raster
 from fusmae_jax.geo.grid import Grid
@@ -56,13 +57,11 @@ def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str) ->
         raise InputError('give --s1=FILE, --s2=FILE or both')
     check_settings(config)
     _target(out, config, files)  # before a model is loaded for nothing
-    embed(config, files, pretrained.load(checkpoint), checkpoint, out)
+    embed(config, files, load_one(checkpoint), checkpoint, out)
     return 0
 
 
-def embed(
-    config: EncodeConfig, files: Mapping[str, str], model: pretrained.Pretrained, source: str, out: str
-) -> None:
+def embed(config: EncodeConfig, files: Mapping[str, str], model: Pretrained, source: str, out: str) -> None:
     """Embeds the files of one place, modality -> file, with a model that is loaded already.
 
     `source` says where the model came from. Otherwise as `encode`.
@@ -137,19 +136,21 @@ def _describes(file: Path) -> bool:
 
 def _settle(
     config: EncodeConfig,
-    model: pretrained.Pretrained,
+    model: Pretrained,
     files: Mapping[str, str],
     source: str,
     stack: contextlib.ExitStack,
 ) -> tuple[EncodeJob, Grid, dict[str, Any]]:
     """Opens and checks the files, lays out the windows, compiles; prints what is about to happen."""
+    if config.output == 'cls' and not model.config.model.cls:
+        raise InputError(f"output='cls': {source} has no CLS token; take 'tokens' or 'pooled'")
     restricted = check.restrict(model.config, files, source)
     rasters = {}
     for name, file in files.items():
         rasters[name] = Raster(Path(file), name, getattr(config, name), config.vrt)
         stack.callback(rasters[name].close)
     extent, lines = ground.align(rasters)
-    size = check.window_ground(model, restricted)
+    size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
     fitted = check.fit(model, restricted, rasters, pixels, size, config)
     cells = model.config.model.grid if config.output == 'tokens' else (1, 1)

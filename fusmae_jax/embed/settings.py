@@ -37,6 +37,8 @@ class EncodeConfig:
     # Cells that neighbouring windows share; -1 is the least that is a quarter window
     overlap: int = setting(-1, least=-1)
     merge: Literal['mean', 'centre'] = 'mean'  # where windows overlap: a tapered mean, or the nearer window
+    # Metres of ground a side, for imported weights, which do not say it; 0: as their records have it
+    window: float = setting(0.0, least=0)
     batch: int = setting(32, least=1)  # windows; rounded down so that batches come out even
     dtype: Literal['float32', 'int8'] = 'float32'
     calibration: int = setting(256, least=1)  # windows that the scale of int8 is taken from

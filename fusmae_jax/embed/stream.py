@@ -21,7 +21,7 @@ from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.embed.windows import Layout, taper
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input.contract import Contract, Group
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.parallel.rules import Params
 
 T = TypeVar('T')
@@ -181,11 +181,11 @@ def make_encoder(
         gives vectors (batch, grid rows, grid columns, width) float32 and their validity (without width), on
         the device.
     """
-    prepare = make_prepare(config, contract, None)
+    inputs = make_inputs(config, contract)
     grid = model.config.model.grid if output == 'tokens' else (1, 1)
 
     def run(params: Params, windows: Any) -> tuple[Array, Array]:
-        patches = prepare(windows, None)
+        patches = inputs(windows, None)
         tokens, cls, pooled = model.run(params, patches)
         valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
         if output == 'tokens':

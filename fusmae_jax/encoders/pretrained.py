@@ -1,4 +1,4 @@
-"""Use from Python: load a pretrained model and encode arrays in sensor units."""
+"""A pretrained encoder for use from Python: arrays in sensor units to features."""
 
 import dataclasses
 import functools
@@ -10,26 +10,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import nnx
+from jax.typing import DTypeLike
 
-from fusmae_jax.checkpoints.checkpoints import open_step
-from fusmae_jax.config.build import build
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import compatibility, normalise, units
-from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group
-from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.models import fusmae
+from fusmae_jax.parallel.rules import Params
 
 
 class Embedding(NamedTuple):
     """Features of a batch of images."""
 
     tokens: dict[str, np.ndarray]  # per given modality (b, n, d), patches in raster order
-    cls: np.ndarray  # (b, d)
+    cls: np.ndarray  # (b, d), or (b, 0) of a model without a CLS token
     pooled: np.ndarray  # (b, d), mean over the valid patch tokens of the given modalities
 
 
@@ -41,9 +39,9 @@ class Field(NamedTuple):
 
 
 class Pretrained:
-    """A pretrained encoder with the input contract it was trained under."""
+    """A pretrained encoder with the input contract it was trained under, and the preset of its input."""
 
-    def __init__(self, config: Config, contract: Contract, params: Any, dtype: Any):
+    def __init__(self, config: Config, contract: Contract, params: Params, dtype: DTypeLike):
         self.config, self.contract, self.params, self.dtype = config, contract, params, jnp.dtype(dtype)
 
     @functools.cached_property
@@ -64,6 +62,7 @@ class Pretrained:
         units: Mapping[str, str],
         resolution: float | Mapping[str, float] | None = None,
         accept: Sequence[str] = (),
+        contract: Contract | None = None,
     ) -> Embedding:
         """Encodes images of any non-empty subset of the modalities; nothing is masked or augmented.
 
@@ -78,6 +77,8 @@ class Pretrained:
                 default as in training.
             accept: what is meant: 'resolution' for another ground than that of a training image, and
                 the names that an error or a warning gives.
+            contract: of the data set whose record fields are given, where the model knows others or none
+                (imported weights).
 
         Raises:
             InputError: unknown modality, unit or shape; another ground than the model knows; values that
@@ -88,7 +89,8 @@ class Pretrained:
         if not isinstance(units, Mapping):
             raise InputError(f"units={units!r} must name each modality, such as {{'s1': 'dB', 's2': 'DN'}}")
         metres = _metres(resolution, self.contract)
-        fields = {name: self._fields(name, image, units.get(name, '')) for name, image in images.items()}
+        groups = (contract or self.contract).first.groups
+        fields = {name: self._fields(name, x, units.get(name, ''), groups) for name, x in images.items()}
         sizes = {name: len(x.values) for name, parts in fields.items() for x in parts.values()}
         if len({len(x.values) for parts in fields.values() for x in parts.values()}) > 1:
             raise InputError(f'images: the modalities differ in their number of images: {sizes}')
@@ -96,30 +98,28 @@ class Pretrained:
         for name, parts in fields.items():
             differences += _extents(name, parts, self.contract, metres)
             values = {field: x.values for field, x in parts.items()}
-            groups = {field: x.group for field, x in parts.items()}
-            differences += compatibility.look(name, values, groups, self.contract)
+            held = {field: x.group for field, x in parts.items()}
+            differences += compatibility.look(name, values, held, self.contract)
         notes = compatibility.check(differences, accept, 'images')
         for line in notes:
             if line.startswith('likely'):
                 warnings.warn(f'images: {line}; `accept` silences this', UserWarning, stacklevel=2)
-        patches: dict[str, Any] = {}
-        for name, parts in fields.items():
-            patches |= _prepare(self.config, name, parts)
-        return Embedding(*jax.device_get(self.run(self.params, patches)))
+        return Embedding(*jax.device_get(self.run(self.params, _patches(self.config, fields))))
 
-    def _fields(self, name: str, image: Any, unit: str) -> dict[str, Field]:
+    def _fields(self, name: str, image: Any, unit: str, known: Mapping[str, Group]) -> dict[str, Field]:
         """The arrays of a modality by record field, or by its own name for one array on one grid."""
         modalities = self.config.model.modalities
         if name not in modalities:
             raise InputError(f'images[{name!r}] is not a modality of this model; {nearest(name, modalities)}')
-        stored = self.contract.first.groups
-        groups = {field: group for field, group in stored.items() if group.modality == name}
-        if not groups:
+        groups = {field: group for field, group in known.items() if group.modality == name}
+        if not groups and known:
             raise InputError(f'images[{name!r}]: the contract of the model does not say what it holds')
+        # Imported weights know no records: one array with the bands of the model is all that can be meant.
+        groups = groups or {name: Group(name, modalities[name].bands)}
         finest = min(groups.values(), key=lambda group: group.resolution)
-        known = units.accepted(normalise.target_unit(modalities[name], finest))
-        if unit not in known:
-            raise InputError(f'units[{name!r}]={unit!r}; {nearest(unit, known)}')
+        accepted = units.accepted(normalise.target_unit(modalities[name], finest))
+        if unit not in accepted:
+            raise InputError(f'units[{name!r}]={unit!r}; {nearest(unit, accepted)}')
         if not isinstance(image, Mapping):
             # One array on one grid: a single group with the model's own bands.
             bands = modalities[name].bands
@@ -195,7 +195,7 @@ def _extents(
     """The ground that an image covers: another one would be squeezed, or stretched, onto the model's grid."""
     trained = [g for part in contract.each.values() for g in part.groups.values() if g.modality == name]
     known = {(g.size[0] * g.resolution, g.size[1] * g.resolution) for g in trained}
-    if not all(min(size) > 0 for size in known):
+    if not known or not all(min(size) > 0 for size in known):
         return []  # the training data do not say
     finest = min(g.resolution for g in trained)
     for field, (values, group) in fields.items():
@@ -220,37 +220,11 @@ def _extents(
     return []
 
 
-def _prepare(config: Config, name: str, fields: Mapping[str, Field]) -> dict[str, Any]:
-    only = {name: config.model.modalities[name]}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=only))
-    contract = Contract(groups={field: x.group for field, x in fields.items()})
-    arrays: dict[str, Any] = {field: x.values for field, x in fields.items()}
-    return make_prepare(config, contract, None)(arrays, None)
-
-
-def load(path: epath.PathLike, step: int | None = None, *, average: bool = False) -> Pretrained:
-    """The pretrained model of a working directory, its checkpoints folder, or one checkpoint in it.
-
-    Args:
-        path: what `pretrain --workdir` wrote.
-        step: which checkpoint; the newest by default, or the one that `path` names.
-        average: the average of the weights in place of the last ones, of a run with `train.ema`.
-
-    Raises:
-        InputError: nothing there, no average, or weights that do not fit the stored configuration.
-    """
-    checkpoints, step = open_step(path, step)
-    try:
-        meta = checkpoints.meta(step)
-        if 'dino' in meta['config']:
-            raise InputError(f'{path}: a DINO-MM run; its encoder cannot be loaded by this function yet')
-        config = build(meta['config'])
-        contract = contracts.from_values(meta['contract'], f'{path}: contract')
-        shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        params = checkpoints.params(abstract, step, 'ema' if average else 'params')
-    finally:
-        checkpoints.close()
-    on_cpu = jax.default_backend() == 'cpu' and meta['dtype'] == 'bfloat16'
-    return Pretrained(config, contract, params, 'float32' if on_cpu else meta['dtype'])
+def _patches(config: Config, fields: Mapping[str, Mapping[str, Field]]) -> dict[str, Any]:
+    """The inputs of the model from what was given, as an evaluation makes them."""
+    given = {name: m for name, m in config.model.modalities.items() if name in fields}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=given))
+    arrays = {field: x for parts in fields.values() for field, x in parts.items()}
+    contract = Contract(groups={field: x.group for field, x in arrays.items()})
+    values: dict[str, Any] = {field: x.values for field, x in arrays.items()}
+    return dict(make_inputs(config, contract)(values, None))

@@ -218,7 +218,7 @@ def _about(
     if fitted is None:
         return about
     config = fitted.config
-    preset = {'preset': to_dict(config.preset)} if isinstance(config, presets.PresetConfig) else {}
+    preset = {'preset': presets.preset_fields(config)} if config.preset else {}
     view = {'image': image} if image != 'resize' else {}
     return about | {
         'modalities': list(config.model.modalities),

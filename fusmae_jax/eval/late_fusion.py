@@ -1,75 +1,16 @@
 """Late fusion: one unimodal encoder for each sensor, their features side by side. It is no training mode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from fusmae_jax.encoders.pretrained import Embedding, Pretrained
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor, Features
-
-
-class LateFusion:
-    """Several encoders as one, each with the modality that it is given under."""
-
-    def __init__(self, models: Mapping[str, Pretrained]):
-        """`models` by modality; the features come in this order."""
-        if not models:
-            raise InputError('late fusion needs at least one model')
-        self.models = dict(models)
-
-    def encode(
-        self,
-        images: Mapping[str, Any],
-        *,
-        units: Mapping[str, str],
-        resolution: float | Mapping[str, float] | None = None,
-        accept: Sequence[str] = (),
-    ) -> Embedding:
-        """Features of any non-empty subset of the modalities.
-
-        Tokens are those of each modality's own encoder. `cls` and `pooled` stand side by side in the order of
-        the models, so that they are as wide as those of the encoders in use together. Arguments are those of
-        `Pretrained.encode`.
-
-        Raises:
-            InputError: for a modality without an encoder; for images of different number; and as the
-                encoders do.
-        """
-        for name in images:
-            if name not in self.models:
-                raise InputError(f'images[{name!r}] has no encoder here; {nearest(name, self.models)}')
-        if not images:
-            raise InputError(f'images is empty; give one or more of {list(self.models)}')
-        parts = {
-            name: model.encode(
-                {name: images[name]},
-                units=units,
-                resolution=_part(resolution, name, images[name]),
-                accept=accept,
-            )
-            for name, model in self.models.items()
-            if name in images
-        }
-        sizes = {name: len(part.cls) for name, part in parts.items()}
-        if len(set(sizes.values())) > 1:
-            raise InputError(f'images: the modalities differ in their number of images: {sizes}')
-        tokens = {name: part.tokens[name] for name, part in parts.items()}
-        cls, pooled = (side_by_side(x) for x in zip(*((part.cls, part.pooled) for part in parts.values())))
-        return Embedding(tokens, cls, pooled)
-
-
-def _part(resolution: Any, name: str, image: Any) -> Any:
-    """What of a `resolution` by name is about one modality, or one of its record fields."""
-    if not isinstance(resolution, Mapping):
-        return resolution
-    fields = image if isinstance(image, Mapping) else ()
-    return {key: value for key, value in resolution.items() if key == name or key in fields}
 
 
 def side_by_side(features: Sequence[np.ndarray]) -> np.ndarray:

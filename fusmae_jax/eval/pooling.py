@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches
-from fusmae_jax.input.presets import NoClsModel
 from fusmae_jax.input.units import validity
-from fusmae_jax.models.blocks import Paths, run_stack
-from fusmae_jax.models.encoder import STACK, stack_patches
+from fusmae_jax.models.blocks import Paths
 from fusmae_jax.models.fusmae import FusMAE
 
 BAND_STATISTICS = 'band_stats'
@@ -36,8 +34,6 @@ def pool(
 
     `paths` are for stochastic depth in the blocks after the first.
     """
-    if isinstance(model.model, NoClsModel):
-        return _without_cls(model, patches, names, paths)
     deep = 'last4_cls' in names
     encoded = model.encode(patches, paths=paths, capture=deep)
     tokens = dict(encoded.tokens)
@@ -49,13 +45,13 @@ def pool(
     sums = {n: jnp.sum(jnp.where(weights[n], z.astype(jnp.float32), 0), axis=1) for n, z in tokens.items()}
     counts = {name: jnp.sum(w, axis=1, dtype=jnp.float32) for name, w in weights.items()}
     total, count = (jnp.sum(jnp.stack(list(x.values())), axis=0) for x in (sums, counts))
-    cls = encoded.cls.astype(jnp.float32)
     found = {
         'mean_patch': total / jnp.maximum(count, 1),
-        'mean_all': (total + cls) / (count + 1),
         'concat_per_sensor': jnp.concatenate([sums[n] / jnp.maximum(counts[n], 1) for n in sums], axis=-1),
-        'cls': cls,
     }
+    if model.model.cls:
+        cls = encoded.cls.astype(jnp.float32)
+        found |= {'mean_all': (total + cls) / (count + 1), 'cls': cls}
     if deep:
         found['last4_cls'] = _last4(model, encoded.stages)
     seen = count[:, 0] > 0
@@ -74,26 +70,8 @@ def check_pooled(names: Sequence[str], model: Model, system: str) -> None:
     """Raises InputError for a pooled feature that a model does not have."""
     if 'last4_cls' in names and model.depth < 4:
         raise InputError(f"features: 'last4_cls' needs four blocks, {system} has {model.depth}")
-    if isinstance(model, NoClsModel) and (found := [name for name in names if name in OF_CLS]):
+    if not model.cls and (found := [name for name in names if name in OF_CLS]):
         raise InputError(f"features: {found[0]!r} needs a CLS token, {system} has none; take 'mean_patch'")
-
-
-def _without_cls(
-    model: FusMAE, patches: Mapping[str, Patches], names: Sequence[str], paths: Paths | None
-) -> tuple[dict[str, Float[Array, 'b _']], Bool[Array, ' b']]:
-    """The same for stacked sensors through an encoder whose blocks see patches alone."""
-    given = {name: patches[name] for name in model.model.modalities if name in patches}
-    stacked, valid = stack_patches(model.model, given)
-    encoder, wide = model.encoder, model.encoder.arithmetic.wide_dtype
-    x = encoder.patch[STACK](stacked).astype(wide)
-    x, _ = encoder.block1(x + encoder.positions(None, x.shape[1]), valid)
-    if model.model.depth > 1:
-        x, _ = run_stack(encoder.blocks, x, valid, model.model, paths=paths)
-    x = encoder.norm(x) if model.model.final_norm else x
-    total = jnp.sum(jnp.where(valid[..., None], x.astype(jnp.float32), 0), axis=1)
-    count = jnp.sum(valid, axis=1, dtype=jnp.float32)[:, None]
-    mean, seen = total / jnp.maximum(count, 1), count[:, 0] > 0
-    return {name: jnp.where(seen[:, None], mean, 0) for name in names}, seen
 
 
 def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tuple[str, ...], Function]:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import Crops, DinoConfig, Distortion
+from fusmae_jax.config.dino import Crops, Distortion
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.input.units import validity
@@ -24,7 +25,7 @@ Image = Float[Array, 'h w c']
 TOP = 255.0  # of the scale that crops are distorted on
 
 
-def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
+def make_views(config: Config, contract: Contract) -> Callable[[Mapping[str, Array], Array], Views]:
     """The function `views(batch, keys)` for one kind of data.
 
     Returns:
@@ -33,12 +34,13 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
         configuration. 0 and 1 are mean - 2 std and mean + 2 std of a band; 0 is also a sensor that was
         dropped or is not there.
     """
-    first = config.dino.global_crops.count
-    kinds = (config.dino.global_crops, 0), (config.dino.local_crops, first)
+    dino = config.distillation
+    first = dino.global_crops.count
+    kinds = (dino.global_crops, 0), (dino.local_crops, first)
     make = [(_make_crops(config, contract, crops), crops.count, start) for crops, start in kinds]
 
     def views(batch: Mapping[str, Array], keys: Array) -> Views:
-        batch = clip_quantiles(batch, contract, config.dino.quantile_clip_modality, config.dino.quantile_clip)
+        batch = clip_quantiles(batch, contract, dino.quantile_clip_modality, dino.quantile_clip)
         crops = []
         for crop, count, start in make:
             index = jnp.arange(start, start + count)
@@ -49,13 +51,13 @@ def make_views(config: DinoConfig, contract: Contract) -> Callable[[Mapping[str,
     return views
 
 
-def _pixels(config: DinoConfig, size: int) -> DinoConfig:
+def _pixels(config: Config, size: int) -> Config:
     """The same settings for images of one number a patch, which `prepare` cuts into pixels."""
     model = dataclasses.replace(config.model, image_size=(size, size), patch_size=1)
     return dataclasses.replace(config, model=model)
 
 
-def _stack(config: DinoConfig, pixels: Mapping[str, Patches], size: int) -> tuple[Array, Array]:
+def _stack(config: Config, pixels: Mapping[str, Patches], size: int) -> tuple[Array, Array]:
     """Images with all bands on [0, 1], and (b, 1, 1, c): whether the sensor of a band is there."""
     ordered = [pixels[name] for name in config.model.modalities]
     stacked = jnp.concatenate([p.values for p in ordered], axis=-1)
@@ -67,11 +69,11 @@ def _stack(config: DinoConfig, pixels: Mapping[str, Patches], size: int) -> tupl
     return images, jnp.concatenate(there, axis=-1)[:, None, None]
 
 
-def _make_crops(config: DinoConfig, contract: Contract, crops: Crops) -> Callable[..., Array]:
+def _make_crops(config: Config, contract: Contract, crops: Crops) -> Callable[..., Array]:
     augment = dataclasses.replace(config.augment, crop=True, crop_scale=crops.scale)
     prepare = make_prepare(_pixels(config, crops.size), contract, augment)
     sensors = tuple(len(modality.bands) for modality in config.model.modalities.values())
-    settings = config.dino.distortion
+    settings = config.distillation.distortion
     chances = [
         jnp.asarray(x if len(x) == crops.count else x * crops.count) for x in (crops.blur, crops.solarize)
     ]

@@ -1,18 +1,19 @@
 """Input presets: what an encoder that was pretrained elsewhere is given of a record, inside jit.
 
 `own` follows the code that the weights were published with, `common` is this project's: z-scores on 224 px.
-A preset travels in the configuration of its model (`PresetConfig`), so whoever makes the inputs of a model
+A preset travels in the configuration of its model (`config.preset`), so whoever makes the inputs of a model
 with `make_inputs` makes the right ones.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusmae_jax.config.run import Augment, Config, Model
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.run import Augment, Config, Preset
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.crops import clip_quantiles
 from fusmae_jax.input.prepare import Patches, Prepare, make_prepare, patchify
@@ -21,51 +22,14 @@ FAR = 1e6  # standard deviations: clips nothing
 Grids = dict[str, tuple[Float[Array, 'b h w c'], Bool[Array, 'b h w c']]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """The input of one model, from z-scores of its bands on."""
-
-    name: Literal['own', 'common'] = 'common'
-    resize: int = 0  # pixels a side before the centre is cut out; 0 resamples to the model grid itself
-    quantile_clip: tuple[float, float] = (0.0, 1.0)  # of each image and band; (0, 1) is off
-    quantile_modality: str = ''
-    quantile_grid: Literal['native', 'model'] = 'model'  # before or after resampling
-    # zscore: as they are; the others map [mean - 2 std, mean + 2 std], to [-1, 1] or to [0, 1]. What is not
-    # there, a sensor or a patch without a valid pixel, is 0 on the scale.
-    scale: Literal['zscore', 'symmetric', 'unit'] = 'zscore'
-    levels: int = 0  # 255: values become whole steps of 8 bits, rounded down
-    # Modalities that become those steps on their native grids and are resampled as 8 bits, so that they are
-    # rounded once more, to the nearest; all others are resampled first.
-    native_levels: tuple[str, ...] = ()
-    # Of all modalities; if not 0, inputs are multiplied by bands / bands given: for a projection whose
-    # kernel was divided by the number of bands. 0 is off.
-    bands: int = 0
-    cls: bool = True  # False: the model has no CLS token
-
-
-@dataclasses.dataclass(frozen=True)
-class NoClsModel(Model):
-    """An encoder without a CLS token (SatViT). The family's own has one, which is left out of its blocks."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PresetConfig(Config):
-    """The settings of an encoder that has an input preset."""
-
-    preset: Preset = dataclasses.field(default_factory=Preset)
-
-
-def settled(config: PresetConfig) -> PresetConfig:
-    """The configuration as its preset says: with a `NoClsModel` if there is no CLS token."""
-    if config.preset.cls or isinstance(config.model, NoClsModel):
-        return config
-    model = {f.name: getattr(config.model, f.name) for f in dataclasses.fields(config.model)}
-    return dataclasses.replace(config, model=NoClsModel(**model))
-
-
 def preset_of(config: Config) -> Preset:
     """The preset of a model; for those pretrained here, whose inputs `prepare` makes, one that says so."""
-    return config.preset if isinstance(config, PresetConfig) else Preset()
+    return config.preset or Preset()
+
+
+def preset_fields(config: Config) -> dict[str, Any]:
+    """The preset of a model as plain data, for the identity of what was made with it."""
+    return to_dict(preset_of(config)) | {'cls': config.model.cls}
 
 
 def make_inputs(config: Config, contract: Contract, augment: Augment | None = None) -> Prepare:
@@ -77,8 +41,7 @@ def make_inputs(config: Config, contract: Contract, augment: Augment | None = No
         augment: random crop and flips before the centre is cut out, or None.
     """
     preset = preset_of(config)
-    plain = dataclasses.replace(preset, bands=0, cls=True) == Preset(preset.name)
-    if not isinstance(config, PresetConfig) or plain:
+    if dataclasses.replace(preset, bands=0) == Preset(preset.name):  # nothing that `prepare` does not do
         prepare = make_prepare(config, contract, augment)
     else:
         prepare = _own(config, preset, contract, augment)
@@ -93,7 +56,7 @@ def make_inputs(config: Config, contract: Contract, augment: Augment | None = No
     return shared
 
 
-def _own(config: PresetConfig, preset: Preset, contract: Contract, augment: Augment | None) -> Prepare:
+def _own(config: Config, preset: Preset, contract: Contract, augment: Augment | None) -> Prepare:
     side = (preset.resize, preset.resize) if preset.resize else config.model.image_size
     # One number a patch: `prepare` then gives whole images, as z-scores.
     pixels = dataclasses.replace(
@@ -166,7 +129,7 @@ def describe_statistics(config: Config) -> str:
     """What the inputs are normalised with, in the words of a result row."""
     preset = preset_of(config)
     scale, (low, high) = preset.scale, preset.quantile_clip
-    if isinstance(config, PresetConfig) and scale != 'zscore':
+    if scale != 'zscore':
         words = f'mean +- 2 std to {"[0, 1]" if scale == "unit" else "[-1, 1]"}'
         words += f' in {preset.levels + 1} levels' if preset.levels else ''
         words += f' ({", ".join(preset.native_levels)}: native grid)' if preset.native_levels else ''

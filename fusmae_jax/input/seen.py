@@ -139,6 +139,12 @@ def union(*several: Seen) -> Seen:
     return Seen(once(names), tuple(sources))
 
 
+def nothing() -> Seen:
+    """Of an encoder that has learned from no records at all."""
+    nobody = np.array([], np.bytes_)
+    return Seen(Records(*[nobody] * len(Records._fields)))
+
+
 def digest(seen: Seen) -> str:
     """16 hexadecimal digits that change with any name; not with the order in which they were seen."""
     total = hashlib.sha256()

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import Dino, Head
+from fusmae_jax.config.dino import Dino, DinoHead
 from fusmae_jax.config.run import Model
 from fusmae_jax.input.prepare import patchify
 from fusmae_jax.models.blocks import Block, Paths, run_stack, stack
@@ -98,7 +98,7 @@ def stack_patches(images: Float[Array, 'b h w c'], model: Model) -> Float[Array,
 class ProjectionHead(nnx.Module):
     """DINO's head: an MLP with GELU, an L2 norm, and a linear layer whose columns have length 1."""
 
-    def __init__(self, width: int, head: Head, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, head: DinoHead, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
         sizes = [width, *[head.hidden] * (head.layers - 1), head.bottleneck]
         pairs = enumerate(itertools.pairwise(sizes))
         self.mlp = nnx.Dict({f'layer{i}': linear(a, b, arithmetic, rngs=rngs) for i, (a, b) in pairs})

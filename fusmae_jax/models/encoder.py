@@ -91,7 +91,8 @@ class Encoder(nnx.Module):
             capture: also return intermediates.
 
         Returns:
-            Tokens of each stream, the CLS token, and named intermediates (empty without `capture`).
+            Tokens of each stream, the CLS token (of width 0 where the model has none), and named
+            intermediates (empty without `capture`).
         """
         wide = self.arithmetic.wide_dtype
         stages: dict[str, Array] = {}
@@ -117,7 +118,8 @@ class Encoder(nnx.Module):
         for name in names:
             latents[name] = x[:, start : (start := start + tokens[name].shape[1])]
         stages |= rest | {f'latents/{name}': z for name, z in latents.items()} | {'cls': x[:, -1]}
-        return latents, x[:, -1], stages if capture else {}
+        cls = x[:, -1] if self.model.cls else x[:, -1, :0]
+        return latents, cls, stages if capture else {}
 
     def joint(
         self,
@@ -143,7 +145,7 @@ class Encoder(nnx.Module):
         """
         x = self.positions(position, position.shape[1])
         for name, values in patches.items():
-            # Projected in every slot, then selected: a gather by sensor would have a scatter for its gradient.
+            # Projected in every slot, then selected: a gather by sensor has a scatter for its gradient.
             x = x + jnp.where(
                 members[name][..., None], self.patch[name](values).astype(self.arithmetic.wide_dtype), 0
             )
@@ -160,9 +162,10 @@ class Encoder(nnx.Module):
         stages |= rest | {'latents': x[:, :-1], 'cls': x[:, -1]}
         return x[:, :-1], x[:, -1], stages if capture else {}
 
-    def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b 1 d']:
+    def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b _ d']:
+        count = int(self.model.cls)  # no token, where there is none, joins those of the blocks
         return jnp.broadcast_to(
-            self.cls[...].astype(self.arithmetic.wide_dtype), (len(tokens), 1, self.model.width)
+            self.cls[...].astype(self.arithmetic.wide_dtype), (len(tokens), count, self.model.width)
         )
 
     def _after_block1(

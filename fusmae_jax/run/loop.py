@@ -1,9 +1,12 @@
-"""The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together."""
+"""The pretraining loop; the only file that knows data, step, checkpoint, writers and evaluation together.
+
+Its order is what makes a resume exact; `Run.train`, `_between` and `_save` say why.
+"""
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import logging
@@ -13,21 +16,19 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.input import pipeline
-from fusmae_jax.input import seen as leak
 from fusmae_jax.input.mixture import Mixture, open_validation
+from fusmae_jax.input.seen import collect, to_bytes, union
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.lock import Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.parallel.processes import read, together
-from fusmae_jax.run import compile_cache, model_card, step_log
-from fusmae_jax.run import start as startup
-from fusmae_jax.run import workdir as workdirs
+from fusmae_jax.run import compile_cache, model_card, start
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
-from fusmae_jax.run.step_log import StepLog
 from fusmae_jax.run.validation import Pictures, Validation
-from fusmae_jax.run.writers import Writers, progress_bar, trim
+from fusmae_jax.run.workdir import COMPLETE, SKIPPED, checked_meta, checkpoint_meta, note_skip, write_config
+from fusmae_jax.run.writers import StepLog, Writers, names_of_records, progress_bar, trim
 from fusmae_jax.storage import SaveError, check_name, explain_full_disk
 from fusmae_jax.train.setup import Setup
 from fusmae_jax.train.state import State
@@ -55,66 +56,80 @@ def pretrain(config: Config, workdir: epath.PathLike, profile: str = '') -> int:
         try:
             with explain_full_disk(workdir):  # before anything below is decided by the kind of error
                 check_name(workdir)
-                lock, cache = startup.hold(workdir, stack), None
+                lock, cache = start.lock_workdir(workdir, stack), None
                 if config.train.compilation_cache:
                     cache = stack.enter_context(compile_cache.enabled(workdir))
-                setup, source = startup.open_run(config)
-                return Run(setup, source, workdir, Around(stack, preemption, cache, window, lock)).train()
+                setup, source = start.open_run(config)
+                run = Run(setup, source, workdir, stack, preemption, cache=cache, window=window, lock=lock)
+                return run.train()
         except Exception as error:
-            # What is wrong with settings, data or losses, all processes find out together.
+            # What is wrong with settings, data or losses, all processes find out together, and all end. What
+            # only one of them meets (a full disk, a bug) would leave the others waiting for it.
             alike = isinstance(error, InputError | DivergedError) and not isinstance(error, SaveError)
             if alike or jax.process_count() == 1:
                 raise
             distributed.abandon(error)
 
 
-class Around(NamedTuple):
-    """What a run is embedded in."""
-
-    stack: contextlib.ExitStack  # closes what has to be closed, however the run ends
-    preemption: Preemption
-    cache: compile_cache.CompileCache | None  # to be sealed when a program was compiled
-    window: Window | None  # steps to trace
-    lock: Lock | None  # of the working directory, in the first process
-
-
 class Run:
     """One sitting of a pretraining run."""
 
-    def __init__(self, setup: Setup, source: Mixture, workdir: epath.Path, around: Around):
-        """Opens, or makes, what `workdir` holds."""
+    def __init__(
+        self,
+        setup: Setup,
+        source: Mixture,
+        workdir: epath.Path,
+        stack: contextlib.ExitStack,
+        preemption: Preemption,
+        *,
+        cache: compile_cache.CompileCache | None = None,
+        window: Window | None = None,
+        lock: Lock | None = None,
+    ):
+        """Opens, or makes, what `workdir` holds.
+
+        Args:
+            setup: the parts of the run.
+            source: its training records.
+            workdir: where it writes.
+            stack: closes what has to be closed, however the run ends.
+            preemption: whether the run was asked to stop.
+            cache: to be sealed when a program was compiled.
+            window: steps to trace.
+            lock: of `workdir`, in the first process.
+        """
         self.setup, self.source, self.workdir, self.config = setup, source, workdir, setup.config
-        self.around, self.stack = around, around.stack
+        self.stack, self.preemption = stack, preemption
+        self.cache, self.window, self.lock = cache, window, lock
         self.lead = jax.process_index() == 0
         self.sharding = batch_sharding(setup.mesh)
-        startup.check_shared(workdir)
+        start.check_storage_is_shared(workdir)
         self.checkpoints = Checkpoints(
             workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps
         )
         self.stack.callback(self.checkpoints.close)
-        self.saved = startup.newest(self.checkpoints)
+        self.saved = start.newest_step(self.checkpoints)
         self.start = self.saved or 0
-        self.meta = workdirs.checked_meta(self.checkpoints, self.start, setup) if self.start else {}
+        self.meta = checked_meta(self.checkpoints, self.start, setup) if self.start else {}
         self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
         self.late = False  # whether a save is due after the next update that is not skipped
         held = together(lambda: open_validation(self.config))
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
-        self.neighbours = together(lambda: startup.neighbours(setup))
+        self.neighbours = together(lambda: start.make_neighbours(setup))
         # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
-        self.seen = together(
-            lambda: leak.union(*(leak.collect(s.path, s.split) for s in source.sources.values()))
-        )
-        self.packed = leak.to_bytes(self.seen)
+        self.seen = together(lambda: union(*(collect(s.path, s.split) for s in source.sources.values())))
+        self.packed = to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
         # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
         self.best_val = self.checkpoints.best()
-        self.goodput = startup.goodput(workdir, setup)
+        self.goodput = start.make_goodput(workdir, setup)
+        # Only now: whatever was refused above has left the files of earlier sittings as they were.
         if self.lead:
-            workdirs.write_config(workdir, self.config)
+            write_config(workdir, self.config)
             if self.start < setup.total_steps:  # the last checkpoint of a finished run was damaged
-                (workdir / workdirs.COMPLETE).unlink(missing_ok=True)
-            trim(workdir / workdirs.SKIPPED, self.start)
+                (workdir / COMPLETE).unlink(missing_ok=True)
+            trim(workdir / SKIPPED, self.start)
         self.writers = Writers(workdir, self.start, self.lead)
         self.stack.callback(self.writers.close)
         self.log = StepLog(
@@ -122,19 +137,19 @@ class Run:
         )
 
     def train(self) -> int:
-        """The loop. Its order - evaluate, save, read, step, log - is what makes a resume exact."""
+        """The loop: evaluate, save, read, step, log."""
         if self.start >= self.setup.total_steps:
             self._say(f'{self.workdir}: finished at step {self.start}; nothing left to train')
             return self._complete(self.start)
         with self.goodput.phase('restore' if self.start else 'compile'):
             state = self._state()
-        startup.announce(self.setup, self.source)
+        start.print_overview(self.setup, self.source)
         if self.lead:
             model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
         with self.goodput.phase('compile'):
-            compiled, self.check = startup.compile_step(self.setup)
-            if self.around.cache is not None:
-                self.around.cache.seal()
+            compiled, self.check = start.compile_step(self.setup)
+            if self.cache is not None:
+                self.cache.seal()
         total, config = self.setup.total_steps, self.config
         batches = pipeline.iterate(
             self.source.batches(config.seed, self.sharding),
@@ -145,24 +160,32 @@ class Run:
         )
         self.stack.callback(batches.close)
         self.goodput.starts_at(self.start)
-        profiler, metrics = Profiler(self.workdir, self.around.window), None
+        profiler, metrics = Profiler(self.workdir, self.window), None
         self.stack.callback(profiler.close)
         with progress_bar(self.lead) as bar, self.goodput.phase('step'):
             self.log.show(bar, self.start)
             ready = self.goodput.waits(self._on_device(batches))
             for step, (batch, names) in enumerate(ready, start=self.start):
+                # What is due after `step` steps comes before the next one, which overwrites the donated
+                # state. Right after a resume nothing is due: it was done before the checkpoint was saved.
                 if step > self.start:
                     self._between(step, state)
-                if self.around.preemption.reached():
+                # Asked at the same place by all processes, so that they agree on the step they stop after;
+                # after what was due, so that the resumed run need not do that again.
+                if self.preemption.reached():
                     break
+                # Nothing may move between host and device unseen: it would wait for the step before.
                 with profiler.step(step + 1, metrics), jax.transfer_guard('disallow'):
                     state, metrics = compiled(state, batch)
-                # Reads the metrics of the step before, while this one runs.
+                # The call above returns at once. The metrics of the step *before* are read here, while this
+                # one runs: to read its own would leave the device idle until the host asks for the next.
                 self.log.add(step + 1, metrics, names)
                 self.goodput.reached(step + 1)
+                # A save that failed in the background, or a lock that is lost, ends the run now, not at the
+                # next save, hours later.
                 self.checkpoints.check()
-                if self.around.lock:
-                    self.around.lock.check()
+                if self.lock:
+                    self.lock.check()
             self.log.flush()
             profiler.close(metrics)  # what follows is no step
         return self._finish(state)
@@ -195,6 +218,7 @@ class Run:
     def _between(self, step: int, state: State) -> None:
         """What is due between two steps; `state` is that after `step` steps."""
         log, checkpoint, val_loss = self.config.log, self.config.checkpoint, None
+        # First whether the replicas agree: nothing shall be evaluated or saved of ones that do not.
         if self.check and step % checkpoint.checksum_every_steps == 0:
             self.check(state['params'], step)
         if self.evaluate and step % log.eval_every_steps == 0:
@@ -204,7 +228,8 @@ class Run:
         if self.neighbours and step % log.knn.every_steps == 0:
             with self._evaluating():
                 self.writers.scalars(step, self.neighbours(state['params']))
-        # The metrics known by now are those of the step before.
+        # Last the checkpoint: it takes the held-out loss along, and a resume from it evaluates nothing again.
+        # The metrics known by now are those of the step before; `_save` waits for those of the last one.
         due = self.late and not self.log.last['skips_in_row']
         if due or step % checkpoint.every_steps == 0 or val_loss is not None:
             self._save(state, val_loss)
@@ -220,7 +245,7 @@ class Run:
             val_loss: its held-out loss; None if it was not measured now.
             last: whether the sitting ends here.
         """
-        self.log.flush()
+        self.log.flush()  # whether the last update was skipped decides below
         self.writers.flush()  # so that no checkpoint is ahead of metrics.jsonl
         with self.goodput.phase('checkpoint'):
             step = int(read('step', state['step']))
@@ -232,7 +257,7 @@ class Run:
             self.good = self.good if skips else step
             if val_loss is not None:
                 self.best_val = val_loss if self.best_val is None else min(self.best_val, val_loss)
-            meta = workdirs.checkpoint_meta(self.setup, self.seen, self.best_val, self._loss(), self.good)
+            meta = checkpoint_meta(self.setup, self.seen, self.best_val, self._loss(), self.good)
             self.checkpoints.save(state, meta, val_loss, self.packed)
             self.saved = step
 
@@ -278,22 +303,22 @@ class Run:
 
     def _complete(self, step: int) -> int:
         """Marks the run as finished; also repairs what a kill right after the last save left out."""
-        complete = self.workdir / workdirs.COMPLETE
+        complete = self.workdir / COMPLETE
         if self.lead and not complete.exists():
             model_card.write(self.workdir, self.setup, len(self.source), self._loss(), self.best_val)
             complete.write_text(f'{step}\n')
         return 0
 
     def _skipped(self, step: int, values: dict[str, float], names: dict[str, Any]) -> None:
-        records = step_log.records(names)
+        records = names_of_records(names)
         if self.lead:
-            workdirs.note_skip(self.workdir, step, records)
-        logging.warning('step %d was not finite and changed nothing; see %s', step, workdirs.SKIPPED)
+            note_skip(self.workdir, step, records)
+        logging.warning('step %d was not finite and changed nothing; see %s', step, SKIPPED)
         if values['skips_in_row'] >= self.config.train.max_skips:
             raise DivergedError(
                 f'{self.config.train.max_skips} updates in a row were not finite (steps up to {step}). '
                 f'Last good checkpoint: {self._last_good() or "none"}. '
-                f'The records are listed in {self.workdir / workdirs.SKIPPED}; try a lower learning rate.'
+                f'The records are listed in {self.workdir / SKIPPED}; try a lower learning rate.'
             )
 
     def _last_good(self) -> epath.Path | None:

@@ -1,15 +1,14 @@
 """The model card of a run: what it was trained on, from the configuration and the contract of its data."""
 
 import math
-from typing import Any
 
 import jax
 from etils import epath
 
-from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.run.workdir import versions
+from fusmae_jax.train.setup import Setup
 
 FILE = 'MODEL_CARD.md'
 UNITS = {
@@ -54,12 +53,14 @@ converted first. *To be filled in: evaluation results, known failures, who to as
 """
 
 
-def write(workdir: epath.Path, setup: Any, examples: int, loss: float | None, best_val: float | None) -> None:
+def write(
+    workdir: epath.Path, setup: Setup, examples: int, loss: float | None, best_val: float | None
+) -> None:
     """Writes the card of a run over `examples` records.
 
     Args:
         workdir: of the run.
-        setup: a `train.setup.Setup`.
+        setup: the run.
         examples: records that it learns from.
         loss: of the last step, NaN if it was not measured; None while the run goes on.
         best_val: lowest held-out loss of a checkpoint that is kept; None if none was measured.
@@ -68,10 +69,10 @@ def write(workdir: epath.Path, setup: Any, examples: int, loss: float | None, be
     model, known = config.model, versions()
     optical = any(m.unit in ('DN', 'reflectance') for m in model.modalities.values())
     text = TEXT.format(
-        title=_title(config),
+        title=setup.recipe.title(config),
         model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
         parameters=sum(x.size for x in jax.tree.leaves(setup.abstract_state()['params'])),
-        objective=_objective(config),
+        objective=setup.recipe.describe(config),
         modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
         rows=model.image_size[0],
         columns=model.image_size[1],
@@ -100,23 +101,6 @@ def write(workdir: epath.Path, setup: Any, examples: int, loss: float | None, be
         * optical,
     )
     (workdir / FILE).write_text(text)
-
-
-def _title(config: Config) -> str:
-    if isinstance(config, DinoConfig):
-        return f'DINO-MM, {config.name}'
-    fused = len(config.model.modalities) > 1
-    return f'{"Fus-MAE" if fused else "Masked autoencoder of one sensor"}, {config.name}'
-
-
-def _objective(config: Config) -> str:
-    if isinstance(config, DinoConfig):
-        return 'DINO-MM: self-distillation over crops of the stacked sensors, one of them dropped at times'
-    fusion, masking = config.model.fusion, config.masking
-    return (
-        f'masked reconstruction, {masking.strategy} masks, {masking.ratio:.0%} hidden; fusion in the encoder '
-        f'`{fusion.encoder}`, in the decoder `{fusion.decoder}`, absent sensor `{fusion.absent}`'
-    )
 
 
 def _sensor(name: str, modality: Modality, contract: Contract) -> str:
@@ -148,6 +132,4 @@ def _use(config: Config) -> str:
     """How to get features out of the model, and of which sensors."""
     names = list(config.model.modalities)
     which = f'Of any of {", ".join(f"`{name}`" for name in names)} alone, or together. ' * (len(names) > 1)
-    if isinstance(config, DinoConfig):
-        return f'{which}`linear_probe`, `knn` and `finetune` read it: `--config.encoder.checkpoint=DIR`.'
     return f'{which}Load with `fusmae_jax.load(DIR)`.'

@@ -7,13 +7,13 @@ import jax
 from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import open_step
-from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.mixture import open_train, open_validation
 from fusmae_jax.pictures.figure import figure
 from fusmae_jax.pictures.panels import Reconstructor, summary
-from fusmae_jax.run import workdir as workdirs
+from fusmae_jax.run.workdir import read_config
+from fusmae_jax.train.recipes import recipe_of
 from fusmae_jax.train.setup import make_setup
 
 PICTURE, SUMMARY = 'reconstruction.png', 'summary.json'
@@ -29,9 +29,9 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     from PIL import Image
 
     workdir = epath.Path(workdir)
-    config = dataclasses.replace(workdirs.read_config(workdir), parallel=Parallel())
-    if isinstance(config, DinoConfig):
-        raise InputError(f'{workdir}: a DINO-MM run reconstructs nothing; this is for masked autoencoders')
+    config = dataclasses.replace(read_config(workdir), parallel=Parallel())
+    if not recipe_of(config).masks:
+        raise InputError(f'{workdir}: this run reconstructs nothing; only masked autoencoders do')
     if data_path:
         one = dataclasses.replace(config.data, path=data_path, mixture={})
         config = dataclasses.replace(config, data=one)

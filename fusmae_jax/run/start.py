@@ -1,4 +1,4 @@
-"""What comes before the first step: a run is put together, held against the other processes, and printed."""
+"""The start of a run: lock, parts, compiled step, overview, all held against the other processes."""
 
 import contextlib
 import os
@@ -11,8 +11,7 @@ from clu import parameter_overview
 from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
-from fusmae_jax.config.build import to_dict
-from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.build import flatten, to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Task
@@ -22,12 +21,11 @@ from fusmae_jax.parallel.lock import POLL, Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import check_same, gather, together
 from fusmae_jax.run import jax_flags
-from fusmae_jax.run import workdir as workdirs
 from fusmae_jax.run.goodput import Goodput
 from fusmae_jax.run.validation import Neighbours
+from fusmae_jax.run.workdir import versions
 from fusmae_jax.train.checksum import make_check
-from fusmae_jax.train.dino_setup import make_dino_setup
-from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.flops import peak_flops
 from fusmae_jax.train.setup import Setup, make_setup
 
 # What may differ between the processes of one run.
@@ -46,12 +44,14 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
             f'process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices, '
             f'and there are {jax.process_count()} processes: all must have equally many'
         )
-    settings = workdirs.flatten(to_dict(config))
-    own = {name: value for name, value in settings.items() if name not in HOST and not _is_path(name)}
+    settings = flatten(to_dict(config))
+    paths = {name for name in settings if name.startswith('data.mixture.') and name.endswith('.path')}
+    shared = {name: value for name, value in settings.items() if name not in {*HOST, *paths}}
     check_same(
-        own | workdirs.versions() | jax_flags.values(), 'start them with the same code and the same settings'
+        shared | versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )
-    setup, source = together(lambda: _open(config))
+    source = together(lambda: open_train(config))
+    setup = together(lambda: make_setup(config, source.contract, len(source)))
     check_same(
         {'data fingerprint': source.contract.digest, 'records': len(source)},
         f'their data are not the same set (data.path={config.data.path}); copy it again',
@@ -59,17 +59,7 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
     return setup, source
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith('data.mixture.') and name.endswith('.path')
-
-
-def _open(config: Config) -> tuple[Setup, Mixture]:
-    source = open_train(config)
-    make = make_dino_setup if isinstance(config, DinoConfig) else make_setup
-    return make(config, source.contract, len(source)), source  # type: ignore[arg-type]
-
-
-def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
+def lock_workdir(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
     """Keeps `workdir` for this run until `stack` is closed; the lock in the first of its processes.
 
     Raises:
@@ -84,7 +74,7 @@ def hold(workdir: epath.Path, stack: contextlib.ExitStack) -> Lock | None:
     return lock
 
 
-def check_shared(workdir: epath.Path) -> None:
+def check_storage_is_shared(workdir: epath.Path) -> None:
     """Raises InputError unless all processes see a file that the first one writes into `workdir`."""
     if jax.process_count() == 1:
         return
@@ -107,7 +97,7 @@ def check_shared(workdir: epath.Path) -> None:
             probe.unlink()
 
 
-def newest(checkpoints: Checkpoints) -> int | None:
+def newest_step(checkpoints: Checkpoints) -> int | None:
     """The step from which a run goes on; raises InputError unless all processes see the same one."""
     saved = checkpoints.latest()
     check_same(
@@ -117,7 +107,7 @@ def newest(checkpoints: Checkpoints) -> int | None:
     return saved
 
 
-def announce(setup: Setup, source: Mixture) -> None:
+def print_overview(setup: Setup, source: Mixture) -> None:
     """Prints the parameters, what is to be known of the data, and the share of this process."""
     mesh = setup.mesh
     if jax.process_index() == 0:
@@ -136,7 +126,7 @@ def announce(setup: Setup, source: Mixture) -> None:
     )
 
 
-def neighbours(setup: Setup) -> Neighbours | None:
+def make_neighbours(setup: Setup) -> Neighbours | None:
     """The kNN evaluation of `log.knn`, or None if it is off."""
     knn = setup.config.log.knn
     if not knn.every_steps:
@@ -151,11 +141,11 @@ def neighbours(setup: Setup) -> Neighbours | None:
     return Neighbours(setup, task, knn.k)
 
 
-def goodput(workdir: epath.Path, setup: Setup) -> Goodput:
+def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
     config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
-    known = peak is not None and not isinstance(config, DinoConfig)
-    flops = train_flops_per_image(config) * config.train.batch_size if known else 0.0
+    count = setup.recipe.flops_per_image
+    flops = count(config) * config.train.batch_size if count and peak else 0.0
     lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
     return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
 

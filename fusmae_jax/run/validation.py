@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +9,7 @@ from absl import logging
 from flax import nnx
 from jaxtyping import Array
 
-from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders import dino_run
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import fit
@@ -31,6 +28,7 @@ from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, replicated
 from fusmae_jax.parallel.processes import read
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.pictures.figure import figure
 from fusmae_jax.pictures.panels import Reconstructor
 from fusmae_jax.train.setup import Setup
@@ -46,7 +44,7 @@ class Validation:
         self._sets = {prefix: _Held(setup, source) for prefix, source in sources.items()}
         self._told = False  # that something is not measured
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Params) -> dict[str, float]:
         """`val/loss` and `val/loss/<modality>`; of a mixture the weighted means of its sets, and theirs.
 
         NaN where nothing was measured: a loss of a sensor without a valid hidden pixel, and one that would
@@ -106,7 +104,7 @@ class _Held:
         self._steps = min(steps, config.log.eval_batches or steps)
         self._evaluate = make_eval_step(config, source.contract, setup.dtype, setup.mesh, len(source))
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Params) -> dict[str, float]:
         """`loss/<modality>`."""
         config, key = self._config, jax.random.key(self._config.seed)
         data, totals = config.data, dict.fromkeys(config.model.modalities, (0.0, 0.0))
@@ -132,8 +130,9 @@ def _quotient(error: float, weight: float) -> float:
 class Neighbours:
     """How well labelled validation records are told by their nearest training records, on frozen features.
 
-    All modalities of the model, whole images, nothing masked; the mean of the patch tokens, or CLS for
-    DINO-MM (of the student: the teacher is no part of the parameters). The test split is not opened.
+    All modalities of the model, whole images, nothing masked; the feature that the recipe names, of the
+    parameters that are trained (of a student, then: its teacher is no part of them). The test split is not
+    opened.
     """
 
     def __init__(self, setup: Setup, data: Task, k: int = 20, temperature: float = 0.07):
@@ -144,7 +143,7 @@ class Neighbours:
         """
         self._setup, self._data, self._k, self._temperature = setup, data, k, temperature
         config = setup.config
-        own = dino_run.encoder_config(config) if isinstance(config, DinoConfig) else config
+        encoder = setup.recipe.encoder_config(config)
         self._bank, self._queries = (Source(data.path, s, ()) for s in (data.train_split, data.val_split))
         contract = self._bank.contract
         if data.labels not in contract.classes:
@@ -157,13 +156,13 @@ class Neighbours:
         if len(self._known.keys) < k:
             raise InputError(f'{data.path}, {splits[0]}: {len(self._known.keys)} records, fewer than k={k}')
         accepted = Encoder(accept=config.data.accept, absent_bands='mean')
-        model = Pretrained(own, setup.contract, None, setup.dtype)
-        self._config = fit(model, contract, tuple(own.model.modalities), accepted, data.path).config
+        model = Pretrained(encoder, setup.contract, {}, setup.dtype)
+        self._config = fit(model, contract, tuple(encoder.model.modalities), accepted, data.path).config
         self._bank.fields = self._queries.fields = tuple(fields(self._config, contract))
         self._sharding = batch_sharding(setup.mesh)
         self._run = jax.jit(self._features, out_shardings=replicated(setup.mesh))
 
-    def __call__(self, params: Any) -> dict[str, float]:
+    def __call__(self, params: Params) -> dict[str, float]:
         """`knn/<metric>`: `knn/ap_micro`, `knn/f1_macro`, ..., or `knn/top1`, ...; undefined ones not.
 
         Nothing where no record of one of the two splits has a valid pixel.
@@ -174,20 +173,19 @@ class Neighbours:
         scores = knn_scores(queries, bank, self._known.labels, self._k, self._temperature)
         labels, names = self._asked.labels, self._asked.keys
         if self._data.kind == 'single_label':
-            found = values(single_label(scores, labels.argmax(axis=1), self._classes, names=names))
+            metrics = values(single_label(scores, labels.argmax(axis=1), self._classes, names=names))
         else:
-            found = values(multi_label(scores, labels, self._classes, threshold=0.5, names=names))
-        return {f'knn/{name}': x for name, x in found.items() if '/' not in name and np.isfinite(x)}
+            metrics = values(multi_label(scores, labels, self._classes, threshold=0.5, names=names))
+        return {f'knn/{name}': x for name, x in metrics.items() if '/' not in name and np.isfinite(x)}
 
-    def _features(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        config, contract, name = self._setup.config, self._bank.contract, 'mean_patch'
-        if isinstance(config, DinoConfig):
-            params, name = dino_run.encoder_params(params['backbone'], config), 'cls'
+    def _features(self, params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        recipe, contract = self._setup.recipe, self._bank.contract
+        params = recipe.encoder_params(params, self._setup.config)
         model = nnx.merge(fusmae.graph(self._config.model, self._setup.dtype), params)
-        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (name,))
-        return features[name], seen
+        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (recipe.feature,))
+        return features[recipe.feature], seen
 
-    def _extract(self, source: Source, params: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _extract(self, source: Source, params: Params) -> tuple[np.ndarray, np.ndarray]:
         """The features (records, width) of a split, in its order, and which records have a valid pixel."""
         size = self._setup.config.train.batch_size
         batches, steps = pipeline.eval_batches(source, size, pipeline.local_rows(self._sharding, size))
@@ -212,7 +210,7 @@ class Pictures:
         self._records = [self._source[i] for i in range(min(config.log.num_images, len(self._source)))]
         self._reconstruct = Reconstructor(config, self._source.contract, setup.dtype, setup.mesh)
 
-    def __call__(self, params: Any, step: int) -> np.ndarray:
+    def __call__(self, params: Params, step: int) -> np.ndarray:
         """The grid, uint8 (rows, columns, 3)."""
         config, contract = self._setup.config, self._source.contract
         panels = self._reconstruct(params, self._records, self._source.fields)

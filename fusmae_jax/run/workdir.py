@@ -10,14 +10,15 @@ from etils import epath
 
 from fusmae_jax import __version__
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
-from fusmae_jax.config.build import to_dict
-from fusmae_jax.config.dino import build_any
+from fusmae_jax.config.build import build, flatten, to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input import seen as leak
+from fusmae_jax.input import seen as seen_records
 from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.seen import Seen
 from fusmae_jax.run import jax_flags
+from fusmae_jax.train.setup import Setup
 
 CONFIG = 'config.json'
 SKIPPED = 'skipped_steps.jsonl'
@@ -35,16 +36,6 @@ FREE = (
     'train.accumulation',
     'train.compilation_cache',
 )
-
-
-def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
-    """Nested mappings to one level with dotted keys; sequences count as values."""
-    if not isinstance(values, Mapping):
-        return {prefix: list(values) if isinstance(values, tuple | list) else values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f'{prefix}.{key}' if prefix else key)
-    return flat
 
 
 def write_config(workdir: epath.Path, config: Config) -> None:
@@ -71,12 +62,12 @@ def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> Non
 
 
 def checkpoint_meta(
-    setup: Any, seen: leak.Seen, best_val: float | None, loss: float | None, good: int | None
+    setup: Setup, seen: Seen, best_val: float | None, loss: float | None, good: int | None
 ) -> dict[str, Any]:
     """What a checkpoint says of its run.
 
     Args:
-        setup: a `train.setup.Setup`.
+        setup: the run.
         seen: the records that the model learns from.
         best_val: lowest held-out loss so far.
         loss: of the last step; None or NaN if it was not measured.
@@ -91,13 +82,13 @@ def checkpoint_meta(
         'good': good,
         'versions': versions(),
         'jax_flags': jax_flags.values(),
-        'seen': {'digest': leak.digest(seen), 'from': seen.sources},
+        'seen': {'digest': seen_records.digest(seen), 'from': seen.sources},
     }
     # Through JSON, so that tuples come back from every checkpoint as the same lists.
     return json.loads(json.dumps(meta))
 
 
-def checked_meta(checkpoints: Checkpoints, step: int, setup: Any) -> dict[str, Any]:
+def checked_meta(checkpoints: Checkpoints, step: int, setup: Setup) -> dict[str, Any]:
     """What a checkpoint says of its run; raises InputError if that is another one than `setup`."""
     meta, config = checkpoints.meta(step), setup.config
     where = f'{checkpoints.directory / str(step)}'
@@ -136,12 +127,8 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG
     if not file.exists():
         raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
-    return build_any(_load(file))
-
-
-def _load(file: epath.Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return build(json.loads(file.read_text()))
     except json.JSONDecodeError as error:
         raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
 

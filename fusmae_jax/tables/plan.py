@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
+from fusmae_jax.encoders.load import AND
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
-from fusmae_jax.encoders.systems import AND, content
+from fusmae_jax.encoders.systems import content
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.input import contract as contracts

@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any
 
-from fusmae_jax.config.build import from_dict, to_dict
-from fusmae_jax.config.dino import build_any
+from fusmae_jax.config.build import build, flatten, from_dict, to_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import PAPER_HEAD, LinearProbe
-from fusmae_jax.run.workdir import FREE, flatten
+from fusmae_jax.run.workdir import FREE
 from fusmae_jax.tables.commands import KINDS, Evaluation
 from fusmae_jax.tables.config import System, Tables
 
@@ -63,7 +62,7 @@ def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str,
 
 def pretraining(system: System, seed: int) -> Config:
     """The settings of a pretraining."""
-    return build_any(load_config(system.pretrain, (*system.settings, f'seed={seed}')))
+    return build(load_config(system.pretrain, (*system.settings, f'seed={seed}')))
 
 
 def encoder(own: Encoder, kind: System, checkpoint: str, seed: int) -> Encoder:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from etils import epath
 
+from fusmae_jax.config.build import flatten
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import fingerprint
-from fusmae_jax.run.workdir import flatten
 
 MARK = 'stage.json'
 MOST = 5  # differences of settings that are told

@@ -1,12 +1,17 @@
 """DINO-MM's objective: a student on all crops learns to predict its own slow average on the global ones.
 
+With teacher logits z_t on the global crops, student logits z_s on all crops, centre c, and temperatures:
+
+    P = softmax((z_t - c) / tau_t),   Q = softmax(z_s / tau_s),
+    loss = mean over pairs of different crops g, v of -sum P_g log Q_v
+
 `extra` holds the teacher's parameters, the centre, and the number of good steps, which drives the schedules.
 A loss is computed before its step is taken, so the teacher is brought up to date at the start of the next
 one, with the momentum of the step that has passed: the same numbers as an update after each step.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,32 +19,28 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.dino import DinoConfig
+from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.crops import Views, make_views
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.models import dino as dino_model
 from fusmae_jax.models.blocks import sample_paths
-from fusmae_jax.train.dino_loss import Schedule, cosine, cross_entropy, update_centre, update_teacher
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train.objective import Batch, Metrics, Objective, interleave
 
-
-def teacher_rate(config: DinoConfig, total_steps: int) -> Schedule:
-    """By how much the teacher follows the student after a step: 1 - momentum."""
-    return cosine(1 - config.dino.teacher_momentum, 0.0, total_steps)
+Schedule = Callable[[Array], Array]
 
 
-def self_distillation(
-    config: DinoConfig, contract: Contract, dtype: DTypeLike, total_steps: int
-) -> Objective:
+def self_distillation(config: Config, contract: Contract, dtype: DTypeLike, total_steps: int) -> Objective:
     """The objective of a run.
 
     Metrics: `loss`, `kl` (of the student from the teacher), `teacher/entropy` (of one view; log of the number
     of outputs if it collapsed to a flat one), `teacher/spread` (entropy of the mean over the batch; 0 if it
     collapsed to one output), `teacher/momentum`, `centre_norm`.
     """
-    settings, graphdef = config.dino, dino_model.graph(config.model, config.dino, dtype)
+    settings = config.distillation
+    graphdef = dino_model.graph(config.model, settings, dtype)
     inputs, rate = _inputs(config, contract), teacher_rate(config, total_steps)
 
     def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
@@ -47,9 +48,10 @@ def self_distillation(
         follow = rate(extra['step'] - 1)
         teacher = update_teacher(extra['teacher'], jax.lax.stop_gradient(params), follow)
         target = _logits(nnx.merge(graphdef, teacher), views[:1], None)
-        found = _logits(nnx.merge(graphdef, params), views, paths)
+        logits = _logits(nnx.merge(graphdef, params), views, paths)
         temperatures = settings.student_temperature, settings.teacher_temperature
-        terms = cross_entropy(found, target, extra['centre'], *temperatures)
+        # The centre is that before this batch, as in DINO's code: it is moved after the loss.
+        terms = cross_entropy(logits, target, extra['centre'], *temperatures)
         centre = update_centre(extra['centre'], target, settings.centre_momentum)
         metrics = {
             'loss': terms.loss,
@@ -61,40 +63,112 @@ def self_distillation(
         }
         return terms.loss, (metrics, {'teacher': teacher, 'centre': centre, 'step': extra['step'] + 1})
 
-    def init(key: Array) -> tuple[Any, Any]:
-        params = dino_model.init_params(config.model, settings, key, dtype)
-        centre = jnp.zeros(settings.head.out_dim, jnp.promote_types(dtype, jnp.float32))
-        # Buffers of its own: the step donates the state.
-        teacher = jax.tree.map(jnp.copy, params)
-        return params, {'teacher': teacher, 'centre': centre, 'step': jnp.zeros((), jnp.int32)}
-
-    return Objective(init, loss, tuple(fields(config, contract)))
+    return Objective(lambda key: init(config, key, dtype), loss, tuple(fields(config, contract)))
 
 
-def final_teacher(params: Any, extra: Any, config: DinoConfig, total_steps: int) -> Any:
+def init(config: Config, key: Array, dtype: DTypeLike) -> tuple[Params, dict[str, Any]]:
+    """Fresh parameters of the student, and the extra state beside them."""
+    params = dino_model.init_params(config.model, config.distillation, key, dtype)
+    centre = jnp.zeros(config.distillation.head.out_dim, jnp.promote_types(dtype, jnp.float32))
+    # The teacher needs buffers of its own: the step donates the state.
+    teacher = jax.tree.map(jnp.copy, params)
+    return params, {'teacher': teacher, 'centre': centre, 'step': jnp.zeros((), jnp.int32)}
+
+
+def final_teacher(params: Params, extra: Any, config: Config, total_steps: int) -> Params:
     """The teacher of a state after its last step, which `extra` alone does not hold yet."""
     return update_teacher(extra['teacher'], params, teacher_rate(config, total_steps)(extra['step'] - 1))
 
 
+def teacher_rate(config: Config, total_steps: int) -> Schedule:
+    """By how much the teacher follows the student after a step: 1 - momentum."""
+    return cosine(1 - config.distillation.teacher_momentum, 0.0, total_steps)
+
+
+class Terms(NamedTuple):
+    """The loss of a batch and what it says of the teacher; entropies in nats."""
+
+    loss: Float[Array, '']  # cross-entropy, mean over pairs of different views and records
+    kl: Float[Array, '']  # Kullback-Leibler divergence of the student from the teacher: loss - entropy
+    entropy: Float[Array, '']  # of the teacher's distribution for one view; log(k) when it is flat
+    spread: Float[Array, '']  # entropy of the teacher's mean distribution; 0 when all views look alike to it
+
+
+def cross_entropy(
+    student: Float[Array, 'b v k'],
+    teacher: Float[Array, 'b g k'],
+    centre: Float[Array, ' k'],
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Terms:
+    """Cross-entropy between the teacher on global crops and the student on all others.
+
+    Args:
+        student: logits of all crops, the global ones first.
+        teacher: logits of the global crops; no gradient goes there.
+        centre: subtracted from the teacher's logits.
+        student_temperature: divides the student's logits.
+        teacher_temperature: divides the centred logits of the teacher.
+    """
+    views, crops = teacher.shape[1], student.shape[1]
+    sharp = (jax.lax.stop_gradient(teacher) - centre[None, None]) / teacher_temperature
+    log_target, target = jax.nn.log_softmax(sharp), jax.nn.softmax(sharp)
+    log_student = jax.nn.log_softmax(student / student_temperature)
+    pairs = -jnp.einsum('bgk,bvk->gv', target, log_student, precision='highest') / len(student)
+    other = ~jnp.eye(views, crops, dtype=bool)
+    loss = jnp.sum(jnp.where(other, pairs, 0)) / (views * crops - views)
+    entropy = -jnp.mean(jnp.sum(target * log_target, axis=-1))
+    mean = jnp.mean(target, axis=(0, 1))
+    spread = -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
+    return Terms(loss, loss - entropy, entropy, spread)
+
+
+def update_centre(
+    centre: Float[Array, ' k'], teacher: Float[Array, 'b g k'], momentum: float
+) -> Float[Array, ' k']:
+    """Moving average of the mean of the teacher's logits over the global batch."""
+    return momentum * centre + (1 - momentum) * jnp.mean(teacher, axis=(0, 1))
+
+
+def update_teacher(teacher: Params, student: Params, rate: Float[Array, '']) -> Params:
+    """The teacher's parameters moved towards the student's by `rate`, which is 1 - momentum."""
+    return jax.tree.map(lambda t, s: t + rate.astype(t.dtype) * (s - t), teacher, student)
+
+
+def cosine(start: float, end: float, steps: int, warmup: int = 0) -> Schedule:
+    """From `start` to `end` along half a cosine, as DINO's code has it; `end` itself would be step `steps`.
+
+    With a warm-up, `warmup` steps rise linearly from 0, the last of which has reached `start`.
+    """
+
+    def value(step: Array) -> Array:
+        share = (step - warmup).astype(jnp.float32) / max(steps - warmup, 1)
+        # cos^2 of half the angle keeps its relative precision near the end, where 1 + cos would lose it.
+        fall = end + (start - end) * jnp.square(jnp.cos(jnp.pi / 2 * jnp.clip(share, 0, 1)))
+        return jnp.where(step < warmup, start * step / max(warmup - 1, 1), fall)
+
+    return value
+
+
 def _inputs(
-    config: DinoConfig, contract: Contract
+    config: Config, contract: Contract
 ) -> Callable[[Batch, Array], tuple[Views, list[Float[Array, 'depth _ 2']]]]:
     """The function from a raw batch to global and local crops, and the student's paths through them."""
     make = {prefix: make_views(config, part) for prefix, part in contract.each.items()}
-    counts = config.dino.global_crops.count, config.dino.local_crops.count
+    dino = config.distillation
+    counts = dino.global_crops.count, dino.local_crops.count
 
     def inputs(batch: Batch, key: Array) -> tuple[Views, list[Array]]:
         parts = []
-        for prefix, one in make.items():
-            own = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
-            records = jax.vmap(jax.random.fold_in, (None, 0))(key, own[POSITION])
+        for prefix, crop in make.items():
+            part = {name.removeprefix(prefix): x for name, x in batch.items() if name.startswith(prefix)}
+            records = jax.vmap(jax.random.fold_in, (None, 0))(key, part[POSITION])
             pairs = jax.vmap(jax.random.split)(records)
-            parts.append((one(own, pairs[:, 0]), pairs[:, 1]))
+            parts.append((crop(part, pairs[:, 0]), pairs[:, 1]))
         views, keys = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
         each = jax.vmap(lambda key: jax.random.split(key, sum(counts)))(keys)
         split = each[:, : counts[0]].reshape(-1), each[:, counts[0] :].reshape(-1)
-        rate, depth = config.dino.drop_path, config.model.depth
-        return views, [sample_paths(k, depth, rate) for k in split]
+        return views, [sample_paths(k, config.model.depth, dino.drop_path) for k in split]
 
     return inputs
 

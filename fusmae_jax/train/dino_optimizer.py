@@ -5,30 +5,34 @@ While the last layer is frozen its moments rest too, so that its first step is a
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import raise_all
-from fusmae_jax.parallel.rules import STACKED, path_name
-from fusmae_jax.train.dino_loss import Schedule
+from fusmae_jax.parallel.rules import STACKED, Params, path_name
+from fusmae_jax.train.dino_objective import Schedule, cosine
 
 # (regex on the path, is it decayed): all but biases and norms, CLS and positions included.
 DECAY: tuple[tuple[str, bool], ...] = (
     (r'(^|/)(kernel|cls|position_table)$', True),
     (r'(^|/)(bias|scale)$', False),
 )
+BODY, LAST = 'body', 'last'
 
 
-class DinoOptState(NamedTuple):
-    """Good steps so far, and the moments of the last layer apart from all others."""
-
-    steps: Array
-    body: optax.OptState
-    last: optax.OptState
+def schedules(config: Config, steps: int, examples: int) -> tuple[Schedule, Schedule]:
+    """Learning rate and weight decay of a step, in a run of `steps` over `examples` records."""
+    optimizer, dino = config.optimizer, config.distillation
+    warmup = optimizer.warmup_steps or round(optimizer.warmup_epochs * examples / config.train.batch_size)
+    return (
+        cosine(optimizer.learning_rate, dino.final_learning_rate, steps, warmup),
+        cosine(optimizer.weight_decay, dino.final_weight_decay, steps),
+    )
 
 
 def make_optimizer(
@@ -52,32 +56,31 @@ def make_optimizer(
         clip_norm: of each tensor's gradient; 0 is off.
         freeze_steps: steps during which `head/last` does not move.
     """
+
+    def thawed(step: Array) -> Array:
+        return step >= freeze_steps
+
     adam = optax.scale_by_adam(b1, b2, eps)
-
-    def init(params: Any) -> DinoOptState:
-        body, last = _split(params)
-        return DinoOptState(jnp.zeros((), jnp.int32), adam.init(body), adam.init(last))
-
-    def update(grads: Any, state: DinoOptState, params: Any = None) -> tuple[Any, DinoOptState]:
-        body, last = _split(clip(grads, clip_norm) if clip_norm else grads)
-        body, body_state = adam.update(body, state.body)
-        last, last_state = adam.update(last, state.last)
-        thawed = state.steps >= freeze_steps
-        last_state = jax.tree.map(lambda new, old: jnp.where(thawed, new, old), last_state, state.last)
-        rate, decay = learning_rate(state.steps), weight_decay(state.steps)
-
-        def scaled(move: Array, param: Array, decayed: bool) -> Array:
-            return -rate * (move + decay * param if decayed else move)
-
-        updates = jax.tree.map(scaled, _join(body, last), params, decay_mask(params))
-        body, last = _split(updates)
-        last = jax.tree.map(lambda x: jnp.where(thawed, x, 0), last)
-        return _join(body, last), DinoOptState(state.steps + 1, body_state, last_state)
-
-    return optax.GradientTransformation(init, update)
+    resting = optax.conditionally_transform(adam, thawed)
+    still = optax.conditionally_mask(optax.identity(), thawed)
+    return optax.chain(
+        optax.stateless(lambda grads, _: clip(grads, clip_norm)) if clip_norm else optax.identity(),
+        optax.partition({BODY: adam, LAST: resting}, _parts),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+        # Once more, after the decay: a frozen layer does not shrink either.
+        optax.partition({BODY: optax.identity(), LAST: still}, _parts),
+    )
 
 
-def decay_mask(params: Any) -> Any:
+def _parts(params: Params) -> Any:
+    """LAST for the parameters of `head/last`, BODY for all others."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: LAST if path_name(path).startswith('head/last/') else BODY, params
+    )
+
+
+def decay_mask(params: Params) -> Any:
     """True for parameters that weight decay applies to; raises InputError for uncovered names."""
     uncovered: list[str] = []
 
@@ -94,7 +97,7 @@ def decay_mask(params: Any) -> Any:
     return mask
 
 
-def clip(grads: Any, limit: float) -> Any:
+def clip(grads: Params, limit: float) -> Any:
     """Each gradient scaled to a norm of at most `limit`; stacked blocks are clipped one by one."""
 
     def clipped(path: Any, grad: Array) -> Array:
@@ -103,13 +106,3 @@ def clip(grads: Any, limit: float) -> Any:
         return grad * jnp.minimum(1, limit / (jnp.sqrt(square) + 1e-6))
 
     return jax.tree_util.tree_map_with_path(clipped, grads)
-
-
-def _split(tree: Any) -> tuple[Any, Any]:
-    """All parameters but `head/last`, and those."""
-    head = {name: part for name, part in tree['head'].items() if name != 'last'}
-    return {**tree, 'head': head}, tree['head']['last']
-
-
-def _join(body: Any, last: Any) -> Any:
-    return {**body, 'head': {**body['head'], 'last': last}}

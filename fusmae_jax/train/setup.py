@@ -14,8 +14,8 @@ from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.mixture import check_rows, row_counts
 from fusmae_jax.input.normalise import resolve
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
-from fusmae_jax.train import optimizer as optimizers
-from fusmae_jax.train.objective import Objective, reconstruction
+from fusmae_jax.train.objective import Objective
+from fusmae_jax.train.recipes import Recipe, recipe_of
 from fusmae_jax.train.state import State, abstract_state, compute_dtype, init_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 
@@ -32,6 +32,11 @@ class Setup(NamedTuple):
     optimizer: optax.GradientTransformation
     total_steps: int
     notes: tuple[str, ...] = ()  # how the data differ from what the model expects, in words
+
+    @property
+    def recipe(self) -> Recipe:
+        """What this kind of pretraining does differently from others."""
+        return recipe_of(self.config)
 
     def abstract_state(self) -> State:
         """Shapes, types and shardings of the train state."""
@@ -77,11 +82,9 @@ def make_setup(
     check_batch(config.train.batch_size, mesh, accumulation)
     check_rows(row_counts(config.data, config.train.batch_size), mesh.size * accumulation)
     dtype = compute_dtype(config)
-    objective = reconstruction(config, contract, config.augment, dtype)
     steps = total_steps(config, examples)
-    schedule = optimizers.schedule(config.optimizer, steps, config.train.batch_size, examples)
-    optimizer = optimizers.make_optimizer(config.optimizer, schedule)
-    return Setup(config, contract, mesh, dtype, objective, schedule, optimizer, steps, notes)
+    parts = recipe_of(config).parts(config, contract, dtype, steps, examples)
+    return Setup(config, contract, mesh, dtype, *parts, total_steps=steps, notes=notes)
 
 
 def _fit(config: Config, contract: Contract) -> tuple[Config, tuple[str, ...]]:

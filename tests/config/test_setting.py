@@ -14,8 +14,8 @@ from data.doctor import opening
 from data.records import RecordError
 from fusmae_jax.checkpoints.checkpoints import find
 from fusmae_jax.config.build import build, from_dict, to_dict
-from fusmae_jax.config.dino import DinoConfig
-from fusmae_jax.config.run import RESERVED, Config, Fusion, Modality, Model
+from fusmae_jax.config.dino import Dino
+from fusmae_jax.config.run import RESERVED, Config, Fusion, Modality, Model, dino_mm
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.errors import InputError
@@ -23,11 +23,10 @@ from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.weights.published_kinds import WeightFile
-from fusmae_jax.models.fusion import XAttnDecoder
 from fusmae_jax.paths import escaped, user_path
 from fusmae_jax.tables.config import Archive, Tables
 
-KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, WeightFile, EncodeConfig, Tables, Archive]
+KINDS = [Config, Dino, LinearProbe, Knn, Finetune, Reliance, WeightFile, EncodeConfig, Tables, Archive]
 KINDS += [convert.ConvertConfig, *(importlib.import_module(x).Archive for x in convert.BUILDERS.values())]
 # What may be any finite number: statistics and offsets, which have the unit of the data.
 ANY = {'mean', 'offset', 'nodata', 'bright', 'scale'}
@@ -109,10 +108,10 @@ def test_what_is_possible_alone_and_not_together(change, part):
 
 
 def test_a_group_without_its_values_is_named_not_a_traceback():
-    values = to_dict(DinoConfig())
+    values = to_dict(dino_mm())
     values['dino']['global_crops'] = {'size': 'big'}
     with pytest.raises(InputError, match=r"size='big' must be of type int(.|\n)*count is missing"):
-        from_dict(DinoConfig, values)
+        from_dict(Config, values)
 
 
 NAMES = [*sorted(RESERVED), 'other_s1', 'S1', '1s', 'a/b', '', 'sentinel-1', 'é']

@@ -9,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 import rasterio
+import safetensors.numpy
 
 from configs.encode import get_config
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
+from fusmae_jax.interop.weights.published import run_import
 from fusmae_jax.sensors import Product
+from tests.support import published_states
 from tests.support.embed_fixtures import (
     BANDS,
     CONFIG,
@@ -34,7 +37,7 @@ from tests.support.embed_fixtures import (
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    return inference.load(write_checkpoint(tmp_path_factory.mktemp('checkpoint')))
+    return load(write_checkpoint(tmp_path_factory.mktemp('checkpoint')))
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -278,3 +281,18 @@ def test_offsets_of_tags_are_applied_and_written_down(tmp_path, model):
     assert json.loads((tmp_path / 'b.tif.json').read_text())['inputs']['s2']['offset'] == -1000
     with pytest.raises(InputError, match=r'config\.s2\.offset=-1000 if they are'):
         run(model, believing, tmp_path / 'c.tif', s2=plain)
+
+
+def test_imported_weights_are_given_the_inputs_of_their_preset(tmp_path):
+    """One window is what `load` makes of the same pixels; how large it is on the ground has to be said."""
+    weights = tmp_path / 'weights.safetensors'
+    safetensors.numpy.save_file(published_states.timm(14, 3, 14), weights)
+    run_import(dataclasses.replace(published_states.DINO, file=str(weights)), tmp_path / 'dino')
+    imported = load(tmp_path / 'dino' / 'own')
+    s1, s2, pixels = write_pair(tmp_path, 120, 120)
+    config = changed(output='cls', window=1200.0, overlap=-1)
+    run(imported, config, tmp_path / 'e.tif', s1=s1, s2=s2)
+    features = imported.encode(pixels, units={'s1': 'dB', 's2': 'DN'}).cls
+    np.testing.assert_allclose(embedded(tmp_path / 'e.tif')[0], features, rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match=r'--config\.window=1200'):
+        run(imported, changed(overwrite=True), tmp_path / 'e.tif', s1=s1, s2=s2)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
-from fusmae_jax.encoders.pretrained import Pretrained, load
+from fusmae_jax.encoders.load import load
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.models.fusmae import init_params
 from tests.support.embed_fixtures import write_checkpoint

@@ -1,41 +1,49 @@
 """Imported encoders on disk and as systems of an evaluation, and what is refused."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from fusmae_jax.encoders import store as published
+from fusmae_jax.encoders import store
+from fusmae_jax.encoders.load import load
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.evaluation_config import Task
 from fusmae_jax.eval.features import Extractor
+from fusmae_jax.input import contract as contracts
 from fusmae_jax.interop.weights import published as importing
 from fusmae_jax.interop.weights.published_kinds import WeightFile, check
 from tests.support import published_states as theirs
-from tests.support.probe_fixtures import archive
+from tests.support.probe_fixtures import ACCEPT, archive, native
 from tests.support.published_states import DINO, SAT, SATVIT, WIDTH
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
     settings, params, _ = importing.build(SAT, theirs.satvit(4, 8), 'own')
     about = {'kind': 'satvit', 'untouched': False}
-    published.write(tmp_path / 'own', settings, importing._contract('satvit'), params, about)
-    assert published.is_published(tmp_path / 'own') and not published.is_published(tmp_path)
-    found = published.read(tmp_path / 'own')
-    assert found.model.config == settings and type(found.model.config.model) is type(settings.model)
+    store.write(tmp_path / 'own', settings, importing._contract('satvit'), params, about)
+    assert store.is_imported(tmp_path / 'own') and not store.is_imported(tmp_path)
+    found = store.read(tmp_path / 'own')
+    assert found.model.config == settings and not settings.model.cls
     jax.tree.map(np.testing.assert_array_equal, found.model.params, params)
     assert found.model.contract.products['s2'].level == 'L2A' and not found.untouched
-    weights = tmp_path / 'own' / published.WEIGHTS
+    # Older folders say in the preset that there is no CLS token.
+    about = json.loads((tmp_path / 'own' / store.ABOUT).read_text())
+    about['config']['preset']['cls'] = about['config']['model'].pop('cls')
+    (tmp_path / 'own' / store.ABOUT).write_text(json.dumps(about))
+    assert store.read(tmp_path / 'own').model.config == settings
+    weights = tmp_path / 'own' / store.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(InputError, match='cannot be read'):
-        published.read(tmp_path / 'own')
-    (tmp_path / 'own' / published.ABOUT).write_text('{"format": 1}')
+        store.read(tmp_path / 'own')
+    (tmp_path / 'own' / store.ABOUT).write_text('{"format": 1}')
     with pytest.raises(InputError, match='import the weights again'):
-        published.read(tmp_path / 'own')
+        store.read(tmp_path / 'own')
 
 
 def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
@@ -65,11 +73,22 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     }
     second = Extractor(other, task, ('s1',), ('mean_patch',), Encoder(batch=16)).row_fields()
     assert second['image'] == 'resize 42 x 42' and second['statistics'] == 'zscore; s1: the sensor table'
-    images = {'s1': np.full((1, 24, 24, 2), -12.0)}
-    with pytest.raises(InputError, match=r'DINO-MM.*inputs of their own'):
-        system.model.encode(images, units={'s1': 'dB'})
+    assert_encode_gives_what_an_evaluation_takes(own, data, found['mean_patch'].values, ('s1',))
+    both = Extractor(system, task, ('s1', 's2'), ('mean_patch',), Encoder(batch=16))('val')['mean_patch']
+    assert_encode_gives_what_an_evaluation_takes(own, data, both.values, ('s1', 's2'))
     with pytest.raises(InputError, match='stacks its sensors'):
         open_system(own, Encoder(checkpoint=own, absent='bypass'))
+
+
+def assert_encode_gives_what_an_evaluation_takes(path, data, pooled, modalities):
+    """From Python, on the native grids of the records; `pooled` is the feature of the evaluation."""
+    contract = contracts.read(data)
+    images = {name: native(data, 'val', name) for name in modalities}
+    units = {'s1': 'dB', 's2': 'DN'}
+    embedding = load(path).encode(
+        images, units={name: units[name] for name in modalities}, contract=contract, accept=ACCEPT
+    )
+    np.testing.assert_allclose(embedding.pooled, pooled, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from fusmae_jax.config.run import Train
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders.load import load
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import System, fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
@@ -68,7 +69,7 @@ def radar(data, settings):
 
 def encoded(data, run, modalities, split='val'):
     """What the model gives for a whole split at once, and its patches."""
-    model, source = inference.load(run), Source(str(data), split, ())
+    model, source = load(run), Source(str(data), split, ())
     config = fit(model, source.contract, modalities, Encoder(), 'here').config
     source.fields = tuple(fields(config, source.contract))
     batch = {name: np.stack([source[i][name] for i in range(len(source))]) for name in source.fields}
@@ -107,7 +108,7 @@ def _cls(graphdef, params, patches):
 
 def test_last_four_cls_are_those_of_shallower_models(data, run, both):
     found = both('val')['last4_cls'].values.reshape(-1, 4, 32)
-    model, (_, patches) = inference.load(run), encoded(data, run, ('s1', 's2'))
+    model, (_, patches) = load(run), encoded(data, run, ('s1', 's2'))
     blocks = model.params['encoder']['blocks']
     for depth in (3, 5):
         shallow = dataclasses.replace(model.config.model, depth=depth)
@@ -200,14 +201,14 @@ def test_a_rerun_reads_what_is_stored(data, settings, both, tmp_path):
 
 
 def test_a_fingerprint_is_of_architecture_and_weights(run):
-    model = inference.load(run)
+    model = load(run)
     own = fingerprint(model)
-    assert own == fingerprint(inference.load(run))
+    assert own == fingerprint(load(run))
     params = jax.tree.map(lambda x: x, model.params)
     params['encoder']['cls'] = params['encoder']['cls'].at[0].add(1e-7)
-    assert fingerprint(inference.Pretrained(model.config, model.contract, params, 'float32')) != own
+    assert fingerprint(Pretrained(model.config, model.contract, params, 'float32')) != own
     other = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, final_norm=False))
-    assert fingerprint(inference.Pretrained(other, model.contract, model.params, 'float32')) != own
+    assert fingerprint(Pretrained(other, model.contract, model.params, 'float32')) != own
 
 
 def test_random_weights_are_others_of_the_same_architecture(run, settings):
@@ -276,7 +277,7 @@ def test_what_does_not_fit_is_refused(data, settings):
 
 
 def test_neighbours_during_training_are_those_of_the_features(data, run, both):
-    model = inference.load(run)
+    model = load(run)
     config = dataclasses.replace(model.config, train=Train(batch_size=16, steps=10))
     setup = make_setup(config, contracts.read(data), SIZES['train'])
     settings = Task(path=str(data), labels='labels')
@@ -317,7 +318,7 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
     source = Source(str(data), 'val[:8]', tuple(contracts.read(data).groups))
     batch = {name: np.stack([source[i][name] for i in range(8)]) for name in source.fields}
     prepare = make_prepare(ready.fitted.config, views.view_contract(source.contract, 'crops'), None)
-    model = inference.load(settings.checkpoint)
+    model = load(settings.checkpoint)
     graphdef = graph(model.config.model)
     encode = jax.jit(lambda params, part: nnx.merge(graphdef, params).encode(prepare(part, None)).pooled)
     each = [encode(model.params, quarter(batch, top, left)) for top in (0, 1) for left in (0, 1)]

@@ -32,7 +32,7 @@ PAIR = Contract(dataset='a mixture', parts={'a': CONTRACT, 'b': OTHER})
 
 
 def parts(**weights):
-    return cfg.Data(mixture={name: cfg.Part(path=name, weight=w) for name, w in weights.items()})
+    return cfg.Data(mixture={name: cfg.MixturePart(path=name, weight=w) for name, w in weights.items()})
 
 
 def test_rows_follow_the_weights_and_fill_the_batch():
@@ -150,7 +150,7 @@ def sets(tmp_path_factory):
 def test_a_run_over_two_sets(sets, tmp_path):
     def config(steps):
         two = {
-            name: cfg.Part(path=path, train_split='train[:12]', val_split='train[12:]', weight=1.0)
+            name: cfg.MixturePart(path=path, train_split='train[:12]', val_split='train[12:]', weight=1.0)
             for name, path in zip('ab', sets)
         }
         return tiny_config(
@@ -168,7 +168,8 @@ def test_a_run_over_two_sets(sets, tmp_path):
     assert held['val/a/loss'] != held['val/b/loss']
     moved = config(4)
     moved = dataclasses.replace(
-        moved, data=dataclasses.replace(moved.data, mixture=moved.data.mixture | {'b': cfg.Part(sets[0])})
+        moved,
+        data=dataclasses.replace(moved.data, mixture=moved.data.mixture | {'b': cfg.MixturePart(sets[0])}),
     )
     with pytest.raises(InputError, match=r'data\.mixture\.b\.'):
         experiment.pretrain(moved, tmp_path)

@@ -22,9 +22,8 @@ from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel import processes, distributed
 from fusmae_jax.parallel.preemption import Preemption
-from fusmae_jax.run import start as startup
-from fusmae_jax.run.start import check_shared, newest
-startup.PATIENCE = 1
+from fusmae_jax.run import start
+start.PATIENCE = 1
 port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.initialize(Parallel(coordinator=f'localhost:{port}', num_processes=2, process_id=index))
 def refused(call, *arguments):
@@ -41,9 +40,9 @@ with contextlib.ExitStack() as stack:
     print(jax.process_count(), jax.device_count(), processes.gather({'from': 'x' * (index + 1)}))
     refused(processes.check_same, {'seed': index, 'size': 3}, 'use the same')
     refused(processes.together, fails_in_one)
-    check_shared(epath.Path(folder) / 'shared')
-    refused(check_shared, epath.Path(folder) / str(index))
-    refused(newest, types.SimpleNamespace(latest=lambda: index or None, directory='seen'))
+    start.check_storage_is_shared(epath.Path(folder) / 'shared')
+    refused(start.check_storage_is_shared, epath.Path(folder) / str(index))
+    refused(start.newest_step, types.SimpleNamespace(latest=lambda: index or None, directory='seen'))
     checkpoints = Checkpoints(epath.Path(folder) / 'shared', keep=1)
     everywhere = jax.sharding.NamedSharding(jax.make_mesh((4,), ('data',)), jax.sharding.PartitionSpec())
     values = jax.device_put({'step': 6000, 'params': {'a': 1.0}, 'opt_state': {'b': 2.0}}, everywhere)

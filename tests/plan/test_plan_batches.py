@@ -19,7 +19,7 @@ DEVICES = 4
 
 
 def mixture(*weights):
-    return cfg.Data(mixture={name: cfg.Part('not/here', weight=w) for name, w in zip('abc', weights)})
+    return cfg.Data(mixture={name: cfg.MixturePart('not/here', weight=w) for name, w in zip('abc', weights)})
 
 
 def small_config(**changes):

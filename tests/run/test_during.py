@@ -12,7 +12,9 @@ from tests.support.tiny import tiny_config
 
 def validated(monkeypatch, losses, weights=None):
     """`losses` by prefix, as (squared error, weight) of s1 and s2."""
-    parts = {name: cfg.Part(path=name, val_split='val', weight=w) for name, w in (weights or {}).items()}
+    parts = {
+        name: cfg.MixturePart(path=name, val_split='val', weight=w) for name, w in (weights or {}).items()
+    }
     config = tiny_config(data=cfg.Data(mixture=parts))
 
     def held(setup, source):

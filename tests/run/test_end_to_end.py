@@ -22,14 +22,13 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders.pretrained import load
+from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.run import compile_cache, workdir
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run.reconstruct import reconstruct
-from fusmae_jax.run.step_log import StepLog
-from fusmae_jax.run.writers import Writers, progress_bar
+from fusmae_jax.run.writers import StepLog, Writers, progress_bar
 from tests.support.probe_fixtures import archive
 from tests.support.tiny import smallest_model, tiny_config
 

@@ -63,7 +63,7 @@ def count_only(monkeypatch, skipped, terminated=0):
 
         return step, None
 
-    monkeypatch.setattr(experiment.startup, 'compile_step', compile_step)
+    monkeypatch.setattr(experiment.start, 'compile_step', compile_step)
 
 
 def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_path, monkeypatch, capsys):
@@ -137,8 +137,8 @@ def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, 
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(distributed, 'abandon', leave)  # it would end this very process
-    monkeypatch.setattr(experiment.startup, 'hold', lambda *_: None)  # asks the other process
-    monkeypatch.setattr(experiment.startup, 'open_run', full)
+    monkeypatch.setattr(experiment.start, 'lock_workdir', lambda *_: None)  # asks the other process
+    monkeypatch.setattr(experiment.start, 'open_run', full)
     with pytest.raises(LeftError) as caught:
         experiment.pretrain(config_on(dataset, 1, compilation_cache=False), tmp_path)
     assert isinstance(caught.value.__cause__, SaveError)

@@ -12,6 +12,7 @@ from fusmae_jax.input import normalise
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.run import model_card
 from fusmae_jax.sensors import Product
+from fusmae_jax.train.recipes import recipe_of
 from tests.support.dino_helpers import tiny
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config, tiny_model
@@ -23,7 +24,12 @@ def card(config, contract, folder, loss=1.0, best=None):
         settled = normalise.resolve(settled, part)
     state = {'params': {'a': np.zeros(3)}}
     setup = types.SimpleNamespace(
-        config=settled, contract=contract, total_steps=9, dtype='float32', abstract_state=lambda: state
+        config=settled,
+        recipe=recipe_of(settled),
+        contract=contract,
+        total_steps=9,
+        dtype='float32',
+        abstract_state=lambda: state,
     )
     model_card.write(epath.Path(folder), setup, 16, loss, best)
     return (folder / model_card.FILE).read_text()
@@ -58,7 +64,5 @@ def test_what_was_not_measured_has_no_number(loss, tmp_path):
 def test_of_self_distillation_and_of_level_1(tmp_path):
     products = {'s2': Product(level='L1C')}
     text = card(tiny(), dataclasses.replace(CONTRACT, products=products), tmp_path)
-    assert (
-        text.startswith('# DINO-MM, ') and 'fusmae_jax.load' not in text and 'encoder.checkpoint=DIR' in text
-    )
+    assert text.startswith('# DINO-MM, ') and 'self-distillation' in text and 'fusmae_jax.load(DIR)' in text
     assert '- `s2`: Sentinel-2, L1C; ' in text

@@ -61,7 +61,7 @@ def curve(workdir, name='loss'):
 
 def weights(config, workdir, step):
     """The train state of a checkpoint, on the devices of this process."""
-    setup, _ = experiment.startup.open_run(config)
+    setup, _ = experiment.start.open_run(config)
     checkpoints = Checkpoints(workdir)
     state = checkpoints.restore(setup.abstract_state(), step)
     meta = checkpoints.meta(step)

@@ -9,7 +9,7 @@ import numpy as np
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
-from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.input import crops
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
@@ -21,7 +21,7 @@ CONTRACT = Contract(
     version='1',
     groups={k: dataclasses.replace(g, size=(g.size[0] // 5, g.size[1] // 5)) for k, g in GROUPS.items()},
 )
-DEFAULT = dc.DinoConfig()
+DEFAULT = cfg.dino_mm()
 
 
 def tiny(dino=None, **changes):
@@ -32,7 +32,7 @@ def tiny(dino=None, **changes):
     settings = {
         'global_crops': dc.Crops(2, 16, (0.4, 1.0), (1.0, 0.1), (0.0, 0.2)),
         'local_crops': dc.Crops(2, 8, (0.05, 0.4), (0.5,)),
-        'head': dc.Head(out_dim=256, hidden=64, bottleneck=256),
+        'head': dc.DinoHead(out_dim=256, hidden=64, bottleneck=256),
     }
     values = {
         'model': model,
@@ -40,7 +40,7 @@ def tiny(dino=None, **changes):
         'optimizer': dataclasses.replace(DEFAULT.optimizer, learning_rate=5e-4, warmup_steps=5),
         'dino': dataclasses.replace(DEFAULT.dino, **(settings | (dino or {}))),
     }
-    return dc.build(to_dict(dataclasses.replace(DEFAULT, **(values | changes))))
+    return build(to_dict(dataclasses.replace(DEFAULT, **(values | changes))))
 
 
 def records(size, seed=0):

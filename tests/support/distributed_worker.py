@@ -14,7 +14,7 @@ import jax
 import main
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.run import loop as experiment
-from fusmae_jax.run import start as startup
+from fusmae_jax.run import start
 from fusmae_jax.run.validation import Validation
 
 
@@ -37,7 +37,7 @@ def strike(moment: str, name: str) -> None:
         setattr(owner, function, wrapped)
 
     if moment == 'compile':
-        wrap(startup, 'compile_step', lambda *_: True)
+        wrap(start, 'compile_step', lambda *_: True)
     elif moment == 'evaluate':
         wrap(Validation, '__call__', lambda *_: True)
     elif moment == 'save':

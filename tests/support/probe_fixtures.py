@@ -16,6 +16,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
+from fusmae_jax.input.source import Source as DataSet
 from fusmae_jax.models.fusmae import init_params
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -53,6 +54,18 @@ def archive(folder, sizes=None, seed=0):
     }
     source = Source(schema, items, functools.partial(_read, seed=seed), {'records': f'{sizes} {seed}'})
     return Path(sharded.convert(source, folder)[0])
+
+
+ACCEPT = ('order', 'range', 'level', 'offset', 'brightness', 'floor', 'fill')  # the pixels are made up
+
+
+def native(data, split, modality):
+    """The images of a split on their native grids, as `Pretrained.encode` takes them."""
+    source = DataSet(str(data), split, tuple(GROUPS))
+    names = [name for name, group in GROUPS.items() if group.modality == modality]
+    return {
+        name: np.stack([source[i][name] for i in range(len(source))]).astype(np.float32) for name in names
+    }
 
 
 def _read(item, seed):

@@ -24,7 +24,7 @@ from data.synthetic import write
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.pretrained import load
+from fusmae_jax.encoders.load import load
 from fusmae_jax.run import compile_cache
 from tests.support.tiny import tiny_config
 

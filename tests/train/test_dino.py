@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,10 @@ from flax import nnx
 
 from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
-from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.models import dino as models
-from fusmae_jax.train import dino_loss
+from fusmae_jax.train import dino_objective
 from fusmae_jax.train.dino_optimizer import clip, decay_mask, make_optimizer
 from tests.support.dino_helpers import DEFAULT, tiny
 
@@ -99,10 +100,10 @@ def nested(params):
 
 def ours_run(params, inputs):
     """The same with the functions of the package, in float32 and in the order of the objective."""
-    rate = dino_loss.cosine(1 - MOMENTUM, 0.0, STEPS)
+    rate = dino_objective.cosine(1 - MOMENTUM, 0.0, STEPS)
     optimizer = make_optimizer(
-        dino_loss.cosine(RATE, LAST_RATE, STEPS, WARMUP),
-        dino_loss.cosine(DECAY, LAST_DECAY, STEPS),
+        dino_objective.cosine(RATE, LAST_RATE, STEPS, WARMUP),
+        dino_objective.cosine(DECAY, LAST_DECAY, STEPS),
         b1=0.9,
         b2=0.999,
         eps=1e-8,
@@ -116,16 +117,16 @@ def ours_run(params, inputs):
 
     @jax.jit
     def step(params, opt_state, teacher, centre, index, x):
-        teacher = dino_loss.update_teacher(teacher, params, rate(index - 1))
+        teacher = dino_objective.update_teacher(teacher, params, rate(index - 1))
         target = logits(teacher, x[:, :2])
 
         def loss(params):
-            return dino_loss.cross_entropy(logits(params, x), target, centre, STUDENT_T, TEACHER_T).loss
+            return dino_objective.cross_entropy(logits(params, x), target, centre, STUDENT_T, TEACHER_T).loss
 
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
-        return value, params, opt_state, teacher, dino_loss.update_centre(centre, target, 0.9)
+        return value, params, opt_state, teacher, dino_objective.update_centre(centre, target, 0.9)
 
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), nested(params))
     opt_state, teacher, history = optimizer.init(params), params, []
@@ -133,7 +134,7 @@ def ours_run(params, inputs):
     for index, x in enumerate(inputs):
         arguments = params, opt_state, teacher, centre, jnp.int32(index), jnp.asarray(x, jnp.float32)
         value, params, opt_state, teacher, centre = step(*arguments)
-        after = dino_loss.update_teacher(teacher, params, rate(jnp.int32(index)))
+        after = dino_objective.update_teacher(teacher, params, rate(jnp.int32(index)))
         last = after['head']['last']['kernel'], params['head']['last']['kernel']
         history.append((value, centre, after['backbone']['toy']['kernel'], *last))
     return history
@@ -159,18 +160,18 @@ def test_twenty_steps_equal_numpy_in_float64():
 
 @pytest.mark.parametrize(('start', 'end', 'warmup'), [(5e-4, 1e-6, 10), (0.04, 0.4, 0), (0.004, 0.0, 0)])
 def test_schedules_are_those_of_the_published_code(start, end, warmup):
-    ours = jax.vmap(dino_loss.cosine(start, end, 100, warmup))(jnp.arange(100))
+    ours = jax.vmap(dino_objective.cosine(start, end, 100, warmup))(jnp.arange(100))
     np.testing.assert_allclose(ours, published_cosine(start, end, 100, warmup), rtol=1e-5, atol=1e-12)
 
 
 def test_terms_of_a_flat_and_of_a_one_sided_teacher():
     student = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 8)), jnp.float32)
-    flat = dino_loss.cross_entropy(student, jnp.zeros((3, 2, 8)), jnp.zeros(8), 0.1, 0.04)
+    flat = dino_objective.cross_entropy(student, jnp.zeros((3, 2, 8)), jnp.zeros(8), 0.1, 0.04)
     np.testing.assert_allclose([flat.entropy, flat.spread], np.log(8), rtol=1e-6)
     one = jnp.zeros((3, 2, 8)).at[..., 2].set(9.0)
-    sided = dino_loss.cross_entropy(student, one, jnp.zeros(8), 0.1, 0.04)
+    sided = dino_objective.cross_entropy(student, one, jnp.zeros(8), 0.1, 0.04)
     np.testing.assert_allclose([sided.entropy, sided.spread], 0, atol=1e-5)
-    centred = dino_loss.cross_entropy(student, one, one[0, 0], 0.1, 0.04)
+    centred = dino_objective.cross_entropy(student, one, one[0, 0], 0.1, 0.04)
     np.testing.assert_allclose(centred.spread, np.log(8), rtol=1e-6)
     np.testing.assert_allclose(flat.kl, flat.loss - flat.entropy, rtol=1e-6)
 
@@ -241,7 +242,11 @@ def test_the_last_blocks_stand_side_by_side():
 
 
 def test_defaults_are_those_of_the_published_run():
-    config = dc.build(to_dict(DEFAULT))
+    config = build(json.loads(json.dumps(to_dict(DEFAULT))))
+    assert config == build(to_dict(DEFAULT)) and config.objective == 'dino'
+    # Nothing of it stands in the settings of other runs, which were stored before there was such a group.
+    assert not {'dino', 'preset'} & to_dict(cfg.Config()).keys() and cfg.Config().objective == 'masked'
+    assert 'cls' not in to_dict(cfg.Config())['model']
     params = jax.eval_shape(lambda key: models.init_params(config.model, config.dino, key), jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(params['backbone']))
     # DINO's ViT-S/8 has 21,670,272 parameters with 3 channels; eleven more cost 11 x 64 x 384.
@@ -262,6 +267,6 @@ def test_defaults_are_those_of_the_published_run():
 )
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        dc.build(to_dict(dataclasses.replace(DEFAULT, **change)))
+        build(to_dict(dataclasses.replace(DEFAULT, **change)))
     with pytest.raises(InputError, match='out_dims'):
-        dc.build({'dino': {'head': {'out_dims': 3}}})
+        build({'dino': {'head': {'out_dims': 3}}})

@@ -12,7 +12,7 @@ from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.train.dino_objective import final_teacher
-from fusmae_jax.train.dino_setup import make_dino_setup
+from fusmae_jax.train.setup import make_setup
 from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny
 from tests.support.helpers import placed
 from tests.support.programs import on, scatters
@@ -41,7 +41,7 @@ def program(devices):
         train=cfg.Train(batch_size=ROWS, steps=STEPS),
         optimizer=dataclasses.replace(DEFAULT.optimizer, learning_rate=3e-4, warmup_steps=10),
     )
-    setup = make_dino_setup(config, CONTRACT, EXAMPLES, jax.devices()[:devices])
+    setup = make_setup(config, CONTRACT, EXAMPLES, jax.devices()[:devices])
     lowered = setup.lower()
     return setup, lowered, lowered.compile()
 

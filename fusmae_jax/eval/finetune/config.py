@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from fusmae_jax.config.build import augment_problems
+from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder

@@ -28,7 +28,6 @@ def identity(
     """Everything that decides what a point comes to, but for its records, rate and seed."""
     assert system.model is not None
     data, model = config.data, fitted.config.model
-    preset = presets.preset_of(fitted.config)
     return {
         'weights': system.fingerprint,
         'data': task.contract.digest,
@@ -39,7 +38,7 @@ def identity(
         'absent': model.fusion.absent,
         'input': to_dict(model.modalities),
         'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
-        'preset': to_dict(preset),
+        'preset': presets.preset_fields(fitted.config),
         'feature': feature,
         'compute': str(system.model.dtype),
         'recipe': {name: to_dict(getattr(config, name)) for name in RECIPE},

@@ -21,7 +21,6 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import Patches, fields, make_prepare
-from fusmae_jax.input.presets import PresetConfig
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
@@ -47,7 +46,7 @@ class Disturbed:
         self._size = -(-config.batch // self._mesh.size) * self._mesh.size
         self._fields = fields(fitted.config, self._contract)
         self._names = tuple(fitted.config.model.modalities)
-        if isinstance(fitted.config, PresetConfig):
+        if fitted.config.preset:
             raise InputError(f'{system.name}: has inputs of its own; give a checkpoint that `pretrain` wrote')
         check_pooled((config.head.feature,), system.model.config.model, system.name)
         if config.cloud.modality not in self._names:

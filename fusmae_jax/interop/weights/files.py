@@ -14,7 +14,8 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from fusmae_jax.config.build import check_model, from_dict, resolve, to_dict
+from fusmae_jax.config.build import from_dict, resolve, to_dict
+from fusmae_jax.config.checks import check_model
 from fusmae_jax.config.run import Model
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.input.contract import Contract

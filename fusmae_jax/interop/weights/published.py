@@ -18,14 +18,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from fusmae_jax.config.build import check_model
-from fusmae_jax.config.dino import DinoConfig
-from fusmae_jax.config.run import Config, Data, Fusion, Modality, Model, Numerics
-from fusmae_jax.encoders.dino_run import NO_DECODER
+from fusmae_jax.config.checks import check_model
+from fusmae_jax.config.run import Config, Data, Fusion, Modality, Model, Numerics, Preset, dino_mm
 from fusmae_jax.encoders.store import write
 from fusmae_jax.errors import raise_all
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.presets import FAR, Preset, PresetConfig, settled
+from fusmae_jax.input.presets import FAR
 from fusmae_jax.interop.weights.files import read_state
 from fusmae_jax.interop.weights.foreign import DINO_MM_CHANNELS
 from fusmae_jax.interop.weights.importers import import_weights, stacked_order
@@ -44,6 +42,7 @@ from fusmae_jax.interop.weights.rules import ImportOptions, State, ours_shapes, 
 from fusmae_jax.models.dino import resize_positions
 from fusmae_jax.models.encoder import STACK
 from fusmae_jax.sensors import SENSORS, Product
+from fusmae_jax.train.dino_encoder import NO_DECODER
 
 
 def run_import(config: WeightFile, workdir: epath.PathLike) -> int:
@@ -71,7 +70,7 @@ def run_import(config: WeightFile, workdir: epath.PathLike) -> int:
     return 0
 
 
-def build(config: WeightFile, state: State, preset: str) -> tuple[PresetConfig, dict[str, Any], list[str]]:
+def build(config: WeightFile, state: State, preset: str) -> tuple[Config, dict[str, Any], list[str]]:
     """An encoder under one preset: its settings, its parameters (nested), and what the import noted.
 
     Raises:
@@ -97,7 +96,7 @@ def _channels(config: WeightFile) -> tuple[str, ...]:
     return config.channels or (DINO_MM_CHANNELS if config.kind == 'dino_mm' else ())
 
 
-def describe(config: WeightFile, preset: str) -> tuple[Model, PresetConfig]:
+def describe(config: WeightFile, preset: str) -> tuple[Model, Config]:
     """The model that the file is read into, all bands as one modality, and the settings of the encoder.
 
     Raises:
@@ -125,17 +124,21 @@ def describe(config: WeightFile, preset: str) -> tuple[Model, PresetConfig]:
     )
     side = _side(config, kind, preset)
     model = dataclasses.replace(
-        source, modalities=modalities, image_size=(side, side), fusion=Fusion('stack', 'none', 'zero_image')
+        source,
+        modalities=modalities,
+        image_size=(side, side),
+        fusion=Fusion('stack', 'none', 'zero_image'),
+        cls=config.kind != 'satvit',
     )
     whole = dataclasses.replace(model, image_size=source.image_size)
     raise_all('config: no such encoder', check_model(whole) or check_model(model))
-    settings = PresetConfig(
+    settings = Config(
         name=f'{config.name or kind.title}, {preset} preset',
         data=_data(config.kind, common),
         model=model,
         preset=_preset(config, kind, preset, len(bands), side),
     )
-    return source, settled(settings)
+    return source, settings
 
 
 def _side(config: WeightFile, kind: PublishedKind, preset: str) -> int:
@@ -148,7 +151,7 @@ def _side(config: WeightFile, kind: PublishedKind, preset: str) -> int:
 def _modalities(kind: str, channels: tuple[str, ...], common: bool) -> dict[str, Modality]:
     """The modalities of the encoder, Sentinel-2 first, with the statistics of the preset."""
     paper = Config().model.modalities
-    published = DinoConfig().model.modalities if kind == 'dino_mm' and not common else {}
+    published = dino_mm().model.modalities if kind == 'dino_mm' and not common else {}
     made = {}
     for name in ('s2', 's1'):
         bands = tuple(b for b in paper[name].bands if not channels or b in channels)
@@ -180,11 +183,10 @@ def _data(kind: str, common: bool) -> Data:
 
 def _preset(config: WeightFile, kind: PublishedKind, preset: str, bands: int, side: int) -> Preset:
     shared = bands if config.kind.startswith('imagenet') else 0
-    cls = config.kind != 'satvit'
     if preset == 'common':
-        return Preset('common', bands=shared, cls=cls)
+        return Preset('common', bands=shared)
     if config.kind == 'satvit':
-        return Preset('own', cls=False)
+        return Preset('own')
     if config.kind == 'dino_mm':
         return Preset(
             'own',
