@@ -14,8 +14,7 @@ from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.intervals import Replicates, average, resample
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import multi_label
+from fusmae_jax.eval.metrics import multi_label, values
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.models import fusmae

@@ -23,8 +23,8 @@ from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.encoders import store as published
 from fusmae_jax.encoders.settings import BANDS, RANDOM, Encoder
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.input import compatibility, normalise
 from fusmae_jax.input import seen as leak
+from fusmae_jax.input.compatibility import Fitted, settle
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.presets import preset_of
 from fusmae_jax.models import fusmae
@@ -41,14 +41,6 @@ class System(NamedTuple):
     model: inference.Pretrained | None  # None: band statistics; the first one of several
     seen: leak.Seen | None  # what it has learned from; None where the checkpoint does not say
     parts: tuple['System', ...] = ()  # of late fusion
-
-
-class Fitted(NamedTuple):
-    """How a model reads a data set."""
-
-    config: Config  # the model's, with the modalities given alone, in its own order, statistics settled
-    notes: list[str]  # how the data differ from what the model knows, in words
-    shifts: tuple[str, ...]  # the declared shifts among these, all of them accepted
 
 
 def open_system(kind: str, settings: Encoder) -> System:
@@ -169,7 +161,7 @@ def fingerprint(model: inference.Pretrained) -> str:
 def fit(
     model: inference.Pretrained, contract: Contract, modalities: Sequence[str], settings: Encoder, where: str
 ) -> Fitted:
-    """The configuration under which a model reads some modalities of a data set.
+    """How a model reads some modalities of a data set: the configuration has these alone, in its own order.
 
     Raises:
         InputError: the model has no such modality, or the data do not fit it.
@@ -186,7 +178,4 @@ def fit(
         data=dataclasses.replace(model.config.data, stats=stats, absent_bands=settings.absent_bands),
     )
     accept = (*settings.accept, *(('statistics',) if stats == 'dataset' else ()))
-    found = compatibility.compare(config, contract, model.contract)
-    notes = compatibility.check(found, accept, where)
-    shifts = tuple(dict.fromkeys(d.name for d in found if d.kind == 'shift'))
-    return Fitted(normalise.resolve(config, contract), notes, shifts)
+    return settle(config, contract, accept, where, model.contract)

@@ -8,13 +8,17 @@ import numpy as np
 from etils import epath
 
 from fusmae_jax import __version__
-from fusmae_jax.eval import intervals, replicates
-from fusmae_jax.eval.evaluation_config import Intervals, Task
+from fusmae_jax.encoders.settings import BANDS
+from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.eval import intervals
+from fusmae_jax.eval.config import Evaluation, Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate
+from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate, train_prior
 from fusmae_jax.eval.row import ALL, Row, metric_fields, number_fields
-from fusmae_jax.eval.task import Labelled
+from fusmae_jax.eval.task import Labelled, leaks, measure
 
+# What is printed of a run.
+HEADLINE = {'multi_label': ('ap_micro', 'ap_macro'), 'single_label': ('top1', 'top3', 'f1_weighted')}
 ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
 
 
@@ -50,6 +54,34 @@ def summarise(
         [intervals.resample(one, clusters, settings.replicates, settings.seed) for one in measures.values()]
     )
     return Runs(each, mean, intervals.intervals(mean))
+
+
+def prior(
+    config: Evaluation, task: Labelled, positions: Mapping[int, np.ndarray], about: Mapping[str, Any]
+) -> Cell:
+    """The shares of the classes among the labelled records, the same scores for every record.
+
+    Args:
+        config: the run.
+        task: its labels.
+        positions: of the labelled records, by the seed of their draw.
+        about: the fields of a row that tell of the data and the labels.
+    """
+    measures = {}
+    for seed, part in positions.items():
+        scores = train_prior(task.train.labels[part], len(task.test.keys))
+        measures[seed, 0] = measure(task, task.test, scores, config.data.kind, 0.5)
+    fields = {
+        'system': 'train prior',
+        'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
+        'method': 'prior',
+        **dict.fromkeys(('preset', 'image', 'statistics'), 'none'),
+        **dict.fromkeys(('checkpoints', 'modalities', 'accepted', 'head_seeds'), ()),
+        **dict.fromkeys(('absent', 'pooled', 'batch_norm', 'settled_on')),
+        **{'sweep': {}, 'chosen': {}},
+    }
+    runs = summarise(measures, task.test.clusters, config.intervals)
+    return Cell({**about, **fields}, runs, True)
 
 
 def task_fields(data: Task, task: Labelled, settings: Intervals) -> dict[str, Any]:
@@ -98,7 +130,14 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
     lines = [row.to_json() for cell in cells for row in rows(cell)]
     _replace(workdir / ROWS.format(command), lines)
     _replace(workdir / DIFFERENCES.format(command), [json.dumps(one) for one in differences(cells)])
-    replicates.write([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
+    intervals.write_replicates([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
+
+
+def show(cells: Sequence[Cell], kind: str, workdir: epath.Path, command: str) -> None:
+    """Prints the table of a finished run and where its rows are."""
+    print(table(cells, HEADLINE[kind]))
+    print(f'rows         {workdir / ROWS.format(command)}')
+    print(f'differences  {workdir / DIFFERENCES.format(command)}')
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:

@@ -1,14 +1,20 @@
-"""The labels of a data set by split, which of them a head may learn from, and that no record is in two."""
+"""What a run evaluates: the labels of a data set by split, and the systems with the sensors they are given.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+No record is in two of the splits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
+from fusmae_jax.encoders.systems import System, open_system
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.evaluation_config import Task
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label
-from fusmae_jax.input import seen as leak
+from fusmae_jax.eval.config import Evaluation, Task, metric_of
+from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label, values
+from fusmae_jax.input import seen
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
 from fusmae_jax.input.source import Source
@@ -33,6 +39,46 @@ class Labelled(NamedTuple):
     test: Split
 
 
+class Entrant(NamedTuple):
+    """A system and the sensors that it is given."""
+
+    kind: str  # 'checkpoint', 'random' or 'bands'
+    system: System
+    modalities: tuple[str, ...]
+    fields: dict[str, Any]  # of a result row, that tell of the system
+    baseline: bool
+
+
+def open_task(config: Evaluation) -> tuple[Labelled, dict[float, dict[int, np.ndarray]]]:
+    """The labels of a run, and of each label fraction the drawn subsets: seed -> positions."""
+    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
+    for split in (task.train, task.val, task.test):
+        logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
+    labels = config.labels
+    drawn = {
+        fraction: subsets(config.data, task, fraction, labels.draw, labels.seeds)
+        for fraction in labels.fractions
+    }
+    return task, drawn
+
+
+def entrants(config: Evaluation) -> Iterator[Entrant]:
+    """Every system but the class shares with every choice of sensors; each system is opened once."""
+    settings = config.encoder
+    for kind in dict.fromkeys([settings.checkpoint, *settings.baselines]):
+        if kind == PRIOR:
+            continue
+        system = open_system(kind, settings)
+        fields = {
+            'system': system.name,
+            'checkpoints': (system.fingerprint,) if system.fingerprint else (),
+            'leaks': leaks(config.data, system.seen),
+        }
+        short = kind if kind in (RANDOM, BANDS) else 'checkpoint'
+        for modalities in settings.modalities:
+            yield Entrant(short, system, modalities, fields, kind != settings.checkpoint)
+
+
 def read_task(data: Task, cluster: str = '') -> Labelled:
     """The labels of the three splits.
 
@@ -52,9 +98,9 @@ def read_task(data: Task, cluster: str = '') -> Labelled:
         )
     train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
     test = read_split(data, contract, data.test_split, cluster)
-    found = Labelled(contract, contract.classes[data.labels], train, val, test)
-    _check_apart(found, data.path)
-    return found
+    task = Labelled(contract, contract.classes[data.labels], train, val, test)
+    _check_apart(task, data.path)
+    return task
 
 
 def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Split:
@@ -107,6 +153,15 @@ def measure(
     return multi_label(scores, split.labels, task.classes, threshold=threshold, names=split.keys)
 
 
-def leaks(data: Task, seen: leak.Seen | None) -> dict[str, int] | None:
+def validation(config: Any, task: Labelled) -> Callable[[np.ndarray], float]:
+    """The metric that settles a sweep, as a function of the logits of the validation split."""
+    name, kind = metric_of(config), config.data.kind
+    return lambda logits: values(measure(task, task.val, logits, kind, 0.0))[name]
+
+
+def leaks(data: Task, known: seen.Seen | None) -> dict[str, int] | None:
     """How many records of the test split an encoder has learned from; None where it does not say."""
-    return None if seen is None else leak.count(leak.read_records(data.path, data.test_split)[1], seen)
+    if known is None:
+        return None
+    _, records = seen.read_records(data.path, data.test_split)
+    return seen.count(records, known)

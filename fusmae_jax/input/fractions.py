@@ -18,7 +18,7 @@ from etils import epath
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 
 FILE = 'fractions-{split}.npz'
 DIGEST = 'digest'  # of the names of the split's records in their order

@@ -7,7 +7,7 @@ resume, and process count or row order change no result.
 
 import functools
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -94,6 +94,45 @@ def iterate(
         yield from iterator
     finally:
         iterator.close()
+
+
+def over_split(
+    source: Any,
+    run: Callable[[dict[str, jax.Array]], Any],
+    sharding: NamedSharding,
+    size: int,
+    data: Any,
+    *,
+    fields: Sequence[str] = (),
+    batches: int = 0,
+) -> Generator[tuple[slice, Any]]:
+    """What a function gives for the records of a split, read once and in order.
+
+    Args:
+        source: the records.
+        run: from a batch on the devices to arrays on the host.
+        sharding: of a batch.
+        size: records of a batch.
+        data: settings of the reader, `threads` and `prefetch`.
+        fields: that are read; those of the source by default.
+        batches: of the first records alone; 0: of all.
+
+    Yields:
+        Which records a batch holds, and what `run` gave for it. The last batch is filled up: of its rows the
+        first ones count, as many as there are records (see `joined`).
+    """
+    wanted, rows = tuple(fields) or source.fields, local_rows(sharding, size)
+    dataset, steps = eval_batches(source, size, rows)
+    stop = min(steps, batches or steps)
+    stream = iterate(dataset, 0, stop, threads=data.threads, prefetch=data.prefetch)
+    for step, batch in enumerate(stream):
+        result = run(to_devices(batch, sharding, {'': size}, wanted))
+        yield slice(step * size, min((step + 1) * size, len(source))), result
+
+
+def joined(parts: Sequence[Any], count: int) -> Any:
+    """Results of several batches, record after record, without what fills up the last batch."""
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
 
 
 def prefix_of(field: str) -> str:

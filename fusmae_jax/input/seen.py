@@ -30,8 +30,7 @@ from etils import epath
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import place
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.index import CONTENT
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import CONTENT, Source
 
 FORMAT = 2  # of the packed bytes; 1 had neither places nor content
 # Fields of the index that are looked at, where there are any.

@@ -15,7 +15,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
 from fusmae_jax.parallel.agreement import check_same, gather, together

@@ -8,13 +8,13 @@ import numpy as np
 
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, intervals, replicates, row
+from fusmae_jax.eval import cells, intervals, row
 from fusmae_jax.eval.intervals import Replicates
 from fusmae_jax.eval.row import Row, require_same_protocol
 from fusmae_jax.tables import recipes
-from fusmae_jax.tables.commands import FILES
 from fusmae_jax.tables.config import OF_CLASSES, PER_CLASS, Table, seeds_of
 from fusmae_jax.tables.plan import Plan
+from fusmae_jax.tables.recipes import FILES
 from fusmae_jax.tables.stages import Stage, state
 
 Sensors = tuple[str, ...]
@@ -99,7 +99,7 @@ def _measured(stages: Sequence[Stage], command: str, sensors: Sensors, prior: bo
             raise InputError(f'{file}: no rows of {"+".join(sensors)}; remove {stage.folder}')
         means += [
             one.replicates
-            for one in replicates.read(stage.folder, command)
+            for one in intervals.read_replicates(stage.folder, command)
             if _wanted(one.about['method'], one.about['modalities'], sensors, prior)
         ]
     return Measured(tuple(rows), intervals.average(means) if len(means) == len(stages) else None)

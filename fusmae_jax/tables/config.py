@@ -9,7 +9,7 @@ from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.encoders.settings import PRIOR, RANDOM
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.eval.evaluation_config import METRICS
+from fusmae_jax.eval.config import METRICS
 from fusmae_jax.input.contract import fingerprint
 
 PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'

@@ -12,9 +12,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import fingerprint
-from fusmae_jax.tables import commands, recipes
-from fusmae_jax.tables.commands import Evaluation
+from fusmae_jax.tables import recipes
 from fusmae_jax.tables.config import Tables, columns_of, digest, seeds_of
+from fusmae_jax.tables.recipes import Evaluation
 from fusmae_jax.tables.stages import Stage, state
 
 SWEEPS = 'sweeps'
@@ -105,13 +105,13 @@ class Plan:
         folder, features = self.workdir / name, self.workdir / 'features' / f'{system}-{seed}'
         if not _shares_rate(self._evaluations[task, system]):
             return self._stage(
-                task, system, seed, name, lambda ready: commands.evaluate(command, ready, folder, features)
+                task, system, seed, name, lambda ready: recipes.evaluate(command, ready, folder, features)
             )
         own, every = self._sweep(task, system, seed).folder, self._sweeps(task)
         folders = [stage.folder for stage in every]
         return self._stage(
             *(task, system, seed, name),
-            lambda ready: commands.evaluate_settled(ready, folder, own, folders),
+            lambda ready: recipes.evaluate_settled(ready, folder, own, folders),
             every,
         )
 
@@ -127,7 +127,7 @@ class Plan:
 
     def _sweep(self, task: str, system: str, seed: int) -> Stage:
         name = f'{SWEEPS}/{task}/{system}-{seed}'
-        return self._stage(task, system, seed, name, lambda ready: commands.sweep(ready, self.workdir / name))
+        return self._stage(task, system, seed, name, lambda ready: recipes.sweep(ready, self.workdir / name))
 
     def _stage(
         self,
@@ -197,7 +197,7 @@ class Plan:
 
         def action() -> bool:
             ready = dataclasses.replace(config.data, path=data.path())
-            return commands.pretrain(dataclasses.replace(config, data=ready), folder)
+            return recipes.pretrain(dataclasses.replace(config, data=ready), folder)
 
         settings = data.settings | recipes.fixed(config, recipes.PRETRAIN_FREE)
         return Stage('pretrain', folder, name, settings, data.needs, action, data.blocked)

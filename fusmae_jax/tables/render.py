@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from fusmae_jax.eval.row import ALL, Row
 from fusmae_jax.tables.collect import Cell, Number, Sensors, difference, number
 from fusmae_jax.tables.config import OF_CLASSES, Table, Tables
 from fusmae_jax.tables.published import SOURCE, VERSIONS, published
@@ -236,3 +237,70 @@ def to_csv(config: Tables, grids: Sequence[tuple[str, str, Grid]]) -> str:
                 numbers = ['' if x is None else x for x in value] if isinstance(value, Number) else empty
                 writer.writerow([*about, *numbers, value if isinstance(value, str) else note])
     return stream.getvalue()
+
+
+def protocol(config: Tables, found: Mapping[tuple[str, str], Cell]) -> str:
+    """A paragraph for each task that has numbers, and a line for each system in it."""
+    parts = []
+    for task, about in config.tasks.items():
+        rows = {
+            system: [next(iter(each.values())) for m in cell.by_sensors.values() for each in m.rows]
+            for (name, system), cell in found.items()
+            if name == task and cell.by_sensors
+        }
+        if rows:
+            lines = [_task_words(about.label or task, next(iter(rows.values()))[0])]
+            lines += [
+                f'- {config.systems[name].label or name}: {_system_words(own)}' for name, own in rows.items()
+            ]
+            parts.append('\n'.join(lines))
+    return '\n\n'.join(parts) or 'No task has numbers yet.'
+
+
+def _task_words(label: str, row: Row) -> str:
+    without = f' ({", ".join(row.without_positives)} without positives)' if row.without_positives else ''
+    drawn = (
+        'all' if row.draw == ALL else f'{row.label_fraction:.0%}, {row.draw}, subsets {_list(row.draw_seeds)}'
+    )
+    interval = (
+        f'intervals over {row.clusters:,} clusters ({row.cluster}), {row.replicates:,} resamples'
+        if row.low is not None
+        else 'no intervals'
+    )
+    return (
+        f'**{label}**: {row.dataset} {row.dataset_version} ({row.dataset_fingerprint}), split {row.split}, '
+        f'{row.records:,} records, {len(row.classes)} classes{without}; {row.train_records:,} labelled '
+        f'records ({drawn}) of {row.train_split}; {interval}; code {row.code_version}'
+    )
+
+
+def _system_words(rows: Sequence[Row]) -> str:
+    row = rows[0]
+    if row.method == 'prior':
+        return 'the shares of the classes among the labelled records'
+    leaks = 'leaks unknown' if row.leaks is None else f'{row.leaks["any"]:,} test records seen in pretraining'
+    chosen = {
+        name: '/'.join(f'{x:g}' for x in sorted({x for r in rows for x in r.chosen.get(name, ())}))
+        for name in row.chosen
+    }
+    words = [
+        f'{row.method}, preset {row.preset}',
+        f'feature {row.pooled}{" + batch norm" if row.batch_norm else ""}',
+        '; '.join(f'{name} {"/".join(f"{x:g}" for x in tried)}' for name, tried in row.sweep.items()),
+        f'image {row.image}',
+        f'statistics {row.statistics}',
+        f'absent sensor {row.absent}' if row.absent else '',
+        f'accepted {", ".join(row.accepted)}' if row.accepted else '',
+        '; '.join(f'{name} {x}' for name, x in chosen.items()) + f' (settled on {row.settled_on})'
+        if chosen
+        else '',
+        leaks,
+        f'weights {", ".join(dict.fromkeys(x for r in rows for x in r.checkpoints))}'
+        if row.checkpoints
+        else '',
+    ]
+    return '; '.join(filter(None, words))
+
+
+def _list(values: Sequence[int]) -> str:
+    return ', '.join(map(str, values))

@@ -12,7 +12,7 @@ from fusmae_jax.tables import render
 from fusmae_jax.tables.collect import collect
 from fusmae_jax.tables.config import Tables, check
 from fusmae_jax.tables.plan import Make, Plan
-from fusmae_jax.tables.protocol import protocol
+from fusmae_jax.tables.render import protocol
 from fusmae_jax.tables.stages import Stage, changes, state
 from fusmae_jax.tables.stages import run as run_stage
 

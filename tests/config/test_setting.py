@@ -19,7 +19,7 @@ from fusmae_jax.config.run import RESERVED, Config, Fusion, Modality, Model
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
+from fusmae_jax.eval.config import Knn, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.weights.published_kinds import Weights

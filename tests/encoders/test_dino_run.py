@@ -17,7 +17,7 @@ from fusmae_jax.encoders.dino_run import encoder_config
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak

@@ -11,7 +11,7 @@ from fusmae_jax.encoders import store as published
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.interop.weights import published as importing
 from fusmae_jax.interop.weights.published_kinds import Weights, check

@@ -15,22 +15,19 @@ from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import System, fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import features, task, views
-from fusmae_jax.eval.evaluation_config import POOLED, Task
+from fusmae_jax.eval import crops, features, task
+from fusmae_jax.eval.config import POOLED, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import multi_label
+from fusmae_jax.eval.metrics import multi_label, values
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.mesh import replicated
 from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.train.setup import make_setup
-from tests.eval.test_views import quarter
-from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint
+from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint, quarter
 
 opened = functools.cache(open_system)
 
@@ -316,7 +313,7 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
     found = ready('val[:8]')['mean_patch'].values
     source = Source(str(data), 'val[:8]', tuple(contracts.read(data).groups))
     batch = {name: np.stack([source[i][name] for i in range(8)]) for name in source.fields}
-    prepare = make_prepare(ready.fitted.config, views.view_contract(source.contract, 'crops'), None)
+    prepare = make_prepare(ready.fitted.config, crops.view_contract(source.contract, 'crops'), None)
     model = inference.load(settings.checkpoint)
     graphdef = graph(model.config.model)
     encode = jax.jit(lambda params, part: nnx.merge(graphdef, params).encode(prepare(part, None)).pooled)

@@ -11,7 +11,7 @@ from fusmae_jax.config.files import load_config
 from fusmae_jax.config.run import Augment, Parallel
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
 
 

@@ -12,7 +12,7 @@ from fusmae_jax.config.files import load_config
 from fusmae_jax.encoders.settings import Encoder
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Intervals, Task
+from fusmae_jax.eval.config import Intervals, Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.command import run_reliance

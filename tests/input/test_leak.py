@@ -23,7 +23,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval import leaks as leak_command
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract, Group
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 
 V1 = Contract(dataset='bigearthnet_mm', key='s2_name')
 V2 = Contract(dataset='bigearthnet_v2', key='s2_name')

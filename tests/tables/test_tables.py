@@ -13,9 +13,9 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import LinearProbe
-from fusmae_jax.eval.probe_command import run_linear_probe
-from fusmae_jax.eval.replicates import read
+from fusmae_jax.eval.config import LinearProbe
+from fusmae_jax.eval.intervals import read_replicates
+from fusmae_jax.eval.probe import run_linear_probe
 from fusmae_jax.tables.config import System, Table, Task
 from fusmae_jax.tables.plan import Plan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
@@ -275,7 +275,7 @@ def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
     values = [
         next(
             x
-            for x in read(copy / 'linear_1' / f'random-{seed}', 'linear')
+            for x in read_replicates(copy / 'linear_1' / f'random-{seed}', 'linear')
             if x.about['modalities'] == ('s1',)
         )
         for seed in (0, 4)

@@ -12,7 +12,7 @@ from fusmae_jax.tables import render
 from fusmae_jax.tables.collect import Cell, Measured, Number
 from fusmae_jax.tables.config import System, Table, Tables, Task
 from fusmae_jax.tables.published import SEN12MS, published
-from tests.eval.test_row import VALUES
+from tests.support.result_rows import VALUES
 
 RADAR, OPTICAL, BOTH = ('s1',), ('s2',), ('s1', 's2')
 METRIC = 'ap_micro'

@@ -19,6 +19,7 @@ from etils import epath
 from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
+from fusmae_jax.eval.metrics import judged
 from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.source import Source
 from fusmae_jax.train.state import State
@@ -61,13 +62,14 @@ def train(
             state, loss = trainer.advance(state, train, point, start, end)
             start, value = end, None
             if loss is not None and (trainer.config.epoch == 'best' or end == ends[-1]):
-                value = _judged(trainer.scores(state['params'], val), judge, val)
+                value = judged(trainer.scores(state['params'], val), judge, f'{val.path}, {val.split}')
             if loss is None or value == -np.inf:
                 logging.warning('%s: diverged in epoch %d', folder, epoch)
                 found = found._replace(step=0, epoch=epoch)
                 break
             found = _record(found, loss, value, end, epoch)
-            logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, _told(value))
+            measured = '' if value is None else f', validation {value:.4f}'
+            logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, measured)
             _save(checkpoints, state, found, point)
         checkpoints.wait()
     _write(folder / RESULT, json.dumps({'about': point.about, 'trained': found._asdict()}, indent=2))
@@ -100,23 +102,6 @@ def _save(checkpoints: Checkpoints, state: State, found: Trained, point: Point) 
     best = found.step == int(state['step'])
     meta = {'about': point.about, 'trained': found._asdict()}
     checkpoints.save(state, json.loads(json.dumps(meta)), -found.value if best else None)
-
-
-def _judged(scores: np.ndarray, judge: Judge, val: Source) -> float:
-    """The metric; -inf for scores that are not finite."""
-    if not np.isfinite(scores).all():
-        return -np.inf
-    value = judge(scores)
-    if not np.isfinite(value):
-        raise InputError(
-            f'{val.path}, {val.split}: the metric that settles the sweep is {value}; '
-            'has the split no positive labels?'
-        )
-    return value
-
-
-def _told(value: float | None) -> str:
-    return '' if value is None else f', validation {value:.4f}'
 
 
 def _finished(folder: epath.Path, point: Point) -> Trained | None:

@@ -144,14 +144,15 @@ class Trainer:
 
     def scores(self, params: Any, source: Source) -> np.ndarray:
         """The logits (records, classes) of a split, float32, in its order."""
-        size, found = self._eval_batch, []
-        rows = pipeline.local_rows(self._sharding, size)
-        batches, steps = pipeline.eval_batches(source, size, rows)
-        data = self.config.data
-        for batch in pipeline.iterate(batches, 0, steps, threads=data.threads, prefetch=data.prefetch):
-            ready = pipeline.to_devices(batch, self._sharding, {'': size}, self.fields)
-            found.append(np.asarray(self._scorer(params, ready)))
-        return np.concatenate(found)[: len(source)]
+        stream = pipeline.over_split(
+            source,
+            lambda batch: np.asarray(self._scorer(params, batch)),
+            self._sharding,
+            self._eval_batch,
+            self.config.data,
+            fields=self.fields,
+        )
+        return pipeline.joined([scores for _, scores in stream], len(source))
 
     def _step(self, size: int) -> Callable:
         if size not in self._steps:

@@ -4,12 +4,11 @@ Formed from the queries and keys that every block names among its intermediates:
 only inside the attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -132,14 +131,3 @@ def attention(config: Config, whole: Config, contract: Contract, dtype: Any) -> 
         return blocks(nnx.merge(graphdef, params), prepare(batch, None))
 
     return run
-
-
-def joined(parts: Sequence[Sequence[Mapping[str, Shares]]], count: int) -> list[dict[str, Shares]]:
-    """The shares of several batches, record after record, without what fills up the last batch."""
-    return [
-        {
-            name: jax.tree.map(lambda *x: np.concatenate(x)[:count], *(part[block][name] for part in parts))
-            for name in parts[0][block]
-        }
-        for block in range(len(parts[0]))
-    ]

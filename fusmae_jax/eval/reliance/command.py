@@ -16,19 +16,17 @@ from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import linear_probe, readout
-from fusmae_jax.eval.evaluation_config import metric_of
+from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.features import Extractor, Features
 from fusmae_jax.eval.intervals import Replicates, average, resample
-from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import MultiLabel, multi_label
-from fusmae_jax.eval.readout import Outcome, Variant
+from fusmae_jax.eval.probe import Outcome, Variant, probe, scaled
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.attention import Shares
-from fusmae_jax.eval.reliance.config import Reliance, check, encoder, probe
+from fusmae_jax.eval.reliance.config import Reliance, as_probe, check, encoder
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import other_cluster
-from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
+from fusmae_jax.eval.task import Labelled, leaks, read_task, subsets, validation
 
 SETTINGS, FEATURES = 'settings-reliance.json', 'features'
 
@@ -107,7 +105,7 @@ def _checkpoint(
 
 def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath.Path) -> Outcome:
     """Heads on clean images of all sensors, one a seed; the test split is not looked at."""
-    settings, name = probe(config), config.head.feature
+    settings, name = as_probe(config), config.head.feature
     train, val = (
         extractor(split, workdir / FEATURES)[name]
         for split in (config.data.train_split, config.data.val_split)
@@ -117,11 +115,8 @@ def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath
     variant = Variant(name, config.head.batch_norm, train, val, nothing)
     drawn = subsets(config.data, task, config.head.fraction, config.head.draw, (config.head.draw_seed,))
     (positions,) = drawn.values()
-
-    def metric(logits: np.ndarray) -> float:
-        return values(measure(task, task.val, logits, config.data.kind, 0.0))[metric_of(settings)]
-
-    return readout.probe(settings, variant, positions, task.train.labels[positions], metric)
+    labels = task.train.labels[positions]
+    return probe(settings, variant, positions, labels, validation(settings, task))
 
 
 def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: Features) -> Replicates:
@@ -129,7 +124,7 @@ def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: Fea
     heads = linear_probe.Heads(*(jnp.asarray(outcome.heads[name]) for name in ('kernel', 'bias')))
     normed = 'mean' in outcome.heads
     scale = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std']) if normed else None
-    given = readout.scaled(features, scale)
+    given = scaled(features, scale)
     runs = [
         resample(
             _ranked(task, linear_probe.scores(heads, given, point), config.data.kind),

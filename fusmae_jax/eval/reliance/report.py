@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from fusmae_jax.eval.evaluation_config import Intervals
+from fusmae_jax.eval.config import Intervals
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
-from fusmae_jax.eval.measure import means
+from fusmae_jax.eval.metrics import means
 from fusmae_jax.eval.reliance.attention import Shares
 from fusmae_jax.eval.task import Labelled
 
