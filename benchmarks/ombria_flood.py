@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.ombria_swap import Split
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.intervals import Replicates, average, resample
@@ -38,7 +38,7 @@ def features(system: System, sensors: Sequence[str], raw: bool, data: str, split
     """
     assert system.model is not None
     contract = contracts.read(data)
-    config = fit(system.model, contract, sensors, Encoder(), data).config
+    config = fit(system.model, contract, sensors, EncoderSettings(), data).config
     prepare = make_prepare(config, contract, None)
     graphdef = fusmae.graph(system.model.config.model, system.model.dtype)
 

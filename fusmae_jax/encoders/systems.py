@@ -21,7 +21,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.encoders import dino_run
 from fusmae_jax.encoders import pretrained as inference
 from fusmae_jax.encoders import store as published
-from fusmae_jax.encoders.settings import BANDS, RANDOM, Encoder
+from fusmae_jax.encoders.settings import BANDS, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.compatibility import Fitted, settle
@@ -43,7 +43,7 @@ class System(NamedTuple):
     parts: tuple['System', ...] = ()  # of late fusion
 
 
-def open_system(kind: str, settings: Encoder) -> System:
+def open_system(kind: str, settings: EncoderSettings) -> System:
     """Opens `kind`: 'random', 'bands', or else a checkpoint.
 
     `settings.absent` replaces the rule of the model for modalities that are not given.
@@ -85,7 +85,7 @@ def content(path: str) -> str:
         return path
 
 
-def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> System:
+def _side_by_side(paths: Sequence[str], random: bool, settings: EncoderSettings) -> System:
     """Late fusion; raises InputError unless each encoder has modalities of its own."""
     own = dataclasses.replace(settings, name='')
     parts = tuple(
@@ -111,7 +111,7 @@ def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> Syst
 
 def _nothing() -> leak.Seen:
     nobody = np.array([], np.bytes_)
-    return leak.Seen(leak.Records(*[nobody] * len(leak.Records._fields)))
+    return leak.Seen(leak.RecordNames(*[nobody] * len(leak.RecordNames._fields)))
 
 
 def _with_absent(config: Config, rule: Any) -> Config:
@@ -159,7 +159,11 @@ def fingerprint(model: inference.Pretrained) -> str:
 
 
 def fit(
-    model: inference.Pretrained, contract: Contract, modalities: Sequence[str], settings: Encoder, where: str
+    model: inference.Pretrained,
+    contract: Contract,
+    modalities: Sequence[str],
+    settings: EncoderSettings,
+    where: str,
 ) -> Fitted:
     """How a model reads some modalities of a data set: the configuration has these alone, in its own order.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
-from fusmae_jax.encoders.settings import Encoder, encoder_problems
+from fusmae_jax.encoders.settings import EncoderSettings, encoder_problems
 from fusmae_jax.errors import nearest, raise_all
 
 METRICS = {
@@ -58,7 +58,7 @@ class Evaluation:
     """What every evaluation has that reads labels off an encoder."""
 
     data: Task = dataclasses.field(default_factory=Task)
-    encoder: Encoder = dataclasses.field(default_factory=Encoder)
+    encoder: EncoderSettings = dataclasses.field(default_factory=EncoderSettings)
     labels: Labels = dataclasses.field(default_factory=Labels)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
     image: Image = 'resize'  # crops: the mean over the four quarters of an image

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Config, Parallel
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval import crops
@@ -56,7 +56,7 @@ class Extractor:
         data: Task,
         modalities: Sequence[str],
         names: Sequence[str],
-        settings: Encoder,
+        settings: EncoderSettings,
         image: str = 'resize',
     ):
         """`names` of pooled features are replaced with `band_stats` for a system without a model.
@@ -70,12 +70,18 @@ class Extractor:
         self._data, self._contract = data, contracts.read(data.path)
         self._image, self._view = image, crops.view_contract(self._contract, image)
         self._modalities = tuple(modalities)
+        # Every process extracts all records on its own devices: a feature depends on no other record.
         self._mesh = make_mesh(Parallel(), jax.local_devices())
         self.batch = -(-settings.batch // self._mesh.size) * self._mesh.size
         self.fitted: Fitted | None = None  # how the model reads the data
         self._params: Any = {}
         if system.model is None:
-            _check_modalities(self._contract, modalities, data.path)
+            known = sorted({group.modality for group in self._contract.groups.values()})
+            for name in modalities:
+                if name not in known:
+                    raise InputError(
+                        f'encoder.modalities: {name!r} is not in {data.path}; {nearest(name, known)}'
+                    )
             self.names: tuple[str, ...] = (BAND_STATISTICS,)
             self._fields, self._function = band_statistics(self._contract, modalities)
         else:
@@ -101,10 +107,11 @@ class Extractor:
         Raises:
             InputError: a feature that is not finite, or no record with a valid pixel.
         """
-        found = {name: self._read(split, name, folder) for name in self.names} if folder else {}
-        if all(found.get(name) is not None for name in self.names):
-            return {name: f for name, f in found.items() if f is not None}
+        stored = {name: self._read(split, name, folder) for name in self.names} if folder else {}
+        if all(stored.get(name) is not None for name in self.names):
+            return {name: f for name, f in stored.items() if f is not None}
         fresh = self._extract(split)
+        # Only once the whole split has passed the checks.
         if folder:
             for name, features in fresh.items():
                 self._write(split, name, features, epath.Path(folder))
@@ -223,8 +230,8 @@ class Extractors:
         each = [part(split, folder) for part in self._parts]
         return {
             name: Features(
-                np.concatenate([found[name].values for found in each], axis=-1),
-                np.logical_or.reduce([found[name].valid for found in each]),
+                np.concatenate([features[name].values for features in each], axis=-1),
+                np.logical_or.reduce([features[name].valid for features in each]),
             )
             for name in self.names
         }
@@ -252,7 +259,7 @@ def make_extractor(
     data: Task,
     modalities: Sequence[str],
     names: Sequence[str],
-    settings: Encoder,
+    settings: EncoderSettings,
     image: str = 'resize',
 ) -> Extractor | Extractors:
     """Features of one encoder, or of those of late fusion that read one of the modalities.
@@ -263,11 +270,11 @@ def make_extractor(
     if not system.parts:
         return Extractor(system, data, modalities, names, settings, image)
     known = [(part, tuple(part.model.config.model.modalities)) for part in system.parts if part.model]
-    every = [name for _, own in known for name in own]
+    every = [name for _, readable in known for name in readable]
     for name in modalities:
         if name not in every:
             raise InputError(f'encoder.modalities: {name!r} is not in {system.name}; {nearest(name, every)}')
-    used = [(part, tuple(m for m in own if m in modalities)) for part, own in known]
+    used = [(part, tuple(m for m in readable if m in modalities)) for part, readable in known]
     return Extractors([Extractor(part, data, given, names, settings, image) for part, given in used if given])
 
 
@@ -310,15 +317,8 @@ def _encoded(
         model = nnx.merge(graphdef, params)
         if image == 'resize':
             return pool(model, inputs(batch, None), names)
-        found, seen = pool(model, inputs(crops.all_crops(batch, contract), None), names)
-        means = {name: crops.crop_mean(x, seen) for name, x in found.items()}
+        pooled, seen = pool(model, inputs(crops.all_crops(batch, contract), None), names)
+        means = {name: crops.crop_mean(x, seen) for name, x in pooled.items()}
         return {name: mean for name, (mean, _) in means.items()}, crops.crop_any(seen)
 
     return run
-
-
-def _check_modalities(contract: Contract, modalities: Sequence[str], path: str) -> None:
-    known = sorted({group.modality for group in contract.groups.values()})
-    for name in modalities:
-        if name not in known:
-            raise InputError(f'encoder.modalities: {name!r} is not in {path}; {nearest(name, known)}')

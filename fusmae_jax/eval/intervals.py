@@ -83,13 +83,16 @@ def resample(
     weighted = measure.grouped(groups, count)
 
     def replicate(i: int) -> dict[str, float]:
+        # A generator of its own for each resample: neither threads nor their number change a draw.
         drawn = np.random.default_rng([seed, i]).integers(count, size=count)
         return weighted(np.bincount(drawn, minlength=count))
 
     estimate = weighted(np.ones(count, np.int64))
+    # Threads, since NumPy's sums release the lock and the sorted scores are shared.
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(replicate, range(replicates)))
-    each = {metric: np.array([one[metric] for one in found]) for metric in estimate}
+        metrics = list(pool.map(replicate, range(replicates)))
+    each = {metric: np.array([values[metric] for values in metrics]) for metric in estimate}
+    # What has to agree before two systems are paired; their scores are left out, as these may differ.
     total = hashlib.sha256(measure.truth)
     total.update(np.ascontiguousarray(groups, np.int64).tobytes() + f'{seed} {replicates}'.encode())
     return Replicates(estimate, each, count, total.hexdigest()[:16])
@@ -115,15 +118,16 @@ def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
     return names, groups
 
 
-def intervals(found: Replicates, level: float = LEVEL) -> dict[str, Interval]:
+def intervals(replicates: Replicates, level: float = LEVEL) -> dict[str, Interval]:
     """metric -> its percentile interval."""
     return {
-        metric: _interval(estimate, found.values[metric], found.clusters, level)
-        for metric, estimate in found.estimate.items()
+        metric: _interval(estimate, replicates.values[metric], replicates.clusters, level)
+        for metric, estimate in replicates.estimate.items()
     }
 
 
 def _interval(estimate: float, each: np.ndarray, clusters: int, level: float) -> Interval:
+    # A class may have no positive in a resample of few scenes; counting it as 0 would widen the interval.
     defined = each[~np.isnan(each)]
     tail = (1 - level) / 2
     low, high = np.quantile(defined, [tail, 1 - tail]).tolist() if len(defined) else (np.nan, np.nan)
@@ -157,15 +161,15 @@ def average(several: Sequence[Replicates]) -> Replicates:
     _same(several)
     first = several[0]
     return Replicates(
-        {metric: float(np.mean([one.estimate[metric] for one in several])) for metric in first.estimate},
-        {metric: np.mean([one.values[metric] for one in several], axis=0) for metric in first.values},
+        {metric: float(np.mean([run.estimate[metric] for run in several])) for metric in first.estimate},
+        {metric: np.mean([run.values[metric] for run in several], axis=0) for metric in first.values},
         first.clusters,
         first.resamples,
     )
 
 
 def _same(several: Sequence[Replicates]) -> None:
-    if len({one.resamples for one in several}) > 1:
+    if len({replicates.resamples for replicates in several}) > 1:
         raise InputError(
             'these systems were not evaluated on the same resamples, so they cannot be paired: take the same '
             'records in the same order, the same labels, clusters, number of replicates and seed'

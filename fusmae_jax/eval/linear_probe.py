@@ -66,6 +66,7 @@ def points(learning_rates: Sequence[float], weight_decays: Sequence[float], seed
 
 def batch_norm(features: np.ndarray) -> Scale:
     """The statistics (d,) of training features, variance of the population plus 1e-6, taken in float64."""
+    # Float32 sums over many records lose small deviations beside a large mean.
     wide = features.astype(np.float64)
     return Scale(wide.mean(axis=0), np.sqrt(wide.var(axis=0) + NORM_EPS))
 
@@ -124,10 +125,13 @@ def _train(
 
     def step(carry: tuple[Heads, Any], at: tuple[Array, Array]) -> tuple[tuple[Heads, Any], None]:
         (heads, state), (ids, number) = carry, at
+        # The indices are in range; the default mode would check them and fill in NaN.
         x, y = (jnp.take(a, ids, axis=0, mode='clip') for a in (features, targets))
         update, state = adam.update(jax.grad(objective)(heads, x, y), state, heads)
+        # Half a cosine to 0: rate_s = rate (1 + cos(pi s / S)) / 2.
         rate = rates * 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
         kernel = update.kernel
+        # Of the kernel alone: the bias says how frequent the classes are.
         if recipe.decay == 'decoupled':
             kernel += decays[None] * heads.kernel
         return (Heads(heads.kernel - rate[None] * kernel, heads.bias - rate * update.bias), state), None
@@ -197,7 +201,7 @@ def settle(
         [judged(scores(heads, features, p), metric, 'validation split') for p in range(len(swept.seed))]
     )
     settings = np.stack([swept.learning_rate, swept.weight_decay], axis=1)
-    # In the order in which they were swept, which np.unique would not keep.
+    # In the order in which they were swept, which np.unique would not keep: of equal ones the first is taken.
     kinds = list(dict.fromkeys(map(tuple, settings.tolist())))
     means = [float(values[(settings == kind).all(axis=1)].mean()) for kind in kinds]
     if max(means) == -np.inf:

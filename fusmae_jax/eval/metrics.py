@@ -55,7 +55,7 @@ class Result(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledScores:
     """Checked scores and labels of the records of a split."""
 
     scores: np.ndarray  # (records, classes) float32
@@ -74,7 +74,7 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MultiLabel(Labelled):
+class MultiLabel(LabelledScores):
     """Records with any number of classes; made by `multi_label`."""
 
     threshold: float
@@ -102,14 +102,14 @@ class MultiLabel(Labelled):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SingleLabel(Labelled):
+class SingleLabel(LabelledScores):
     """Records with exactly one class; made by `single_label`."""
 
     def grouped(self, groups: np.ndarray, count: int) -> Weighted:
         """The metrics as a function of how often each group counts: see `single_label`."""
-        own = self.scores[self.labels][:, None]
-        tied = (self.scores == own) & (np.cumsum(self.labels, axis=1) == 0)
-        rank = (self.scores > own).sum(axis=1) + tied.sum(axis=1)
+        of_truth = self.scores[self.labels][:, None]
+        tied = (self.scores == of_truth) & (np.cumsum(self.labels, axis=1) == 0)
+        rank = (self.scores > of_truth).sum(axis=1) + tied.sum(axis=1)
         predicted = np.arange(len(self.classes)) == self.scores.argmax(axis=1)[:, None]
         counts = _counts(predicted, self.labels, groups, count)
         first, third, size = (np.bincount(groups, x, count) for x in (rank < 1, rank < 3, rank >= 0))
@@ -351,15 +351,16 @@ def curve(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> Curve
         positive: (entries,) bool.
         groups: (entries,) the group that each counts with, whole numbers from 0.
     """
+    # Stable, so that ties keep the order of the records and a rerun is the same to the last bit.
     order = np.argsort(-scores, kind='stable')
     falling, hit = scores[order], positive[order]
     ties = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last entry of each
-    found = hit.cumsum()[ties]
-    steps = np.diff(found, prepend=0) > 0
-    ends, found = ties[steps] + 1, found[steps]
+    hits = hit.cumsum()[ties]
+    steps = np.diff(hits, prepend=0) > 0
+    ends, hits = ties[steps] + 1, hits[steps]
     entries = groups[order[: ends[-1] if len(ends) else 0]]
     positives = groups[order[hit]]
-    return Curve(entries.astype(np.intp), _firsts(ends), positives.astype(np.intp), _firsts(found))
+    return Curve(entries.astype(np.intp), _firsts(ends), positives.astype(np.intp), _firsts(hits))
 
 
 def _firsts(ends: np.ndarray) -> np.ndarray:
@@ -377,9 +378,10 @@ def average_precision(prepared: Curve, multiplicity: np.ndarray) -> float:
     if not len(prepared.runs):
         return np.nan
     gained = np.add.reduceat(multiplicity[prepared.positives], prepared.positive_runs)
-    found = gained.cumsum()
-    if not found[-1]:
+    hits = gained.cumsum()
+    if not hits[-1]:
         return np.nan
+    # Runs without a positive were joined with the next one that has any: they change no term of the sum.
     seen = np.add.reduceat(multiplicity[prepared.entries], prepared.runs).cumsum()
     # Whole numbers up to this division: no term depends on the order of records within a tie.
-    return float((gained * found / np.maximum(seen, 1)).sum() / found[-1])
+    return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])

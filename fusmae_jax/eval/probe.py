@@ -22,7 +22,7 @@ from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import Knn, LinearProbe, check, metric_of, recipe_of
 from fusmae_jax.eval.features import Features, make_extractor
 from fusmae_jax.eval.linear_probe import Scale
-from fusmae_jax.eval.task import Labelled, entrants, measure, open_task, validation
+from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
 FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
 
@@ -37,7 +37,7 @@ class Variant(NamedTuple):
     test: Features
 
 
-class Outcome(NamedTuple):
+class ProbeOutcome(NamedTuple):
     """What one label subset led to."""
 
     scores: dict[int, np.ndarray]  # head seed -> (test records, classes)
@@ -90,7 +90,7 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
 def _cells(
     config: LinearProbe | Knn,
     workdir: epath.Path,
-    task: Labelled,
+    task: LabelledSet,
     drawn: Mapping[float, Mapping[int, np.ndarray]],
     name: str,
 ) -> Iterator[Cell]:
@@ -125,6 +125,7 @@ def _arms(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> Iterator
         for line in extractor.notes:
             logging.info('%s', line)
         train, test = (extractor(split, workdir / FEATURES) for split in (data.train_split, data.test_split))
+        # Neighbours settle nothing, so their validation split is not even read.
         val = extractor(data.val_split, workdir / FEATURES) if probing else None
         for pooled in extractor.names:
             # Band statistics have units, so they are always scaled.
@@ -140,13 +141,14 @@ def _arms(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> Iterator
 
 def _cell(
     config: LinearProbe | Knn,
-    task: Labelled,
+    task: LabelledSet,
     arm: ProbeArm,
     positions: Mapping[int, np.ndarray],
     about: Mapping[str, Any],
     workdir: epath.Path,
 ) -> Cell:
     """All label subsets of one arm at one fraction."""
+    # F1 needs a decision: a share of neighbours above one half, a logit above 0.
     labels, threshold = task.train.labels, 0.5
     if isinstance(config, LinearProbe):
         judge, threshold = validation(config, task), 0.0
@@ -191,7 +193,7 @@ def probe(
     positions: np.ndarray,
     labels: np.ndarray,
     judge: Callable[[np.ndarray], float],
-) -> Outcome:
+) -> ProbeOutcome:
     """Trains a sweep of linear heads, settles it on the validation split, scores the test split."""
     assert variant.val is not None
     swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
@@ -200,13 +202,14 @@ def probe(
     smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
     recipe = linear_probe.Recipe(config.data.kind, config.decay, smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
+    # All points of the sweep are one program: they share the matrix product and the order of the batches.
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
     settled = linear_probe.settle(heads, swept, scaled(variant.val, scale), judge)
     test, points = scaled(variant.test, scale), list(settled.heads.values())
     stored = {'kernel': np.asarray(heads.kernel)[:, points], 'bias': np.asarray(heads.bias)[points]}
     stored['seed'] = np.array(list(settled.heads))
     stored |= {} if scale is None else scale._asdict()
-    return Outcome(
+    return ProbeOutcome(
         {seed: linear_probe.scores(heads, test, point) for seed, point in settled.heads.items()},
         {'learning_rate': settled.learning_rate, 'weight_decay': settled.weight_decay},
         stored,
@@ -214,12 +217,12 @@ def probe(
     )
 
 
-def neighbours(config: Knn, variant: Variant, positions: np.ndarray, labels: np.ndarray) -> Outcome:
+def neighbours(config: Knn, variant: Variant, positions: np.ndarray, labels: np.ndarray) -> ProbeOutcome:
     """Scores the test split by the labels of the nearest training records; nothing is settled."""
     train = _labelled(variant.train, positions)
     scale = fit_scale(train) if variant.norm else None
     bank, queries = scaled(train, scale), scaled(variant.test, scale)
-    return Outcome({0: knn.knn_scores(queries, bank, labels, config.k, config.temperature)}, {}, {})
+    return ProbeOutcome({0: knn.knn_scores(queries, bank, labels, config.k, config.temperature)}, {}, {})
 
 
 def fit_scale(train: Features) -> Scale:
@@ -251,7 +254,7 @@ def _labelled(features: Features, positions: np.ndarray) -> Features:
     return Features(features.values[positions], features.valid[positions])
 
 
-def store(outcome: Outcome, file: epath.Path) -> None:
+def store(outcome: ProbeOutcome, file: epath.Path) -> None:
     """Writes the heads of an outcome, if it has any; whole or not at all."""
     if not outcome.heads:
         return

@@ -20,7 +20,7 @@ from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
 from fusmae_jax.input.source import Source
 
 
-class Split(NamedTuple):
+class LabelledSplit(NamedTuple):
     """The records of a split, in its order."""
 
     name: str
@@ -29,14 +29,14 @@ class Split(NamedTuple):
     clusters: np.ndarray | None  # (records,), where asked for
 
 
-class Labelled(NamedTuple):
+class LabelledSet(NamedTuple):
     """A data set to learn from and to be tested on."""
 
     contract: Contract
     classes: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
+    train: LabelledSplit
+    val: LabelledSplit
+    test: LabelledSplit
 
 
 class Entrant(NamedTuple):
@@ -49,7 +49,7 @@ class Entrant(NamedTuple):
     baseline: bool
 
 
-def open_task(config: Evaluation) -> tuple[Labelled, dict[float, dict[int, np.ndarray]]]:
+def open_task(config: Evaluation) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
     """The labels of a run, and of each label fraction the drawn subsets: seed -> positions."""
     task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
     for split in (task.train, task.val, task.test):
@@ -79,7 +79,7 @@ def entrants(config: Evaluation) -> Iterator[Entrant]:
             yield Entrant(short, system, modalities, fields, kind != settings.checkpoint)
 
 
-def read_task(data: Task, cluster: str = '') -> Labelled:
+def read_task(data: Task, cluster: str = '') -> LabelledSet:
     """The labels of the three splits.
 
     Args:
@@ -98,12 +98,12 @@ def read_task(data: Task, cluster: str = '') -> Labelled:
         )
     train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
     test = read_split(data, contract, data.test_split, cluster)
-    task = Labelled(contract, contract.classes[data.labels], train, val, test)
+    task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
     _check_apart(task, data.path)
     return task
 
 
-def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Split:
+def read_split(data: Task, contract: Contract, split: str, cluster: str) -> LabelledSplit:
     """Keys, labels and (unless `cluster` is empty) clusters of a split, from its index."""
     fields = list(dict.fromkeys([contract.key, data.labels, *([cluster] if cluster else [])]))
     index = Source(data.path, split, ()).index(fields)
@@ -117,10 +117,12 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Spli
             f'{data.path}, {split}: record {index[contract.key][where].decode()} has '
             f"{labels[where].sum()} classes in {data.labels}; data.kind='single_label' needs exactly one"
         )
-    return Split(split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None)
+    return LabelledSplit(
+        split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None
+    )
 
 
-def _check_apart(task: Labelled, path: str) -> None:
+def _check_apart(task: LabelledSet, path: str) -> None:
     splits = (task.train, task.val, task.test)
     for i, first in enumerate(splits):
         for second in splits[i + 1 :]:
@@ -132,7 +134,7 @@ def _check_apart(task: Labelled, path: str) -> None:
                 )
 
 
-def subsets(data: Task, task: Labelled, fraction: float, draw: str, seeds: Sequence[int]) -> dict:
+def subsets(data: Task, task: LabelledSet, fraction: float, draw: str, seeds: Sequence[int]) -> dict:
     """Seed -> positions of the labelled records in the training split, as stored; one for all of them.
 
     Raises:
@@ -145,7 +147,7 @@ def subsets(data: Task, task: Labelled, fraction: float, draw: str, seeds: Seque
 
 
 def measure(
-    task: Labelled, split: Split, scores: np.ndarray, kind: str, threshold: float
+    task: LabelledSet, split: LabelledSplit, scores: np.ndarray, kind: str, threshold: float
 ) -> MultiLabel | SingleLabel:
     """The checked scores and labels of a split."""
     if kind == 'single_label':
@@ -153,7 +155,7 @@ def measure(
     return multi_label(scores, split.labels, task.classes, threshold=threshold, names=split.keys)
 
 
-def validation(config: Any, task: Labelled) -> Callable[[np.ndarray], float]:
+def validation(config: Any, task: LabelledSet) -> Callable[[np.ndarray], float]:
     """The metric that settles a sweep, as a function of the logits of the validation split."""
     name, kind = metric_of(config), config.data.kind
     return lambda logits: values(measure(task, task.val, logits, kind, 0.0))[name]

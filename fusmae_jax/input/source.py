@@ -121,14 +121,14 @@ class Source:
             InputError: no index, one without such a field, or one of other records.
         """
         builder = open_builder(self.path)
-        keys, found = self._index(builder, fields, optional)
+        keys, values = self._index(builder, fields, optional)
         if keys is None:
             name = self.split.split('+')[0].split('[')[0].strip()
             file = index_file(self.path, name)
             raise InputError(f'{file}: the index of the split is missing; convert the data set again')
         len(self)  # opens the reader once, and not in each of the threads that come next
         shards.for_each(self.check, shards.starts(builder.info.splits[self.split].file_instructions))
-        return found
+        return values
 
     def check(self, index: int) -> None:
         """Reads a record; raises InputError if it is damaged or not the one that the index names."""
@@ -173,9 +173,9 @@ class Source:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in common}
         return joined[key], {name: joined[name] for name in (*fields, *optional) if name in joined}
 
-    def _damaged(self, index: int, found: str) -> InputError:
+    def _damaged(self, index: int, reason: str) -> InputError:
         file, position = self._where(index)
-        return InputError(f'{file}: record {position} cannot be read ({found}); {shards.REMEDY}')
+        return InputError(f'{file}: record {position} cannot be read ({reason}); {shards.REMEDY}')
 
     def _where(self, index: int) -> tuple[str, int]:
         """The shard of a record and its position there."""
@@ -238,12 +238,12 @@ def _read_index(
                 if name not in archive:
                     raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
             wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
-            found = {name: archive[name] for name in wanted}
+            index = {name: archive[name] for name in wanted}
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error
-    lengths = {name: len(values) if values.ndim else 0 for name, values in found.items()}
+    lengths = {name: len(values) if values.ndim else 0 for name, values in index.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f'{file}: fields of different lengths ({lengths}); convert the data set again')
-    return found
+    return index

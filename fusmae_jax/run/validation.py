@@ -14,7 +14,7 @@ from fusmae_jax.config.dino import DinoConfig
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders import dino_run
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import task
@@ -154,7 +154,7 @@ class Neighbours:
             raise InputError(f'{data.path}: {both:,} records are in {splits[0]!r} and in {splits[1]!r}')
         if len(self._known.keys) < k:
             raise InputError(f'{data.path}, {splits[0]}: {len(self._known.keys)} records, fewer than k={k}')
-        accepted = Encoder(accept=config.data.accept, absent_bands='mean')
+        accepted = EncoderSettings(accept=config.data.accept, absent_bands='mean')
         model = Pretrained(own, setup.contract, None, setup.dtype)
         self._config = fit(model, contract, tuple(own.model.modalities), accepted, data.path).config
         self._bank.fields = self._queries.fields = tuple(fields(self._config, contract))

@@ -12,7 +12,7 @@ from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.config.dino import build_any
 from fusmae_jax.config.files import load_config
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import PAPER_HEAD, Knn, LinearProbe
 from fusmae_jax.eval.finetune import command as finetune
@@ -21,7 +21,7 @@ from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.probe import FEATURES, run_knn, run_linear_probe
 from fusmae_jax.run.loop import pretrain as run_pretrain
 from fusmae_jax.run.workdir import COMPLETE, FREE, flatten
-from fusmae_jax.tables.config import System, Tables
+from fusmae_jax.tables.config import StudySystem, Tables
 
 Evaluation = LinearProbe | Knn | Finetune
 KINDS: dict[str, type[Evaluation]] = {'linear_probe': LinearProbe, 'knn': Knn, 'finetune': Finetune}
@@ -41,9 +41,9 @@ EVALUATION_FREE = (
 
 def command(config: Tables, task: str, system: str) -> str:
     """How a system is evaluated: bands and shares of classes have nothing to fine-tune."""
-    own = config.tasks[task].command
+    kind = config.tasks[task].command
     alone = config.systems[system].baseline in (BANDS, PRIOR)
-    return 'linear_probe' if alone and own == 'finetune' else own
+    return 'linear_probe' if alone and kind == 'finetune' else kind
 
 
 def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str, ...], ...]) -> Evaluation:
@@ -61,34 +61,34 @@ def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str,
     about, kind = config.tasks[task], config.systems[system]
     where = f'tasks.{task} with systems.{system}'
     values = load_config(about.config, (*about.settings, *kind.evaluate))
-    found: Evaluation = from_dict(KINDS[about.command], values, where)
+    settings: Evaluation = from_dict(KINDS[about.command], values, where)
     if command(config, task, system) != about.command:
-        shared = {name: getattr(found, name) for name in ('data', 'labels', 'intervals', 'preset')}
-        epochs, batch_size = PAPER_HEAD[found.data.kind]
-        found = LinearProbe(**shared, epochs=epochs, batch_size=batch_size)
+        shared = {name: getattr(settings, name) for name in ('data', 'labels', 'intervals', 'preset')}
+        epochs, batch_size = PAPER_HEAD[settings.data.kind]
+        settings = LinearProbe(**shared, epochs=epochs, batch_size=batch_size)
     for name in ('features', 'batch_norm'):
-        if len(getattr(found, name, ('',))) != 1:
-            raise InputError(f'{where}: {name}={getattr(found, name)}; a cell shows one, name it')
-    if len(found.labels.fractions) != 1:
-        raise InputError(f'{where}: labels.fractions={found.labels.fractions}; a task has one')
+        if len(getattr(settings, name, ('',))) != 1:
+            raise InputError(f'{where}: {name}={getattr(settings, name)}; a cell shows one, name it')
+    if len(settings.labels.fractions) != 1:
+        raise InputError(f'{where}: labels.fractions={settings.labels.fractions}; a task has one')
     baselines: tuple[str, ...] = ()
     if kind.baseline == PRIOR:  # the same for all sensors
         sensors, baselines = sensors[:1], (PRIOR,)
-    encoder = dataclasses.replace(found.encoder, baselines=baselines, modalities=sensors)
-    return dataclasses.replace(found, encoder=encoder)
+    encoder = dataclasses.replace(settings.encoder, baselines=baselines, modalities=sensors)
+    return dataclasses.replace(settings, encoder=encoder)
 
 
-def pretraining(system: System, seed: int) -> Config:
+def pretraining(system: StudySystem, seed: int) -> Config:
     """The settings of a pretraining."""
     return build_any(load_config(system.pretrain, (*system.settings, f'seed={seed}')))
 
 
-def encoder(own: Encoder, kind: System, checkpoint: str, seed: int) -> Encoder:
+def encoder(settings: EncoderSettings, kind: StudySystem, checkpoint: str, seed: int) -> EncoderSettings:
     """The settings of an encoder with the weights that a system has."""
-    own = dataclasses.replace(own, name=kind.label, seed=seed)
+    settings = dataclasses.replace(settings, name=kind.label, seed=seed)
     if kind.baseline == RANDOM:
-        return dataclasses.replace(own, checkpoint=RANDOM, like=checkpoint)
-    return dataclasses.replace(own, checkpoint=checkpoint)
+        return dataclasses.replace(settings, checkpoint=RANDOM, like=checkpoint)
+    return dataclasses.replace(settings, checkpoint=checkpoint)
 
 
 def fixed(config: Config | Evaluation, free: tuple[str, ...]) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def sweep(config: Finetune, folder: epath.Path) -> bool:
 
 
 def evaluate_settled(
-    config: Finetune, folder: epath.Path, own: epath.Path, every: Sequence[epath.Path]
+    config: Finetune, folder: epath.Path, sweep_folder: epath.Path, sweeps: Sequence[epath.Path]
 ) -> bool:
-    """Evaluates the points of `own`, a sweep, at the learning rate that is best over `every` sweep."""
-    finetune.run_finetune(config, folder, points=own / finetune.POINTS, rate=settled(every))
+    """Evaluates the points of one sweep at the learning rate that is best over all of `sweeps`."""
+    finetune.run_finetune(config, folder, points=sweep_folder / finetune.POINTS, rate=settled(sweeps))
     return True
 
 

@@ -25,10 +25,11 @@ from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.weights.published_kinds import Weights
 from fusmae_jax.models.fusion import XAttnDecoder
 from fusmae_jax.storage import escaped, user_path
-from fusmae_jax.tables.config import Archive, Tables
+from fusmae_jax.tables.config import StudyArchive, Tables
 
-KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables, Archive]
-KINDS += [convert.ConvertConfig, *(importlib.import_module(x).Archive for x in convert.BUILDERS.values())]
+KINDS = [Config, DinoConfig, LinearProbe, Knn, Finetune, Reliance, Weights, EncodeConfig, Tables]
+KINDS += [StudyArchive, convert.ConvertConfig]
+KINDS += [importlib.import_module(x).Archive for x in convert.BUILDERS.values()]
 # What may be any finite number: statistics and offsets, which have the unit of the data.
 ANY = {'mean', 'offset', 'nodata', 'bright', 'scale'}
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Intervals, Task
@@ -51,7 +51,7 @@ def test_an_evaluation_of_several_checkpoints(tmp_path):
     """What the probe is given: columns, validity, name, history, and what a row says."""
     data = archive(tmp_path / 'data')
     one = {m: checkpoint(tmp_path / m, data, modalities=(m,)) for m in ('s1', 's2')}
-    settings = Encoder(checkpoint=f'{one["s1"]} + {one["s2"]}', batch=16)
+    settings = EncoderSettings(checkpoint=f'{one["s1"]} + {one["s2"]}', batch=16)
     task = Task(path=str(data), labels='labels')
     system = open_system(settings.checkpoint, settings)
 

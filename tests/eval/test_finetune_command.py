@@ -11,7 +11,7 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Augment
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import row
@@ -42,7 +42,7 @@ def run(tmp_path_factory, data):
 def settings(path, run, **changes):
     values = {
         'data': Task(path=str(path), labels='labels', threads=1),
-        'encoder': Encoder(checkpoint=run, modalities=(('s1',),), baselines=('prior',), batch=32),
+        'encoder': EncoderSettings(checkpoint=run, modalities=(('s1',),), baselines=('prior',), batch=32),
         'intervals': Intervals('scene', 20),
         'learning_rates': (1e-3, 3e-3),
         'epochs': 2.0,
@@ -264,7 +264,7 @@ def test_one_class_a_record_in_four_crops_by_the_recommended_preset(data, run, t
         data,
         run,
         data=Task(path=str(data), labels='one', kind='single_label'),
-        encoder=Encoder(
+        encoder=EncoderSettings(
             checkpoint=run,
             modalities=(('s1', 's2'),),
             baselines=('random', 'prior'),

@@ -11,7 +11,7 @@ import pytest
 
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import row
@@ -46,7 +46,7 @@ def run(tmp_path_factory, data):
 def settings(path, run, **changes):
     values = {
         'data': Task(path=str(path), labels='labels'),
-        'encoder': Encoder(checkpoint=run, modalities=(('s1', 's2'),), baselines=(), batch=32),
+        'encoder': EncoderSettings(checkpoint=run, modalities=(('s1', 's2'),), baselines=(), batch=32),
         'labels': Labels(fractions=(0.1, 1.0), seeds=(0, 1)),
         'intervals': Intervals('scene', 30),
     }
@@ -156,11 +156,11 @@ def test_only_the_stored_list_is_learned_from_and_only_validation_settles(first,
 def test_the_encoder_stays_as_it_is_to_the_last_bit(first, run, stored, data):
     assert any('opt_state' in str(file) for file in stored) and digests(run) == stored
     (used,) = {r.checkpoints for r in rows_of(first)}
-    assert used == (open_system(run, Encoder(checkpoint=run)).fingerprint,)
+    assert used == (open_system(run, EncoderSettings(checkpoint=run)).fingerprint,)
 
 
 def test_baselines_stand_beside_and_differences_are_paired(data, run, tmp_path):
-    encoder = Encoder(checkpoint=run, modalities=(('s2',),), batch=32)
+    encoder = EncoderSettings(checkpoint=run, modalities=(('s2',),), batch=32)
     config = Knn(**settings(data, run, encoder=encoder, labels=Labels(fractions=(1.0,))), k=5)
     run_knn(config, tmp_path)
     micro = {r.system: r for r in rows_of(tmp_path, 'knn') if (r.metric, r.averaging) == ('ap', 'micro')}
@@ -179,7 +179,7 @@ def test_baselines_stand_beside_and_differences_are_paired(data, run, tmp_path):
 
 def test_one_class_a_record(data, run, tmp_path):
     task = Task(path=str(data), labels='one', kind='single_label')
-    encoder = Encoder(checkpoint='bands', baselines=('prior',), modalities=(('s1',),))
+    encoder = EncoderSettings(checkpoint='bands', baselines=('prior',), modalities=(('s1',),))
     values = settings(data, run, data=task, encoder=encoder, intervals=Intervals(replicates=0))
     run_linear_probe(LinearProbe(**values, **SHORT), tmp_path)
     rows = rows_of(tmp_path)
@@ -207,8 +207,8 @@ def test_records_in_two_splits_are_refused(data, run, tmp_path):
     [
         ({'features': ('mean_token',)}, "features: 'mean_token'; did you mean 'mean_patch'"),
         ({'learning_rates': ()}, 'learning_rates'),
-        ({'encoder': Encoder(checkpoint='random')}, 'whose architecture'),
-        ({'encoder': Encoder()}, 'give a working directory'),
+        ({'encoder': EncoderSettings(checkpoint='random')}, 'whose architecture'),
+        ({'encoder': EncoderSettings()}, 'give a working directory'),
         ({'metric': 'ap_mirco'}, "did you mean 'ap_micro'"),
         ({'data': Task(path='nowhere')}, 'does not exist'),
     ],

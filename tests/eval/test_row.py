@@ -8,7 +8,7 @@ import pytest
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import row
 from fusmae_jax.eval.intervals import Interval, Spread
-from fusmae_jax.eval.row import Row, from_json, require_same_protocol, same_protocol
+from fusmae_jax.eval.row import ResultRow, from_json, require_same_protocol, same_protocol
 from tests.support.result_rows import VALUES
 
 # What does not apply is None, and what cannot be said too.
@@ -38,7 +38,7 @@ OF_CLASS = {'averaging': 'class', 'label': 'Transitional woodland/shrub'}
 
 
 def changed(**changes):
-    return Row(**(VALUES | changes))
+    return ResultRow(**(VALUES | changes))
 
 
 def text(**changes):
@@ -56,7 +56,7 @@ def test_json_gives_the_same_row_back(changes):
 @pytest.mark.parametrize('field', VALUES)
 def test_every_field_is_required(field):
     with pytest.raises(TypeError, match=field):
-        Row(**{name: value for name, value in VALUES.items() if name != field})
+        ResultRow(**{name: value for name, value in VALUES.items() if name != field})
     line = json.loads(text())
     del line[field]
     with pytest.raises(InputError, match=rf'rows.jsonl: not a result row\n  - {field} is missing'):
@@ -64,7 +64,7 @@ def test_every_field_is_required(field):
 
 
 def test_the_fields_are_those_that_a_reader_asks_for():
-    assert list(VALUES) == [f.name for f in dataclasses.fields(Row)]
+    assert list(VALUES) == [f.name for f in dataclasses.fields(ResultRow)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
-from fusmae_jax.eval.task import Labelled, entrants, measure, open_task, validation
+from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
 POINTS, CONFIG, SWEEP = 'points', f'settings-{NAME}.json', f'sweep-{NAME}.json'
@@ -128,7 +128,7 @@ def sweep(config: Finetune, workdir: epath.PathLike) -> None:
 
 def _sweep(
     config: Finetune,
-    task: Labelled,
+    task: LabelledSet,
     arms: Sequence[TuningArm],
     fraction: float,
     positions: Mapping[int, np.ndarray],
@@ -143,7 +143,7 @@ def _means(config: Finetune, swept: Sequence[Swept]) -> dict[str, list[float]]:
     return {arm.name: [arm.mean(rate) for rate in config.learning_rates] for arm in swept}
 
 
-def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[TuningArm]:
+def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[TuningArm]:
     contract = task.contract
     for entrant in entrants(config):
         system, modalities = entrant.system, entrant.modalities
@@ -167,7 +167,7 @@ def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[Tuni
 
 
 def _jobs(
-    config: Finetune, task: Labelled, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
+    config: Finetune, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
 ) -> list[PointJob]:
     """Every point of an arm at one label fraction."""
     jobs = []
@@ -183,7 +183,7 @@ def _jobs(
     return jobs
 
 
-def _train(config: Finetune, task: Labelled, arm: TuningArm, jobs: list[PointJob]) -> list[Trained]:
+def _train(config: Finetune, task: LabelledSet, arm: TuningArm, jobs: list[PointJob]) -> list[Trained]:
     """Trains what is not trained yet."""
     data, judge = config.data, validation(config, task)
     train_split = Source(data.path, data.train_split, arm.trainer.fields)
@@ -193,7 +193,7 @@ def _train(config: Finetune, task: Labelled, arm: TuningArm, jobs: list[PointJob
 
 def _cell(
     config: Finetune,
-    task: Labelled,
+    task: LabelledSet,
     swept: Swept,
     rate: float,
     shared: Mapping[str, Any],
@@ -211,6 +211,7 @@ def _cell(
             scores = test_scores(arm.trainer, test, again, job.folder)
         assert scores is not None
         measures[job.run] = measure(task, task.test, scores, config.data.kind, 0.0)
+    # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
             forget(job.folder, weights_only=True)

@@ -7,7 +7,7 @@ from typing import Literal
 from fusmae_jax.config.build import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
 from fusmae_jax.config.setting import setting
-from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval.config import PAPER_HEAD, Evaluation, Labels, evaluation_problems, sweep_problems
 
@@ -20,8 +20,8 @@ class Finetune(Evaluation):
     MultiMAE; layer decay, drop path and random crops belong to the preset `recommended`.
     """
 
-    encoder: Encoder = dataclasses.field(
-        default_factory=functools.partial(Encoder, baselines=(RANDOM, PRIOR))
+    encoder: EncoderSettings = dataclasses.field(
+        default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, PRIOR))
     )
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
     # Of the record, or of a quarter of it

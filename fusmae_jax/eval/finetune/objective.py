@@ -109,8 +109,8 @@ def classification(net: Network, config: Finetune) -> Objective:
         if net.image == 'crops':
             batch = crops.one_crop(batch, net.contract, crops.crop_index(which))
         model = heads.with_drop_path(net.merge(params['encoder']), path, config.drop_path)
-        found, _ = pool(model, prepare(batch, geometry), (net.feature,))
-        scores = heads.logits(params['head'], found[net.feature])
+        pooled, _ = pool(model, prepare(batch, geometry), (net.feature,))
+        scores = heads.logits(params['head'], pooled[net.feature])
         targets = batch[TARGETS].astype(jnp.float32)
         total = linear_probe.loss(scores[:, None], targets, recipe)[0]
         return total, ({'loss': total}, extra)
@@ -131,8 +131,8 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
     def scores(params: Any, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
         cut = net.image == 'crops'
         images = crops.all_crops(batch, net.contract) if cut else batch
-        found, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
-        each = heads.logits(params['head'], found[net.feature])
+        pooled, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
+        each = heads.logits(params['head'], pooled[net.feature])
         if not cut:
             return each
         mean, some = crops.crop_mean(each, seen)

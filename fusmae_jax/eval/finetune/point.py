@@ -54,8 +54,9 @@ def train(
     if (stored := _finished(folder, point)) is not None:
         return stored
     ends = trainer.plan(point).ends
+    # History and weights are saved together, so that a kill loses an epoch at most.
     with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
-        state, found, start = _begin(trainer, point, checkpoints)
+        state, trained, start = _begin(trainer, point, checkpoints)
         for epoch, end in enumerate(ends, start=1):
             if end <= start:
                 continue
@@ -65,15 +66,16 @@ def train(
                 value = judged(trainer.scores(state['params'], val), judge, f'{val.path}, {val.split}')
             if loss is None or value == -np.inf:
                 logging.warning('%s: diverged in epoch %d', folder, epoch)
-                found = found._replace(step=0, epoch=epoch)
+                trained = trained._replace(step=0, epoch=epoch)
                 break
-            found = _record(found, loss, value, end, epoch)
+            trained = _record(trained, loss, value, end, epoch)
             measured = '' if value is None else f', validation {value:.4f}'
             logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, measured)
-            _save(checkpoints, state, found, point)
+            _save(checkpoints, state, trained, point)
         checkpoints.wait()
-    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': found._asdict()}, indent=2))
-    return found
+    # Last, when the weights are on disk: it is what says that the point is finished.
+    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': trained._asdict()}, indent=2))
+    return trained
 
 
 def _begin(trainer: Trainer, point: Point, checkpoints: Checkpoints) -> tuple[State, Trained, int]:
@@ -87,21 +89,21 @@ def _begin(trainer: Trainer, point: Point, checkpoints: Checkpoints) -> tuple[St
     return checkpoints.restore(trainer.abstract, step), Trained(**meta['trained']), step
 
 
-def _record(found: Trained, loss: float, value: float | None, end: int, epoch: int) -> Trained:
-    found = found._replace(losses=[*found.losses, loss])
+def _record(trained: Trained, loss: float, value: float | None, end: int, epoch: int) -> Trained:
+    trained = trained._replace(losses=[*trained.losses, loss])
     if value is None:
-        return found
-    better = not found.values or value > max(found.values)
-    found = found._replace(steps=[*found.steps, end], values=[*found.values, value])
-    return found._replace(step=end, epoch=epoch) if better else found
+        return trained
+    better = not trained.values or value > max(trained.values)
+    trained = trained._replace(steps=[*trained.steps, end], values=[*trained.values, value])
+    return trained._replace(step=end, epoch=epoch) if better else trained
 
 
-def _save(checkpoints: Checkpoints, state: State, found: Trained, point: Point) -> None:
+def _save(checkpoints: Checkpoints, state: State, trained: Trained, point: Point) -> None:
     # Only an epoch that is better than all before has a value in the eyes of the checkpoints, which keep the
     # best beside the newest: so there are never two that are equally good.
-    best = found.step == int(state['step'])
-    meta = {'about': point.about, 'trained': found._asdict()}
-    checkpoints.save(state, json.loads(json.dumps(meta)), -found.value if best else None)
+    best = trained.step == int(state['step'])
+    meta = {'about': point.about, 'trained': trained._asdict()}
+    checkpoints.save(state, json.loads(json.dumps(meta)), -trained.value if best else None)
 
 
 def _finished(folder: epath.Path, point: Point) -> Trained | None:

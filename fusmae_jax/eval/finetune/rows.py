@@ -11,7 +11,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, recipe_of
-from fusmae_jax.eval.task import Labelled
+from fusmae_jax.eval.task import LabelledSet
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -20,7 +20,7 @@ NAME = 'finetune'
 
 
 def identity(
-    config: Finetune, task: Labelled, system: System, fitted: Fitted, feature: str
+    config: Finetune, task: LabelledSet, system: System, fitted: Fitted, feature: str
 ) -> dict[str, Any]:
     """Everything that decides what a point comes to, but for its records, rate and seed."""
     assert system.model is not None

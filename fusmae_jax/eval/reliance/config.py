@@ -5,7 +5,7 @@ from typing import Literal
 
 from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.eval.config import METRICS, POOLED, Draw, HeadSettings, Intervals, LinearProbe, Task
 
@@ -56,9 +56,9 @@ class Reliance:
     intervals: Intervals = dataclasses.field(default_factory=Intervals)  # its cluster is shuffled over, too
 
 
-def encoder(config: Reliance, index: int) -> Encoder:
+def encoder(config: Reliance, index: int) -> EncoderSettings:
     """How one of the checkpoints is read."""
-    return Encoder(
+    return EncoderSettings(
         checkpoint=config.checkpoints[index],
         baselines=(),
         name=config.names[index] if config.names else '',

@@ -117,21 +117,21 @@ class Disturbed:
         """Traced: feature and validity under every condition, from one batch, prepared once."""
         config, cloud = self._fitted.config, self._config.cloud
         prepare = make_prepare(config, self._contract, None)
-        own = prepare(batch, None)
+        clean = prepare(batch, None)
         other = prepare({name: batch[f'{OTHER}{name}'] for name in self._fields}, None)
         alpha = opacity(cloud, batch[POSITION], config.model.image_size)
         patch = config.model.patch_size
-        under = clouded(own[cloud.modality], alpha, cloud, patch, config.data)
-        swapped = [own | {name: other[name]} for name in self._names]
-        whole = [own, *swapped, own | {cloud.modality: under}]
+        under = clouded(clean[cloud.modality], alpha, cloud, patch, config.data)
+        swapped = [clean | {name: other[name]} for name in self._names]
+        whole = [clean, *swapped, clean | {cloud.modality: under}]
         feature = self._config.head.feature
         graphdef = fusmae.graph(self._model.config.model, self._model.dtype)
 
         def encode(patches: Mapping[str, Patches]) -> tuple[Array, Array]:
-            found, seen = pool(nnx.merge(graphdef, params), patches, (feature,))
-            return found[feature], seen
+            pooled, seen = pool(nnx.merge(graphdef, params), patches, (feature,))
+            return pooled[feature], seen
 
         # One after the other, so that the encoder is compiled once for all complete inputs.
         first, *rest = zip(*jax.lax.map(encode, jax.tree.map(lambda *x: jnp.stack(x), *whole)))
-        alone = [encode({name: own[name]}) for name in self._names]
+        alone = [encode({name: clean[name]}) for name in self._names]
         return dict(zip(self.conditions, (first, *alone, *rest)))
