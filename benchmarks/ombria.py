@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import ombria_config, ombria_flood, ombria_report, ombria_set, ombria_swap  # noqa: E402
 from benchmarks.ombria_report import FLOOD, MASKED, Line, line  # noqa: E402
-from fusmae_jax.encoders.settings import RANDOM, Encoder  # noqa: E402
+from fusmae_jax.encoders.settings import RANDOM, EncoderSettings  # noqa: E402
 from fusmae_jax.encoders.systems import open_system  # noqa: E402
 from fusmae_jax.errors import InputError  # noqa: E402
 from fusmae_jax.eval.intervals import Replicates, difference, intervals  # noqa: E402
@@ -42,7 +42,7 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int) -> None:
 
 def swapped(workdir: Path, data: str, splits: dict[str, ombria_swap.Split]) -> list[Line]:
     """Masked optical patches with the true radar image, another one, and none."""
-    both, alone = (open_system(str(workdir / name), Encoder()).model for name in RUNS)
+    both, alone = (open_system(str(workdir / name), EncoderSettings()).model for name in RUNS)
     assert both is not None and alone is not None
     found = ombria_swap.lines(ombria_swap.measure(both, alone, data, splits['test']))
     images = len(splits['test'].region)
@@ -52,7 +52,7 @@ def swapped(workdir: Path, data: str, splits: dict[str, ombria_swap.Split]) -> l
 def flooded(workdir: Path, data: str, splits: dict[str, ombria_swap.Split], seed: int) -> list[Line]:
     """The probe of single patches, for pretrained and untrained tokens and for raw pixels."""
     paths = {name: str(workdir / name) for name in RUNS}
-    settings = Encoder(like=paths['xae'], seed=seed)
+    settings = EncoderSettings(like=paths['xae'], seed=seed)
     pretrained, untrained = open_system(paths['xae'], settings), open_system(RANDOM, settings)
     alone = open_system(paths['mae_s2'], settings)
     result = []

@@ -10,12 +10,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.ombria_swap import Split
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.intervals import Replicates, average, resample
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import multi_label
+from fusmae_jax.eval.metrics import multi_label, values
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.models import fusmae
@@ -39,7 +38,7 @@ def features(system: System, sensors: Sequence[str], raw: bool, data: str, split
     """
     assert system.model is not None
     contract = contracts.read(data)
-    config = fit(system.model, contract, sensors, Encoder(), data).config
+    config = fit(system.model, contract, sensors, EncoderSettings(), data).config
     prepare = make_prepare(config, contract, None)
     graphdef = fusmae.graph(system.model.config.model, system.model.dtype)
 

@@ -10,12 +10,11 @@ from flax import nnx
 
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
-from fusmae_jax.eval.measure import means
+from fusmae_jax.eval.metrics import means
 from fusmae_jax.eval.reliance.inputs import other_cluster
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.masking import num_visible
 from fusmae_jax.train import losses

@@ -18,7 +18,7 @@ import ml_collections
 from configs.linear_probe import sen12ms
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.evaluation_config import Knn
+from fusmae_jax.eval.config import Knn
 
 VARIANTS = ('sen12ms', 'crops')
 

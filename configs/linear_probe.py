@@ -23,7 +23,7 @@ import ml_collections
 
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.evaluation_config import PAPER_HEAD, POOLED, LinearProbe
+from fusmae_jax.eval.config import PAPER_HEAD, POOLED, LinearProbe
 
 VARIANTS = ('paper', 'features', 'sen12ms', 'crops')
 

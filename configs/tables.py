@@ -30,7 +30,7 @@ from data.bigearthnet_mm.labels import CLASSES_19
 from data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.tables.config import OF_CLASSES, Archive, System, Table, Tables, Task
+from fusmae_jax.tables.config import OF_CLASSES, StudyArchive, StudySystem, StudyTable, StudyTask, Tables
 
 PRETRAIN, DINO = 'configs/pretrain.py', 'configs/pretrain_dino_mm.py'
 FAMILY = {'xae': 'XAE', 'xad': 'XAD', 'xaed': 'XAE&D'}
@@ -64,16 +64,18 @@ def paper(small: bool = False) -> Tables:
     own = tuple(n for n, s in systems.items() if s.published or s.baseline or n.endswith(COMMON))
     family = tuple(f'{name}{masks}' for name in FAMILY for masks in MASKS)
     tasks = ('linear_1',) if small else ('finetune_100', 'linear_1')
-    table_1 = Table('Table 1: BigEarthNet-MM, mAP micro', own, ('finetune_100', 'linear_1'))
+    table_1 = StudyTable('Table 1: BigEarthNet-MM, mAP micro', own, ('finetune_100', 'linear_1'))
     tables = {
         'table_1': table_1,
         'table_1_macro': dataclasses.replace(
             table_1, title='Table 1 with mAP macro', metrics=('ap_macro',), against='random', fusion=True
         ),
-        'table_2': Table('Table 2: SEN12MS, linear', own, ('sen12ms_resize', 'sen12ms_crops'), True, REPORT),
-        'fusion_masking': Table('Fusion x masking', family, tasks),
-        'family': Table('Pretrained here', (*OTHERS, *ALONE, 'late', 'dino_mm_here'), tasks),
-        'absent': Table('XAE on one sensor', ('xae',), tuple(f'absent_{rule}' for rule in ABSENT), True),
+        'table_2': StudyTable(
+            'Table 2: SEN12MS, linear', own, ('sen12ms_resize', 'sen12ms_crops'), True, REPORT
+        ),
+        'fusion_masking': StudyTable('Fusion x masking', family, tasks),
+        'family': StudyTable('Pretrained here', (*OTHERS, *ALONE, 'late', 'dino_mm_here'), tasks),
+        'absent': StudyTable('XAE on one sensor', ('xae',), tuple(f'absent_{rule}' for rule in ABSENT), True),
     }
     return Tables(
         archives=_generated() if small else _real(),
@@ -83,15 +85,15 @@ def paper(small: bool = False) -> Tables:
     )
 
 
-def _real() -> dict[str, Archive]:
+def _real() -> dict[str, StudyArchive]:
     return {
-        'bigearthnet': Archive('data_dir/bigearthnet_mm/1.0.0'),
-        'sen12ms': Archive('data_dir/sen12ms/1.0.0'),
+        'bigearthnet': StudyArchive('data_dir/bigearthnet_mm/1.0.0'),
+        'sen12ms': StudyArchive('data_dir/sen12ms/1.0.0'),
     }
 
 
-def _generated() -> dict[str, Archive]:
-    return {'bigearthnet': Archive(pairs=400), 'sen12ms': Archive(layout='sen12ms', pairs=160)}
+def _generated() -> dict[str, StudyArchive]:
+    return {'bigearthnet': StudyArchive(pairs=400), 'sen12ms': StudyArchive(layout='sen12ms', pairs=160)}
 
 
 # A ViT of width 32 and depth 4 on a 48 px grid: the whole of the paper's study in minutes.
@@ -108,12 +110,12 @@ SMALL_DINO = (
 )
 
 
-def _systems(small: bool) -> dict[str, System]:
-    def own(variant: str, label: str, **more: Any) -> System:
-        return System(label, f'{PRETRAIN}:{variant}', SMALL if small else (), 'bigearthnet', **more)
+def _systems(small: bool) -> dict[str, StudySystem]:
+    def own(variant: str, label: str, **more: Any) -> StudySystem:
+        return StudySystem(label, f'{PRETRAIN}:{variant}', SMALL if small else (), 'bigearthnet', **more)
 
     published = {
-        f'{name}{common}': System(
+        f'{name}{common}': StudySystem(
             f'{label}, {"common" if common else "own"} input', published='' if common else label
         )
         for name, label in PUBLISHED.items()
@@ -128,29 +130,31 @@ def _systems(small: bool) -> dict[str, System]:
     }
     others = {variant: own(variant, label) for variant, label in OTHERS.items()}
     alone = {name: own(name, f'MAE, {s.upper()}', sensors=(s,)) for name, (s,) in ALONE.items()}
-    alone['late'] = System('late fusion of the two MAEs', beside=tuple(ALONE))
-    dino = System('DINO-MM, pretrained here', DINO, SMALL_DINO if small else (), 'bigearthnet')
+    alone['late'] = StudySystem('late fusion of the two MAEs', beside=tuple(ALONE))
+    dino = StudySystem('DINO-MM, pretrained here', DINO, SMALL_DINO if small else (), 'bigearthnet')
     published['dino_mm_here'] = dino
     for name in ('dino_mm', f'dino_mm{COMMON}', 'dino_mm_here'):
         published[name] = dataclasses.replace(published[name], evaluate=LAST4)
     baselines = {
-        'random': System('XAE, untrained', baseline='random', like='xae'),
-        'bands': System('band statistics', baseline='bands'),
-        'prior': System('class shares', baseline='prior'),
+        'random': StudySystem('XAE, untrained', baseline='random', like='xae'),
+        'bands': StudySystem('band statistics', baseline='bands'),
+        'prior': StudySystem('class shares', baseline='prior'),
     }
     return published | family | others | alone | baselines
 
 
-def _tasks(own: tuple[str, ...], small: bool) -> dict[str, Task]:
+def _tasks(own: tuple[str, ...], small: bool) -> dict[str, StudyTask]:
     few, tune = (FEW, FEW + TUNE) if small else ((), ())
     probe, finetune = 'configs/linear_probe.py', 'configs/finetune.py:paper'
-    linear = Task(
+    linear = StudyTask(
         '1 %, linear', config=f'{probe}:paper', settings=few, data='bigearthnet', published='linear_1'
     )
-    tuned = Task('100 %, fine-tuned', 'finetune', finetune, tune, 'bigearthnet', published='finetune_100')
+    tuned = StudyTask(
+        '100 %, fine-tuned', 'finetune', finetune, tune, 'bigearthnet', published='finetune_100'
+    )
     tasks = {'finetune_100': dataclasses.replace(tuned, systems=own if small else ()), 'linear_1': linear}
     # The paper does not say which sensor.
-    sen12ms = Task(
+    sen12ms = StudyTask(
         config=f'{probe}:paper,sen12ms',
         settings=few,
         data='sen12ms',
@@ -177,16 +181,16 @@ TUNE = ('epochs=1.0', 'warmup_epochs=0.25', 'learning_rates=(1e-3,)')
 
 def synthetic(seed: int = 20_240_707) -> Tables:
     """Pretrained against untrained: the same architecture, sweep and labels; only the weights differ."""
-    archives = {'generated': Archive(pairs=6000, seed=seed, workers=2)}
+    archives = {'generated': StudyArchive(pairs=6000, seed=seed, workers=2)}
     systems = {
-        'xae': System('XAE, modality masks', f'{PRETRAIN}:xae_modality,native', MODEST, 'generated'),
-        'random': System('XAE, untrained', baseline='random', like='xae'),
-        'bands': System('band statistics', baseline='bands'),
-        'prior': System('class shares', baseline='prior'),
+        'xae': StudySystem('XAE, modality masks', f'{PRETRAIN}:xae_modality,native', MODEST, 'generated'),
+        'random': StudySystem('XAE, untrained', baseline='random', like='xae'),
+        'bands': StudySystem('band statistics', baseline='bands'),
+        'prior': StudySystem('class shares', baseline='prior'),
     }
     both, radar, optical = (tuple(names(group)) for group in (NEED_BOTH, ONLY_S1, ONLY_S2))
     tasks = {
-        f'linear_{percent}': Task(
+        f'linear_{percent}': StudyTask(
             f'{percent} %, linear',
             config='configs/linear_probe.py:paper',
             settings=(f'labels.fractions=({percent / 100},)', 'labels.draw=stratified', *PROBE),
@@ -196,8 +200,8 @@ def synthetic(seed: int = 20_240_707) -> Tables:
     }
     every, first = tuple(systems), ('linear_10',)
     tables = {
-        'main': Table('mAP micro', every, tuple(tasks), against='random'),
-        'macro': Table('mAP macro', every, tuple(tasks), metrics=('ap_macro',), against='random'),
+        'main': StudyTable('mAP micro', every, tuple(tasks), against='random'),
+        'macro': StudyTable('mAP macro', every, tuple(tasks), metrics=('ap_macro',), against='random'),
     }
     for name, title, classes in (
         ('need_both', 'The four classes that need both sensors', both),
@@ -205,7 +209,9 @@ def synthetic(seed: int = 20_240_707) -> Tables:
         ('only_s2', 'Two classes that Sentinel-1 cannot tell apart', optical),
     ):
         metrics = (OF_CLASSES, *(f'ap/{each}' for each in classes))
-        tables[name] = Table(title, ('xae', 'random', 'bands'), first, False, metrics, classes, fusion=True)
+        tables[name] = StudyTable(
+            title, ('xae', 'random', 'bands'), first, False, metrics, classes, fusion=True
+        )
     return Tables(archives=archives, systems=systems, tasks=tasks, tables=tables, seeds=(0, 1, 2))
 
 

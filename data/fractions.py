@@ -26,7 +26,7 @@ from etils import epath
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import fractions as stored
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 
 
 def lists(

@@ -3,7 +3,7 @@
 Of the images it has a digest for each sensor, by which `leaks` recognises a record under any name.
 
 It is gathered shard by shard while converting, and stored as one NumPy archive for each split; reading it
-is `fusmae_jax.input.index`.
+is `fusmae_jax.input.source`.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.records import Record, Schema
-from fusmae_jax.input.index import CONTENT
+from fusmae_jax.input.source import CONTENT
 
 _DIGEST = 6  # bytes: among a million records by chance none is like another
 

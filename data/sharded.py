@@ -33,7 +33,7 @@ from data.statistics import Tally
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.builder import open_builder
-from fusmae_jax.input.index import FILE as INDEX
+from fusmae_jax.input.source import INDEX
 from fusmae_jax.parallel import lock
 from fusmae_jax.storage import explain_full_disk
 

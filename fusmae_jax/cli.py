@@ -316,10 +316,10 @@ def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
 @command('linear_probe', *config_file('configs/linear_probe.py'), WORKDIR)
 def _linear_probe(args: argparse.Namespace) -> int:
     """Trains linear heads on frozen features."""
-    from fusmae_jax.eval.evaluation_config import LinearProbe
+    from fusmae_jax.eval.config import LinearProbe
 
     with _in_workdir(args, LinearProbe) as settings:
-        from fusmae_jax.eval.probe_command import run_linear_probe
+        from fusmae_jax.eval.probe import run_linear_probe
 
         return run_linear_probe(settings, args.workdir)
 
@@ -327,10 +327,10 @@ def _linear_probe(args: argparse.Namespace) -> int:
 @command('knn', *config_file('configs/knn.py'), WORKDIR)
 def _knn(args: argparse.Namespace) -> int:
     """Scores by nearest neighbours among frozen features."""
-    from fusmae_jax.eval.evaluation_config import Knn
+    from fusmae_jax.eval.config import Knn
 
     with _in_workdir(args, Knn) as settings:
-        from fusmae_jax.eval.probe_command import run_knn
+        from fusmae_jax.eval.probe import run_knn
 
         return run_knn(settings, args.workdir)
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fusmae_jax.config.build import from_dict
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.tables.config import Tables
 from fusmae_jax.tables.run import run_tables
@@ -63,7 +63,7 @@ def test_a_run_goes_on_from_its_checkpoint(stored):
 @pytest.mark.parametrize(('name', 'feature'), [('run', 'mean_patch'), ('dino', 'cls')])
 def test_an_encoder_gives_the_same_features(stored, name, feature):
     expected = json.loads(Path('features.json').read_text())
-    settings = Encoder(name, batch=8)
+    settings = EncoderSettings(name, batch=8)
     system = open_system(name, settings)
     assert system.fingerprint == expected[f'{name}_weights']
     extract = Extractor(

@@ -16,8 +16,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.index import read_index
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 
 LEAST = 16  # records of a split that are looked at, however small the split is beside the others
 

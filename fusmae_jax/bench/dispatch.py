@@ -58,5 +58,6 @@ def dispatch(config: Config, devices: list[jax.Device]) -> tuple[float, int]:
         begin = time.perf_counter()
         state, _ = compiled(state, batch)
         times.append(time.perf_counter() - begin)
-        jax.block_until_ready(state)  # a queue of steps would have the host wait for the device
+        # A queue of steps would have the host wait for the device.
+        jax.block_until_ready(state)
     return 1000 * statistics.median(times[WARMUP:]), len(jax.tree.leaves(state))

@@ -13,7 +13,6 @@ import numpy as np
 from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.input import pipeline
-from fusmae_jax.input.memory import keep_freed_memory
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.source import Source
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh
@@ -28,7 +27,7 @@ def bench_input(path: str, split: str, batch_size: int, threads: int, as_json: b
     All stages read the same records in the same random order with the same number of threads. The files
     should be read once before (they then lie in the page cache), or be larger than memory.
     """
-    keep_freed_memory()
+    pipeline.keep_freed_memory()
     config, source = _config(path, split, batch_size, threads)
     rates = measure(config, source)
     raw = rates['raw']

@@ -58,6 +58,7 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - begin)
+    # The median: the first steps after a compile, and those that the machine disturbs, are slower.
     seconds = float(np.median(times[WARMUP:]))
     flops = train_flops_per_image(config) * size / seconds
     peak = peak_flops(jax.devices()[0])

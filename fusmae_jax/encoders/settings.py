@@ -12,7 +12,7 @@ BASELINES = (RANDOM, BANDS, PRIOR)
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class EncoderSettings:
     """What turns images into features; its weights never change."""
 
     # A working directory or one checkpoint; 'random' or 'bands' for a baseline alone
@@ -30,7 +30,7 @@ class Encoder:
     batch: int = setting(64, least=1)  # images at once; rounded up to a multiple of the devices
 
 
-def encoder_problems(encoder: Encoder) -> list[str]:
+def encoder_problems(encoder: EncoderSettings) -> list[str]:
     """What is impossible among these settings whatever the checkpoint holds."""
     problems = []
     if not encoder.checkpoint:

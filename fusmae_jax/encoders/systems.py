@@ -21,9 +21,9 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.encoders import store
 from fusmae_jax.encoders.load import AND, check_apart, load_one, records_seen
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import BANDS, RANDOM, Encoder
+from fusmae_jax.encoders.settings import BANDS, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.input import compatibility, normalise
+from fusmae_jax.input.compatibility import Fitted, settle
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.seen import Seen, nothing, union
 from fusmae_jax.models import fusmae
@@ -40,15 +40,7 @@ class System(NamedTuple):
     parts: tuple['System', ...] = ()  # of late fusion
 
 
-class Fitted(NamedTuple):
-    """How a model reads a data set."""
-
-    config: Config  # the model's, with the modalities given alone, in its own order, statistics settled
-    notes: list[str]  # how the data differ from what the model knows, in words
-    shifts: tuple[str, ...]  # the declared shifts among these, all of them accepted
-
-
-def open_system(kind: str, settings: Encoder) -> System:
+def open_system(kind: str, settings: EncoderSettings) -> System:
     """Opens `kind`: 'random', 'bands', or else a checkpoint.
 
     `settings.absent` replaces the rule of the model for modalities that are not given.
@@ -90,7 +82,7 @@ def content(path: str) -> str:
         return path
 
 
-def _side_by_side(paths: Sequence[str], random: bool, settings: Encoder) -> System:
+def _side_by_side(paths: Sequence[str], random: bool, settings: EncoderSettings) -> System:
     """Late fusion; raises InputError unless each encoder has modalities of its own."""
     unnamed = dataclasses.replace(settings, name='')
     parts = tuple(
@@ -133,9 +125,9 @@ def fingerprint(model: Pretrained) -> str:
 
 
 def fit(
-    model: Pretrained, contract: Contract, modalities: Sequence[str], settings: Encoder, where: str
+    model: Pretrained, contract: Contract, modalities: Sequence[str], settings: EncoderSettings, where: str
 ) -> Fitted:
-    """The configuration under which a model reads some modalities of a data set.
+    """How a model reads some modalities of a data set: the configuration has these alone, in its own order.
 
     Raises:
         InputError: the model has no such modality, or the data do not fit it.
@@ -152,7 +144,4 @@ def fit(
         data=dataclasses.replace(model.config.data, stats=stats, absent_bands=settings.absent_bands),
     )
     accept = (*settings.accept, *(('statistics',) if stats == 'dataset' else ()))
-    differences = compatibility.compare(config, contract, model.contract)
-    notes = compatibility.check(differences, accept, where)
-    shifts = tuple(dict.fromkeys(d.name for d in differences if d.kind == 'shift'))
-    return Fitted(normalise.resolve(config, contract), notes, shifts)
+    return settle(config, contract, accept, where, model.contract)

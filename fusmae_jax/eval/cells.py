@@ -8,13 +8,17 @@ import numpy as np
 from etils import epath
 
 from fusmae_jax import __version__
-from fusmae_jax.eval import intervals, replicates
-from fusmae_jax.eval.evaluation_config import Intervals, Task
+from fusmae_jax.encoders.settings import BANDS
+from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.eval import intervals
+from fusmae_jax.eval.config import Evaluation, Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate
-from fusmae_jax.eval.row import ALL, Row, metric_fields, number_fields
-from fusmae_jax.eval.task import Labelled
+from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate, train_prior
+from fusmae_jax.eval.row import ALL, ResultRow, metric_fields, number_fields
+from fusmae_jax.eval.task import LabelledSet, leaks, measure
 
+# What is printed of a run.
+HEADLINE = {'multi_label': ('ap_micro', 'ap_macro'), 'single_label': ('top1', 'top3', 'f1_weighted')}
 ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
 
 
@@ -40,19 +44,51 @@ def summarise(
     settings: Intervals,
 ) -> Runs:
     """The runs of one system over label subsets and head seeds."""
-    each = {key: evaluate(one).values for key, one in measures.items()}
+    each = {key: evaluate(scored).values for key, scored in measures.items()}
     if clusters is None or not settings.replicates:
         names = next(iter(each.values()))
-        means = {name: float(np.mean([one[name] for one in each.values()])) for name in names}
+        means = {name: float(np.mean([run[name] for run in each.values()])) for name in names}
         none = (np.nan, np.nan, intervals.LEVEL, 0, 0, 0)
         return Runs(each, None, {name: Interval(value, *none) for name, value in means.items()})
+    # Averaged in each resample: the interval is that of the mean, not the mean of the intervals.
     mean = intervals.average(
-        [intervals.resample(one, clusters, settings.replicates, settings.seed) for one in measures.values()]
+        [
+            intervals.resample(scored, clusters, settings.replicates, settings.seed)
+            for scored in measures.values()
+        ]
     )
     return Runs(each, mean, intervals.intervals(mean))
 
 
-def task_fields(data: Task, task: Labelled, settings: Intervals) -> dict[str, Any]:
+def prior(
+    config: Evaluation, task: LabelledSet, positions: Mapping[int, np.ndarray], about: Mapping[str, Any]
+) -> Cell:
+    """The shares of the classes among the labelled records, the same scores for every record.
+
+    Args:
+        config: the run.
+        task: its labels.
+        positions: of the labelled records, by the seed of their draw.
+        about: the fields of a row that tell of the data and the labels.
+    """
+    measures = {}
+    for seed, part in positions.items():
+        scores = train_prior(task.train.labels[part], len(task.test.keys))
+        measures[seed, 0] = measure(task, task.test, scores, config.data.kind, 0.5)
+    fields = {
+        'system': 'train prior',
+        'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
+        'method': 'prior',
+        **dict.fromkeys(('preset', 'image', 'statistics'), 'none'),
+        **dict.fromkeys(('checkpoints', 'modalities', 'accepted', 'head_seeds'), ()),
+        **dict.fromkeys(('absent', 'pooled', 'batch_norm', 'settled_on')),
+        **{'sweep': {}, 'chosen': {}},
+    }
+    runs = summarise(measures, task.test.clusters, config.intervals)
+    return Cell({**about, **fields}, runs, True)
+
+
+def task_fields(data: Task, task: LabelledSet, settings: Intervals) -> dict[str, Any]:
     """The fields of a row that all systems share."""
     positives = task.test.labels.sum(axis=0)
     return {
@@ -80,7 +116,7 @@ def label_fields(fraction: float, draw: str, subsets: Mapping[int, np.ndarray]) 
     }
 
 
-def rows(cell: Cell) -> list[Row]:
+def rows(cell: Cell) -> list[ResultRow]:
     """A row for each metric."""
     result = []
     for name, interval in cell.runs.intervals.items():
@@ -89,7 +125,7 @@ def rows(cell: Cell) -> list[Row]:
         metric = metric_fields(name)
         hot = metric['metric'] == 'f1' and metric['averaging'] in ('micro', 'macro')
         about = cell.about | metric | {'threshold': 0.5 if hot else None}
-        result.append(Row(**about, **(number_fields(interval, spread) | {'runs': len(values)})))
+        result.append(ResultRow(**about, **(number_fields(interval, spread) | {'runs': len(values)})))
     return result
 
 
@@ -98,7 +134,14 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
     lines = [row.to_json() for cell in cells for row in rows(cell)]
     _replace(workdir / ROWS.format(command), lines)
     _replace(workdir / DIFFERENCES.format(command), [json.dumps(one) for one in differences(cells)])
-    replicates.write([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
+    intervals.write_replicates([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
+
+
+def show(cells: Sequence[Cell], kind: str, workdir: epath.Path, command: str) -> None:
+    """Prints the table of a finished run and where its rows are."""
+    print(table(cells, HEADLINE[kind]))
+    print(f'rows         {workdir / ROWS.format(command)}')
+    print(f'differences  {workdir / DIFFERENCES.format(command)}')
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:
@@ -112,32 +155,32 @@ def differences(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
     Where a baseline has the same pooled feature and scaling it is compared with that one.
     """
-    found = []
+    lines = []
     for cell in cells:
         for other in cells if not cell.baseline else []:
             if other.baseline and cell.runs.mean and other.runs.mean and _comparable(cell, other):
                 paired = intervals.intervals(intervals.difference(cell.runs.mean, other.runs.mean))
-                found.append(
-                    {name: cell.about[name] for name in ('label_fraction', 'modalities', 'pooled')}
-                    | {name: cell.about[name] for name in ('batch_norm', 'method')}
-                    | {'system': cell.about['system'], 'minus': other.about['system']}
-                    | {'metrics': {name: _finite(one) for name, one in paired.items()}}
+                metrics = {name: interval._asdict() for name, interval in paired.items()}
+                for numbers in metrics.values():
+                    # JSON has no NaN, which alone does not equal itself.
+                    numbers |= {key: None for key, value in numbers.items() if value != value}
+                same = ('label_fraction', 'modalities', 'pooled', 'batch_norm', 'method')
+                lines.append(
+                    {name: cell.about[name] for name in same}
+                    | {'system': cell.about['system'], 'minus': other.about['system'], 'metrics': metrics}
                 )
-    return found
+    return lines
 
 
 def _comparable(cell: Cell, other: Cell) -> bool:
-    own, its = cell.about, other.about
-    if own['label_fraction'] != its['label_fraction']:
+    about, baseline = cell.about, other.about
+    if about['label_fraction'] != baseline['label_fraction']:
         return False
-    if its['modalities'] and own['modalities'] != its['modalities']:
+    if baseline['modalities'] and about['modalities'] != baseline['modalities']:
         return False
-    alone = not its['checkpoints']  # band statistics and class shares have one cell
-    return alone or all(own[name] == its[name] for name in ('pooled', 'batch_norm'))
-
-
-def _finite(interval: Interval) -> dict[str, Any]:
-    return {name: None if value != value else value for name, value in interval._asdict().items()}
+    # Band statistics and class shares have one cell, whatever was read off the encoder.
+    alone = not baseline['checkpoints']
+    return alone or all(about[name] == baseline[name] for name in ('pooled', 'batch_norm'))
 
 
 def table(cells: Sequence[Cell], metrics: Sequence[str]) -> str:
@@ -147,7 +190,10 @@ def table(cells: Sequence[Cell], metrics: Sequence[str]) -> str:
     for cell in cells:
         about = cell.about
         norm = ' + BN' if about['batch_norm'] else ''
-        chosen = (f'{name} {_several(values)}' for name, values in about['chosen'].items())
+        chosen = (
+            f'{name} {"/".join(f"{value:g}" for value in dict.fromkeys(values))}'
+            for name, values in about['chosen'].items()
+        )
         lines.append(
             [
                 about['system'],
@@ -163,13 +209,10 @@ def table(cells: Sequence[Cell], metrics: Sequence[str]) -> str:
 
 
 def _number(runs: Runs, name: str) -> str:
-    one = runs.intervals[name]
-    text = f'{100 * one.estimate:.2f}'
-    if one.low == one.low:
-        text += f' [{100 * one.low:.2f}, {100 * one.high:.2f}]'
+    interval = runs.intervals[name]
+    text = f'{100 * interval.estimate:.2f}'
+    # NaN, which equals nothing, where there are no intervals.
+    if interval.low == interval.low:
+        text += f' [{100 * interval.low:.2f}, {100 * interval.high:.2f}]'
     values = [100 * metrics[name] for metrics in runs.each.values()]
     return f'{text} ({min(values):.2f}..{max(values):.2f}, {len(values)} runs)' if len(values) > 1 else text
-
-
-def _several(values: Sequence[float]) -> str:
-    return '/'.join(f'{value:g}' for value in dict.fromkeys(values))

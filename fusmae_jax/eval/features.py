@@ -20,14 +20,15 @@ from jaxtyping import Array
 
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Config, Parallel
-from fusmae_jax.encoders.settings import Encoder
-from fusmae_jax.encoders.systems import Fitted, System, fit
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval import views
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval import crops
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.pooling import BAND_STATISTICS, Batch, Function, band_statistics, check_pooled, pool
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline, presets
+from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract, fingerprint
 from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.prepare import fields
@@ -55,7 +56,7 @@ class Extractor:
         data: Task,
         modalities: Sequence[str],
         names: Sequence[str],
-        settings: Encoder,
+        settings: EncoderSettings,
         image: str = 'resize',
     ):
         """`names` of pooled features are replaced with `band_stats` for a system without a model.
@@ -67,14 +68,20 @@ class Extractor:
             InputError: modalities, data and model do not fit together.
         """
         self._data, self._contract = data, contracts.read(data.path)
-        self._image, self._view = image, views.view_contract(self._contract, image)
+        self._image, self._view = image, crops.view_contract(self._contract, image)
         self._modalities = tuple(modalities)
+        # Every process extracts all records on its own devices: a feature depends on no other record.
         self._mesh = make_mesh(Parallel(), jax.local_devices())
         self.batch = -(-settings.batch // self._mesh.size) * self._mesh.size
         self.fitted: Fitted | None = None  # how the model reads the data
         self._params: Any = {}
         if system.model is None:
-            _check_modalities(self._contract, modalities, data.path)
+            known = sorted({group.modality for group in self._contract.groups.values()})
+            for name in modalities:
+                if name not in known:
+                    raise InputError(
+                        f'encoder.modalities: {name!r} is not in {data.path}; {nearest(name, known)}'
+                    )
             self.names: tuple[str, ...] = (BAND_STATISTICS,)
             self._fields, self._function = band_statistics(self._contract, modalities)
         else:
@@ -100,10 +107,11 @@ class Extractor:
         Raises:
             InputError: a feature that is not finite, or no record with a valid pixel.
         """
-        found = {name: self._read(split, name, folder) for name in self.names} if folder else {}
-        if all(found.get(name) is not None for name in self.names):
-            return {name: f for name, f in found.items() if f is not None}
+        stored = {name: self._read(split, name, folder) for name in self.names} if folder else {}
+        if all(stored.get(name) is not None for name in self.names):
+            return {name: f for name, f in stored.items() if f is not None}
         fresh = self._extract(split)
+        # Only once the whole split has passed the checks.
         if folder:
             for name, features in fresh.items():
                 self._write(split, name, features, epath.Path(folder))
@@ -135,18 +143,20 @@ class Extractor:
 
     def _extract(self, split: str) -> dict[str, Features]:
         source = Source(self._data.path, split, self._fields)
-        where = batch_sharding(self._mesh)
-        batches, steps = pipeline.eval_batches(source, self.batch, range(self.batch))
         values: dict[str, np.ndarray] = {}
         valid = np.zeros(len(source), bool)
-        stream = pipeline.iterate(batches, 0, steps, threads=self._data.threads, prefetch=self._data.prefetch)
-        for step, batch in enumerate(stream):
-            ready = pipeline.to_devices(batch, where, {'': self.batch}, self._fields)
-            found, seen = jax.device_get(self._run(ready))
-            rows = slice(step * self.batch, min((step + 1) * self.batch, len(source)))
+        stream = pipeline.over_split(
+            source,
+            lambda batch: jax.device_get(self._run(batch)),
+            batch_sharding(self._mesh),
+            self.batch,
+            self._data,
+        )
+        for rows, (features, seen) in stream:
             count = rows.stop - rows.start
             valid[rows] = seen[:count]
-            for name, x in found.items():
+            for name, x in features.items():
+                # At once: what comes after is not worth extracting.
                 if not np.isfinite(x).all():
                     raise InputError(
                         f'{self._data.path}, {split}: {name} of records {rows.start} to {rows.stop - 1} is '
@@ -205,6 +215,69 @@ class Extractor:
         part.replace(file)
 
 
+class Extractors:
+    """The features of late fusion, as an `Extractor` gives those of one encoder.
+
+    The encoders of modalities that are not given take no part, so nothing stands in for them.
+    """
+
+    def __init__(self, parts: Sequence[Extractor]):
+        """One extractor for each encoder in use, in the order of their features."""
+        self._parts, self.names = parts, parts[0].names
+
+    def __call__(self, split: str, folder: epath.PathLike | None = None) -> dict[str, Features]:
+        """The features of a split by name; a record is valid where one of its encoders has seen something."""
+        each = [part(split, folder) for part in self._parts]
+        return {
+            name: Features(
+                np.concatenate([features[name].values for features in each], axis=-1),
+                np.logical_or.reduce([features[name].valid for features in each]),
+            )
+            for name in self.names
+        }
+
+    @property
+    def notes(self) -> list[str]:
+        """How the data differ from what the encoders know, in words."""
+        return list(dict.fromkeys(line for part in self._parts for line in part.notes))
+
+    def row_fields(self) -> dict[str, Any]:
+        """The fields of a result row that tell what the encoders saw."""
+        each = [part.row_fields() for part in self._parts]
+        images = dict.fromkeys(fields['image'] for fields in each)
+        return {
+            'modalities': tuple(name for fields in each for name in fields['modalities']),
+            'absent': None,
+            'image': ', '.join(images),
+            'statistics': '; '.join(dict.fromkeys(fields['statistics'] for fields in each)),
+            'accepted': tuple(dict.fromkeys(shift for fields in each for shift in fields['accepted'])),
+        }
+
+
+def make_extractor(
+    system: System,
+    data: Task,
+    modalities: Sequence[str],
+    names: Sequence[str],
+    settings: EncoderSettings,
+    image: str = 'resize',
+) -> Extractor | Extractors:
+    """Features of one encoder, or of those of late fusion that read one of the modalities.
+
+    Raises:
+        InputError: a modality that no encoder reads; and as `Extractor` does.
+    """
+    if not system.parts:
+        return Extractor(system, data, modalities, names, settings, image)
+    known = [(part, tuple(part.model.config.model.modalities)) for part in system.parts if part.model]
+    every = [name for _, readable in known for name in readable]
+    for name in modalities:
+        if name not in every:
+            raise InputError(f'encoder.modalities: {name!r} is not in {system.name}; {nearest(name, every)}')
+    used = [(part, tuple(m for m in readable if m in modalities)) for part, readable in known]
+    return Extractors([Extractor(part, data, given, names, settings, image) for part, given in used if given])
+
+
 def _about(
     system: System, contract: Contract, modalities: Sequence[str], fitted: Fitted | None, image: str
 ) -> dict[str, Any]:
@@ -237,22 +310,15 @@ def _encoded(
     assert system.model is not None
     whole = system.model.config.model
     check_pooled(names, whole, system.name)
-    inputs = presets.make_inputs(config, views.view_contract(contract, image))
+    inputs = presets.make_inputs(config, crops.view_contract(contract, image))
     graphdef = fusmae.graph(whole, system.model.dtype)
 
     def run(params: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
         model = nnx.merge(graphdef, params)
         if image == 'resize':
             return pool(model, inputs(batch, None), names)
-        found, seen = pool(model, inputs(views.all_crops(batch, contract), None), names)
-        means = {name: views.crop_mean(x, seen) for name, x in found.items()}
-        return {name: mean for name, (mean, _) in means.items()}, views.crop_any(seen)
+        pooled, seen = pool(model, inputs(crops.all_crops(batch, contract), None), names)
+        means = {name: crops.crop_mean(x, seen) for name, x in pooled.items()}
+        return {name: mean for name, (mean, _) in means.items()}, crops.crop_any(seen)
 
     return run
-
-
-def _check_modalities(contract: Contract, modalities: Sequence[str], path: str) -> None:
-    known = sorted({group.modality for group in contract.groups.values()})
-    for name in modalities:
-        if name not in known:
-            raise InputError(f'encoder.modalities: {name!r} is not in {path}; {nearest(name, known)}')

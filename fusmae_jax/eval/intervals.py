@@ -1,29 +1,44 @@
-"""Intervals by cluster bootstrap: patches of one scene are not independent, so whole scenes are drawn.
+"""Intervals by cluster bootstrap, and the resamples on disk.
 
-A resample draws as many clusters (scenes, tiles, regions) as there are, with replacement; every record counts
-as often as its cluster was drawn. The interval of a metric lies between percentiles of its values over the
-resamples (linear interpolation). It covers the choice of the ground that is tested on, not that of the seed
-or of the label subset: those show in `spread`. Percentile intervals of few clusters are too narrow: for the
-mean of independent normal clusters, a nominal 95 % holds the truth in 94 % of cases with 125 clusters, in
-92 % with 26 and in 89 % with 10.
+Patches of one scene are not independent, so whole scenes are drawn: a resample draws as many clusters
+(scenes, tiles, regions) as there are, with replacement, and every record counts as often as its cluster was
+drawn. The interval of a metric lies between percentiles of its values over the resamples (linear
+interpolation). It covers the choice of the ground that is tested on, not that of the seed or of the label
+subset: those show in `spread`. Percentile intervals of few clusters are too narrow: for the mean of
+independent normal clusters, a nominal 95 % holds the truth in 94 % of cases with 125 clusters, in 92 % with
+26 and in 89 % with 10.
 
-A difference is taken resample by resample, so what two systems find hard alike cancels.
+A difference is taken resample by resample, so what two systems find hard alike cancels. Systems that were
+evaluated in different runs on the same records, labels and resamples are paired in the same way from what
+their runs stored; a digest says whether they may be.
+
+With K clusters and draws c*_1 ... c*_K of a resample, a metric is m(w) of the multiplicities
+w_c = #{k: c*_k = c}, so that a resample needs counts instead of copies of records. `scipy.stats.bootstrap`
+has no clusters, and copies would sort the scores anew each time (see `metrics`).
 """
 
 import dataclasses
 import hashlib
 import itertools
+import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.measure import Measure
+from fusmae_jax.eval.metrics import Measure
 
 REPLICATES = 1000
 LEVEL = 0.95
+STORED = 'replicates-{}.npz'  # of a command, as the rows
+FORMAT = 1  # of these files
+# What tells the cells of a run apart.
+KEYS = ('system', 'method', 'modalities', 'pooled', 'batch_norm', 'label_fraction')
 
 
 class Interval(NamedTuple):
@@ -68,13 +83,16 @@ def resample(
     weighted = measure.grouped(groups, count)
 
     def replicate(i: int) -> dict[str, float]:
+        # A generator of its own for each resample: neither threads nor their number change a draw.
         drawn = np.random.default_rng([seed, i]).integers(count, size=count)
         return weighted(np.bincount(drawn, minlength=count))
 
     estimate = weighted(np.ones(count, np.int64))
+    # Threads, since NumPy's sums release the lock and the sorted scores are shared.
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(replicate, range(replicates)))
-    each = {metric: np.array([one[metric] for one in found]) for metric in estimate}
+        metrics = list(pool.map(replicate, range(replicates)))
+    each = {metric: np.array([values[metric] for values in metrics]) for metric in estimate}
+    # What has to agree before two systems are paired; their scores are left out, as these may differ.
     total = hashlib.sha256(measure.truth)
     total.update(np.ascontiguousarray(groups, np.int64).tobytes() + f'{seed} {replicates}'.encode())
     return Replicates(estimate, each, count, total.hexdigest()[:16])
@@ -100,35 +118,16 @@ def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
     return names, groups
 
 
-def bootstrap(
-    measure: Measure, clusters: Any, replicates: int = REPLICATES, seed: int = 0, threads: int = 2
-) -> dict[str, Interval]:
-    """metric -> 95 % interval; see `resample` for the arguments."""
-    return intervals(resample(measure, clusters, replicates, seed, threads))
-
-
-def paired(
-    first: Measure,
-    second: Measure,
-    clusters: Any,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-    threads: int = 2,
-) -> dict[str, Interval]:
-    """metric -> 95 % interval of first minus second, on the same resamples; see `resample`."""
-    one, other = (resample(m, clusters, replicates, seed, threads) for m in (first, second))
-    return intervals(difference(one, other))
-
-
-def intervals(found: Replicates, level: float = LEVEL) -> dict[str, Interval]:
+def intervals(replicates: Replicates, level: float = LEVEL) -> dict[str, Interval]:
     """metric -> its percentile interval."""
     return {
-        metric: _interval(estimate, found.values[metric], found.clusters, level)
-        for metric, estimate in found.estimate.items()
+        metric: _interval(estimate, replicates.values[metric], replicates.clusters, level)
+        for metric, estimate in replicates.estimate.items()
     }
 
 
 def _interval(estimate: float, each: np.ndarray, clusters: int, level: float) -> Interval:
+    # A class may have no positive in a resample of few scenes; counting it as 0 would widen the interval.
     defined = each[~np.isnan(each)]
     tail = (1 - level) / 2
     low, high = np.quantile(defined, [tail, 1 - tail]).tolist() if len(defined) else (np.nan, np.nan)
@@ -162,15 +161,15 @@ def average(several: Sequence[Replicates]) -> Replicates:
     _same(several)
     first = several[0]
     return Replicates(
-        {metric: float(np.mean([one.estimate[metric] for one in several])) for metric in first.estimate},
-        {metric: np.mean([one.values[metric] for one in several], axis=0) for metric in first.values},
+        {metric: float(np.mean([run.estimate[metric] for run in several])) for metric in first.estimate},
+        {metric: np.mean([run.values[metric] for run in several], axis=0) for metric in first.values},
         first.clusters,
         first.resamples,
     )
 
 
 def _same(several: Sequence[Replicates]) -> None:
-    if len({one.resamples for one in several}) > 1:
+    if len({replicates.resamples for replicates in several}) > 1:
         raise InputError(
             'these systems were not evaluated on the same resamples, so they cannot be paired: take the same '
             'records in the same order, the same labels, clusters, number of replicates and seed'
@@ -208,3 +207,74 @@ def spread(runs: Mapping[tuple[int, ...], float]) -> Spread:
             raise InputError(f'spread: the run of the seeds {key} has {value}')
     numbers = [float(value) for value in runs.values()]
     return Spread(float(np.mean(numbers)), min(numbers), max(numbers), len(numbers))
+
+
+class StoredReplicates(NamedTuple):
+    """The resamples of one cell."""
+
+    about: Mapping[str, Any]  # its KEYS
+    replicates: Replicates
+
+
+def write_replicates(
+    cells: Sequence[tuple[Mapping[str, Any], Replicates | None]], workdir: epath.Path, command: str
+) -> None:
+    """Stores the resamples of cells; whole or not at all.
+
+    Args:
+        cells: the fields of the rows of each, and the mean over its runs; None, which is no interval, is
+            left out.
+        workdir: the folder.
+        command: that they are of: 'linear', 'knn', 'finetune'.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    heads: list[dict[str, Any]] = []
+    for fields, mean in cells:
+        if mean is None:
+            continue
+        names = list(mean.estimate)
+        arrays[f'values-{len(heads)}'] = np.stack([mean.values[name] for name in names])
+        arrays[f'estimate-{len(heads)}'] = np.array([mean.estimate[name] for name in names])
+        about = {name: fields[name] for name in KEYS}
+        heads.append(
+            {'about': about, 'metrics': names, 'clusters': mean.clusters, 'resamples': mean.resamples}
+        )
+    file = workdir / STORED.format(command)
+    part = file.parent / f'{file.name}.part'
+    with part.open('wb') as stream:
+        arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+    part.replace(file)
+
+
+def read_replicates(workdir: epath.PathLike, command: str) -> list[StoredReplicates]:
+    """What `write_replicates` stored; nothing where it never wrote.
+
+    Raises:
+        InputError: a file that cannot be read.
+    """
+    file = epath.Path(workdir) / STORED.format(command)
+    if not file.exists():
+        return []
+    try:
+        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
+            known = json.loads(str(archive['heads']))
+            if known['format'] != FORMAT:
+                raise ValueError(f'format {known["format"]}, expected {FORMAT}')
+            return [
+                _stored(head, archive[f'estimate-{i}'], archive[f'values-{i}'])
+                for i, head in enumerate(known['cells'])
+            ]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
+        raise InputError(f'{file}: cannot be read ({error}); remove it and evaluate again') from error
+
+
+def _stored(head: Mapping[str, Any], estimate: np.ndarray, values: np.ndarray) -> StoredReplicates:
+    about = {name: tuple(x) if isinstance(x, list) else x for name, x in head['about'].items()}
+    names = head['metrics']
+    return StoredReplicates(
+        about,
+        Replicates(
+            dict(zip(names, estimate.tolist())), dict(zip(names, values)), head['clusters'], head['resamples']
+        ),
+    )

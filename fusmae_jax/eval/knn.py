@@ -1,4 +1,9 @@
-"""Scores of images from the labels of their nearest neighbours among the training features."""
+"""Scores of images from the labels of their nearest neighbours among the training features.
+
+With the cosines s_i and labels y_i of the k nearest and the temperature T, class c scores
+
+    sum_i y_ic exp(s_i / T) / sum_i exp(s_i / T)
+"""
 
 import functools
 
@@ -20,6 +25,7 @@ def _scores(
     temperature: Float[Array, ''],
     k: int,
 ) -> Float[Array, 'q c']:
+    # In full float32 on every kind of device: a coarser product would swap neighbours that are about as near.
     similarity, nearest = jax.lax.top_k(jnp.dot(queries, bank.T, precision='highest'), k)
     weights = jax.nn.softmax(similarity / temperature, axis=-1)
     return jnp.einsum('qk,qkc->qc', weights, jnp.take(labels, nearest, axis=0), precision='highest')
@@ -63,8 +69,8 @@ def knn_scores(
         part = _unit(features[start : start + queries])
         # The last part is filled up, so that there is one shape to compile.
         filled = np.pad(part, ((0, queries - len(part)), (0, 0)))
-        found = _scores(filled, bank, labels, jnp.float32(temperature), k)
-        result[start : start + len(part)] = np.asarray(found)[: len(part)]
+        scores = _scores(filled, bank, labels, jnp.float32(temperature), k)
+        result[start : start + len(part)] = np.asarray(scores)[: len(part)]
     return result
 
 

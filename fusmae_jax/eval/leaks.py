@@ -8,7 +8,7 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.errors import InputError
-from fusmae_jax.input import seen as leak
+from fusmae_jax.input.seen import Seen, count, digest, from_bytes, read_records
 
 _WORDS = {
     'id': 'by their own name, in the same data set and not on other ground',
@@ -20,7 +20,7 @@ _WORDS = {
 }
 
 
-def seen_by(checkpoint: epath.PathLike, step: int | None = None) -> tuple[leak.Seen, int]:
+def seen_by(checkpoint: epath.PathLike, step: int | None = None) -> tuple[Seen, int]:
     """What a checkpoint has learned from, and its step.
 
     Raises:
@@ -36,7 +36,7 @@ def seen_by(checkpoint: epath.PathLike, step: int | None = None) -> tuple[leak.S
             f'{checkpoint}: checkpoint {step} was written without the list of records that it learned from; '
             'nothing can be said of it'
         )
-    return leak.from_bytes(packed, f'{checkpoint}: checkpoint {step}'), step
+    return from_bytes(packed, f'{checkpoint}: checkpoint {step}'), step
 
 
 def run(checkpoint: str, data: str, split: str, as_json: bool = False) -> int:
@@ -49,18 +49,18 @@ def run(checkpoint: str, data: str, split: str, as_json: bool = False) -> int:
         as_json: print JSON instead of text.
     """
     seen, step = seen_by(checkpoint)
-    source, records = leak.read_records(data, split)
+    source, records = read_records(data, split)
     result = {
         'checkpoint': checkpoint,
         'step': step,
         'sources': list(seen.sources),
-        'digest': leak.digest(seen),
+        'digest': digest(seen),
         'records_seen_in_training': len(seen.names.id),
         'seen_with': {way: len(names) for way, names in seen.names._asdict().items()},
         'dataset': source.contract.dataset,
         'version': source.contract.version,
         'split': split,
-        **leak.count(records, seen),
+        **count(records, seen),
     }
     print(json.dumps(result, indent=2) if as_json else text(result))
     return 0

@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.errors import DivergedError
+from fusmae_jax.eval.metrics import judged
+from fusmae_jax.models.heads import init_head
 
-INIT_STD = 0.01  # of the kernel; the bias starts at 0
 NORM_EPS = 1e-6
 BETAS = (0.9, 0.999)
 
@@ -65,6 +66,7 @@ def points(learning_rates: Sequence[float], weight_decays: Sequence[float], seed
 
 def batch_norm(features: np.ndarray) -> Scale:
     """The statistics (d,) of training features, variance of the population plus 1e-6, taken in float64."""
+    # Float32 sums over many records lose small deviations beside a large mean.
     wide = features.astype(np.float64)
     return Scale(wide.mean(axis=0), np.sqrt(wide.var(axis=0) + NORM_EPS))
 
@@ -102,10 +104,6 @@ def logits(heads: Heads, features: Float[Array, 'b d']) -> Float[Array, 'b p c']
     return flat.reshape(-1, points, classes) + heads.bias[None]
 
 
-def _init(seed: Array, width: int, classes: int) -> Float[Array, 'd c']:
-    return INIT_STD * jax.random.normal(jax.random.key(seed), (width, classes), jnp.float32)
-
-
 @functools.partial(jax.jit, static_argnames='recipe')
 def _train(
     features: Float[Array, 'n d'],
@@ -127,17 +125,20 @@ def _train(
 
     def step(carry: tuple[Heads, Any], at: tuple[Array, Array]) -> tuple[tuple[Heads, Any], None]:
         (heads, state), (ids, number) = carry, at
+        # The indices are in range; the default mode would check them and fill in NaN.
         x, y = (jnp.take(a, ids, axis=0, mode='clip') for a in (features, targets))
         update, state = adam.update(jax.grad(objective)(heads, x, y), state, heads)
+        # Half a cosine to 0: rate_s = rate (1 + cos(pi s / S)) / 2.
         rate = rates * 0.5 * (1 + jnp.cos(jnp.pi * number / steps))
         kernel = update.kernel
+        # Of the kernel alone: the bias says how frequent the classes are.
         if recipe.decay == 'decoupled':
             kernel += decays[None] * heads.kernel
         return (Heads(heads.kernel - rate[None] * kernel, heads.bias - rate * update.bias), state), None
 
-    make = functools.partial(_init, width=features.shape[1], classes=targets.shape[1])
-    kernel = jax.vmap(make, out_axes=1)(jnp.asarray(swept.seed))
-    heads = Heads(kernel, jnp.zeros(kernel.shape[1:], jnp.float32))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(swept.seed))
+    fresh = functools.partial(init_head, width=features.shape[1], classes=targets.shape[1])
+    heads = Heads(**jax.vmap(fresh, out_axes={'kernel': 1, 'bias': 0})(keys))
     (heads, _), _ = jax.lax.scan(step, (heads, adam.init(heads)), (order, jnp.arange(steps)))
     return heads
 
@@ -165,8 +166,8 @@ _logits = jax.jit(logits)
 
 def scores(heads: Heads, features: np.ndarray, point: int) -> np.ndarray:
     """The logits (n, c) of one head of a sweep, float32."""
-    one = Heads(heads.kernel[:, point : point + 1], heads.bias[point : point + 1])
-    return np.asarray(_logits(one, features))[:, 0]
+    head = Heads(heads.kernel[:, point : point + 1], heads.bias[point : point + 1])
+    return np.asarray(_logits(head, features))[:, 0]
 
 
 class Settled(NamedTuple):
@@ -196,9 +197,11 @@ def settle(
         InputError: the metric is not defined there.
         DivergedError: no setting is left.
     """
-    values = np.array([_value(scores(heads, features, point), metric) for point in range(len(swept.seed))])
+    values = np.array(
+        [judged(scores(heads, features, p), metric, 'validation split') for p in range(len(swept.seed))]
+    )
     settings = np.stack([swept.learning_rate, swept.weight_decay], axis=1)
-    # In the order in which they were swept, which np.unique would not keep.
+    # In the order in which they were swept, which np.unique would not keep: of equal ones the first is taken.
     kinds = list(dict.fromkeys(map(tuple, settings.tolist())))
     means = [float(values[(settings == kind).all(axis=1)].mean()) for kind in kinds]
     if max(means) == -np.inf:
@@ -207,24 +210,12 @@ def settle(
             'try lower ones'
         )
     best = kinds[int(np.argmax(means))]
-    own = np.flatnonzero((settings == best).all(axis=1))
+    settled = np.flatnonzero((settings == best).all(axis=1))
     rates = np.unique(swept.learning_rate)
     return Settled(
         learning_rate=best[0],
         weight_decay=best[1],
-        heads={int(swept.seed[point]): int(point) for point in own},
+        heads={int(swept.seed[point]): int(point) for point in settled},
         value=max(means),
         at_edge=len(rates) > 1 and best[0] in (rates[0].item(), rates[-1].item()),
     )
-
-
-def _value(logits: np.ndarray, metric: Callable[[np.ndarray], float]) -> float:
-    """The metric of one head on the validation split; -inf for scores that are not finite."""
-    if not np.isfinite(logits).all():
-        return -np.inf
-    value = metric(logits)
-    if not np.isfinite(value):
-        raise InputError(
-            f'the validation split cannot settle the sweep: the metric is {value}; has it no positive labels?'
-        )
-    return value

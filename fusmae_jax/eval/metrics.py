@@ -1,21 +1,48 @@
 """Metrics over a whole split, where every record counts once, or as often as a resample has drawn it.
 
-`multi_label` and `single_label` check what they are given and return a measure (see `measure.py`); `evaluate`
-says what it amounts to.
+`multi_label`, `single_label` and `means` check what they are given and return a measure, which can be asked
+for its metrics with any multiplicity of its records; `evaluate` says what it amounts to.
 
 Scores are compared as float32, so that two of them tie here if and only if they tie anywhere. What is not
 defined, such as the average precision of a class without positives, is NaN.
+
+Average precision is our own: of entries by falling score, AP = sum_t (R_t - R_(t-1)) P_t over the thresholds
+t, with recall R and precision P; entries of equal score share one threshold. Micro AP on 1,000 resamples
+takes seconds, as sorting is done once and a multiplicity then takes two sums over runs of sorted entries;
+scikit-learn would sort 20 times in each resample.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.average_precision import average_precision, curve
-from fusmae_jax.eval.measure import Weighted, values
+
+# From how often each group of records counts, (groups,) int64, to metric -> value.
+Weighted = Callable[[np.ndarray], dict[str, float]]
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Checked values of the records of a split."""
+
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+
+    @property
+    def truth(self) -> bytes:
+        """Equal for two systems that answered the same question about the same records."""
+
+    def grouped(self, groups: np.ndarray, count: int) -> Weighted:
+        """The metrics as a function of how often each group counts; sorts once, then answers quickly.
+
+        Args:
+            groups: (records,) the group of each, from 0 to `count - 1`, all of which occur.
+            count: number of groups.
+        """
 
 
 class Result(NamedTuple):
@@ -28,7 +55,7 @@ class Result(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledScores:
     """Checked scores and labels of the records of a split."""
 
     scores: np.ndarray  # (records, classes) float32
@@ -47,7 +74,7 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MultiLabel(Labelled):
+class MultiLabel(LabelledScores):
     """Records with any number of classes; made by `multi_label`."""
 
     threshold: float
@@ -75,14 +102,14 @@ class MultiLabel(Labelled):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SingleLabel(Labelled):
+class SingleLabel(LabelledScores):
     """Records with exactly one class; made by `single_label`."""
 
     def grouped(self, groups: np.ndarray, count: int) -> Weighted:
         """The metrics as a function of how often each group counts: see `single_label`."""
-        own = self.scores[self.labels][:, None]
-        tied = (self.scores == own) & (np.cumsum(self.labels, axis=1) == 0)
-        rank = (self.scores > own).sum(axis=1) + tied.sum(axis=1)
+        of_truth = self.scores[self.labels][:, None]
+        tied = (self.scores == of_truth) & (np.cumsum(self.labels, axis=1) == 0)
+        rank = (self.scores > of_truth).sum(axis=1) + tied.sum(axis=1)
         predicted = np.arange(len(self.classes)) == self.scores.argmax(axis=1)[:, None]
         counts = _counts(predicted, self.labels, groups, count)
         first, third, size = (np.bincount(groups, x, count) for x in (rank < 1, rank < 3, rank >= 0))
@@ -100,6 +127,35 @@ class SingleLabel(Labelled):
                 'recall_weighted': float(share @ recall),
                 'f1_weighted': float(share @ f1),
             }
+
+        return weighted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Means:
+    """Weighted means over records; made by `means`."""
+
+    sums: Mapping[str, np.ndarray]  # name -> (records,) float64
+    weights: np.ndarray  # (records,) float64
+
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+        return len(self.weights)
+
+    @property
+    def truth(self) -> bytes:
+        """The weights."""
+        return self.weights.tobytes()
+
+    def grouped(self, groups: np.ndarray, count: int) -> Weighted:
+        """name -> sum of its sums / sum of the weights; NaN where nothing weighs."""
+        sums = {name: np.bincount(groups, x, count) for name, x in self.sums.items()}
+        weights = np.bincount(groups, self.weights, count)
+
+        def weighted(multiplicity: np.ndarray) -> dict[str, float]:
+            total = multiplicity @ weights
+            return {name: float(multiplicity @ x / total) if total else np.nan for name, x in sums.items()}
 
         return weighted
 
@@ -165,11 +221,62 @@ def single_label(scores: Any, labels: Any, classes: Sequence[str], *, names: Any
     return SingleLabel(scores, hot, classes)
 
 
+def means(sums: Mapping[str, Any], weights: Any) -> Means:
+    """Means of quantities that are summed within a record, such as squared errors over its masked tokens.
+
+    Args:
+        sums: name -> (records,), the sum over each record.
+        weights: (records,), how much it was summed over; 0 or more.
+
+    Raises:
+        InputError: no records, shapes that do not agree, numbers that are not finite, negative weights.
+    """
+    weights = np.asarray(weights, np.float64)
+    arrays = {name: np.asarray(x, np.float64) for name, x in sums.items()}
+    if weights.ndim != 1 or not weights.size:
+        raise InputError(f'weights: shape {weights.shape}; there must be one number for each record')
+    for name, x in {'weights': weights, **arrays}.items():
+        if x.shape != weights.shape:
+            raise InputError(f'{name}: shape {x.shape}, but the weights have {weights.shape}')
+        if not np.isfinite(x).all():
+            raise InputError(f'{name}: record {int(np.argmin(np.isfinite(x)))} is not finite')
+    if (weights < 0).any():
+        raise InputError(f'weights: record {int(np.argmin(weights))} has {weights.min()}; 0 is the least')
+    return Means(arrays, weights)
+
+
+def values(measure: Measure) -> dict[str, float]:
+    """The metrics where every record counts once."""
+    return measure.grouped(np.zeros(measure.records, np.intp), 1)(np.ones(1, np.int64))
+
+
 def evaluate(measure: MultiLabel | SingleLabel) -> Result:
     """The metrics where every record counts once."""
     positives = dict(zip(measure.classes, measure.labels.sum(axis=0).tolist()))
     empty = tuple(name for name, count in positives.items() if not count)
     return Result(values(measure), measure.records, positives, empty)
+
+
+def judged(scores: np.ndarray, metric: Callable[[np.ndarray], float], split: str) -> float:
+    """The metric by which a sweep is settled; -inf for the scores of a head that diverged.
+
+    Args:
+        scores: of the validation split.
+        metric: of these scores, the higher the better.
+        split: what the error message calls it.
+
+    Raises:
+        InputError: the metric is not defined there.
+    """
+    # Before it is measured: scores that are not finite are an error there, but an outcome of a sweep.
+    if not np.isfinite(scores).all():
+        return -np.inf
+    value = metric(scores)
+    if not np.isfinite(value):
+        raise InputError(
+            f'{split}: the metric that settles the sweep is {value}; has the split no positive labels?'
+        )
+    return value
 
 
 def train_prior(train_labels: Any, records: int) -> np.ndarray:
@@ -222,3 +329,59 @@ def _counts(predicted: np.ndarray, actual: np.ndarray, groups: np.ndarray, count
             for x in (predicted & actual, predicted, actual)
         ]
     )
+
+
+class Curve(NamedTuple):
+    """Entries by falling score, cut behind the last positive, in runs that each end where a tie ends.
+
+    Every run has a positive, so it is one step of the recall; what comes behind the last one counts nowhere.
+    """
+
+    entries: np.ndarray  # (entries,) the group of each
+    runs: np.ndarray  # (runs,) position of the first entry of each
+    positives: np.ndarray  # (positives,) the group of each
+    positive_runs: np.ndarray  # (runs,) position of the first positive of each
+
+
+def curve(scores: np.ndarray, positive: np.ndarray, groups: np.ndarray) -> Curve:
+    """Sorts entries.
+
+    Args:
+        scores: (entries,) float32 without NaN.
+        positive: (entries,) bool.
+        groups: (entries,) the group that each counts with, whole numbers from 0.
+    """
+    # Stable, so that ties keep the order of the records and a rerun is the same to the last bit.
+    order = np.argsort(-scores, kind='stable')
+    falling, hit = scores[order], positive[order]
+    ties = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last entry of each
+    hits = hit.cumsum()[ties]
+    steps = np.diff(hits, prepend=0) > 0
+    ends, hits = ties[steps] + 1, hits[steps]
+    entries = groups[order[: ends[-1] if len(ends) else 0]]
+    positives = groups[order[hit]]
+    return Curve(entries.astype(np.intp), _firsts(ends), positives.astype(np.intp), _firsts(hits))
+
+
+def _firsts(ends: np.ndarray) -> np.ndarray:
+    """Where runs begin, from where they end."""
+    return np.append(0, ends)[: len(ends)]
+
+
+def average_precision(prepared: Curve, multiplicity: np.ndarray) -> float:
+    """The area; NaN where no positive counts.
+
+    Args:
+        prepared: what `curve` returned.
+        multiplicity: (groups,) int64, how often each group counts.
+    """
+    if not len(prepared.runs):
+        return np.nan
+    gained = np.add.reduceat(multiplicity[prepared.positives], prepared.positive_runs)
+    hits = gained.cumsum()
+    if not hits[-1]:
+        return np.nan
+    # Runs without a positive were joined with the next one that has any: they change no term of the sum.
+    seen = np.add.reduceat(multiplicity[prepared.entries], prepared.runs).cumsum()
+    # Whole numbers up to this division: no term depends on the order of records within a tie.
+    return float((gained * hits / np.maximum(seen, 1)).sum() / hits[-1])

@@ -39,23 +39,24 @@ def pool(
     tokens = dict(encoded.tokens)
     valid = {name: jnp.any(patches[name].valid, axis=2) for name in tokens}
     if model.model.fusion.encoder == 'stack':  # every modality has the same tokens: one stream
+        # All of them together would count each token as often as there are sensors.
         tokens = {'all': next(iter(tokens.values()))}
         valid = {'all': jnp.any(jnp.stack(list(valid.values())), axis=0)}
     weights = {name: v[..., None] for name, v in valid.items()}
     sums = {n: jnp.sum(jnp.where(weights[n], z.astype(jnp.float32), 0), axis=1) for n, z in tokens.items()}
     counts = {name: jnp.sum(w, axis=1, dtype=jnp.float32) for name, w in weights.items()}
     total, count = (jnp.sum(jnp.stack(list(x.values())), axis=0) for x in (sums, counts))
-    found = {
+    pooled = {
         'mean_patch': total / jnp.maximum(count, 1),
         'concat_per_sensor': jnp.concatenate([sums[n] / jnp.maximum(counts[n], 1) for n in sums], axis=-1),
     }
     if model.model.cls:
         cls = encoded.cls.astype(jnp.float32)
-        found |= {'mean_all': (total + cls) / (count + 1), 'cls': cls}
+        pooled |= {'mean_all': (total + cls) / (count + 1), 'cls': cls}
     if deep:
-        found['last4_cls'] = _last4(model, encoded.stages)
+        pooled['last4_cls'] = _last4(model, encoded.stages)
     seen = count[:, 0] > 0
-    return {name: jnp.where(seen[:, None], found[name], 0) for name in names}, seen
+    return {name: jnp.where(seen[:, None], pooled[name], 0) for name in names}, seen
 
 
 def _last4(model: FusMAE, stages: Mapping[str, Array]) -> Float[Array, 'b _']:
@@ -70,8 +71,8 @@ def check_pooled(names: Sequence[str], model: Model, system: str) -> None:
     """Raises InputError for a pooled feature that a model does not have."""
     if 'last4_cls' in names and model.depth < 4:
         raise InputError(f"features: 'last4_cls' needs four blocks, {system} has {model.depth}")
-    if not model.cls and (found := [name for name in names if name in OF_CLS]):
-        raise InputError(f"features: {found[0]!r} needs a CLS token, {system} has none; take 'mean_patch'")
+    if not model.cls and (missing := [name for name in names if name in OF_CLS]):
+        raise InputError(f"features: {missing[0]!r} needs a CLS token, {system} has none; take 'mean_patch'")
 
 
 def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tuple[str, ...], Function]:
@@ -89,6 +90,7 @@ def band_statistics(contract: Contract, modalities: Sequence[str]) -> tuple[tupl
             stored, valid = batch[field].astype(jnp.float32), validity(batch[field], group)
             count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
             mean = jnp.sum(jnp.where(valid, stored, 0), axis=(1, 2)) / jnp.maximum(count, 1)
+            # Two passes: the difference of two sums of squares loses what a dark band varies by.
             error = jnp.where(valid, stored - mean[:, None, None], 0)
             variance = jnp.sum(error**2, axis=(1, 2)) / jnp.maximum(count, 1)
             means.append(mean)

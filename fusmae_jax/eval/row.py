@@ -21,7 +21,7 @@ ALL = 'all'  # the draw of a label fraction of 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class ResultRow:
     """One metric of one system on one split. Shares lie in [0, 1]; an undefined number is None."""
 
     # The system.
@@ -79,7 +79,7 @@ class Row:
 
     def __post_init__(self):
         problems = [
-            f'{name} must be {_told(hint)}, found {getattr(self, name)!r}'
+            f'{name} must be {_words(hint)}, found {getattr(self, name)!r}'
             for name, hint in _hints().items()
             if not _fits(hint, getattr(self, name))
         ]
@@ -93,10 +93,10 @@ class Row:
 # Fields that may differ between two rows that are compared. All others are the protocol.
 SYSTEM = ('system', 'checkpoints', 'leaks', 'code_version', 'chosen')
 NUMBER = ('estimate', 'low', 'high', 'undefined', 'lowest', 'highest', 'runs')
-PROTOCOL = tuple(f.name for f in dataclasses.fields(Row) if f.name not in (*SYSTEM, *NUMBER))
+PROTOCOL = tuple(f.name for f in dataclasses.fields(ResultRow) if f.name not in (*SYSTEM, *NUMBER))
 
 
-def from_json(text: str, source: str) -> Row:
+def from_json(text: str, source: str) -> ResultRow:
     """The row that `to_json` wrote; `source` names the file in the error message.
 
     Raises:
@@ -115,7 +115,7 @@ def from_json(text: str, source: str) -> Row:
     ]
     raise_all(f'{source}: not a result row', problems)
     try:
-        return Row(**given)
+        return ResultRow(**given)
     except InputError as error:
         raise InputError(f'{source}: {error}') from error
 
@@ -139,10 +139,11 @@ def number_fields(interval: Interval, runs: Spread | None = None) -> dict[str, A
         raise InputError(f'the runs have the mean {runs.mean}, their interval is of {interval.estimate}')
     spread = runs or Spread(interval.estimate, interval.estimate, interval.estimate, 1)
     fields = interval._asdict() | spread._asdict()
-    return {name: None if _nan(value) else value for name, value in fields.items() if name != 'mean'}
+    # NaN equals nothing, and JSON does not have it.
+    return {name: None if value != value else value for name, value in fields.items() if name != 'mean'}
 
 
-def same_protocol(a: Row, b: Row, varying: Sequence[str] = ()) -> list[str]:
+def same_protocol(a: ResultRow, b: ResultRow, varying: Sequence[str] = ()) -> list[str]:
     """The fields of the protocol in which two rows differ, but for those that are meant to vary."""
     for name in varying:
         if name not in PROTOCOL:
@@ -150,7 +151,7 @@ def same_protocol(a: Row, b: Row, varying: Sequence[str] = ()) -> list[str]:
     return [name for name in PROTOCOL if name not in varying and getattr(a, name) != getattr(b, name)]
 
 
-def require_same_protocol(rows: Sequence[Row], varying: Sequence[str] = ()) -> None:
+def require_same_protocol(rows: Sequence[ResultRow], varying: Sequence[str] = ()) -> None:
     """Raises InputError, with every difference, if rows cannot stand in one comparison."""
     first = rows[0]
     problems = [
@@ -163,7 +164,7 @@ def require_same_protocol(rows: Sequence[Row], varying: Sequence[str] = ()) -> N
 
 @functools.cache
 def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(Row)
+    return typing.get_type_hints(ResultRow)
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -182,7 +183,7 @@ def _fits(hint: Any, value: Any) -> bool:
     return type(value) is hint and value != ''
 
 
-def _told(hint: Any) -> str:
+def _words(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return f'one of {", ".join(args)}'
@@ -190,7 +191,7 @@ def _told(hint: Any) -> str:
     return words.get(hint) or str(hint).replace('collections.abc.', '')
 
 
-def _impossible(row: Row) -> list[str]:
+def _impossible(row: ResultRow) -> list[str]:
     """What contradicts itself, as sentences."""
     shares = [row.estimate, row.low, row.high, row.lowest, row.highest]
     of_class, drawn = row.averaging == 'class', row.label_fraction < 1
@@ -239,7 +240,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return value
-
-
-def _nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)

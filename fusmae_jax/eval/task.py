@@ -1,20 +1,26 @@
-"""The labels of a data set by split, which of them a head may learn from, and that no record is in two."""
+"""What a run evaluates: the labels of a data set by split, and the systems with the sensors they are given.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+No record is in two of the splits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
+from fusmae_jax.encoders.systems import System, open_system
 from fusmae_jax.errors import InputError, nearest
-from fusmae_jax.eval.evaluation_config import Task
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label
-from fusmae_jax.input import seen as leak
+from fusmae_jax.eval.config import Evaluation, Task, metric_of
+from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label, values
+from fusmae_jax.input import seen
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
 from fusmae_jax.input.source import Source
 
 
-class Split(NamedTuple):
+class LabelledSplit(NamedTuple):
     """The records of a split, in its order."""
 
     name: str
@@ -23,17 +29,57 @@ class Split(NamedTuple):
     clusters: np.ndarray | None  # (records,), where asked for
 
 
-class Labelled(NamedTuple):
+class LabelledSet(NamedTuple):
     """A data set to learn from and to be tested on."""
 
     contract: Contract
     classes: tuple[str, ...]
-    train: Split
-    val: Split
-    test: Split
+    train: LabelledSplit
+    val: LabelledSplit
+    test: LabelledSplit
 
 
-def read_task(data: Task, cluster: str = '') -> Labelled:
+class Entrant(NamedTuple):
+    """A system and the sensors that it is given."""
+
+    kind: str  # 'checkpoint', 'random' or 'bands'
+    system: System
+    modalities: tuple[str, ...]
+    fields: dict[str, Any]  # of a result row, that tell of the system
+    baseline: bool
+
+
+def open_task(config: Evaluation) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+    """The labels of a run, and of each label fraction the drawn subsets: seed -> positions."""
+    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
+    for split in (task.train, task.val, task.test):
+        logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
+    labels = config.labels
+    drawn = {
+        fraction: subsets(config.data, task, fraction, labels.draw, labels.seeds)
+        for fraction in labels.fractions
+    }
+    return task, drawn
+
+
+def entrants(config: Evaluation) -> Iterator[Entrant]:
+    """Every system but the class shares with every choice of sensors; each system is opened once."""
+    settings = config.encoder
+    for kind in dict.fromkeys([settings.checkpoint, *settings.baselines]):
+        if kind == PRIOR:
+            continue
+        system = open_system(kind, settings)
+        fields = {
+            'system': system.name,
+            'checkpoints': (system.fingerprint,) if system.fingerprint else (),
+            'leaks': leaks(config.data, system.seen),
+        }
+        short = kind if kind in (RANDOM, BANDS) else 'checkpoint'
+        for modalities in settings.modalities:
+            yield Entrant(short, system, modalities, fields, kind != settings.checkpoint)
+
+
+def read_task(data: Task, cluster: str = '') -> LabelledSet:
     """The labels of the three splits.
 
     Args:
@@ -52,12 +98,12 @@ def read_task(data: Task, cluster: str = '') -> Labelled:
         )
     train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
     test = read_split(data, contract, data.test_split, cluster)
-    found = Labelled(contract, contract.classes[data.labels], train, val, test)
-    _check_apart(found, data.path)
-    return found
+    task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
+    _check_apart(task, data.path)
+    return task
 
 
-def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Split:
+def read_split(data: Task, contract: Contract, split: str, cluster: str) -> LabelledSplit:
     """Keys, labels and (unless `cluster` is empty) clusters of a split, from its index."""
     fields = list(dict.fromkeys([contract.key, data.labels, *([cluster] if cluster else [])]))
     index = Source(data.path, split, ()).index(fields)
@@ -71,10 +117,12 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Spli
             f'{data.path}, {split}: record {index[contract.key][where].decode()} has '
             f"{labels[where].sum()} classes in {data.labels}; data.kind='single_label' needs exactly one"
         )
-    return Split(split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None)
+    return LabelledSplit(
+        split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None
+    )
 
 
-def _check_apart(task: Labelled, path: str) -> None:
+def _check_apart(task: LabelledSet, path: str) -> None:
     splits = (task.train, task.val, task.test)
     for i, first in enumerate(splits):
         for second in splits[i + 1 :]:
@@ -86,7 +134,7 @@ def _check_apart(task: Labelled, path: str) -> None:
                 )
 
 
-def subsets(data: Task, task: Labelled, fraction: float, draw: str, seeds: Sequence[int]) -> dict:
+def subsets(data: Task, task: LabelledSet, fraction: float, draw: str, seeds: Sequence[int]) -> dict:
     """Seed -> positions of the labelled records in the training split, as stored; one for all of them.
 
     Raises:
@@ -99,7 +147,7 @@ def subsets(data: Task, task: Labelled, fraction: float, draw: str, seeds: Seque
 
 
 def measure(
-    task: Labelled, split: Split, scores: np.ndarray, kind: str, threshold: float
+    task: LabelledSet, split: LabelledSplit, scores: np.ndarray, kind: str, threshold: float
 ) -> MultiLabel | SingleLabel:
     """The checked scores and labels of a split."""
     if kind == 'single_label':
@@ -107,6 +155,15 @@ def measure(
     return multi_label(scores, split.labels, task.classes, threshold=threshold, names=split.keys)
 
 
-def leaks(data: Task, seen: leak.Seen | None) -> dict[str, int] | None:
+def validation(config: Any, task: LabelledSet) -> Callable[[np.ndarray], float]:
+    """The metric that settles a sweep, as a function of the logits of the validation split."""
+    name, kind = metric_of(config), config.data.kind
+    return lambda logits: values(measure(task, task.val, logits, kind, 0.0))[name]
+
+
+def leaks(data: Task, known: seen.Seen | None) -> dict[str, int] | None:
     """How many records of the test split an encoder has learned from; None where it does not say."""
-    return None if seen is None else leak.count(leak.read_records(data.path, data.test_split)[1], seen)
+    if known is None:
+        return None
+    _, records = seen.read_records(data.path, data.test_split)
+    return seen.count(records, known)

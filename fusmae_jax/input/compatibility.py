@@ -16,7 +16,7 @@ from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.errors import InputError, nearest, raise_all
 from fusmae_jax.input import plausible, ranges, units
 from fusmae_jax.input.contract import Contract, Group, Product
-from fusmae_jax.input.normalise import measured, statistics, target_unit
+from fusmae_jax.input.normalise import measured, resolve, statistics, target_unit
 
 # Facts of a product whose difference is a shift; the rest of a Product is told but changes no decision.
 SHIFTS = (
@@ -45,6 +45,41 @@ class Difference(NamedTuple):
     name: str  # 'unit', 'bands', or one of ACCEPTABLE and NOTES
     modality: str
     message: str
+
+
+class Fitted(NamedTuple):
+    """How a model reads a data set."""
+
+    config: Config  # the model's, statistics settled
+    notes: list[str]  # how the data differ from what the model knows, in words
+    shifts: tuple[str, ...]  # the declared shifts among these, all of them accepted
+
+
+def settle(
+    config: Config,
+    data: Contract,
+    accept: Sequence[str],
+    source: str,
+    trained: Contract | None = None,
+    looks: Sequence[Difference] = (),
+) -> Fitted:
+    """The configuration under which a model reads a data set.
+
+    Args:
+        config: the model's.
+        data: the contract of what shall go in.
+        accept: the declared shifts that are let through.
+        source: what the error message calls the data.
+        trained: the contract of what the model learned from; see `compare`.
+        looks: what is wrong with the pixels (see `look`), weighed together with the contracts.
+
+    Raises:
+        InputError: with all that is fatal or a shift not accepted.
+    """
+    differences = [*looks, *compare(config, data, trained)]
+    notes = check(differences, accept, source)
+    shifts = tuple(dict.fromkeys(d.name for d in differences if d.kind == 'shift'))
+    return Fitted(resolve(config, data), notes, shifts)
 
 
 def check(differences: Iterable[Difference], accept: Sequence[str], source: str) -> list[str]:

@@ -18,7 +18,7 @@ from etils import epath
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 
 FILE = 'fractions-{split}.npz'
 DIGEST = 'digest'  # of the names of the split's records in their order
@@ -65,12 +65,12 @@ def read_fraction(
     if wanted is None:
         return np.arange(len(names), dtype=np.int32)
     file = epath.Path(path) / FILE.format(split=split)
-    found = _read(file, wanted, names)
-    if not found.size:
+    positions = _read(file, wanted, names)
+    if not positions.size:
         raise InputError(
             f'{file}: {fraction:.0%} of {len(names):,} records is none; take a larger fraction or data set'
         )
-    return found
+    return positions
 
 
 def _wanted(fraction: float, draw: str, seed: int) -> str | None:

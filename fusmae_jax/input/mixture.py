@@ -62,7 +62,7 @@ class Mixture:
         total, first, parts = sum(self.rows.values()), 0, {}
         for prefix, count in self.rows.items():
             local_count = pipeline.local_rows(sharding, count)
-            where = pipeline.Place(total, first, count)
+            where = pipeline.BatchPlace(total, first, count)
             parts[prefix] = pipeline.train_batches(
                 self.sources[prefix], _seed(seed, prefix), count, local_count, where
             )

@@ -42,15 +42,15 @@ def overlap(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     Rectangles of one reference system are compared exactly; across systems, where the centres are nearer
     than half the sum of the sides (a common corner of less than a tenth of the ground is not seen).
     """
-    found = np.zeros(len(here), bool)
+    shared = np.zeros(len(here), bool)
     wanted = np.flatnonzero(here != b'')
     there = there[there != b'']
     if wanted.size and there.size:
         ours, theirs = _numbers(here[wanted]), _numbers(there)
-        found[wanted] = _rectangles(ours, theirs)
-        rest = wanted[~found[wanted]]
-        found[rest] = _centres(_numbers(here[rest]), theirs)
-    return found
+        shared[wanted] = _rectangles(ours, theirs)
+        rest = wanted[~shared[wanted]]
+        shared[rest] = _centres(_numbers(here[rest]), theirs)
+    return shared
 
 
 def _numbers(places: np.ndarray) -> np.ndarray:
@@ -60,13 +60,13 @@ def _numbers(places: np.ndarray) -> np.ndarray:
 
 def _rectangles(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Which of ours overlap one of theirs in the same projected system."""
-    found = np.zeros(len(ours), bool)
+    shared = np.zeros(len(ours), bool)
     for code in np.intersect1d(ours[:, 0], theirs[:, 0]):
         if code == _DEGREES:  # sides are metres
             continue
         rows = np.flatnonzero(ours[:, 0] == code)
-        found[rows] = _nearer(ours[rows], theirs[theirs[:, 0] == code], _middle, 1 - _EDGE, np.inf)
-    return found
+        shared[rows] = _nearer(ours[rows], theirs[theirs[:, 0] == code], _middle, 1 - _EDGE, np.inf)
+    return shared
 
 
 def _middle(places: np.ndarray) -> np.ndarray:
@@ -76,21 +76,21 @@ def _middle(places: np.ndarray) -> np.ndarray:
 
 def _centres(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Which of ours have their centre near one of theirs, in any other system."""
-    found = np.zeros(len(ours), bool)
+    near = np.zeros(len(ours), bool)
     for code in np.unique(ours[:, 0]):
         # Of the same projected system all that overlaps is known; what is near there only touches.
         others = theirs[(theirs[:, 0] != code) | (code == _DEGREES)]
         rows = np.flatnonzero(ours[:, 0] == code)
         if len(others):
-            found[rows] = _nearer(ours[rows], others, _geocentric, _NEAR, 2)
-    return found
+            near[rows] = _nearer(ours[rows], others, _geocentric, _NEAR, 2)
+    return near
 
 
 def _nearer(ours: np.ndarray, theirs: np.ndarray, point, limit: float, norm: float) -> np.ndarray:
     """Which of ours lie nearer to one of theirs than `limit` times half the sum of their sides."""
     from scipy.spatial import KDTree
 
-    found = np.zeros(len(ours), bool)
+    near = np.zeros(len(ours), bool)
     for mine in np.unique(ours[:, 3:5], axis=0):
         rows = np.flatnonzero((ours[:, 3:5] == mine).all(axis=1))
         for other in np.unique(theirs[:, 3:5], axis=0):
@@ -103,8 +103,8 @@ def _nearer(ours: np.ndarray, theirs: np.ndarray, point, limit: float, norm: flo
             usable = np.isfinite(points).all(axis=1)
             if len(targets) and usable.any():
                 distance, _ = KDTree(targets).query(points[usable], p=norm, distance_upper_bound=limit)
-                found[rows[usable]] |= np.isfinite(distance)
-    return found
+                near[rows[usable]] |= np.isfinite(distance)
+    return near
 
 
 def _geocentric(places: np.ndarray) -> np.ndarray:

@@ -30,8 +30,7 @@ from etils import epath
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import place
 from fusmae_jax.input.contract import Contract
-from fusmae_jax.input.index import CONTENT
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import CONTENT, Source
 
 FORMAT = 2  # of the packed bytes; 1 had neither places nor content
 # Fields of the index that are looked at, where there are any.
@@ -41,7 +40,7 @@ _V1 = re.compile(rb'S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d+_\d+')  # a v2 name has its t
 _MGRS = re.compile(rb'T?(\d{1,2}[A-Z]{3})')
 
 
-class Records(NamedTuple):
+class RecordNames(NamedTuple):
     """How the records of a split are recognised, in their order; bytes, empty where there is no such name."""
 
     id: np.ndarray  # '<data set>/<key>', and where the place is known its digest
@@ -54,11 +53,11 @@ class Records(NamedTuple):
 class Seen(NamedTuple):
     """What a model has learned from."""
 
-    names: Records  # each of the five sorted and once
+    names: RecordNames  # each of the five sorted and once
     sources: tuple[str, ...] = ()  # in words: what for, data set, split, number of records
 
 
-def identify(contract: Contract, index: Mapping[str, np.ndarray]) -> Records:
+def identify(contract: Contract, index: Mapping[str, np.ndarray]) -> RecordNames:
     """The names by which the records of an index are recognised."""
     keys = index[contract.key].tolist()
     if 's2v1_name' in index:
@@ -76,7 +75,7 @@ def identify(contract: Contract, index: Mapping[str, np.ndarray]) -> Records:
     ids = [_id(contract.dataset, key, where) for key, where in zip(keys, places)]
     contents = [index[name] for name in sorted(index) if name.startswith(CONTENT)]
     content = np.stack(contents, axis=1) if contents else np.zeros((len(keys), 0), np.bytes_)
-    return Records(_bytes(ids), _bytes(twins), _bytes(cells), _bytes(places), content)
+    return RecordNames(_bytes(ids), _bytes(twins), _bytes(cells), _bytes(places), content)
 
 
 def _id(dataset: str, key: bytes, where: bytes) -> bytes:
@@ -93,7 +92,7 @@ def _bytes(names: list[bytes]) -> np.ndarray:
     return np.array(names, np.bytes_)
 
 
-def read_records(path: epath.PathLike, split: str) -> tuple[Source, Records]:
+def read_records(path: epath.PathLike, split: str) -> tuple[Source, RecordNames]:
     """The names of the records of a split, an alias, or a part such as `train[:10%]`; and where they are.
 
     Raises:
@@ -120,21 +119,21 @@ def collect(
     """
     source, records = read_records(path, split)
     if positions is not None:
-        records = Records(*(names[positions] for names in records))
+        records = RecordNames(*(names[positions] for names in records))
     contract = source.contract
     line = f'{purpose}: {contract.dataset} {contract.version}, split {split}, {len(records.id):,} records'
     return Seen(once(records), (line,))
 
 
-def once(records: Records) -> Records:
+def once(records: RecordNames) -> RecordNames:
     """Every name once, in order; the empty ones left out."""
     unique = (np.unique(names) for names in records)
-    return Records(*(names[names != b''] for names in unique))
+    return RecordNames(*(names[names != b''] for names in unique))
 
 
 def union(*several: Seen) -> Seen:
     """What was seen in any of several trainings."""
-    names = Records(*(np.concatenate(parts) for parts in zip(*(seen.names for seen in several))))
+    names = RecordNames(*(np.concatenate(parts) for parts in zip(*(seen.names for seen in several))))
     sources = dict.fromkeys(line for seen in several for line in seen.sources)
     return Seen(once(names), tuple(sources))
 
@@ -142,7 +141,7 @@ def union(*several: Seen) -> Seen:
 def nothing() -> Seen:
     """Of an encoder that has learned from no records at all."""
     nobody = np.array([], np.bytes_)
-    return Seen(Records(*[nobody] * len(Records._fields)))
+    return Seen(RecordNames(*[nobody] * len(RecordNames._fields)))
 
 
 def digest(seen: Seen) -> str:
@@ -175,11 +174,11 @@ def from_bytes(packed: bytes, where: str) -> Seen:
             f'{where}: the list of seen records has format {arrays.get("format")}, this version reads '
             f'1 and {FORMAT}; use the version of fusmae_jax that wrote it'
         )
-    names = Records(*(arrays.get(way, _bytes([])) for way in Records._fields))
+    names = RecordNames(*(arrays.get(way, _bytes([])) for way in RecordNames._fields))
     return Seen(names, tuple(arrays['sources'].tolist()))
 
 
-def recognise(records: Records, seen: Seen) -> dict[str, np.ndarray]:
+def recognise(records: RecordNames, seen: Seen) -> dict[str, np.ndarray]:
     """Which records were seen, in each of the ways and in `any` of them; each (records,) bool."""
     there = seen.names
     found: dict[str, np.ndarray] = {
@@ -201,7 +200,7 @@ def _same_name(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     return np.isin(here, there) | placeless | np.isin(name, other[other_at == b''])
 
 
-def count(records: Records, seen: Seen) -> dict[str, int]:
+def count(records: RecordNames, seen: Seen) -> dict[str, int]:
     """How many records were seen, by way of recognition, and how many could have been recognised so.
 
     Returns:

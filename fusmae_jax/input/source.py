@@ -1,10 +1,12 @@
-"""Records of a converted data set, by index, read through TFDS without TensorFlow.
+"""Records of a converted data set and the index of their splits, read through TFDS without TensorFlow.
 
 What stands in files beside the shards (labels, splits, places) is joined to the records by position, so every
 record that is read is compared with the index by its key. A shard that is missing, cut off, exchanged or
 damaged is an InputError that names it.
 """
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +18,15 @@ from tensorflow_datasets.proto import tf_example_pb2
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import shards
-from fusmae_jax.input.builder import open_builder
+from fusmae_jax.input.builder import open_builder, split_name
 from fusmae_jax.input.contract import Group
-from fusmae_jax.input.index import has_index, index_file, read_index
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
 LABELS = ('name', 's1_name', 's2_name', 'snow', 'cloud')
+INDEX = 'index-{split}.npz'  # what is known of every record without reading its images
+# Before the name of a sensor: digests of its images, which a conversion writes to the index alone; sets
+# converted earlier have none.
+CONTENT = 'content_'
 
 
 class Source:
@@ -116,14 +121,14 @@ class Source:
             InputError: no index, one without such a field, or one of other records.
         """
         builder = open_builder(self.path)
-        keys, found = self._index(builder, fields, optional)
+        keys, values = self._index(builder, fields, optional)
         if keys is None:
             name = self.split.split('+')[0].split('[')[0].strip()
             file = index_file(self.path, name)
             raise InputError(f'{file}: the index of the split is missing; convert the data set again')
         len(self)  # opens the reader once, and not in each of the threads that come next
         shards.for_each(self.check, shards.starts(builder.info.splits[self.split].file_instructions))
-        return found
+        return values
 
     def check(self, index: int) -> None:
         """Reads a record; raises InputError if it is damaged or not the one that the index names."""
@@ -155,7 +160,7 @@ class Source:
         wanted = list(dict.fromkeys([key, *fields]))
         parts = []
         for part in tfds.core.ReadInstruction.from_spec(self.split).to_absolute(splits):
-            if not has_index(self.path, part.splitname):
+            if not index_file(self.path, part.splitname).exists():
                 return None, {}
             index = read_index(self.path, part.splitname, wanted, optional)
             if (here := len(index[key])) != (there := splits[part.splitname].num_examples):
@@ -168,9 +173,9 @@ class Source:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in common}
         return joined[key], {name: joined[name] for name in (*fields, *optional) if name in joined}
 
-    def _damaged(self, index: int, found: str) -> InputError:
+    def _damaged(self, index: int, reason: str) -> InputError:
         file, position = self._where(index)
-        return InputError(f'{file}: record {position} cannot be read ({found}); {shards.REMEDY}')
+        return InputError(f'{file}: record {position} cannot be read ({reason}); {shards.REMEDY}')
 
     def _where(self, index: int) -> tuple[str, int]:
         """The shard of a record and its position there."""
@@ -192,3 +197,53 @@ def _label(feature: Any) -> np.ndarray:
     if feature.bytes_list.value:
         return np.asarray(feature.bytes_list.value[0])
     return np.asarray(feature.int64_list.value[0] if feature.int64_list.value else b'')
+
+
+def index_file(path: epath.PathLike, split: str) -> epath.Path:
+    """Where the index of a split lies."""
+    return epath.Path(path) / INDEX.format(split=split_name(split, path))
+
+
+def read_index(
+    path: epath.PathLike, split: str, fields: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """Fields of the records of a split, in the order of the split; text fields are arrays of bytes.
+
+    They are as the file has them. What is joined to records is read with `Source.index`, which sees that the
+    index is of these records.
+
+    Args:
+        path: the folder of a converted data set.
+        split: a split as it is stored (no alias), or several joined by `+`.
+        fields: which ones; all by default.
+        optional: more of them, taken where they are.
+
+    Raises:
+        InputError: no index, a damaged one, or a field that it does not have.
+    """
+    files = [index_file(path, name.strip()) for name in split.split('+')]
+    parts = [_read_index(file, fields, optional) for file in files]
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in common}
+
+
+def _read_index(
+    file: epath.Path, fields: Sequence[str] | None, optional: Sequence[str]
+) -> dict[str, np.ndarray]:
+    if not file.exists():
+        raise InputError(f'{file}: the index of the split is missing; convert the data set again')
+    try:
+        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
+            for name in fields or ():
+                if name not in archive:
+                    raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
+            wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
+            index = {name: archive[name] for name in wanted}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error
+    lengths = {name: len(values) if values.ndim else 0 for name, values in index.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f'{file}: fields of different lengths ({lengths}); convert the data set again')
+    return index

@@ -1,7 +1,7 @@
 """DINO's vision transformer and projection head, over stacked bands (DINO-MM).
 
 The parameters of the backbone have the names of `models.encoder.Encoder` with `fusion.encoder='stack'`, so
-that `encoders.dino_run.encoder_params` makes one of them; only the table of positions has a first row more,
+that `train.dino_encoder.encoder_params` makes one of them; only the table of positions has a first row more,
 that of CLS.
 """
 

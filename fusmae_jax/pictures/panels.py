@@ -48,11 +48,11 @@ class Reconstructor:
         for name, predicted in predictions.items():
             target, valid = masked.patches[name]
             if masked.slots is None:
-                found = in_raster_order(target, valid, predicted, masked.order[name], masked.visible)
+                drawn = in_raster_order(target, valid, predicted, masked.order[name], masked.visible)
             else:
                 hidden = np.asarray(masked.targets(name)[1])
-                found = in_place(target, valid, predicted, hidden)
-            panels[name] = found[: len(records)]
+                drawn = in_place(target, valid, predicted, hidden)
+            panels[name] = drawn[: len(records)]
         return panels
 
 
@@ -60,15 +60,15 @@ def _undo_norm_pix(
     config: Config, masked: Masked, predictions: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Each patch back to the mean and deviation of its own target; good for pictures only."""
-    own = {name: np.asarray(masked.patches[name].values) for name in predictions}
+    targets = {name: np.asarray(masked.patches[name].values) for name in predictions}
     if masked.slots is None:
-        hidden = {name: np.asarray(masked.order[name])[:, masked.visible :, None] for name in own}
-        own = {name: np.take_along_axis(x, hidden[name], axis=1) for name, x in own.items()}
+        hidden = {name: np.asarray(masked.order[name])[:, masked.visible :, None] for name in targets}
+        targets = {name: np.take_along_axis(x, hidden[name], axis=1) for name, x in targets.items()}
     if config.model.fusion.encoder == 'stack':
-        own = dict.fromkeys(own, np.concatenate(list(own.values()), axis=-1))
+        targets = dict.fromkeys(targets, np.concatenate(list(targets.values()), axis=-1))
     return {
-        name: predicted * np.sqrt(own[name].var(axis=-1, ddof=1, keepdims=True) + NORM_PIX_EPS)
-        + own[name].mean(axis=-1, keepdims=True)
+        name: predicted * np.sqrt(targets[name].var(axis=-1, ddof=1, keepdims=True) + NORM_PIX_EPS)
+        + targets[name].mean(axis=-1, keepdims=True)
         for name, predicted in predictions.items()
     }
 

@@ -14,7 +14,7 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import flatten, to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
 from fusmae_jax.parallel.lock import POLL, Lock

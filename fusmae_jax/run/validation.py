@@ -11,14 +11,13 @@ from jaxtyping import Array
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import task
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.knn import knn_scores
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import multi_label, single_label
+from fusmae_jax.eval.metrics import multi_label, single_label, values
 from fusmae_jax.eval.pooling import pool
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
@@ -97,26 +96,25 @@ class _Held:
 
     def __init__(self, setup: Setup, source: Source):
         self._config = config = setup.config
-        self._source, size = source, config.train.batch_size
-        self._sharding = batch_sharding(setup.mesh)
-        rows = pipeline.local_rows(self._sharding, size)
-        self._batches, steps = pipeline.eval_batches(self._source, size, rows)
-        self._steps = min(steps, config.log.eval_batches or steps)
+        self._source, self._sharding = source, batch_sharding(setup.mesh)
         self._evaluate = make_eval_step(config, source.contract, setup.dtype, setup.mesh, len(source))
 
     def __call__(self, params: Params) -> dict[str, float]:
         """`loss/<modality>`."""
         config, key = self._config, jax.random.key(self._config.seed)
-        data, totals = config.data, dict.fromkeys(config.model.modalities, (0.0, 0.0))
-        batches = pipeline.iterate(
-            self._batches, 0, self._steps, threads=data.threads, prefetch=data.prefetch
+        totals = dict.fromkeys(config.model.modalities, (0.0, 0.0))
+        stream = pipeline.over_split(
+            self._source,
+            lambda batch: read('validation', self._evaluate(params, batch, key)),
+            self._sharding,
+            config.train.batch_size,
+            config.data,
+            batches=config.log.eval_batches,
         )
-        for batch in batches:
-            rows = {'': config.train.batch_size}
-            ready = pipeline.to_devices(batch, self._sharding, rows, self._source.fields)
-            for name, sums in read('validation', self._evaluate(params, ready, key)).items():
-                error, weight = totals[name]
-                totals[name] = error + float(sums[0]), weight + float(sums[1])
+        for _, losses in stream:
+            for name, (error, weight) in losses.items():
+                before = totals[name]
+                totals[name] = before[0] + float(error), before[1] + float(weight)
         return {f'loss/{name}': _quotient(*sums) for name, sums in totals.items()}
 
 
@@ -155,7 +153,7 @@ class Neighbours:
             raise InputError(f'{data.path}: {both:,} records are in {splits[0]!r} and in {splits[1]!r}')
         if len(self._known.keys) < k:
             raise InputError(f'{data.path}, {splits[0]}: {len(self._known.keys)} records, fewer than k={k}')
-        accepted = Encoder(accept=config.data.accept, absent_bands='mean')
+        accepted = EncoderSettings(accept=config.data.accept, absent_bands='mean')
         model = Pretrained(encoder, setup.contract, {}, setup.dtype)
         self._config = fit(model, contract, tuple(encoder.model.modalities), accepted, data.path).config
         self._bank.fields = self._queries.fields = tuple(fields(self._config, contract))
@@ -187,16 +185,15 @@ class Neighbours:
 
     def _extract(self, source: Source, params: Params) -> tuple[np.ndarray, np.ndarray]:
         """The features (records, width) of a split, in its order, and which records have a valid pixel."""
-        size = self._setup.config.train.batch_size
-        batches, steps = pipeline.eval_batches(source, size, pipeline.local_rows(self._sharding, size))
-        stream = pipeline.iterate(batches, 0, steps, threads=self._data.threads, prefetch=self._data.prefetch)
-        parts = []
+        stream = pipeline.over_split(
+            source,
+            lambda batch: read('features', self._run(params, batch)),
+            self._sharding,
+            self._setup.config.train.batch_size,
+            self._data,
+        )
         with jax.set_mesh(self._setup.mesh):
-            for batch in stream:
-                ready = pipeline.to_devices(batch, self._sharding, {'': size}, source.fields)
-                parts.append(read('features', self._run(params, ready)))
-        features, seen = (np.concatenate(part)[: len(source)] for part in zip(*parts))
-        return features, seen
+            return pipeline.joined([part for _, part in stream], len(source))
 
 
 class Pictures:

@@ -8,13 +8,13 @@ import numpy as np
 
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, intervals, replicates, row
+from fusmae_jax.eval import cells, intervals, row
 from fusmae_jax.eval.intervals import Replicates
-from fusmae_jax.eval.row import Row, require_same_protocol
+from fusmae_jax.eval.row import ResultRow, require_same_protocol
 from fusmae_jax.tables import recipes
-from fusmae_jax.tables.commands import FILES
-from fusmae_jax.tables.config import OF_CLASSES, PER_CLASS, Table, seeds_of
-from fusmae_jax.tables.plan import Plan
+from fusmae_jax.tables.config import OF_CLASSES, PER_CLASS, StudyTable, seeds_of
+from fusmae_jax.tables.plan import StudyPlan
+from fusmae_jax.tables.recipes import FILES
 from fusmae_jax.tables.stages import Stage, state
 
 Sensors = tuple[str, ...]
@@ -37,23 +37,23 @@ class Number(NamedTuple):
     seeds: int  # pretrainings among these runs
 
 
-class Measured(NamedTuple):
+class MeasuredSystem(NamedTuple):
     """A system that was given some sensors in a task: its pretraining seeds together."""
 
-    rows: tuple[Mapping[str, Row], ...]  # metric -> row, one of these a seed
+    rows: tuple[Mapping[str, ResultRow], ...]  # metric -> row, one of these a seed
     mean: Replicates | None  # over the seeds, resample by resample
 
 
-class Cell(NamedTuple):
+class StudyCell(NamedTuple):
     """What there is of a system in a task."""
 
     note: str  # why there are no numbers; '' if there are
-    by_sensors: Mapping[Sensors, Measured]
+    by_sensors: Mapping[Sensors, MeasuredSystem]
 
 
-def collect(plan: Plan, failed: Mapping[str, str]) -> dict[tuple[str, str], Cell]:
+def collect(plan: StudyPlan, failed: Mapping[str, str]) -> dict[tuple[str, str], StudyCell]:
     """(task, system) -> what there is of it; `failed` tells the errors of stages by their names."""
-    found = {}
+    results = {}
     for task in plan.config.tasks:
         for system in plan.config.systems:
             sensors = plan.sensors(task, system)
@@ -67,26 +67,26 @@ def collect(plan: Plan, failed: Mapping[str, str]) -> dict[tuple[str, str], Cell
             by_sensors = (
                 {} if note else {names: _measured(stages, command, names, prior) for names in sensors}
             )
-            found[task, system] = Cell(note, by_sensors)
-    return found
+            results[task, system] = StudyCell(note, by_sensors)
+    return results
 
 
 def _note(stage: Stage, failed: Mapping[str, str]) -> str:
     """Why a stage, or one that it needs, has no result; '' if it has."""
-    found = state(stage)
-    if found == 'complete':  # whatever has become of what it needed
+    progress = state(stage)
+    if progress == 'complete':  # whatever has become of what it needed
         return ''
-    if found == 'changed':
+    if progress == 'changed':
         return 'settings changed'
     for needed in stage.needs:
         if note := _note(needed, failed):
             return note
     if stage.name in failed:
         return 'failed'
-    return 'begun' if found == 'begun' and not stage.blocked else 'not run'
+    return 'begun' if progress == 'begun' and not stage.blocked else 'not run'
 
 
-def _measured(stages: Sequence[Stage], command: str, sensors: Sensors, prior: bool) -> Measured:
+def _measured(stages: Sequence[Stage], command: str, sensors: Sensors, prior: bool) -> MeasuredSystem:
     rows, means = [], []
     for stage in stages:
         file = stage.folder / cells.ROWS.format(command)
@@ -98,25 +98,26 @@ def _measured(stages: Sequence[Stage], command: str, sensors: Sensors, prior: bo
         if not rows[-1]:
             raise InputError(f'{file}: no rows of {"+".join(sensors)}; remove {stage.folder}')
         means += [
-            one.replicates
-            for one in replicates.read(stage.folder, command)
-            if _wanted(one.about['method'], one.about['modalities'], sensors, prior)
+            stored.replicates
+            for stored in intervals.read_replicates(stage.folder, command)
+            if _wanted(stored.about['method'], stored.about['modalities'], sensors, prior)
         ]
-    return Measured(tuple(rows), intervals.average(means) if len(means) == len(stages) else None)
+    # Without the resamples of one seed there is no mean over the seeds.
+    return MeasuredSystem(tuple(rows), intervals.average(means) if len(means) == len(stages) else None)
 
 
 def _wanted(method: str, modalities: Sensors, sensors: Sensors, prior: bool) -> bool:
     return method == 'prior' if prior else method != 'prior' and set(modalities) == set(sensors)
 
 
-def _metric(one: Row) -> str:
+def _metric(row: ResultRow) -> str:
     """The name that `metrics.py` gives it."""
-    if one.label is not None:
-        return f'{one.metric}/{one.label}'
-    return one.metric if one.averaging == 'none' else f'{one.metric}_{one.averaging}'
+    if row.label is not None:
+        return f'{row.metric}/{row.label}'
+    return row.metric if row.averaging == 'none' else f'{row.metric}_{row.averaging}'
 
 
-def number(measured: Measured, metric: str, table: Table) -> Number:
+def number(measured: MeasuredSystem, metric: str, table: StudyTable) -> Number:
     """A metric over all seeds.
 
     Raises:
@@ -127,8 +128,8 @@ def number(measured: Measured, metric: str, table: Table) -> Number:
         if name not in measured.rows[0]:
             raise InputError(f'tables: metric {name!r} is not among those of the rows')
     picked = [[each[name] for name in names] for each in measured.rows]
-    runs = sum(one[0].runs for one in picked)
-    estimates = [r.estimate for one in picked for r in one]
+    runs = sum(of_seed[0].runs for of_seed in picked)
+    estimates = [r.estimate for of_seed in picked for r in of_seed]
     if any(x is None for x in estimates):
         return Number(None, None, None, None, None, runs, len(picked))
     estimate = float(np.mean([x for x in estimates if x is not None]))
@@ -137,38 +138,40 @@ def number(measured: Measured, metric: str, table: Table) -> Number:
     return Number(estimate, low, high, lowest, highest, runs, len(picked))
 
 
-def names_of(metric: str, table: Table) -> list[str]:
+def names_of(metric: str, table: StudyTable) -> list[str]:
     """The metrics of rows that a metric of a table is the mean of."""
     return [f'{PER_CLASS}{name}' for name in table.classes] if metric == OF_CLASSES else [metric]
 
 
 def _interval(
-    measured: Measured, names: Sequence[str], picked: Sequence[Sequence[Row]]
+    measured: MeasuredSystem, names: Sequence[str], picked: Sequence[Sequence[ResultRow]]
 ) -> tuple[float | None, float | None]:
     if measured.mean is not None:
-        found = intervals.intervals(mean_of(measured.mean, names))['']
-        return _known(found.low), _known(found.high)
+        interval = intervals.intervals(mean_of(measured.mean, names))['']
+        return _known(interval.low), _known(interval.high)
     if len(picked) == len(names) == 1:
         return picked[0][0].low, picked[0][0].high
     return None, None
 
 
-def _range(picked: Sequence[Sequence[Row]]) -> tuple[float | None, float | None]:
+def _range(picked: Sequence[Sequence[ResultRow]]) -> tuple[float | None, float | None]:
     """Over the runs of all seeds; a mean over classes has no range."""
-    ends = [(r.lowest, r.highest) for one in picked for r in one]
+    ends = [(r.lowest, r.highest) for of_seed in picked for r in of_seed]
     if len(picked[0]) > 1 or any(x is None for end in ends for x in end):
         return None, None
     return min(low for low, _ in ends if low is not None), max(high for _, high in ends if high is not None)
 
 
-def mean_of(found: Replicates, names: Sequence[str]) -> Replicates:
+def mean_of(replicates: Replicates, names: Sequence[str]) -> Replicates:
     """The mean over some metrics, resample by resample, under the name ''."""
-    estimate = float(np.mean([found.estimate[name] for name in names]))
-    values = np.mean([found.values[name] for name in names], axis=0)
-    return Replicates({'': estimate}, {'': values}, found.clusters, found.resamples)
+    estimate = float(np.mean([replicates.estimate[name] for name in names]))
+    values = np.mean([replicates.values[name] for name in names], axis=0)
+    return Replicates({'': estimate}, {'': values}, replicates.clusters, replicates.resamples)
 
 
-def difference(first: Measured, second: Measured, metric: str, table: Table) -> Number | None:
+def difference(
+    first: MeasuredSystem, second: MeasuredSystem, metric: str, table: StudyTable
+) -> Number | None:
     """First minus second, paired; None if either was evaluated without intervals.
 
     Raises:
@@ -179,9 +182,11 @@ def difference(first: Measured, second: Measured, metric: str, table: Table) -> 
     for name in names_of(metric, table):
         require_same_protocol([rows[name] for one in (first, second) for rows in one.rows], OWN)
     one, other = (mean_of(m.mean, names_of(metric, table)) for m in (first, second) if m.mean is not None)
-    found = intervals.intervals(intervals.difference(one, other))['']
+    interval = intervals.intervals(intervals.difference(one, other))['']
     seeds = max(len(first.rows), len(second.rows))
-    return Number(_known(found.estimate), _known(found.low), _known(found.high), None, None, 0, seeds)
+    return Number(
+        _known(interval.estimate), _known(interval.low), _known(interval.high), None, None, 0, seeds
+    )
 
 
 def _known(value: float) -> float | None:

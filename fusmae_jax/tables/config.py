@@ -1,6 +1,7 @@
 """The settings of `tables`: data sets, systems, tasks, and how their results stand side by side."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.encoders.settings import PRIOR, RANDOM
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.eval.evaluation_config import METRICS
+from fusmae_jax.eval.config import METRICS
 from fusmae_jax.input.contract import fingerprint
 
 PER_CLASS, OF_CLASSES = 'ap/', 'ap_classes'
@@ -18,7 +19,7 @@ STAGES = ('data', 'pretrain', 'evaluate')
 
 
 @dataclasses.dataclass(frozen=True)
-class Archive:
+class StudyArchive:
     """A data set: a folder that `convert` wrote, or made-up pairs."""
 
     path: str = setting('', path=True)  # of the converted data set; '' makes one up
@@ -29,7 +30,7 @@ class Archive:
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
+class StudySystem:
     """A row: what turns images into features: one of `pretrain`, `checkpoint`, `beside` and `baseline`."""
 
     label: str = ''
@@ -47,7 +48,7 @@ class System:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class StudyTask:
     """An evaluation: one file of settings, and the sensors that are given to the encoder."""
 
     label: str = ''
@@ -61,7 +62,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class StudyTable:
     """Systems downwards; tasks, their sensors and metrics sideways."""
 
     title: str = ''
@@ -78,17 +79,17 @@ class Table:
 class Tables:
     """A study."""
 
-    archives: Mapping[str, Archive] = dataclasses.field(default_factory=dict)
-    systems: Mapping[str, System] = dataclasses.field(default_factory=dict)
-    tasks: Mapping[str, Task] = dataclasses.field(default_factory=dict)
-    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    archives: Mapping[str, StudyArchive] = dataclasses.field(default_factory=dict)
+    systems: Mapping[str, StudySystem] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, StudyTask] = dataclasses.field(default_factory=dict)
+    tables: Mapping[str, StudyTable] = dataclasses.field(default_factory=dict)
     # One pretraining each; untrained weights are drawn by the same
     seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
     run: tuple[str, ...] = STAGES  # kinds of stages that may be run; () prints what there is
 
 
 def digest(config: Tables) -> str:
-    """16 hexadecimal digits that change with any setting of a study; `Plan.digest` follows what it names."""
+    """16 hexadecimal digits that change with any setting; `StudyPlan.digest` follows what they name."""
     values = to_dict(config)
     del values['run']
     for archive in values['archives'].values():
@@ -104,7 +105,7 @@ def seeds_of(config: Tables, system: str) -> tuple[int, ...]:
     return config.seeds if drawn else config.seeds[:1]
 
 
-def columns_of(task: Task, system: System) -> tuple[tuple[str, ...], ...]:
+def columns_of(task: StudyTask, system: StudySystem) -> tuple[tuple[str, ...], ...]:
     """The sensors of a task that a system can be given; several encoders are not fine-tuned as one."""
     if system.baseline == PRIOR:
         return task.columns
@@ -137,11 +138,12 @@ def check(config: Tables) -> None:
     for name, table in config.tables.items():
         problems += _table(config, f'tables.{name}', table)
     for group in (config.archives, config.systems, config.tasks, config.tables):
-        problems += [f'{name!r}: a name is made of letters, digits, _ and -' for name in group if _odd(name)]
+        odd = [name for name in group if not re.fullmatch(r'[\w-]+', name)]
+        problems += [f'{name!r}: a name is made of letters, digits, _ and -' for name in odd]
     raise_all('config: these settings cannot be used', problems)
 
 
-def _system(config: Tables, path: str, system: System) -> list[str]:
+def _system(config: Tables, path: str, system: StudySystem) -> list[str]:
     problems = []
     given = [x for x in ('pretrain', 'checkpoint', 'beside', 'baseline') if getattr(system, x)]
     if len(given) > 1:
@@ -160,7 +162,7 @@ def _system(config: Tables, path: str, system: System) -> list[str]:
     return problems
 
 
-def _beside(config: Tables, path: str, system: System) -> list[str]:
+def _beside(config: Tables, path: str, system: StudySystem) -> list[str]:
     problems = _known(f'{path}.beside', system.beside, config.systems)
     parts = {name: config.systems[name] for name in system.beside if name in config.systems}
     for name, part in parts.items():
@@ -172,7 +174,7 @@ def _beside(config: Tables, path: str, system: System) -> list[str]:
     return problems
 
 
-def _table(config: Tables, path: str, table: Table) -> list[str]:
+def _table(config: Tables, path: str, table: StudyTable) -> list[str]:
     problems = _known(f'{path}.systems', table.systems, config.systems)
     problems += _known(f'{path}.tasks', table.tasks, config.tasks)
     if table.against:
@@ -190,7 +192,3 @@ def _table(config: Tables, path: str, table: Table) -> list[str]:
 
 def _known(path: str, names: Sequence[str], there: Mapping[str, Any]) -> list[str]:
     return [f'{path}: {name!r}; {nearest(name, there)}' for name in names if name not in there]
-
-
-def _odd(name: str) -> bool:
-    return not name or not all(c.isalnum() or c in '_-' for c in name)

@@ -13,9 +13,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import fingerprint
-from fusmae_jax.tables import commands, recipes
-from fusmae_jax.tables.commands import Evaluation
+from fusmae_jax.tables import recipes
 from fusmae_jax.tables.config import Tables, columns_of, digest, seeds_of
+from fusmae_jax.tables.recipes import Evaluation
 from fusmae_jax.tables.stages import Stage, state
 
 SWEEPS = 'sweeps'
@@ -23,7 +23,7 @@ SWEEPS = 'sweeps'
 Make = Callable[[str, int, int, epath.Path, int], str]
 
 
-class DataSet(NamedTuple):
+class StudyData(NamedTuple):
     """A data set as the stages that read it need it."""
 
     path: Callable[[], str]  # of a converted data set
@@ -32,7 +32,7 @@ class DataSet(NamedTuple):
     blocked: str  # why it cannot be had
 
 
-class Weights(NamedTuple):
+class SystemWeights(NamedTuple):
     """Where the weights of a system come from."""
 
     checkpoint: str
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     blocked: str
 
 
-class Plan:
+class StudyPlan:
     """The stages of a study in a working directory."""
 
     def __init__(self, config: Tables, workdir: epath.PathLike, make: Make):
@@ -65,8 +65,8 @@ class Plan:
             if self.sensors(task, system)
         }
         for task in config.tasks:
-            own = (c for (name, _), c in self._evaluations.items() if name == task)
-            if len({c.learning_rates for c in own if _shares_rate(c)}) > 1:
+            configs = (c for (name, _), c in self._evaluations.items() if name == task)
+            if len({c.learning_rates for c in configs if _shares_rate(c)}) > 1:
                 raise InputError(f'tasks.{task}: one sweep settles all systems, give them one learning_rates')
 
     def sensors(self, task: str, system: str) -> tuple[tuple[str, ...], ...]:
@@ -78,14 +78,15 @@ class Plan:
 
     def stages(self) -> Iterator[Stage]:
         """The evaluations, each after what it still needs."""
-        told: set[str] = set()
+        yielded: set[str] = set()
+        # All systems of the first seed before any of the second, so that a study shows whole tables early.
         for seed in self.config.seeds:
             for task, system in self._evaluations:
                 if seed in seeds_of(self.config, system):
                     last = self.cell(task, system, seed)
                     for stage in (last,) if state(last) == 'complete' else _in_order(last):
-                        if stage.name not in told:
-                            told.add(stage.name)
+                        if stage.name not in yielded:
+                            yielded.add(stage.name)
                             yield stage
 
     @property
@@ -106,14 +107,14 @@ class Plan:
         folder, features = self.workdir / name, self.workdir / 'features' / f'{system}-{seed}'
         if not _shares_rate(self._evaluations[task, system]):
             return self._stage(
-                task, system, seed, name, lambda ready: commands.evaluate(command, ready, folder, features)
+                task, system, seed, name, lambda ready: recipes.evaluate(command, ready, folder, features)
             )
-        own, every = self._sweep(task, system, seed).folder, self._sweeps(task)
-        folders = [stage.folder for stage in every]
+        sweep, sweeps = self._sweep(task, system, seed).folder, self._sweeps(task)
+        folders = [stage.folder for stage in sweeps]
         return self._stage(
             *(task, system, seed, name),
-            lambda ready: commands.evaluate_settled(ready, folder, own, folders),
-            every,
+            lambda ready: recipes.evaluate_settled(ready, folder, sweep, folders),
+            sweeps,
         )
 
     def _sweeps(self, task: str) -> tuple[Stage, ...]:
@@ -128,7 +129,7 @@ class Plan:
 
     def _sweep(self, task: str, system: str, seed: int) -> Stage:
         name = f'{SWEEPS}/{task}/{system}-{seed}'
-        return self._stage(task, system, seed, name, lambda ready: commands.sweep(ready, self.workdir / name))
+        return self._stage(task, system, seed, name, lambda ready: recipes.sweep(ready, self.workdir / name))
 
     def _stage(
         self,
@@ -168,29 +169,29 @@ class Plan:
         kind = self.config.systems[system]
         names = (system, *kind.beside, *([kind.like] if kind.like else []))
         paths = [self.config.systems[name].checkpoint for name in names]
-        found = [one for path in paths if path for one in self._contents(path)]
-        return ' '.join([kind.baseline, *found]) if found else kind.baseline
+        contents = [part for path in paths if path for part in self._contents(path)]
+        return ' '.join([kind.baseline, *contents]) if contents else kind.baseline
 
     def _contents(self, path: str) -> list[str]:
         if path not in self._known:
             self._known[path] = [content(part.strip()) for part in path.split(AND)]
         return self._known[path]
 
-    def _weights(self, system: str, seed: int) -> Weights:
+    def _weights(self, system: str, seed: int) -> SystemWeights:
         kind = self.config.systems[system]
         if kind.baseline in (BANDS, PRIOR):
-            return Weights(BANDS, (), '')
+            return SystemWeights(BANDS, (), '')
         if kind.beside:
             parts = [self._weights(name, seed) for name in kind.beside]
             needs = tuple(stage for part in parts for stage in part.needs)
             blocked = next((part.blocked for part in parts if part.blocked), '')
-            return Weights(AND.join(part.checkpoint for part in parts), needs, blocked)
+            return SystemWeights(AND.join(part.checkpoint for part in parts), needs, blocked)
         source = kind.like if kind.baseline == RANDOM else system
         if self.config.systems[source].pretrain:
             stage = self._pretrain(source, self.config.seeds[0] if kind.baseline else seed)
-            return Weights(str(stage.folder), (stage,), '')
+            return SystemWeights(str(stage.folder), (stage,), '')
         path = self.config.systems[source].checkpoint
-        return Weights(path, (), '' if path else f'systems.{source}.checkpoint is not given')
+        return SystemWeights(path, (), '' if path else f'systems.{source}.checkpoint is not given')
 
     def _pretrain(self, system: str, seed: int) -> Stage:
         config, name = self._pretrainings[system, seed], f'pretrain/{system}-{seed}'
@@ -198,19 +199,19 @@ class Plan:
 
         def action() -> bool:
             ready = dataclasses.replace(config.data, path=data.path())
-            return commands.pretrain(dataclasses.replace(config, data=ready), folder)
+            return recipes.pretrain(dataclasses.replace(config, data=ready), folder)
 
         settings = data.settings | recipes.fixed(config, recipes.PRETRAIN_FREE)
         return Stage('pretrain', folder, name, settings, data.needs, action, data.blocked)
 
-    def _data_set(self, name: str) -> DataSet:
+    def _data_set(self, name: str) -> StudyData:
         archive, folder = self.config.archives[name], self.workdir / 'data' / name
         if archive.path:
             try:
                 about = {'contract': contracts.read(archive.path).digest}
             except InputError as error:
-                return DataSet(lambda: archive.path, {}, (), str(error))
-            return DataSet(lambda: archive.path, about, (), '')
+                return StudyData(lambda: archive.path, {}, (), str(error))
+            return StudyData(lambda: archive.path, about, (), '')
         made = (archive.layout, archive.pairs, archive.seed)
 
         def action() -> bool:
@@ -218,11 +219,11 @@ class Plan:
             return True
 
         def path() -> str:
-            (found,) = (folder / archive.layout).iterdir()
-            return str(found)
+            (version,) = (folder / archive.layout).iterdir()
+            return str(version)
 
         settings = dict(zip(('layout', 'pairs', 'seed'), made))
-        return DataSet(path, {}, (Stage('data', folder, f'data/{name}', settings, (), action),), '')
+        return StudyData(path, {}, (Stage('data', folder, f'data/{name}', settings, (), action),), '')
 
 
 def _shares_rate(config: Evaluation) -> TypeGuard[Finetune]:

@@ -52,10 +52,12 @@ def published(version: str, system: str) -> Mapping[Key, float]:
     The mAP of Table 1 stands under `ap_micro`, the usual averaging of works on this data set; the paper does
     not say which it is.
     """
-    found: dict[Key, float] = {}
+    numbers: dict[Key, float] = {}
     if system in _TABLE_1[version]:
         values = iter(_TABLE_1[version][system])
-        found |= {(task, names, 'ap_micro'): next(values) for task in (FINETUNE, LINEAR) for names in SENSORS}
+        numbers |= {
+            (task, names, 'ap_micro'): next(values) for task in (FINETUNE, LINEAR) for names in SENSORS
+        }
     if system in _TABLE_2[version]:
-        found |= {(SEN12MS, None, m): value for m, value in zip(METRICS, _TABLE_2[version][system])}
-    return found
+        numbers |= {(SEN12MS, None, m): value for m, value in zip(METRICS, _TABLE_2[version][system])}
+    return numbers

@@ -5,8 +5,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from fusmae_jax.tables.collect import Cell, Number, Sensors, difference, number
-from fusmae_jax.tables.config import OF_CLASSES, Table, Tables
+from fusmae_jax.eval.row import ALL, ResultRow
+from fusmae_jax.tables.collect import Number, Sensors, StudyCell, difference, number
+from fusmae_jax.tables.config import OF_CLASSES, StudyTable, Tables
 from fusmae_jax.tables.published import SOURCE, VERSIONS, published
 
 HERE, NO_NUMBER = 'here', '-'
@@ -25,7 +26,7 @@ SHORT = {
 }
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """What stands under one another."""
 
     task: str  # '' where the line names the task
@@ -33,7 +34,7 @@ class Column(NamedTuple):
     metric: str
 
 
-class Line(NamedTuple):
+class TableLine(NamedTuple):
     """What stands side by side."""
 
     label: str
@@ -44,30 +45,30 @@ class Line(NamedTuple):
     notes: tuple[str, ...] = ()  # what the CSV says beside each of them; () is nothing
 
 
-class Grid(NamedTuple):
+class FilledTable(NamedTuple):
     """A table, filled in."""
 
     title: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    columns: tuple[TableColumn, ...]
+    lines: tuple[TableLine, ...]
 
 
-def grid(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -> Grid:
+def grid(config: Tables, table: StudyTable, results: Mapping[tuple[str, str], StudyCell]) -> FilledTable:
     """The table with the numbers of the paper under those of the same system here."""
     columns = _columns(config, table)
-    lines: list[Line] = []
+    lines: list[TableLine] = []
     quoted: set[tuple[str, ...]] = set()
     for system, task, label in _labelled(config, table, table.systems):
         numbers = tuple(
-            _number(table, found[c.task or task, system], c) if _has(config, task, c) else NO_NUMBER
+            _number(table, results[c.task or task, system], c) if _has(config, task, c) else NO_NUMBER
             for c in columns
         )
-        lines.append(Line(label, HERE, system, task, numbers))
+        lines.append(TableLine(label, HERE, system, task, numbers))
         lines += _published(config, system, task, columns, quoted)
-    return Grid(table.title, columns, tuple(lines))
+    return FilledTable(table.title, columns, tuple(lines))
 
 
-def minus(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -> Grid:
+def minus(config: Tables, table: StudyTable, results: Mapping[tuple[str, str], StudyCell]) -> FilledTable:
     """The paired differences of the systems from `table.against`."""
     columns = _columns(config, table)
     lines = []
@@ -75,59 +76,61 @@ def minus(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -
     for system, task, label in _labelled(config, table, others):
         numbers = []
         for column in columns:
-            pair = [found[column.task or task, name] for name in (system, table.against)]
-            one, other = (cell.by_sensors.get(column.sensors) for cell in pair)
-            paired = difference(one, other, column.metric, table) if one and other else None
+            pair = [results[column.task or task, name] for name in (system, table.against)]
+            first, second = (cell.by_sensors.get(column.sensors) for cell in pair)
+            paired = difference(first, second, column.metric, table) if first and second else None
             numbers.append(paired or NO_NUMBER)
-        lines.append(Line(label, HERE, system, task, tuple(numbers)))
+        lines.append(TableLine(label, HERE, system, task, tuple(numbers)))
     against = config.systems[table.against].label or table.against
-    return Grid(f'{table.title}: paired differences from {against}', columns, tuple(lines))
+    return FilledTable(f'{table.title}: paired differences from {against}', columns, tuple(lines))
 
 
-def fusion(config: Tables, table: Table, found: Mapping[tuple[str, str], Cell]) -> Grid:
+def fusion(config: Tables, table: StudyTable, results: Mapping[tuple[str, str], StudyCell]) -> FilledTable:
     """The paired gains of all sensors over each one; a column says which one they are over."""
     columns = tuple(c for c in _columns(config, table) if len(c.sensors) == 1)
     lines = []
     for system, task, label in _labelled(config, table, table.systems):
         numbers = []
         for column in columns:
-            there = found[column.task or task, system].by_sensors
+            there = results[column.task or task, system].by_sensors
             whole = next((there[names] for names in there if len(names) > 1), None)
             alone = there.get(column.sensors)
             paired = difference(whole, alone, column.metric, table) if whole and alone else None
             numbers.append(paired or NO_NUMBER)
-        lines.append(Line(label, HERE, system, task, tuple(numbers)))
-    return Grid(f'{table.title}: paired gains of all sensors over the one named', columns, tuple(lines))
+        lines.append(TableLine(label, HERE, system, task, tuple(numbers)))
+    return FilledTable(
+        f'{table.title}: paired gains of all sensors over the one named', columns, tuple(lines)
+    )
 
 
-def _columns(config: Tables, table: Table) -> tuple[Column, ...]:
+def _columns(config: Tables, table: StudyTable) -> tuple[TableColumn, ...]:
     """Task by task; with tasks below one another, all sensors that any of them has, each once."""
     sideways = {task: config.tasks[task].columns for task in table.tasks}
     if table.below:
         sideways = {'': tuple(dict.fromkeys(names for columns in sideways.values() for names in columns))}
     return tuple(
-        Column(task, names, metric)
+        TableColumn(task, names, metric)
         for task, columns in sideways.items()
         for names in columns
         for metric in table.metrics
     )
 
 
-def _has(config: Tables, task: str, column: Column) -> bool:
+def _has(config: Tables, task: str, column: TableColumn) -> bool:
     """Whether a column stands for sensors of its task, or else of the task of the line."""
     return column.task != '' or column.sensors in config.tasks[task].columns
 
 
-def _labelled(config: Tables, table: Table, systems: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def _labelled(config: Tables, table: StudyTable, systems: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """System, task ('' where the columns name it) and label of every line that is not the paper's."""
     for system in systems:
         label = config.systems[system].label or system
         for task in table.tasks if table.below else ('',):
-            told = f', {config.tasks[task].label or task}' if table.below and len(table.tasks) > 1 else ''
-            yield system, task, label + told
+            of_task = f', {config.tasks[task].label or task}' if table.below and len(table.tasks) > 1 else ''
+            yield system, task, label + of_task
 
 
-def _number(table: Table, cell: Cell, column: Column) -> Number | str:
+def _number(table: StudyTable, cell: StudyCell, column: TableColumn) -> Number | str:
     if cell.note:
         return NO_NUMBER if cell.note == 'not part of it' else cell.note
     measured = cell.by_sensors.get(column.sensors)
@@ -135,8 +138,8 @@ def _number(table: Table, cell: Cell, column: Column) -> Number | str:
 
 
 def _published(
-    config: Tables, system: str, task: str, columns: Sequence[Column], quoted: set[tuple[str, ...]]
-) -> list[Line]:
+    config: Tables, system: str, task: str, columns: Sequence[TableColumn], quoted: set[tuple[str, ...]]
+) -> list[TableLine]:
     """The lines of the paper for a system, the newest version first; none without numbers.
 
     A number whose sensor the paper does not state is one number: it stands in the first cell that it fits and
@@ -158,11 +161,11 @@ def _published(
             notes.append(note)
         if any(isinstance(x, Number) for x in numbers):
             label = f'... paper, {version}'
-            lines.append(Line(label, version, system, task, tuple(numbers), tuple(notes)))
+            lines.append(TableLine(label, version, system, task, tuple(numbers), tuple(notes)))
     return lines
 
 
-def head(config: Tables, column: Column, one_metric: bool) -> str:
+def head(config: Tables, column: TableColumn, one_metric: bool) -> str:
     """The words over a column."""
     parts = [config.tasks[column.task].label if column.task else '', '+'.join(column.sensors).upper()]
     parts.append('' if one_metric else SHORT.get(column.metric, column.metric.removeprefix('ap/')))
@@ -184,14 +187,14 @@ def text(value: Number | str, signed: bool = False) -> str:
     return words
 
 
-def markdown(config: Tables, grid: Grid, signed: bool = False) -> str:
+def markdown(config: Tables, grid: FilledTable, signed: bool = False) -> str:
     """A table as GitHub shows it."""
     rows = _rows(config, grid, signed)
     rule = ['---'] * len(rows[0])
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in [rows[0], rule, *rows[1:]])
 
 
-def latex(config: Tables, grid: Grid, signed: bool = False) -> str:
+def latex(config: Tables, grid: FilledTable, signed: bool = False) -> str:
     """A tabular with the rules of booktabs; intervals are smaller than estimates."""
     rows = [[_escape(cell) for cell in cells] for cells in _rows(config, grid, signed)]
     for cells in rows[1:]:
@@ -201,9 +204,9 @@ def latex(config: Tables, grid: Grid, signed: bool = False) -> str:
     return '\n'.join([start, r'\toprule', body[0], r'\midrule', *body[1:], r'\bottomrule', r'\end{tabular}'])
 
 
-def _rows(config: Tables, grid: Grid, signed: bool) -> list[list[str]]:
-    one = len({column.metric for column in grid.columns}) == 1
-    rows = [['system', *(head(config, column, one) for column in grid.columns)]]
+def _rows(config: Tables, grid: FilledTable, signed: bool) -> list[list[str]]:
+    one_metric = len({column.metric for column in grid.columns}) == 1
+    rows = [['system', *(head(config, column, one_metric) for column in grid.columns)]]
     return rows + [[line.label, *(text(x, signed) for x in line.numbers)] for line in grid.lines]
 
 
@@ -221,18 +224,82 @@ def _escape(cell: str) -> str:
 CSV = ('table', 'kind', 'system', 'label', 'source', 'task', 'sensors', 'metric')
 
 
-def to_csv(config: Tables, grids: Sequence[tuple[str, str, Grid]]) -> str:
+def to_csv(grids: Sequence[tuple[str, str, FilledTable]]) -> str:
     """A line for each number: (table, kind, grid); shares between 0 and 1, in full precision."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator='\n')
     writer.writerow([*CSV, *Number._fields, 'note'])
-    for table, kind, one in grids:
-        for line in one.lines:
+    for table, kind, grid in grids:
+        for line in grid.lines:
             notes = line.notes or ('',) * len(line.numbers)
-            for column, value, note in zip(one.columns, line.numbers, notes):
+            for column, value, note in zip(grid.columns, line.numbers, notes):
                 about = [table, kind, line.system, line.label, line.source, column.task or line.task]
                 about += ['+'.join(column.sensors), column.metric]
                 empty = [''] * len(Number._fields)
                 numbers = ['' if x is None else x for x in value] if isinstance(value, Number) else empty
                 writer.writerow([*about, *numbers, value if isinstance(value, str) else note])
     return stream.getvalue()
+
+
+def protocol(config: Tables, results: Mapping[tuple[str, str], StudyCell]) -> str:
+    """A paragraph for each task that has numbers, and a line for each system in it."""
+    parts = []
+    for task, about in config.tasks.items():
+        rows = {
+            system: [next(iter(each.values())) for m in cell.by_sensors.values() for each in m.rows]
+            for (name, system), cell in results.items()
+            if name == task and cell.by_sensors
+        }
+        if rows:
+            lines = [_task_words(about.label or task, next(iter(rows.values()))[0])]
+            lines += [
+                f'- {config.systems[name].label or name}: {_system_words(of_system)}'
+                for name, of_system in rows.items()
+            ]
+            parts.append('\n'.join(lines))
+    return '\n\n'.join(parts) or 'No task has numbers yet.'
+
+
+def _task_words(label: str, row: ResultRow) -> str:
+    without = f' ({", ".join(row.without_positives)} without positives)' if row.without_positives else ''
+    drawn = 'all'
+    if row.draw != ALL:
+        drawn = f'{row.label_fraction:.0%}, {row.draw}, subsets {", ".join(map(str, row.draw_seeds))}'
+    interval = (
+        f'intervals over {row.clusters:,} clusters ({row.cluster}), {row.replicates:,} resamples'
+        if row.low is not None
+        else 'no intervals'
+    )
+    return (
+        f'**{label}**: {row.dataset} {row.dataset_version} ({row.dataset_fingerprint}), split {row.split}, '
+        f'{row.records:,} records, {len(row.classes)} classes{without}; {row.train_records:,} labelled '
+        f'records ({drawn}) of {row.train_split}; {interval}; code {row.code_version}'
+    )
+
+
+def _system_words(rows: Sequence[ResultRow]) -> str:
+    row = rows[0]
+    if row.method == 'prior':
+        return 'the shares of the classes among the labelled records'
+    leaks = 'leaks unknown' if row.leaks is None else f'{row.leaks["any"]:,} test records seen in pretraining'
+    chosen = {
+        name: '/'.join(f'{x:g}' for x in sorted({x for r in rows for x in r.chosen.get(name, ())}))
+        for name in row.chosen
+    }
+    words = [
+        f'{row.method}, preset {row.preset}',
+        f'feature {row.pooled}{" + batch norm" if row.batch_norm else ""}',
+        '; '.join(f'{name} {"/".join(f"{x:g}" for x in tried)}' for name, tried in row.sweep.items()),
+        f'image {row.image}',
+        f'statistics {row.statistics}',
+        f'absent sensor {row.absent}' if row.absent else '',
+        f'accepted {", ".join(row.accepted)}' if row.accepted else '',
+        '; '.join(f'{name} {x}' for name, x in chosen.items()) + f' (settled on {row.settled_on})'
+        if chosen
+        else '',
+        leaks,
+        f'weights {", ".join(dict.fromkeys(x for r in rows for x in r.checkpoints))}'
+        if row.checkpoints
+        else '',
+    ]
+    return '; '.join(filter(None, words))

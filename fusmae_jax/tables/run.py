@@ -11,8 +11,8 @@ from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.tables import render
 from fusmae_jax.tables.collect import collect
 from fusmae_jax.tables.config import Tables, check
-from fusmae_jax.tables.plan import Make, Plan
-from fusmae_jax.tables.protocol import protocol
+from fusmae_jax.tables.plan import Make, StudyPlan
+from fusmae_jax.tables.render import protocol
 from fusmae_jax.tables.stages import Stage, changes, state
 from fusmae_jax.tables.stages import run as run_stage
 
@@ -38,7 +38,7 @@ def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
         InputError: settings that cannot be used.
     """
     check(config)
-    plan, workdir = Plan(config, workdir, make), epath.Path(workdir)
+    plan, workdir = StudyPlan(config, workdir, make), epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     print(f'study {plan.digest} in {workdir}')
     (workdir / SETTINGS).write_text(json.dumps({'digest': plan.digest} | to_dict(config), indent=2))
@@ -50,6 +50,7 @@ def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
         print(f'\n--- stage {number} of {len(stages)}: {stage.name}', flush=True)
         try:
             done = run_stage(stage)
+        # What a stage cannot do is a note in its cells; an error of the program ends the study.
         except (InputError, DivergedError) as error:
             failed[stage.name] = str(error)
             print(f'failed: {error}', flush=True)
@@ -72,27 +73,27 @@ def _ready(stage: Stage) -> bool:
     return all(state(needed) == 'complete' for needed in stage.needs)
 
 
-def _write(plan: Plan, failed: Mapping[str, str], workdir: epath.Path) -> str:
+def _write(plan: StudyPlan, failed: Mapping[str, str], workdir: epath.Path) -> str:
     """Writes the three files, each whole or not at all; returns the Markdown."""
-    config, found = plan.config, collect(plan, failed)
+    config, results = plan.config, collect(plan, failed)
     grids, texts, tex = [], [], []
     for name, table in config.tables.items():
-        kinds = [('numbers', render.grid(config, table, found))]
-        kinds += [('difference', render.minus(config, table, found))] if table.against else []
-        kinds += [('fusion', render.fusion(config, table, found))] if table.fusion else []
-        for kind, one in kinds:
+        kinds = [('numbers', render.grid(config, table, results))]
+        kinds += [('difference', render.minus(config, table, results))] if table.against else []
+        kinds += [('fusion', render.fusion(config, table, results))] if table.fusion else []
+        for kind, grid in kinds:
             signed = kind != 'numbers'
-            grids.append((name, kind, one))
-            texts.append(f'## {one.title}\n\n{render.markdown(config, one, signed)}')
-            tex.append(f'% {one.title}\n{render.latex(config, one, signed)}')
-    texts.append('## Protocol\n\n' + protocol(config, found))
+            grids.append((name, kind, grid))
+            texts.append(f'## {grid.title}\n\n{render.markdown(config, grid, signed)}')
+            tex.append(f'% {grid.title}\n{render.latex(config, grid, signed)}')
+    texts.append('## Protocol\n\n' + protocol(config, results))
     if missing := _missing(plan, failed):
         texts.append('## What is missing\n\n' + '\n'.join(f'- {line}' for line in missing))
     title = f'# Study {plan.digest}\n\n{ABOUT}'
     text = '\n\n'.join([title, *texts])
     for kind, content in (
         ('md', f'{text}\n'),
-        ('csv', render.to_csv(config, grids)),
+        ('csv', render.to_csv(grids)),
         ('tex', '\n\n'.join(tex) + '\n'),
     ):
         part = workdir / f'{FILE.format(kind)}.part'
@@ -107,19 +108,19 @@ ABOUT = (
 )
 
 
-def _missing(plan: Plan, failed: Mapping[str, str]) -> list[str]:
+def _missing(plan: StudyPlan, failed: Mapping[str, str]) -> list[str]:
     """Why cells are empty, a line for each stage at fault."""
     lines = []
     for stage in plan.stages():
-        found = state(stage)
-        if found == 'changed':
+        progress = state(stage)
+        if progress == 'changed':
             about = '; '.join(changes(stage))
             lines.append(f'{stage.name}: settings changed ({about}); remove {stage.folder} to make it anew')
         elif stage.name in failed:
             lines.append(f'{stage.name}: failed: {failed[stage.name]}')
-        elif found != 'complete' and stage.blocked:
+        elif progress != 'complete' and stage.blocked:
             lines.append(f'{stage.name}: not run: {stage.blocked}')
-        elif found != 'complete':
-            lines.append(f'{stage.name}: {"begun, not complete" if found == "begun" else "not run"}')
+        elif progress != 'complete':
+            lines.append(f'{stage.name}: {"begun, not complete" if progress == "begun" else "not run"}')
     logging.info('%d of %d stages are missing', len(lines), len(list(plan.stages())))
     return lines

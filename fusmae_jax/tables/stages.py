@@ -51,20 +51,20 @@ def state(stage: Stage) -> State:
     Raises:
         InputError: a mark that cannot be read.
     """
-    found = _read(stage)
-    if found is None:
+    mark = _read(stage)
+    if mark is None:
         return 'missing'
-    if stage.kind == 'evaluate' and not found.get('complete'):
+    if stage.kind == 'evaluate' and not mark.get('complete'):
         return 'begun'  # under whatever settings: what it keeps is known by its own
-    if {name: found.get(name) for name in ('settings', 'needs')} != stage.wanted:
+    if {name: mark.get(name) for name in ('settings', 'needs')} != stage.wanted:
         return 'changed'
-    return 'complete' if found.get('complete') else 'begun'
+    return 'complete' if mark.get('complete') else 'begun'
 
 
 def changes(stage: Stage) -> list[str]:
     """What differs between the settings that a stage was begun under and those asked for, in words."""
-    found = _read(stage) or {}
-    here, there = flatten(stage.wanted), flatten({name: found.get(name) for name in ('settings', 'needs')})
+    mark = _read(stage) or {}
+    here, there = flatten(stage.wanted), flatten({name: mark.get(name) for name in ('settings', 'needs')})
     lines = []
     for key in sorted(here.keys() | there.keys()):
         if here.get(key) != there.get(key):
@@ -79,6 +79,7 @@ def run(stage: Stage) -> bool:
     """Begins or resumes a stage whose settings are those of its mark; returns whether it is complete."""
     if state(stage) == 'changed':
         raise InputError(f'{stage.folder}: made with other settings; remove it to make it anew')
+    # Before the work: a folder that was begun under other settings is recognised as such.
     _mark(stage, complete=False)
     if not stage.action():
         return False
@@ -98,9 +99,9 @@ def _read(stage: Stage) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text())
+        mark = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f'{file}: not valid JSON ({error}); remove it to run the stage again') from error
-    if not isinstance(found, dict):
+    if not isinstance(mark, dict):
         raise InputError(f'{file}: not the mark of a stage; remove it to run the stage again')
-    return found
+    return mark

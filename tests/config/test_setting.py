@@ -19,15 +19,16 @@ from fusmae_jax.config.run import RESERVED, Config, Fusion, Modality, Model, din
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
+from fusmae_jax.eval.config import Knn, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.interop.weights.published_kinds import WeightFile
 from fusmae_jax.paths import escaped, user_path
-from fusmae_jax.tables.config import Archive, Tables
+from fusmae_jax.tables.config import StudyArchive, Tables
 
-KINDS = [Config, Dino, LinearProbe, Knn, Finetune, Reliance, WeightFile, EncodeConfig, Tables, Archive]
-KINDS += [convert.ConvertConfig, *(importlib.import_module(x).Archive for x in convert.BUILDERS.values())]
+KINDS = [Config, Dino, LinearProbe, Knn, Finetune, Reliance, WeightFile, EncodeConfig, Tables]
+KINDS += [StudyArchive, convert.ConvertConfig]
+KINDS += [importlib.import_module(x).Archive for x in convert.BUILDERS.values()]
 # What may be any finite number: statistics and offsets, which have the unit of the data.
 ANY = {'mean', 'offset', 'nodata', 'bright', 'scale'}
 

@@ -23,7 +23,7 @@ from data.generate import bigearthnet_mm as generate_v1
 from data.generate import bigearthnet_v2 as generate
 from data.generate.scene import SceneConfig, scene
 from fusmae_jax.input import contract
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 from tests.support.bigearthnet_v2_raw import (
     EVERYTHING,
     PAIRS,

@@ -19,7 +19,7 @@ from data.sen12ms.schema import GROUPS, PUBLISHED
 from data.sen12ms.sen12ms_dataset_builder import Builder
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 from tests.support.data_fixtures import assert_same_records, read
 from tests.support.sen12ms_fixtures import (
     CONFIG,

@@ -14,10 +14,10 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Model
 from fusmae_jax.encoders.load import load
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
@@ -72,19 +72,23 @@ def run(tmp_path_factory, data):
 
 def test_the_system_is_the_teacher(data, run):
     folder, state = run
-    system = open_system(folder, Encoder(checkpoint=folder))
+    system = open_system(folder, EncoderSettings(checkpoint=folder))
     config = config_of()
     assert system.name == config.name and len(system.seen.names.id) == 24
     assert system.model.config.model.fusion.absent == 'zero_image'
     rate = teacher_rate(config, 60)(jnp.int32(STEP - 1))
     teacher = update_teacher(state['extra']['teacher'], state['params'], rate)
     ready = Extractor(
-        system, Task(path=str(data), labels='labels'), ('s1', 's2'), ('cls', 'last4_cls'), Encoder(batch=16)
+        system,
+        Task(path=str(data), labels='labels'),
+        ('s1', 's2'),
+        ('cls', 'last4_cls'),
+        EncoderSettings(batch=16),
     )
     features = ready('val')
     source = Source(str(data), 'val', tuple(contracts.read(data).groups))
     batch = {name: np.stack([source[i][name] for i in range(16)]) for name in source.fields}
-    fitted = fit(system.model, source.contract, ('s1', 's2'), Encoder(), 'here').config
+    fitted = fit(system.model, source.contract, ('s1', 's2'), EncoderSettings(), 'here').config
     graphdef = models.graph(config.model, config.dino)
 
     @jax.jit
@@ -120,7 +124,7 @@ def _image(patches, model, name):
 def test_other_rules_for_absent_sensors_are_refused(run):
     folder, _ = run
     with pytest.raises(InputError, match='stacks its sensors'):
-        open_system(folder, Encoder(checkpoint=folder, absent='self'))
+        open_system(folder, EncoderSettings(checkpoint=folder, absent='self'))
 
 
 def test_the_input_is_that_of_pretraining():

@@ -7,13 +7,13 @@ import pytest
 from fusmae_jax.config import run as cfg
 from fusmae_jax.encoders.load import SideBySide
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Intervals, Task
+from fusmae_jax.eval.config import Intervals, Task
+from fusmae_jax.eval.features import Extractors, Features, make_extractor
 from fusmae_jax.eval.finetune.command import run_finetune
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.eval.late_fusion import make_extractor, side_by_side
 from fusmae_jax.models.fusmae import init_params
 from tests.support.helpers import CONTRACT
 from tests.support.probe_fixtures import archive, checkpoint
@@ -25,12 +25,28 @@ STEP = {'s1': 37.5, 's2': 37.5}  # metres a pixel: 32 are the 1200 m of a record
 
 @pytest.fixture(scope='module')
 def models():
-    found = {}
+    models = {}
     for seed, (name, modality) in enumerate(cfg.Model().modalities.items()):
         config = tiny_config(model=tiny_model('none', 'none', modalities={name: modality}, depth=1))
         params = jax.jit(lambda key, m=config.model: init_params(m, key))(jax.random.key(seed))
-        found[name] = Pretrained(config, CONTRACT, params, 'float32')
-    return found
+        models[name] = Pretrained(config, CONTRACT, params, 'float32')
+    return models
+
+
+class Part:
+    """An extractor of one encoder, whose features are made up."""
+
+    names, notes = ('mean_patch',), ['left out: B10']
+
+    def __init__(self, sensor, values, valid):
+        self._sensor, self._features = sensor, Features(np.array(values, np.float32), np.array(valid, bool))
+
+    def __call__(self, split, folder=None):
+        return {'mean_patch': self._features}
+
+    def row_fields(self):
+        about = {'modalities': (self._sensor,), 'absent': 'self', 'image': 'resize 224'}
+        return about | {'statistics': f'of {self._sensor}', 'accepted': ('level',)}
 
 
 def test_two_encoders_side_by_side(models):
@@ -59,8 +75,23 @@ def test_what_does_not_fit_is_refused(models):
         fused.encode({}, units=UNITS, resolution=STEP)
     with pytest.raises(InputError, match='at least one'):
         SideBySide([])
-    with pytest.raises(InputError, match=r'\[2, 3\] records'):
-        side_by_side([np.zeros((2, 4)), np.zeros((3, 4))])
+
+
+def test_encoders_stand_side_by_side():
+    parts = [Part('s2', [[1, 2], [0, 0], [0, 0]], [1, 0, 0]), Part('s1', [[3], [4], [0]], [1, 1, 0])]
+    both = Extractors(parts)
+    features = both('test')['mean_patch']
+    np.testing.assert_array_equal(features.values, [[1, 2, 3], [0, 0, 4], [0, 0, 0]])
+    # A record is valid where one of the encoders has seen something.
+    np.testing.assert_array_equal(features.valid, [True, True, False])
+    assert both.notes == ['left out: B10']
+    assert both.row_fields() == {
+        'modalities': ('s2', 's1'),
+        'absent': None,
+        'image': 'resize 224',
+        'statistics': 'of s2; of s1',
+        'accepted': ('level',),
+    }
 
 
 @pytest.mark.slow  # test_tables.py has a row of it
@@ -68,7 +99,7 @@ def test_an_evaluation_of_several_checkpoints(tmp_path):
     """What the probe is given: columns, validity, name, history, and what a row says."""
     data = archive(tmp_path / 'data')
     one = {m: checkpoint(tmp_path / m, data, modalities=(m,)) for m in ('s1', 's2')}
-    settings = Encoder(checkpoint=f'{one["s1"]} + {one["s2"]}', batch=16)
+    settings = EncoderSettings(checkpoint=f'{one["s1"]} + {one["s2"]}', batch=16)
     task = Task(path=str(data), labels='labels')
     system = open_system(settings.checkpoint, settings)
 

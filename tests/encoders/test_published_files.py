@@ -10,10 +10,10 @@ import safetensors.numpy
 
 from fusmae_jax.encoders import store
 from fusmae_jax.encoders.load import load
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.interop.weights import published as importing
@@ -53,12 +53,12 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     importing.run_import(dataclasses.replace(DINO, file=str(file)), tmp_path / 'dino')
     assert 'the stacked projection is split' not in capsys.readouterr().out
     own, common = (str(tmp_path / 'dino' / name) for name in ('own', 'common'))
-    system = open_system(own, Encoder(checkpoint=own))
+    system = open_system(own, EncoderSettings(checkpoint=own))
     assert system.name == 'DINO-MM, own preset' and system.seen is None
-    other, fresh = (open_system(kind, Encoder(checkpoint=common)) for kind in (common, 'random'))
+    other, fresh = (open_system(kind, EncoderSettings(checkpoint=common)) for kind in (common, 'random'))
     assert len({one.fingerprint for one in (system, other, fresh)}) == 3
     task = Task(path=str(data), labels='labels')
-    ready = Extractor(system, task, ('s1',), ('last4_cls', 'mean_patch'), Encoder(batch=16))
+    ready = Extractor(system, task, ('s1',), ('last4_cls', 'mean_patch'), EncoderSettings(batch=16))
     found = ready('val', tmp_path / 'features')
     assert found['last4_cls'].values.shape == (12, 4 * WIDTH)
     assert found['last4_cls'].valid.sum() == 11  # one record has no radar
@@ -71,13 +71,15 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
         's1: the code of DINO-MM',
         'accepted': (),
     }
-    second = Extractor(other, task, ('s1',), ('mean_patch',), Encoder(batch=16)).row_fields()
+    second = Extractor(other, task, ('s1',), ('mean_patch',), EncoderSettings(batch=16)).row_fields()
     assert second['image'] == 'resize 42 x 42' and second['statistics'] == 'zscore; s1: the sensor table'
     assert_encode_gives_what_an_evaluation_takes(own, data, found['mean_patch'].values, ('s1',))
-    both = Extractor(system, task, ('s1', 's2'), ('mean_patch',), Encoder(batch=16))('val')['mean_patch']
+    both = Extractor(system, task, ('s1', 's2'), ('mean_patch',), EncoderSettings(batch=16))('val')[
+        'mean_patch'
+    ]
     assert_encode_gives_what_an_evaluation_takes(own, data, both.values, ('s1', 's2'))
     with pytest.raises(InputError, match='stacks its sensors'):
-        open_system(own, Encoder(checkpoint=own, absent='bypass'))
+        open_system(own, EncoderSettings(checkpoint=own, absent='bypass'))
 
 
 def assert_encode_gives_what_an_evaluation_takes(path, data, pooled, modalities):

@@ -13,25 +13,22 @@ from flax import nnx
 from fusmae_jax.config.run import Train
 from fusmae_jax.encoders.load import load
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import features, task, views
-from fusmae_jax.eval.evaluation_config import POOLED, Task
+from fusmae_jax.eval import crops, features, task
+from fusmae_jax.eval.config import POOLED, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import multi_label
+from fusmae_jax.eval.metrics import multi_label, values
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input.index import read_index
 from fusmae_jax.input.prepare import fields, make_prepare
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.mesh import replicated
 from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.train.setup import make_setup
-from tests.eval.test_views import quarter
-from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint
+from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint, quarter
 
 opened = functools.cache(open_system)
 
@@ -48,11 +45,11 @@ def run(tmp_path_factory, data):
 
 @pytest.fixture(scope='module')
 def settings(run):
-    return Encoder(checkpoint=run, batch=16)
+    return EncoderSettings(checkpoint=run, batch=16)
 
 
 def extractor(data, settings, modalities, names=POOLED, kind=None):
-    one = Encoder(checkpoint=settings.checkpoint, absent=settings.absent)
+    one = EncoderSettings(checkpoint=settings.checkpoint, absent=settings.absent)
     system = opened(kind or settings.checkpoint, one)
     return Extractor(system, Task(path=str(data), labels='labels'), modalities, names, settings)
 
@@ -70,7 +67,7 @@ def radar(data, settings):
 def encoded(data, run, modalities, split='val'):
     """What the model gives for a whole split at once, and its patches."""
     model, source = load(run), Source(str(data), split, ())
-    config = fit(model, source.contract, modalities, Encoder(), 'here').config
+    config = fit(model, source.contract, modalities, EncoderSettings(), 'here').config
     source.fields = tuple(fields(config, source.contract))
     batch = {name: np.stack([source[i][name] for i in range(len(source))]) for name in source.fields}
     patches = jax.jit(make_prepare(config, source.contract, None))(batch, None)
@@ -122,7 +119,7 @@ def test_last_four_cls_are_those_of_shallower_models(data, run, both):
 def test_four_blocks_are_needed_for_that(data, tmp_path):
     shallow = checkpoint(tmp_path, data, depth=3)
     with pytest.raises(InputError, match='needs four blocks, pretrain has 3'):
-        extractor(data, Encoder(checkpoint=shallow), ('s1',), ('last4_cls',))
+        extractor(data, EncoderSettings(checkpoint=shallow), ('s1',), ('last4_cls',))
 
 
 def test_the_batch_changes_nothing_and_the_last_one_may_be_partial(data, settings, both):
@@ -212,13 +209,13 @@ def test_a_fingerprint_is_of_architecture_and_weights(run):
 
 
 def test_random_weights_are_others_of_the_same_architecture(run, settings):
-    one = Encoder(checkpoint=run)
+    one = EncoderSettings(checkpoint=run)
     trained, fresh = opened(run, one), opened('random', one)
     assert fresh.model.config == trained.model.config
     assert jax.tree.map(np.shape, fresh.model.params) == jax.tree.map(np.shape, trained.model.params)
     assert fresh.fingerprint != trained.fingerprint
     # The architecture of another checkpoint, without looking at its weights.
-    again = open_system('random', Encoder(checkpoint='bands', like=run))
+    again = open_system('random', EncoderSettings(checkpoint='bands', like=run))
     assert fresh.fingerprint == again.fingerprint
     assert len(trained.seen.names.id) == 10 and not len(fresh.seen.names.id)
 
@@ -307,7 +304,7 @@ def test_neighbours_during_training_are_those_of_the_features(data, run, both):
 
 def test_features_of_crops_are_means_over_the_quarters(data, settings):
     ready = Extractor(
-        opened(settings.checkpoint, Encoder(checkpoint=settings.checkpoint)),
+        opened(settings.checkpoint, EncoderSettings(checkpoint=settings.checkpoint)),
         Task(path=str(data), labels='labels'),
         ('s1', 's2'),
         ('mean_patch',),
@@ -317,7 +314,7 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
     found = ready('val[:8]')['mean_patch'].values
     source = Source(str(data), 'val[:8]', tuple(contracts.read(data).groups))
     batch = {name: np.stack([source[i][name] for i in range(8)]) for name in source.fields}
-    prepare = make_prepare(ready.fitted.config, views.view_contract(source.contract, 'crops'), None)
+    prepare = make_prepare(ready.fitted.config, crops.view_contract(source.contract, 'crops'), None)
     model = load(settings.checkpoint)
     graphdef = graph(model.config.model)
     encode = jax.jit(lambda params, part: nnx.merge(graphdef, params).encode(prepare(part, None)).pooled)

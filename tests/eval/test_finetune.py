@@ -13,13 +13,14 @@ from flax import nnx
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.systems import Fitted, System
+from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune import optimizer as optimizers
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.objective import TARGETS, classification, network, scorer
 from fusmae_jax.eval.finetune.train import make_plan
+from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.models.blocks import run_stack, sample_paths

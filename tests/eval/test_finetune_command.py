@@ -11,24 +11,21 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Augment
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import Intervals, Labels, Task
+from fusmae_jax.eval.config import Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
-from fusmae_jax.eval.finetune import rows as finetune_rows
-from fusmae_jax.eval.finetune import settle as finetune_settle
-from fusmae_jax.eval.finetune.command import run_finetune
+from fusmae_jax.eval.finetune import command, rows
+from fusmae_jax.eval.finetune.command import run_finetune, settle
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import RESULT, train
-from fusmae_jax.eval.finetune.settle import settle
 from fusmae_jax.eval.finetune.train import Point, Trainer
-from fusmae_jax.eval.measure import values
+from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import measure, read_task
-from fusmae_jax.input.index import read_index
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
 
 
@@ -45,7 +42,7 @@ def run(tmp_path_factory, data):
 def settings(path, run, **changes):
     values = {
         'data': Task(path=str(path), labels='labels', threads=1),
-        'encoder': Encoder(checkpoint=run, modalities=(('s1',),), baselines=('prior',), batch=32),
+        'encoder': EncoderSettings(checkpoint=run, modalities=(('s1',),), baselines=('prior',), batch=32),
         'intervals': Intervals('scene', 20),
         'learning_rates': (1e-3, 3e-3),
         'epochs': 2.0,
@@ -73,7 +70,7 @@ class Bench:
     def point(self, rate=1e-3, seed=0, records=SIZES['train']):
         positions = np.arange(records, dtype=np.int32)
         labels = self.task.train.labels[positions]
-        about = finetune_rows.point_identity({}, positions, labels, rate, seed, (0, 0))
+        about = rows.point_identity({}, positions, labels, rate, seed, (0, 0))
         return Point(rate, seed, positions, labels, about)
 
     def __call__(self, folder, point, kill_in=0):
@@ -182,11 +179,11 @@ def test_what_settles_a_sweep(tmp_path):
     folders = [epath.Path(tmp_path / name) for name in 'ab']
     for folder, arms in zip(folders, ({'x': [0.25, 0.875, 0.25]}, {'x': [0.5, lost, 0.25], 'y': [0, 1, 0]})):
         folder.mkdir()
-        finetune_settle.write(folder, rates, arms)
-    assert finetune_settle.settled(folders[:1]) == 2 and finetune_settle.settled(folders) == 1
-    (folders[1] / finetune_settle.FILE).write_text('{')
+        command.write_sweep(folder, rates, arms)
+    assert command.settled(folders[:1]) == 2 and command.settled(folders) == 1
+    (folders[1] / command.SWEEP).write_text('{')
     with pytest.raises(InputError, match='not a sweep that can be read'):
-        finetune_settle.settled(folders)
+        command.settled(folders)
 
 
 @pytest.fixture(scope='module')
@@ -267,7 +264,7 @@ def test_one_class_a_record_in_four_crops_by_the_recommended_preset(data, run, t
         data,
         run,
         data=Task(path=str(data), labels='one', kind='single_label'),
-        encoder=Encoder(
+        encoder=EncoderSettings(
             checkpoint=run,
             modalities=(('s1', 's2'),),
             baselines=('random', 'prior'),

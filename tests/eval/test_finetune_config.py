@@ -9,9 +9,9 @@ import pytest
 from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.config.run import Augment, Parallel
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Task
+from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
 
 
@@ -21,7 +21,7 @@ from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
         ({'layer_decay': 0.0}, 'layer_decay=0.0 must be above 0'),
         ({'drop_path': 1.0}, 'drop_path=1.0 must be at least 0 and below 1'),
         ({'warmup_epochs': 10.0}, 'leaves nothing of epochs=10.0'),
-        ({'encoder': Encoder(checkpoint='x', baselines=('bands',))}, 'has no weights to train'),
+        ({'encoder': EncoderSettings(checkpoint='x', baselines=('bands',))}, 'has no weights to train'),
         ({'augment': Augment(hflip=2.0)}, 'augment.hflip=2.0 must be at least 0'),
         ({'learning_rates': (1e-3, 1e-3)}, 'learning_rates=.* has a number twice'),
         ({'features': ('mean_token',)}, "did you mean 'mean_patch'"),
@@ -29,7 +29,10 @@ from fusmae_jax.eval.finetune.config import Finetune, check, recipe_of
     ],
 )
 def test_impossible_settings_are_named(changes, message):
-    values = {'data': Task(path='x'), 'encoder': Encoder(checkpoint='x', baselines=('random',))} | changes
+    values = {
+        'data': Task(path='x'),
+        'encoder': EncoderSettings(checkpoint='x', baselines=('random',)),
+    } | changes
     refused = pytest.raises(InputError, match=message) if message else contextlib.nullcontext()
     with refused:
         check(Finetune(**values))

@@ -7,9 +7,8 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_fscore_support
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.intervals import average, bootstrap, difference, intervals, paired, resample, spread
-from fusmae_jax.eval.measure import means, values
-from fusmae_jax.eval.metrics import multi_label, single_label
+from fusmae_jax.eval.intervals import average, difference, intervals, resample, spread
+from fusmae_jax.eval.metrics import means, multi_label, single_label, values
 
 CLASSES = ['forest', 'water', 'urban', 'ice']
 EXACT = {'rel': 0, 'abs': 1e-12}
@@ -78,7 +77,7 @@ def test_single_labels_equal_the_naive_bootstrap():
 def test_the_estimate_is_that_of_the_split():
     scores, labels, clusters = scenes()
     measure = measured(scores, labels)
-    found = bootstrap(measure, clusters, replicates=30)
+    found = intervals(resample(measure, clusters, replicates=30))
     assert {name: interval.estimate for name, interval in found.items()} == values(measure)
     assert all(i.low <= i.high and i.level == 0.95 for i in found.values())
 
@@ -86,19 +85,21 @@ def test_the_estimate_is_that_of_the_split():
 def test_the_seed_decides_and_neither_threads_nor_the_order_of_records_do():
     scores, labels, clusters = scenes()
     measure = measured(scores, labels)
-    first = bootstrap(measure, clusters, replicates=20, threads=1)
-    assert bootstrap(measure, clusters, replicates=20, threads=3) == first
+    first = intervals(resample(measure, clusters, replicates=20, threads=1))
+    assert intervals(resample(measure, clusters, replicates=20, threads=3)) == first
     order = np.random.default_rng(0).permutation(len(clusters))
-    assert bootstrap(measured(scores[order], labels[order]), clusters[order], replicates=20) == first
-    assert bootstrap(measure, clusters, replicates=20, seed=1)['ap_micro'] != first['ap_micro']
+    assert (
+        intervals(resample(measured(scores[order], labels[order]), clusters[order], replicates=20)) == first
+    )
+    assert intervals(resample(measure, clusters, replicates=20, seed=1))['ap_micro'] != first['ap_micro']
 
 
 def test_numbers_and_bytes_name_clusters_too():
     scores, labels, clusters = scenes()
     measure, numbers = measured(scores, labels), np.unique(clusters, return_inverse=True)[1]
-    expected = bootstrap(measure, clusters, replicates=10)
-    assert bootstrap(measure, numbers, replicates=10) == expected
-    assert bootstrap(measure, np.array(clusters, np.bytes_), replicates=10) == expected
+    expected = intervals(resample(measure, clusters, replicates=10))
+    assert intervals(resample(measure, numbers, replicates=10)) == expected
+    assert intervals(resample(measure, np.array(clusters, np.bytes_), replicates=10)) == expected
 
 
 def test_means_are_ratios_of_sums_and_bootstrapped_alike():
@@ -119,7 +120,9 @@ def coverage(clustered, trials=100, regions=40, per_region=20):
         region = np.repeat(np.arange(regions), per_region)
         x = rng.normal(size=regions)[region] + 0.5 * rng.normal(size=region.size)
         names = region if clustered else np.arange(region.size)
-        found = bootstrap(means({'x': x}, np.ones_like(x)), names, replicates=120, seed=trial, threads=1)
+        found = intervals(
+            resample(means({'x': x}, np.ones_like(x)), names, replicates=120, seed=trial, threads=1)
+        )
         held += found['x'].low <= 0 <= found['x'].high
     return held / trials
 
@@ -133,8 +136,8 @@ def test_a_paired_difference_is_taken_resample_by_resample():
     scores, labels, clusters = scenes()
     better = (scores + 0.4 * labels).astype(np.float32)
     first, second = measured(better, labels), measured(scores, labels)
-    found = paired(first, second, clusters, replicates=200)['ap_micro']
     one, other = (resample(m, clusters, replicates=200) for m in (first, second))
+    found = intervals(difference(one, other))['ap_micro']
     apart = one.values['ap_micro'] - other.values['ap_micro']
     assert found[1:3] == pytest.approx(np.quantile(apart, [0.025, 0.975]), **EXACT)
     assert found.estimate == one.estimate['ap_micro'] - other.estimate['ap_micro'] > 0
@@ -215,7 +218,7 @@ def test_runs_that_are_missing_are_named(runs, told):
 )
 def test_clusters_that_cannot_be_used_are_told(clusters, told):
     with pytest.raises(InputError, match=told):
-        bootstrap(means({'x': np.ones(4)}, np.ones(4)), clusters)
+        resample(means({'x': np.ones(4)}, np.ones(4)), clusters)
 
 
 @pytest.mark.parametrize(

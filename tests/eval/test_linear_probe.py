@@ -158,7 +158,7 @@ def test_a_setting_is_settled_by_the_mean_over_its_seeds():
 
 def test_a_metric_that_is_not_defined_settles_nothing():
     heads, swept = fixed_heads()
-    with pytest.raises(InputError, match='cannot settle the sweep'):
+    with pytest.raises(InputError, match='has the split no positive labels'):
         linear_probe.settle(heads, swept, np.ones((2, 1), np.float32), lambda z: float('nan'))
 
 

@@ -5,8 +5,7 @@ import pytest
 from sklearn import metrics as sklearn
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.metrics import evaluate, multi_label, single_label, train_prior
+from fusmae_jax.eval.metrics import evaluate, multi_label, single_label, train_prior, values
 
 EXACT = {'rel': 0, 'abs': 1e-12}
 # BigEarthNet v2: records of each class in the train and the test split, and of all.

@@ -7,8 +7,8 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import evaluation_config
-from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
+from fusmae_jax.eval import config as eval_config
+from fusmae_jax.eval.config import Knn, LinearProbe
 from fusmae_jax.eval.finetune import config as finetune_config
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.tables.config import Tables
@@ -29,12 +29,12 @@ def probe(variant):
 def test_a_linear_probe_of_sen12ms_is_the_papers_in_whatever_order_it_is_asked_for(variant):
     assert head(probe(variant)) == SEN12MS
     if 'features' not in variant:
-        assert evaluation_config.recipe_of(probe(variant)) == 'paper'
+        assert eval_config.recipe_of(probe(variant)) == 'paper'
 
 
 def test_a_linear_probe_of_bigearthnet_is_the_papers():
     assert head(probe('paper')) == (20.0, 128, (0.01,))
-    assert evaluation_config.recipe_of(probe('paper')) == 'paper'
+    assert eval_config.recipe_of(probe('paper')) == 'paper'
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_linear_probe_of_bigearthnet_is_the_papers():
     ],
 )
 def test_the_recipe_of_another_data_set_is_not_called_the_papers(variant, changes):
-    assert evaluation_config.recipe_of(dataclasses.replace(probe(variant), **changes)) == 'custom'
+    assert eval_config.recipe_of(dataclasses.replace(probe(variant), **changes)) == 'custom'
 
 
 def test_fine_tuning_and_neighbours_on_sen12ms_have_all_labels_and_the_papers_batch():
@@ -68,7 +68,7 @@ def test_the_tables_evaluate_as_the_commands_do():
     study = from_dict(Tables, load_config('configs/tables.py'))
     for task, variant in (('linear_1', 'paper'), ('sen12ms_resize', 'sen12ms'), ('sen12ms_crops', 'sen12ms')):
         config = evaluation(study, task, 'xae', (('s2',),))
-        assert head(config) == head(probe(variant)) and evaluation_config.recipe_of(config) == 'paper'
+        assert head(config) == head(probe(variant)) and eval_config.recipe_of(config) == 'paper'
     # Band statistics have nothing to fine-tune: the probe in their place is that of the data set.
     tuned = dataclasses.replace(study.tasks['finetune_100'], config='configs/finetune.py:sen12ms')
     study = dataclasses.replace(study, tasks={**study.tasks, 'tuned': tuned})

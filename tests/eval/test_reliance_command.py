@@ -9,19 +9,19 @@ from PIL import Image
 
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.evaluation_config import Intervals, Task
+from fusmae_jax.eval.config import Intervals, Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.command import run_reliance
-from fusmae_jax.eval.reliance.config import Head, Reliance
+from fusmae_jax.eval.reliance.config import CleanHead, Reliance
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.input import contract as contracts
 from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
 
-HEAD = Head(epochs=30.0, batch_size=16, learning_rates=(1e-2, 3e-2), seeds=(0, 1), batch_norm=True)
+HEAD = CleanHead(epochs=30.0, batch_size=16, learning_rates=(1e-2, 3e-2), seeds=(0, 1), batch_norm=True)
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +103,7 @@ def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(found):
 def test_conditions_change_their_own_sensor_alone(data, run):
     """Features of the complete input and of one sensor are those of the linear probe, and as valid."""
     task = Task(path=str(data), labels='labels', test_split='val', val_split='test')
-    config, encoder = settings(data, run, data=task), Encoder(checkpoint=run, batch=32)
+    config, encoder = settings(data, run, data=task), EncoderSettings(checkpoint=run, batch=32)
     system = open_system(run, encoder)
     fitted = fit(system.model, contracts.read(data), ('s1', 's2'), encoder, str(data))
     count = SIZES['val']
@@ -123,7 +123,7 @@ def test_conditions_change_their_own_sensor_alone(data, run):
     ('changes', 'message'),
     [
         ({'checkpoints': ()}, 'give one working directory or more'),
-        ({'head': Head(feature='concat_per_sensor')}, "head.feature='concat_per_sensor'"),
+        ({'head': CleanHead(feature='concat_per_sensor')}, "head.feature='concat_per_sensor'"),
         ({'names': ('a', 'b')}, 'one for each of 1 checkpoints'),
         ({'intervals': Intervals('')}, 'name an index field'),
         ({'data': Task(path='nowhere')}, 'does not exist'),

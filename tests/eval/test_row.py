@@ -8,55 +8,9 @@ import pytest
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import row
 from fusmae_jax.eval.intervals import Interval, Spread
-from fusmae_jax.eval.row import Row, from_json, require_same_protocol, same_protocol
+from fusmae_jax.eval.row import ResultRow, from_json, require_same_protocol, same_protocol
+from tests.support.result_rows import VALUES
 
-VALUES = {
-    'system': 'Fus-MAE XAE, independent masks',
-    'checkpoints': ('0123456789abcdef',),
-    'leaks': {'records': 119_825, 'id': 0, 'twin': 60_886, 'cell': 61_000, 'any': 61_002},
-    'code_version': '0.1.0',
-    'dataset': 'bigearthnet_v2',
-    'dataset_version': '2.0.0',
-    'dataset_fingerprint': 'fedcba9876543210',
-    'split': 'test',
-    'records': 119_825,
-    'classes': ('Urban fabric', 'Transitional woodland/shrub', 'Pastures'),
-    'without_positives': (),
-    'train_split': 'train',
-    'train_records': 2_378,
-    'label_fraction': 0.01,
-    'draw': 'random',
-    'draw_seeds': (0, 1, 2, 3, 4),
-    'method': 'linear',
-    'preset': 'paper',
-    'head_seeds': (0, 1, 2),
-    'pooled': 'mean_patch',
-    'batch_norm': False,
-    'sweep': {'learning_rate': (0.001, 0.01, 0.1), 'weight_decay': (0.0,)},
-    'chosen': {'learning_rate': (0.01,), 'weight_decay': (0.0,)},
-    'settled_on': 'val',
-    'modalities': ('s1', 's2'),
-    'absent': 'self',
-    'image': 'resize 224',
-    'statistics': 'checkpoint',
-    'accepted': ('level',),
-    'metric': 'ap',
-    'averaging': 'micro',
-    'label': None,
-    'threshold': None,
-    'estimate': 0.722,
-    'low': 0.71,
-    'high': 0.733,
-    'level': 0.95,
-    'replicates': 1000,
-    'undefined': 0,
-    'bootstrap_seed': 0,
-    'cluster': 'tile',
-    'clusters': 56,
-    'lowest': 0.70,
-    'highest': 0.73,
-    'runs': 15,
-}
 # What does not apply is None, and what cannot be said too.
 BARE = {
     'checkpoints': (),
@@ -84,7 +38,7 @@ OF_CLASS = {'averaging': 'class', 'label': 'Transitional woodland/shrub'}
 
 
 def changed(**changes):
-    return Row(**(VALUES | changes))
+    return ResultRow(**(VALUES | changes))
 
 
 def text(**changes):
@@ -102,7 +56,7 @@ def test_json_gives_the_same_row_back(changes):
 @pytest.mark.parametrize('field', VALUES)
 def test_every_field_is_required(field):
     with pytest.raises(TypeError, match=field):
-        Row(**{name: value for name, value in VALUES.items() if name != field})
+        ResultRow(**{name: value for name, value in VALUES.items() if name != field})
     line = json.loads(text())
     del line[field]
     with pytest.raises(InputError, match=rf'rows.jsonl: not a result row\n  - {field} is missing'):
@@ -110,7 +64,7 @@ def test_every_field_is_required(field):
 
 
 def test_the_fields_are_those_that_a_reader_asks_for():
-    assert list(VALUES) == [f.name for f in dataclasses.fields(Row)]
+    assert list(VALUES) == [f.name for f in dataclasses.fields(ResultRow)]
 
 
 @pytest.mark.parametrize(

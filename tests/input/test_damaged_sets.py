@@ -15,8 +15,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input import pipeline, shards
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.fractions import read_fraction
-from fusmae_jax.input.index import read_index
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 from tests.support.probe_fixtures import archive, checkpoint
 
 SIZES = {'train': 24, 'val': 12, 'test': 12}

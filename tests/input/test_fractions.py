@@ -14,7 +14,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import fractions
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import read_fraction
-from fusmae_jax.input.index import FILE as INDEX
+from fusmae_jax.input.source import INDEX
 
 DRAWS = ('random', 'stratified')
 RECORDS = 5037

@@ -14,8 +14,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.fractions import read_fraction
-from fusmae_jax.input.index import read_index
-from fusmae_jax.input.source import Source
+from fusmae_jax.input.source import Source, read_index
 
 MODULE = 'shared_set.evil'
 

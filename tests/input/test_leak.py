@@ -23,7 +23,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval import leaks as leak_command
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract, Group
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 
 V1 = Contract(dataset='bigearthnet_mm', key='s2_name')
 V2 = Contract(dataset='bigearthnet_v2', key='s2_name')
@@ -111,7 +111,7 @@ def test_a_name_means_something_in_its_own_data_set_only():
     seen = leak.Seen(leak.once(leak.identify(here, index)))
     assert leak.count(leak.identify(here, index), seen)['id'] == 2
     other = leak.identify(dataclasses.replace(here, dataset='theirs'), index)
-    assert leak.count(other, seen) == dict.fromkeys((*leak.Records._fields, 'any'), 0) | {
+    assert leak.count(other, seen) == dict.fromkeys((*leak.RecordNames._fields, 'any'), 0) | {
         'records': 2,
         **dict.fromkeys(('with_twin', 'with_cell', 'with_place', 'with_content'), 0),
     }
@@ -153,7 +153,7 @@ def test_union_digest_and_bytes():
 
 
 def test_nothing_seen_and_damage():
-    nothing = leak.Seen(leak.Records(*[np.array([], np.bytes_)] * 5))
+    nothing = leak.Seen(leak.RecordNames(*[np.array([], np.bytes_)] * 5))
     again = leak.from_bytes(leak.to_bytes(nothing), 'here')
     assert leak.count(leak.identify(V2, index_of(TESTED)), again)['any'] == 0
     packed = leak.to_bytes(seen_of(V1, TRAINED))
@@ -303,7 +303,7 @@ def placed(folder, dataset, rows, pixels=True):
 
 def counted(here, seen):
     found = leak.count(leak.read_records(here, 'train')[1], seen)
-    return {way: n for way, n in found.items() if way in (*leak.Records._fields, 'any') and n}
+    return {way: n for way, n in found.items() if way in (*leak.RecordNames._fields, 'any') and n}
 
 
 @pytest.mark.parametrize(

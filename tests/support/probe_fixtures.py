@@ -121,3 +121,12 @@ def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5, modaliti
     checkpoints.save(state, meta, seen=seen)
     checkpoints.close()
     return str(workdir)
+
+
+def quarter(batch, top, left):
+    """One quarter of the images of a batch."""
+    found = {}
+    for name, x in batch.items():
+        rows, columns = x.shape[1] // 2, x.shape[2] // 2
+        found[name] = x[:, top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
+    return found

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 
-from fusmae_jax.tables.config import OF_CLASSES, Archive, System, Table, Tables, Task
+from fusmae_jax.tables.config import OF_CLASSES, StudyArchive, StudySystem, StudyTable, StudyTask, Tables
 from tests.support.probe_fixtures import CLASSES
 
 TINY = (
@@ -22,23 +22,23 @@ SHORT = (
 
 def study(path, checkpoint='', **changes):
     """A study that pretrains one system, or takes the one in a checkpoint; `changes` of its fields."""
-    own = System('XAE', 'configs/pretrain.py:xae', TINY, 'probe', published='XAE')
+    own = StudySystem('XAE', 'configs/pretrain.py:xae', TINY, 'probe', published='XAE')
     if checkpoint:
-        own = System('XAE', checkpoint=checkpoint, published='XAE')
+        own = StudySystem('XAE', checkpoint=checkpoint, published='XAE')
     systems = {
         'xae': own,
-        'random': System('untrained', baseline='random', like='xae'),
-        'bands': System('bands', baseline='bands'),
-        'prior': System('shares', baseline='prior'),
-        'satvit': System('SatViT', published='SatViT'),
+        'random': StudySystem('untrained', baseline='random', like='xae'),
+        'bands': StudySystem('bands', baseline='bands'),
+        'prior': StudySystem('shares', baseline='prior'),
+        'satvit': StudySystem('SatViT', published='SatViT'),
     }
-    task = Task('1 %, linear', settings=SHORT, data='probe', columns=COLUMNS, published='linear_1')
+    task = StudyTask('1 %, linear', settings=SHORT, data='probe', columns=COLUMNS, published='linear_1')
     classes = tuple(CLASSES[:2])
     tables = {
-        'one': Table('One', tuple(systems), ('linear_1',), against='random', fusion=True),
-        'two': Table('Two', ('xae',), ('linear_1',), True, (OF_CLASSES, 'ap/rough'), classes),
+        'one': StudyTable('One', tuple(systems), ('linear_1',), against='random', fusion=True),
+        'two': StudyTable('Two', ('xae',), ('linear_1',), True, (OF_CLASSES, 'ap/rough'), classes),
     }
-    study = Tables({'probe': Archive(str(path))}, systems, {'linear_1': task}, tables, seeds=(0,))
+    study = Tables({'probe': StudyArchive(str(path))}, systems, {'linear_1': task}, tables, seeds=(0,))
     return dataclasses.replace(study, **changes)
 
 

@@ -13,11 +13,11 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import LinearProbe
-from fusmae_jax.eval.probe_command import run_linear_probe
-from fusmae_jax.eval.replicates import read
-from fusmae_jax.tables.config import System, Table, Task
-from fusmae_jax.tables.plan import Plan
+from fusmae_jax.eval.config import LinearProbe
+from fusmae_jax.eval.intervals import read_replicates
+from fusmae_jax.eval.probe import run_linear_probe
+from fusmae_jax.tables.config import StudySystem, StudyTable, StudyTask
+from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
 from fusmae_jax.tables.run import run_tables
 from tests.support.probe_fixtures import archive, checkpoint
@@ -160,7 +160,7 @@ def test_a_data_set_that_is_not_there_leaves_cells_empty(tmp_path, weights, caps
 
 def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, weights, capsys):
     config = study(data, weights)
-    systems = {'xae': config.systems['xae'], 'lost': System('lost', checkpoint=str(tmp_path / 'none'))}
+    systems = {'xae': config.systems['xae'], 'lost': StudySystem('lost', checkpoint=str(tmp_path / 'none'))}
     table = dataclasses.replace(config.tables['one'], systems=('lost', 'xae'), against='', fusion=False)
     columns = dataclasses.replace(config.tasks['linear_1'], columns=(('s1',),))
     config = dataclasses.replace(config, systems=systems, tables={'one': table}, tasks={'linear_1': columns})
@@ -174,19 +174,19 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, w
 
 def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
     alone = {
-        f'mae_{s}': System(
+        f'mae_{s}': StudySystem(
             s, checkpoint=checkpoint(tmp_path / s, data, depth=1, modalities=(s,)), sensors=(s,)
         )
         for s in ('s1', 's2')
     }
-    systems = alone | {'late': System('late', beside=tuple(alone))}
-    table = Table('One', tuple(systems), ('linear_1', 'tuned'))
+    systems = alone | {'late': StudySystem('late', beside=tuple(alone))}
+    table = StudyTable('One', tuple(systems), ('linear_1', 'tuned'))
     task = study(data).tasks['linear_1']
     tuned = dataclasses.replace(task, command='finetune', config='configs/finetune.py:paper', settings=())
     config = study(
         data, systems=systems, tables={'one': table}, tasks={'linear_1': task, 'tuned': tuned}, seeds=(0, 1)
     )
-    plan = Plan(config, tmp_path / 'plan', never)
+    plan = StudyPlan(config, tmp_path / 'plan', never)
     assert not plan.sensors('tuned', 'late') and plan.sensors('tuned', 'mae_s1') == (('s1',),)
     assert (
         run_tables(
@@ -206,11 +206,11 @@ def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
     both = found['one', 'numbers', 'late', 'here', 's1+s2', 'ap_micro']
     assert float(both['estimate']) != float(late['estimate']) and both['seeds'] == '1'
     trained = {
-        name: System(name, f'configs/pretrain.py:{name}', TINY, 'probe', sensors=one.sensors)
+        name: StudySystem(name, f'configs/pretrain.py:{name}', TINY, 'probe', sensors=one.sensors)
         for name, one in alone.items()
     }
     own = dataclasses.replace(config, systems=systems | trained, tasks={'linear_1': task})
-    stage = Plan(own, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
+    stage = StudyPlan(own, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
     assert [needed.name for needed in stage.needs] == ['pretrain/mae_s1-1', 'pretrain/mae_s2-1']
 
 
@@ -220,8 +220,8 @@ def test_one_learning_rate_is_settled_over_all_rows(data, weights, tmp_path):
     config = study(data, weights)
     settings = ('data.labels=labels', 'intervals.cluster=scene', 'intervals.replicates=30', 'epochs=2.0')
     settings += ('learning_rates=(1e-4, 3e-3, 3e-2)', 'batch_size=16', 'warmup_epochs=0.5')
-    task = Task('all', 'finetune', 'configs/finetune.py:paper', settings, 'probe', (('s1',), BOTH))
-    table = Table('One', ('xae', 'random', 'satvit'), ('tuned',))
+    task = StudyTask('all', 'finetune', 'configs/finetune.py:paper', settings, 'probe', (('s1',), BOTH))
+    table = StudyTable('One', ('xae', 'random', 'satvit'), ('tuned',))
     systems = {name: config.systems[name] for name in table.systems}
     config = study(data, systems=systems, tasks={'tuned': task}, tables={'one': table})
     assert run_tables(config, tmp_path, never) == 0
@@ -239,7 +239,7 @@ def test_one_learning_rate_is_settled_over_all_rows(data, weights, tmp_path):
         rows = [row.from_json(line, name) for line in text.splitlines()]
         assert {one.chosen['learning_rate'] for one in rows} == {(best,)}
         assert rows[0].sweep['learning_rate'] == (1e-4, 3e-3, 3e-2)
-    stages = {one.name: one for one in Plan(config, tmp_path, never).stages()}
+    stages = {one.name: one for one in StudyPlan(config, tmp_path, never).stages()}
     assert 'sweeps/tuned/satvit-0' not in stages  # a row that cannot be had holds nobody up
     shutil.rmtree(tmp_path / 'tuned')
     times = {f: f.stat().st_mtime_ns for f in tmp_path.rglob('result.json')}
@@ -275,7 +275,7 @@ def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
     values = [
         next(
             x
-            for x in read(copy / 'linear_1' / f'random-{seed}', 'linear')
+            for x in read_replicates(copy / 'linear_1' / f'random-{seed}', 'linear')
             if x.about['modalities'] == ('s1',)
         )
         for seed in (0, 4)

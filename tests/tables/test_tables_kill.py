@@ -21,7 +21,7 @@ KINDS = ('md', 'csv', 'tex')
 
 def generated():
     """The study with 48 made-up pairs and two seeds."""
-    from fusmae_jax.tables.config import Archive
+    from fusmae_jax.tables.config import StudyArchive
 
     own = study('')
     task = own.tasks['linear_1']
@@ -29,7 +29,7 @@ def generated():
     two = dataclasses.replace(own.tables['two'], classes=('Arable land', 'Pastures'), metrics=('ap_classes',))
     return dataclasses.replace(
         own,
-        archives={'probe': Archive(pairs=48, seed=3)},
+        archives={'probe': StudyArchive(pairs=48, seed=3)},
         tasks={'linear_1': dataclasses.replace(task, settings=settings)},
         tables={'one': own.tables['one'], 'two': two},
         seeds=(0, 1),

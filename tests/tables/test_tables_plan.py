@@ -10,8 +10,8 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
-from fusmae_jax.tables.config import Archive, System, Table, Tables, check, digest
-from fusmae_jax.tables.plan import Plan
+from fusmae_jax.tables.config import StudyArchive, StudySystem, StudyTable, Tables, check, digest
+from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.stages import Stage, changes, run, state
 from tests.support.probe_fixtures import archive, checkpoint
 from tests.support.tables_fixtures import never, study
@@ -25,14 +25,14 @@ def data(tmp_path_factory):
 def test_other_weights_behind_a_path_are_another_cell(data, tmp_path):
     """Alone, as the architecture of an untrained model, and as a part of late fusion; wherever they lie."""
     runs = {s: checkpoint(tmp_path / s, data, depth=1, modalities=(s,)) for s in ('s1', 's2')}
-    systems = {s: System(s, checkpoint=run, sensors=(s,)) for s, run in runs.items()}
-    systems |= {'late': System('late', beside=('s1', 's2'))}
-    systems |= {'random': System('random', baseline='random', like='s1', sensors=('s1',))}
-    table = Table('One', tuple(systems), ('linear_1',))
+    systems = {s: StudySystem(s, checkpoint=run, sensors=(s,)) for s, run in runs.items()}
+    systems |= {'late': StudySystem('late', beside=('s1', 's2'))}
+    systems |= {'random': StudySystem('random', baseline='random', like='s1', sensors=('s1',))}
+    table = StudyTable('One', tuple(systems), ('linear_1',))
     config = study(data, systems=systems, tables={'one': table})
 
     def digests(config):
-        plan = Plan(config, tmp_path / 'study', never)
+        plan = StudyPlan(config, tmp_path / 'study', never)
         return {name: plan.cell('linear_1', name, 0).digest for name in ('s1', 'late', 'random')}, plan.digest
 
     before, whole = digests(config)
@@ -55,7 +55,7 @@ def test_the_digest_follows_the_files_that_a_study_names(data, tmp_path):
         config = study(data)
         own = dataclasses.replace(config.systems['xae'], pretrain=f'{file}:xae')
         config = dataclasses.replace(config, systems=config.systems | {'xae': own})
-        digests.append((digest(config), Plan(config, tmp_path / 'out', never).digest))
+        digests.append((digest(config), StudyPlan(config, tmp_path / 'out', never).digest))
     (same, first), (still, second) = digests
     assert same == still and first != second
 
@@ -84,8 +84,8 @@ def test_a_stage_is_run_until_it_is_complete_and_never_under_other_settings(tmp_
 def test_every_impossible_setting_is_told_at_once(data):
     config = study(data, 'somewhere', seeds=(1, 1), run=('pretrian',))
     odd = {'random': dataclasses.replace(config.systems['random'], like='xea')}
-    systems = config.systems | odd | {'late': System('late', beside=('xae', 'random'), sensors=('s1',))}
-    config = dataclasses.replace(config, systems=systems, archives={'probe': Archive()})
+    systems = config.systems | odd | {'late': StudySystem('late', beside=('xae', 'random'), sensors=('s1',))}
+    config = dataclasses.replace(config, systems=systems, archives={'probe': StudyArchive()})
     with pytest.raises(InputError) as error:
         check(config)
     known = ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe')
@@ -103,7 +103,7 @@ def test_the_digest_is_of_what_changes_numbers(data):
 def test_the_configurations_name_what_exists(variant, tmp_path):
     config = from_dict(Tables, load_config(f'configs/tables.py{variant}'))
     check(config)
-    plan = Plan(config, tmp_path, never)
+    plan = StudyPlan(config, tmp_path, never)
     stages = list(plan.stages())
     assert len({stage.name for stage in stages}) == len(stages)
     seen = set()

@@ -7,28 +7,30 @@ import numpy as np
 import pytest
 
 from fusmae_jax.eval.intervals import Replicates
-from fusmae_jax.eval.row import Row
+from fusmae_jax.eval.row import ResultRow
 from fusmae_jax.tables import render
-from fusmae_jax.tables.collect import Cell, Measured, Number
-from fusmae_jax.tables.config import System, Table, Tables, Task
+from fusmae_jax.tables.collect import MeasuredSystem, Number, StudyCell
+from fusmae_jax.tables.config import StudySystem, StudyTable, StudyTask, Tables
 from fusmae_jax.tables.published import SEN12MS, published
-from tests.eval.test_row import VALUES
+from tests.support.result_rows import VALUES
 
 RADAR, OPTICAL, BOTH = ('s1',), ('s2',), ('s1', 's2')
 METRIC = 'ap_micro'
-SYSTEMS = {'xae': System('XAE', published='XAE'), 'random': System('untrained')}
+SYSTEMS = {'xae': StudySystem('XAE', published='XAE'), 'random': StudySystem('untrained')}
 TASKS = {
-    'few': Task('1 %', columns=(OPTICAL,)),
-    'many': Task('100 %', columns=(RADAR, OPTICAL, BOTH)),
-    'plain': Task(columns=(RADAR, BOTH)),
+    'few': StudyTask('1 %', columns=(OPTICAL,)),
+    'many': StudyTask('100 %', columns=(RADAR, OPTICAL, BOTH)),
+    'plain': StudyTask(columns=(RADAR, BOTH)),
 }
 LEVELS = {RADAR: 0.5, OPTICAL: 0.6, BOTH: 0.9}
 
 
 def measured(value):
     ends = dict.fromkeys(('low', 'high', 'lowest', 'highest'), value)
-    row = Row(**(VALUES | ends | {'estimate': value}))
-    return Measured(({METRIC: row},), Replicates({METRIC: value}, {METRIC: np.full(3, value)}, 7, 'same'))
+    row = ResultRow(**(VALUES | ends | {'estimate': value}))
+    return MeasuredSystem(
+        ({METRIC: row},), Replicates({METRIC: value}, {METRIC: np.full(3, value)}, 7, 'same')
+    )
 
 
 def cells(config, note=''):
@@ -37,7 +39,7 @@ def cells(config, note=''):
     for task, about in config.tasks.items():
         for i, system in enumerate(config.systems):
             some = {} if note else {names: measured(LEVELS[names] - 0.1 * i) for names in about.columns}
-            found[task, system] = Cell(note, some)
+            found[task, system] = StudyCell(note, some)
     return found
 
 
@@ -46,7 +48,7 @@ def study(table, tasks=TASKS):
 
 
 def below(*tasks, **more):
-    return Table('One', tuple(SYSTEMS), tasks, True, against='random', **more)
+    return StudyTable('One', tuple(SYSTEMS), tasks, True, against='random', **more)
 
 
 def shown(grid):
@@ -84,7 +86,7 @@ def test_every_line_says_its_task_where_there_are_several(make):
     labels = [line.label for line in make(config, config.tables['one'], cells(config)).lines]
     assert len(set(labels)) == len(labels)
     assert labels[:2] == ['XAE, 100 %', 'XAE, plain']  # a task without a label by its name
-    for alone in (below('many'), Table('One', tuple(SYSTEMS), ('many', 'plain'), against='random')):
+    for alone in (below('many'), StudyTable('One', tuple(SYSTEMS), ('many', 'plain'), against='random')):
         config = study(alone)
         labels = [line.label for line in make(config, alone, cells(config)).lines]
         assert labels == (['XAE'] if make is render.minus else ['XAE', 'untrained'])
@@ -102,9 +104,9 @@ def test_differences_and_gains_are_those_of_the_task_of_their_line():
 
 
 PAPER = {
-    'whole': Task('whole images', columns=(OPTICAL, RADAR), published=SEN12MS),
-    'crops': Task('four crops', columns=(OPTICAL, RADAR), published=SEN12MS),
-    'linear': Task('1 %', columns=(RADAR, BOTH), published='linear_1'),
+    'whole': StudyTask('whole images', columns=(OPTICAL, RADAR), published=SEN12MS),
+    'crops': StudyTask('four crops', columns=(OPTICAL, RADAR), published=SEN12MS),
+    'linear': StudyTask('1 %', columns=(RADAR, BOTH), published='linear_1'),
 }
 
 
@@ -112,7 +114,7 @@ def quoted(table):
     """Lines of the CSV that quote a number of the paper."""
     config = study(table, PAPER)
     grid = render.grid(config, table, cells(config, note='not run'))
-    text = render.to_csv(config, [('one', 'numbers', grid)])
+    text = render.to_csv([('one', 'numbers', grid)])
     return [
         line for line in csv.DictReader(io.StringIO(text)) if line['source'] != 'here' and line['estimate']
     ]
@@ -120,7 +122,7 @@ def quoted(table):
 
 @pytest.mark.parametrize('down', [True, False])
 def test_a_number_of_no_stated_sensor_is_quoted_once(down):
-    lines = quoted(Table('One', ('xae',), ('whole', 'crops'), down, ('top1', 'f1_weighted')))
+    lines = quoted(StudyTable('One', ('xae',), ('whole', 'crops'), down, ('top1', 'f1_weighted')))
     about = [(line['source'], line['task'], line['sensors'], line['metric']) for line in lines]
     assert about == [('v2', 'whole', 's2', 'top1'), ('v2', 'whole', 's2', 'f1_weighted')]
     assert float(lines[0]['estimate']) == published('v2', 'XAE')[SEN12MS, None, 'top1'] / 100
@@ -128,13 +130,13 @@ def test_a_number_of_no_stated_sensor_is_quoted_once(down):
 
 
 def test_a_number_of_a_stated_sensor_stands_under_it():
-    lines = quoted(Table('One', ('xae',), ('whole', 'linear'), True))
+    lines = quoted(StudyTable('One', ('xae',), ('whole', 'linear'), True))
     assert [(line['task'], line['sensors']) for line in lines] == [('linear', 's1'), ('linear', 's1+s2')]
     assert {line['note'] for line in lines} == {'arXiv 2401.02764'}
 
 
 def test_two_systems_of_one_name_in_the_paper_are_quoted_each():
-    table = Table('One', ('xae', 'again'), ('whole',), True, ('top1',))
-    config = Tables({}, {**SYSTEMS, 'again': System('again', published='XAE')}, PAPER, {'one': table})
+    table = StudyTable('One', ('xae', 'again'), ('whole',), True, ('top1',))
+    config = Tables({}, {**SYSTEMS, 'again': StudySystem('again', published='XAE')}, PAPER, {'one': table})
     grid = render.grid(config, table, cells(config, note='not run'))
     assert [line.system for line in grid.lines if line.source == 'v2'] == ['xae', 'again']

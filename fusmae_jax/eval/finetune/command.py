@@ -14,29 +14,25 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.settings import PRIOR, RANDOM
-from fusmae_jax.encoders.systems import fit, open_system
-from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, views
+from fusmae_jax.encoders.settings import PRIOR
+from fusmae_jax.encoders.systems import fit
+from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.eval import cells, crops
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import metric_of
 from fusmae_jax.eval.finetune import rows
-from fusmae_jax.eval.finetune.config import Finetune, as_probe, check
+from fusmae_jax.eval.finetune.config import Finetune, check
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
-from fusmae_jax.eval.finetune.settle import settle, write
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
-from fusmae_jax.eval.measure import values
-from fusmae_jax.eval.task import Labelled, measure, read_task, subsets
+from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
-POINTS, CONFIG = 'points', f'settings-{NAME}.json'
-HEADLINE = {'multi_label': ('ap_micro', 'ap_macro'), 'single_label': ('top1', 'top3', 'f1_weighted')}
+POINTS, CONFIG, SWEEP = 'points', f'settings-{NAME}.json', f'sweep-{NAME}.json'
 Run = tuple[int, int]  # label draw, seed
 
 
-class Arm(NamedTuple):
+class TuningArm(NamedTuple):
     """A system with one choice of modalities and feature: a line of the table for each label fraction."""
 
     trainer: Trainer
@@ -46,7 +42,7 @@ class Arm(NamedTuple):
     baseline: bool
 
 
-class Job(NamedTuple):
+class PointJob(NamedTuple):
     """A point and where it lives."""
 
     point: Point
@@ -54,12 +50,22 @@ class Job(NamedTuple):
     run: Run
 
 
-class _Prepared(NamedTuple):
-    """What a run is about: its records, its label subsets by fraction, and its arms."""
+class Swept(NamedTuple):
+    """An arm at one label fraction: its points and what came of them."""
 
-    task: Labelled
-    drawn: dict[float, dict[int, np.ndarray]]
-    arms: list[Arm]
+    arm: TuningArm
+    jobs: list[PointJob]
+    trained: list[Trained]
+
+    @property
+    def name(self) -> str:
+        """Of the arm."""
+        return self.arm.folder.name
+
+    def mean(self, rate: float) -> float:
+        """The metric of the validation split, mean over the runs at a learning rate."""
+        values = [t.value for job, t in zip(self.jobs, self.trained) if job.point.learning_rate == rate]
+        return float(np.mean(values))
 
 
 def run_finetune(
@@ -81,26 +87,27 @@ def run_finetune(
         DivergedError: no learning rate of a sweep came to an end.
     """
     workdir = epath.Path(workdir)
-    task, drawn, arms = _prepare(config, epath.Path(points) if points else workdir / POINTS)
+    check(config)
+    task, drawn = open_task(config)
+    arms = list(_arms(config, task, epath.Path(points) if points else workdir / POINTS))
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2))
-    found: list[Cell] = []
+    evaluated: list[Cell] = []
     for fraction, positions in drawn.items():
-        jobs, trained, means = _swept(config, task, arms, fraction, positions)
+        swept = _sweep(config, task, arms, fraction, positions)
+        means = _means(config, swept)
         rates = dict.fromkeys(means, rate)
         if not rate:
             rates = settle(config.learning_rates, means, config.settle == 'all')
         shared = cells.task_fields(config.data, task, config.intervals)
         shared |= cells.label_fields(fraction, config.labels.draw, positions)
-        for arm, of, came in zip(arms, jobs, trained):
-            found.append(_cell(config, task, arm, of, came, rates[arm.folder.name], shared))
-            cells.write(found, workdir, NAME)
+        for arm in swept:
+            evaluated.append(_cell(config, task, arm, rates[arm.name], shared))
+            cells.write(evaluated, workdir, NAME)
         if PRIOR in config.encoder.baselines:
-            found.append(rows.prior(config, task, positions, shared))
-            cells.write(found, workdir, NAME)
-    print(cells.table(found, HEADLINE[config.data.kind]))
-    print(f'rows         {workdir / cells.ROWS.format(NAME)}')
-    print(f'differences  {workdir / cells.DIFFERENCES.format(NAME)}')
+            evaluated.append(cells.prior(config, task, positions, shared))
+            cells.write(evaluated, workdir, NAME)
+    cells.show(evaluated, config.data.kind, workdir, NAME)
     return 0
 
 
@@ -108,76 +115,60 @@ def sweep(config: Finetune, workdir: epath.PathLike) -> None:
     """Trains every point, and writes what validation says of each learning rate; no test record is read.
 
     For runs of one label fraction whose rate is settled together with that of others
-    (`settle.settled`); `run_finetune` then takes `workdir / 'points'` and the rate.
+    (`settled`); `run_finetune` then takes `workdir / 'points'` and the rate.
     """
     workdir = epath.Path(workdir)
-    task, drawn, arms = _prepare(config, workdir / POINTS)
-    ((fraction, positions),) = drawn.items()
-    _, _, means = _swept(config, task, arms, fraction, positions)
-    write(workdir, config.learning_rates, means)
-
-
-def _prepare(config: Finetune, points: epath.Path) -> _Prepared:
     check(config)
-    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
-    for split in (task.train, task.val, task.test):
-        logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
-    drawn = {
-        fraction: subsets(config.data, task, fraction, config.labels.draw, config.labels.seeds)
-        for fraction in config.labels.fractions
-    }
-    return _Prepared(task, drawn, list(_arms(config, task, points)))
+    task, drawn = open_task(config)
+    arms = list(_arms(config, task, workdir / POINTS))
+    ((fraction, positions),) = drawn.items()
+    swept = _sweep(config, task, arms, fraction, positions)
+    write_sweep(workdir, config.learning_rates, _means(config, swept))
 
 
-def _swept(
+def _sweep(
     config: Finetune,
-    task: Labelled,
-    arms: Sequence[Arm],
+    task: LabelledSet,
+    arms: Sequence[TuningArm],
     fraction: float,
     positions: Mapping[int, np.ndarray],
-) -> tuple[list[list[Job]], list[list[Trained]], dict[str, list[float]]]:
-    """The points of each arm at one label fraction, what came of them, and their means at each rate."""
+) -> list[Swept]:
+    """Trains every point of every arm at one label fraction."""
     jobs = [_jobs(config, task, arm, fraction, positions) for arm in arms]
-    trained = [_train(config, task, arm, of) for arm, of in zip(arms, jobs)]
-    means = {
-        arm.folder.name: [
-            float(np.mean([c.value for job, c in zip(of, came) if job.point.learning_rate == rate]))
-            for rate in config.learning_rates
-        ]
-        for arm, of, came in zip(arms, jobs, trained)
-    }
-    return jobs, trained, means
+    return [Swept(arm, points, _train(config, task, arm, points)) for arm, points in zip(arms, jobs)]
 
 
-def _arms(config: Finetune, task: Labelled, folder: epath.Path) -> Iterator[Arm]:
-    encoder, contract = config.encoder, task.contract
-    kinds = [encoder.checkpoint, *encoder.baselines]
-    for kind in dict.fromkeys(kind for kind in kinds if kind != PRIOR):
-        system = open_system(kind, encoder)
+def _means(config: Finetune, swept: Sequence[Swept]) -> dict[str, list[float]]:
+    """Arm -> its mean at each learning rate."""
+    return {arm.name: [arm.mean(rate) for rate in config.learning_rates] for arm in swept}
+
+
+def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[TuningArm]:
+    contract = task.contract
+    for entrant in entrants(config):
+        system, modalities = entrant.system, entrant.modalities
         if system.parts:
             raise InputError(f'encoder.checkpoint: {system.name} has several encoders; fine-tuning takes one')
         assert system.model is not None
-        for modalities in encoder.modalities:
-            view = views.view_contract(contract, config.image)
-            fitted = fit(system.model, view, modalities, encoder, config.data.path)
-            for line in fitted.notes:
-                logging.info('%s', line)
-            fields = rows.system_fields(config, system, fitted, view)
-            for feature in config.features:
-                net = network(system, fitted, contract, config, feature, len(task.classes))
-                slug = 'random' if kind == RANDOM else 'checkpoint'
-                yield Arm(
-                    Trainer(config, net, system.model.params['encoder']),
-                    fields | rows.method_fields(config, task, feature),
-                    rows.identity(config, task, system, fitted, feature),
-                    folder / f'{slug}-{"+".join(modalities)}-{feature}',
-                    kind != encoder.checkpoint,
-                )
+        view = crops.view_contract(contract, config.image)
+        fitted = fit(system.model, view, modalities, config.encoder, config.data.path)
+        for line in fitted.notes:
+            logging.info('%s', line)
+        fields = entrant.fields | rows.system_fields(config, fitted, view)
+        for feature in config.features:
+            net = network(system, fitted, contract, config, feature, len(task.classes))
+            yield TuningArm(
+                Trainer(config, net, system.model.params['encoder']),
+                fields | rows.method_fields(config, feature),
+                rows.identity(config, task, system, fitted, feature),
+                folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
+                entrant.baseline,
+            )
 
 
 def _jobs(
-    config: Finetune, task: Labelled, arm: Arm, fraction: float, positions: Mapping[int, np.ndarray]
-) -> list[Job]:
+    config: Finetune, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
+) -> list[PointJob]:
     """Every point of an arm at one label fraction."""
     jobs = []
     for draw, part in positions.items():
@@ -188,48 +179,105 @@ def _jobs(
             for rate in config.learning_rates:
                 about = rows.point_identity(arm.identity, part, labels, rate, seed, steps)
                 folder = arm.folder / f'{fraction:g}-draw{draw}-seed{seed}-lr{rate:g}'
-                jobs.append(Job(Point(rate, seed, part, labels, about), folder, (draw, seed)))
+                jobs.append(PointJob(Point(rate, seed, part, labels, about), folder, (draw, seed)))
     return jobs
 
 
-def _train(config: Finetune, task: Labelled, arm: Arm, jobs: list[Job]) -> list[Trained]:
+def _train(config: Finetune, task: LabelledSet, arm: TuningArm, jobs: list[PointJob]) -> list[Trained]:
     """Trains what is not trained yet."""
-    data, metric = config.data, metric_of(as_probe(config))
+    data, judge = config.data, validation(config, task)
     train_split = Source(data.path, data.train_split, arm.trainer.fields)
     val_split = Source(data.path, data.val_split, arm.trainer.fields)
-
-    def judge(scores: np.ndarray) -> float:
-        return values(measure(task, task.val, scores, data.kind, 0.0))[metric]
-
     return [train(arm.trainer, train_split, val_split, job.point, judge, job.folder) for job in jobs]
 
 
 def _cell(
     config: Finetune,
-    task: Labelled,
-    arm: Arm,
-    jobs: list[Job],
-    trained: list[Trained],
+    task: LabelledSet,
+    swept: Swept,
     rate: float,
     shared: Mapping[str, Any],
 ) -> Cell:
     """The settled points of an arm on the test split; the weights of all others are removed."""
+    arm = swept.arm
     test = Source(config.data.path, config.data.test_split, arm.trainer.fields)
-    own = {job.run: (job, came) for job, came in zip(jobs, trained) if job.point.learning_rate == rate}
+    settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
     measures = {}
-    for run, (job, came) in own.items():
-        scores = test_scores(arm.trainer, test, came, job.folder)
+    for job, trained in settled:
+        scores = test_scores(arm.trainer, test, trained, job.folder)
         if scores is None:  # an earlier sweep settled on another rate and removed these weights
             forget(job.folder, weights_only=False)
             (again,) = _train(config, task, arm, [job])
             scores = test_scores(arm.trainer, test, again, job.folder)
         assert scores is not None
-        measures[run] = measure(task, task.test, scores, config.data.kind, 0.0)
-    for job in jobs:
+        measures[job.run] = measure(task, task.test, scores, config.data.kind, 0.0)
+    # Only now: a run that is killed before settles anew, and may need any of them.
+    for job in swept.jobs:
         if job.point.learning_rate != rate:
             forget(job.folder, weights_only=True)
     chosen: dict[str, tuple[float, ...]] = {'learning_rate': (rate,)}
     if config.epoch == 'best':
-        chosen['epoch'] = tuple(float(came.epoch) for _, came in own.values())
+        chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
     return Cell(about, cells.summarise(measures, task.test.clusters, config.intervals), arm.baseline)
+
+
+def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], together: bool) -> dict[str, float]:
+    """The learning rate of each arm: the best of its own means, or of the means over all arms.
+
+    A rate at which a run diverged (-inf) is out; of equal rates the first is taken.
+
+    Args:
+        rates: the sweep.
+        means: arm -> validation metric at each rate, mean over its runs.
+        together: one rate for all arms.
+
+    Raises:
+        DivergedError: every rate is out.
+    """
+    if together:
+        shared = [float(x) for x in np.mean(list(means.values()), axis=0)]
+        means = dict.fromkeys(means, shared)
+    for arm, values in means.items():
+        if max(values) == -np.inf:
+            raise DivergedError(
+                f'{arm}: updates were not finite at every learning rate of {tuple(rates)}; try lower ones'
+            )
+        if len(rates) > 1 and int(np.argmax(values)) in (0, len(rates) - 1):
+            logging.info('%s: settled on the first or last learning rate of the sweep', arm)
+    return {arm: rates[int(np.argmax(values))] for arm, values in means.items()}
+
+
+def write_sweep(folder: epath.Path, rates: Sequence[float], means: Mapping[str, Sequence[float]]) -> None:
+    """The means of a sweep, for `settled`: whole or not at all."""
+    arms = {arm: [None if x == -np.inf else float(x) for x in values] for arm, values in means.items()}
+    part = folder / f'{SWEEP}.part'
+    part.write_text(json.dumps({'learning_rates': list(rates), 'means': arms}, indent=2))
+    part.replace(folder / SWEEP)
+
+
+def settled(folders: Sequence[epath.Path]) -> float:
+    """One learning rate for the systems of several folders, every arm of each counting the same.
+
+    Raises:
+        InputError: a sweep that is missing, damaged or of other rates.
+        DivergedError: at every rate some run diverged.
+    """
+    sweeps = {folder: _read_sweep(folder / SWEEP) for folder in folders}
+    rates = [tuple(sweep['learning_rates']) for sweep in sweeps.values()]
+    if len(set(rates)) > 1:
+        raise InputError(f'{folders[0]}: sweeps of different learning rates {sorted(set(rates))}')
+    means = {
+        f'{folder}, {arm}': [-np.inf if x is None else x for x in values]
+        for folder, sweep in sweeps.items()
+        for arm, values in sweep['means'].items()
+    }
+    return next(iter(settle(rates[0], means, together=True).values()))
+
+
+def _read_sweep(file: epath.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+        return {name: values[name] for name in ('learning_rates', 'means')}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f'{file}: not a sweep that can be read ({error!r}); remove {file.parent}') from error

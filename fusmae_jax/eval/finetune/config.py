@@ -1,44 +1,33 @@
 """The settings of `finetune`, and the impossible ones among them."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
-from fusmae_jax.config.setting import range_problems, setting
-from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, Encoder
+from fusmae_jax.config.setting import setting
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval import evaluation_config
-from fusmae_jax.eval.evaluation_config import PAPER_HEAD, Intervals, Labels, LinearProbe, Task
-
-
-def _encoder() -> Encoder:
-    return Encoder(baselines=(RANDOM, PRIOR))
-
-
-def _labels() -> Labels:
-    return Labels(fractions=(1.0,))
-
-
-def _flips() -> Augment:
-    return Augment(crop=False, crop_scale=(0.5, 1.0), hflip=0.5, vflip=0.5)
+from fusmae_jax.eval.config import PAPER_HEAD, Evaluation, Labels, evaluation_problems, sweep_problems
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune:
+class Finetune(Evaluation):
     """A linear head and the encoder under it, trained together; the paper's 10 epochs of AdamW.
 
     The defaults are the preset `paper`. What the paper leaves open follows the fine-tuning of MAE and
     MultiMAE; layer decay, drop path and random crops belong to the preset `recommended`.
     """
 
-    data: Task = dataclasses.field(default_factory=Task)
-    encoder: Encoder = dataclasses.field(default_factory=_encoder)
-    labels: Labels = dataclasses.field(default_factory=_labels)
-    intervals: Intervals = dataclasses.field(default_factory=Intervals)
-    features: tuple[str, ...] = ('mean_patch',)  # what the head reads; each a run of its own
-    image: Literal['resize', 'crops'] = 'resize'  # the whole record, or its four quarters
-    augment: Augment = dataclasses.field(default_factory=_flips)  # of the record, or of a quarter of it
+    encoder: EncoderSettings = dataclasses.field(
+        default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, PRIOR))
+    )
+    labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
+    # Of the record, or of a quarter of it
+    augment: Augment = dataclasses.field(
+        default_factory=functools.partial(Augment, crop=False, crop_scale=(0.5, 1.0), hflip=0.5, vflip=0.5)
+    )
     # Peaks; the validation split settles on one
     learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 5e-4), above=0)
     settle: Literal['all', 'each'] = 'all'  # one rate for all systems and modalities, or one for each
@@ -96,23 +85,10 @@ def recipe_of(config: Finetune) -> str:
 
 def check(config: Finetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    raise_all('config: these settings cannot be used', _problems(config))
-    evaluation_config.check(as_probe(config))
-
-
-def as_probe(config: Finetune) -> LinearProbe:
-    """The settings that a linear probe of the same task shares."""
-    shared = {f.name for f in dataclasses.fields(LinearProbe)} & {
-        f.name for f in dataclasses.fields(Finetune)
-    }
-    shared -= {'weight_decay'}
-    return LinearProbe(**{name: getattr(config, name) for name in shared})
-
-
-def _problems(config: Finetune) -> list[str]:
-    problems = range_problems(config) + augment_problems(config.augment)
+    problems = evaluation_problems(config) + augment_problems(config.augment)
+    problems += sweep_problems(config, ('learning_rates', 'head_seeds'))
     if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):
         problems.append(f'encoder: {BANDS!r} has no weights to train; `linear_probe` and `knn` take it')
     if not config.warmup_epochs < config.epochs:
         problems.append(f'warmup_epochs={config.warmup_epochs} leaves nothing of epochs={config.epochs}')
-    return problems
+    raise_all('config: these settings cannot be used', problems)

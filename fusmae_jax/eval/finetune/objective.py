@@ -10,10 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders.systems import Fitted, System
-from fusmae_jax.eval import linear_probe, views
+from fusmae_jax.encoders.systems import System
+from fusmae_jax.eval import crops, linear_probe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.pooling import check_pooled, pool
+from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import Patches, fields
@@ -69,7 +70,7 @@ class Network(NamedTuple):
     @property
     def view(self) -> Contract:
         """The contract of one image."""
-        return views.view_contract(self.contract, self.image)
+        return crops.view_contract(self.contract, self.image)
 
 
 def network(
@@ -83,7 +84,7 @@ def network(
     assert system.model is not None
     whole = system.model.config
     check_pooled((feature,), whole.model, system.name)
-    views.view_contract(contract, config.image)
+    crops.view_contract(contract, config.image)
     dtype = system.model.dtype
     graphdef = fusmae.graph(whole.model, dtype)
     shapes = jax.eval_shape(
@@ -106,14 +107,14 @@ def classification(net: Network, config: Finetune) -> Objective:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
         which, path = jnp.moveaxis(jax.vmap(jax.random.split)(rest), 1, 0)
         if net.image == 'crops':
-            batch = views.one_crop(batch, net.contract, views.crop_index(which))
+            batch = crops.one_crop(batch, net.contract, crops.crop_index(which))
         depth = net.whole.model.depth
         paths = (
             sample_paths(path, depth, config.drop_path, first=1) if config.drop_path and depth > 1 else None
         )
         model = net.merge(params['encoder'])
-        found, _ = pool(model, prepare(batch, geometry), (net.feature,), paths)
-        scores = heads.logits(params['head'], found[net.feature])
+        pooled, _ = pool(model, prepare(batch, geometry), (net.feature,), paths)
+        scores = heads.logits(params['head'], pooled[net.feature])
         targets = batch[TARGETS].astype(jnp.float32)
         total = linear_probe.loss(scores[:, None], targets, recipe)[0]
         return total, ({'loss': total}, extra)
@@ -132,13 +133,13 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
     prepare = make_inputs(net.config, net.view, None)
 
     def scores(params: Any, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
-        crops = net.image == 'crops'
-        images = views.all_crops(batch, net.contract) if crops else batch
-        found, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
-        each = heads.logits(params['head'], found[net.feature])
-        if not crops:
+        cut = net.image == 'crops'
+        images = crops.all_crops(batch, net.contract) if cut else batch
+        pooled, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
+        each = heads.logits(params['head'], pooled[net.feature])
+        if not cut:
             return each
-        mean, some = views.crop_mean(each, seen)
+        mean, some = crops.crop_mean(each, seen)
         return jnp.where(some[:, None], mean, params['head']['bias'][None])
 
     return scores

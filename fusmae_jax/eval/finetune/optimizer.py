@@ -51,6 +51,7 @@ def pace(peak: float, warmup: int, total: int) -> Pace:
 
 def rate(pace: Pace, count: Array) -> Float[Array, '']:
     """Linear from 0 to the peak, then a half cosine to 0 at the last step."""
+    # As arrays of the state, not as numbers of the program: label subsets differ in them.
     count, warmup, total = (x.astype(jnp.float32) for x in (count, pace.warmup, pace.total))
     share = jnp.clip((count - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
     rising = count / jnp.maximum(warmup, 1)

@@ -19,6 +19,7 @@ from etils import epath
 from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
+from fusmae_jax.eval.metrics import judged
 from fusmae_jax.input.fractions import digest
 from fusmae_jax.input.source import Source
 from fusmae_jax.train.state import State
@@ -53,25 +54,28 @@ def train(
     if (stored := _finished(folder, point)) is not None:
         return stored
     ends = trainer.plan(point).ends
+    # History and weights are saved together, so that a kill loses an epoch at most.
     with contextlib.closing(Checkpoints(folder, keep=1)) as checkpoints:
-        state, found, start = _begin(trainer, point, checkpoints)
+        state, trained, start = _begin(trainer, point, checkpoints)
         for epoch, end in enumerate(ends, start=1):
             if end <= start:
                 continue
             state, loss = trainer.advance(state, train, point, start, end)
             start, value = end, None
             if loss is not None and (trainer.config.epoch == 'best' or end == ends[-1]):
-                value = _judged(trainer.scores(state['params'], val), judge, val)
+                value = judged(trainer.scores(state['params'], val), judge, f'{val.path}, {val.split}')
             if loss is None or value == -np.inf:
                 logging.warning('%s: diverged in epoch %d', folder, epoch)
-                found = found._replace(step=0, epoch=epoch)
+                trained = trained._replace(step=0, epoch=epoch)
                 break
-            found = _record(found, loss, value, end, epoch)
-            logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, _told(value))
-            _save(checkpoints, state, found, point)
+            trained = _record(trained, loss, value, end, epoch)
+            measured = '' if value is None else f', validation {value:.4f}'
+            logging.info('%s: epoch %d of %d, loss %.4f%s', folder, epoch, len(ends), loss, measured)
+            _save(checkpoints, state, trained, point)
         checkpoints.wait()
-    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': found._asdict()}, indent=2))
-    return found
+    # Last, when the weights are on disk: it is what says that the point is finished.
+    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': trained._asdict()}, indent=2))
+    return trained
 
 
 def _begin(trainer: Trainer, point: Point, checkpoints: Checkpoints) -> tuple[State, Trained, int]:
@@ -85,38 +89,21 @@ def _begin(trainer: Trainer, point: Point, checkpoints: Checkpoints) -> tuple[St
     return checkpoints.restore(trainer.abstract, step), Trained(**meta['trained']), step
 
 
-def _record(found: Trained, loss: float, value: float | None, end: int, epoch: int) -> Trained:
-    found = found._replace(losses=[*found.losses, loss])
+def _record(trained: Trained, loss: float, value: float | None, end: int, epoch: int) -> Trained:
+    trained = trained._replace(losses=[*trained.losses, loss])
     if value is None:
-        return found
-    better = not found.values or value > max(found.values)
-    found = found._replace(steps=[*found.steps, end], values=[*found.values, value])
-    return found._replace(step=end, epoch=epoch) if better else found
+        return trained
+    better = not trained.values or value > max(trained.values)
+    trained = trained._replace(steps=[*trained.steps, end], values=[*trained.values, value])
+    return trained._replace(step=end, epoch=epoch) if better else trained
 
 
-def _save(checkpoints: Checkpoints, state: State, found: Trained, point: Point) -> None:
+def _save(checkpoints: Checkpoints, state: State, trained: Trained, point: Point) -> None:
     # Only an epoch that is better than all before has a value in the eyes of the checkpoints, which keep the
     # best beside the newest: so there are never two that are equally good.
-    best = found.step == int(state['step'])
-    meta = {'about': point.about, 'trained': found._asdict()}
-    checkpoints.save(state, json.loads(json.dumps(meta)), -found.value if best else None)
-
-
-def _judged(scores: np.ndarray, judge: Judge, val: Source) -> float:
-    """The metric; -inf for scores that are not finite."""
-    if not np.isfinite(scores).all():
-        return -np.inf
-    value = judge(scores)
-    if not np.isfinite(value):
-        raise InputError(
-            f'{val.path}, {val.split}: the metric that settles the sweep is {value}; '
-            'has the split no positive labels?'
-        )
-    return value
-
-
-def _told(value: float | None) -> str:
-    return '' if value is None else f', validation {value:.4f}'
+    best = trained.step == int(state['step'])
+    meta = {'about': point.about, 'trained': trained._asdict()}
+    checkpoints.save(state, json.loads(json.dumps(meta)), -trained.value if best else None)
 
 
 def _finished(folder: epath.Path, point: Point) -> Trained | None:

@@ -8,22 +8,19 @@ from typing import Any
 import numpy as np
 
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.settings import BANDS
-from fusmae_jax.encoders.systems import Fitted, System, open_system
-from fusmae_jax.eval import cells
-from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.evaluation_config import metric_of
-from fusmae_jax.eval.finetune.config import RECIPE, Finetune, as_probe, recipe_of
-from fusmae_jax.eval.metrics import train_prior
-from fusmae_jax.eval.task import Labelled, leaks, measure
+from fusmae_jax.encoders.systems import System
+from fusmae_jax.eval.config import metric_of
+from fusmae_jax.eval.finetune.config import RECIPE, Finetune, recipe_of
+from fusmae_jax.eval.task import LabelledSet
 from fusmae_jax.input import presets
+from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
 
 NAME = 'finetune'
 
 
 def identity(
-    config: Finetune, task: Labelled, system: System, fitted: Fitted, feature: str
+    config: Finetune, task: LabelledSet, system: System, fitted: Fitted, feature: str
 ) -> dict[str, Any]:
     """Everything that decides what a point comes to, but for its records, rate and seed."""
     assert system.model is not None
@@ -33,7 +30,7 @@ def identity(
         'data': task.contract.digest,
         'splits': [data.train_split, data.val_split],
         'labels': [data.labels, data.kind],
-        'validation': [metric_of(as_probe(config)), digest(task.val.labels)],
+        'validation': [metric_of(config), digest(task.val.labels)],
         'modalities': list(model.modalities),
         'absent': model.fusion.absent,
         'input': to_dict(model.modalities),
@@ -68,20 +65,16 @@ def digest(*arrays: np.ndarray) -> str:
     return total.hexdigest()[:16]
 
 
-def system_fields(config: Finetune, system: System, fitted: Fitted, contract: Contract) -> dict[str, Any]:
-    """The fields of a row that tell what was trained and what it saw.
+def system_fields(config: Finetune, fitted: Fitted, contract: Contract) -> dict[str, Any]:
+    """The fields of a row that tell what the encoder saw.
 
     Args:
         config: the run.
-        system: what every point started from.
-        fitted: how it reads the data.
+        fitted: how the system that every point started from reads the data.
         contract: of one image; for `crops` a quarter of a record.
     """
     model = fitted.config.model
     return {
-        'system': system.name,
-        'checkpoints': (system.fingerprint,),
-        'leaks': leaks(config.data, system.seen),
         'modalities': tuple(model.modalities),
         'absent': model.fusion.absent,
         'image': presets.describe_image(fitted.config, contract, config.image == 'crops'),
@@ -90,7 +83,7 @@ def system_fields(config: Finetune, system: System, fitted: Fitted, contract: Co
     }
 
 
-def method_fields(config: Finetune, task: Labelled, feature: str) -> dict[str, Any]:
+def method_fields(config: Finetune, feature: str) -> dict[str, Any]:
     """The fields of a row that tell how it was trained."""
     return {
         'method': NAME,
@@ -99,7 +92,7 @@ def method_fields(config: Finetune, task: Labelled, feature: str) -> dict[str, A
         'batch_norm': None,
         'head_seeds': config.head_seeds,
         'sweep': sweep(config),
-        'settled_on': f'{task.val.name}, {metric_of(as_probe(config))}; {config.epoch} epoch',
+        'settled_on': f'{config.data.val_split}, {metric_of(config)}; {config.epoch} epoch',
     }
 
 
@@ -118,31 +111,3 @@ def sweep(config: Finetune) -> dict[str, tuple[float, ...]]:
     if config.data.kind == 'single_label':
         fixed['label_smoothing'] = (config.label_smoothing,)
     return {'learning_rate': config.learning_rates} | fixed
-
-
-def prior(
-    config: Finetune, task: Labelled, positions: Mapping[int, np.ndarray], about: Mapping[str, Any]
-) -> Cell:
-    """The shares of the classes among the labelled records, the same scores for every record."""
-    count = len(task.test.keys)
-    measures = {
-        (seed, 0): measure(
-            task, task.test, train_prior(task.train.labels[part], count), config.data.kind, 0.5
-        )
-        for seed, part in positions.items()
-    }
-    nothing = dict.fromkeys(('absent', 'pooled', 'batch_norm', 'settled_on'))
-    fields: dict[str, Any] = {
-        'system': 'train prior',
-        'method': 'prior',
-        'preset': 'none',
-        'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
-        'image': 'none',
-        'statistics': 'none',
-        'sweep': {},
-        'chosen': {},
-    }
-    for name in ('checkpoints', 'modalities', 'accepted', 'head_seeds'):
-        fields[name] = ()
-    runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **fields, **nothing}, runs, True)

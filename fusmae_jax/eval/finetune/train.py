@@ -31,7 +31,7 @@ class Point(NamedTuple):
     about: dict[str, Any]  # all that decides the outcome, as JSON has it
 
 
-class Plan(NamedTuple):
+class TuningPlan(NamedTuple):
     """Steps of a fine-tuning."""
 
     batch: int
@@ -53,7 +53,7 @@ class Examples:
         return {name: record[name] for name in self._source.fields} | {TARGETS: self._point.labels[index]}
 
 
-def make_plan(config: Finetune, records: int, devices: int) -> Plan:
+def make_plan(config: Finetune, records: int, devices: int) -> TuningPlan:
     """How many steps of which size; raises InputError if the batch cannot be split over the devices."""
     if config.batch_size % devices:
         nearest = max(devices, round(config.batch_size / devices) * devices)
@@ -65,7 +65,7 @@ def make_plan(config: Finetune, records: int, devices: int) -> Plan:
     total = max(1, round(config.epochs * records / batch))
     whole = (round(epoch * records / batch) for epoch in range(1, int(config.epochs) + 1))
     ends = sorted({min(max(end, 1), total) for end in whole} | {total})
-    return Plan(batch, min(round(config.warmup_epochs * records / batch), total - 1), tuple(ends))
+    return TuningPlan(batch, min(round(config.warmup_epochs * records / batch), total - 1), tuple(ends))
 
 
 class Trainer:
@@ -83,7 +83,7 @@ class Trainer:
         self._eval_batch = -(-config.encoder.batch // self.mesh.size) * self.mesh.size
         self._steps: dict[int, Callable] = {}  # by size of the batch
 
-    def plan(self, point: Point) -> Plan:
+    def plan(self, point: Point) -> TuningPlan:
         """The steps of a point."""
         return make_plan(self.config, len(point.positions), self.mesh.size)
 
@@ -133,7 +133,7 @@ class Trainer:
             state, metrics = step(state, ready)
             losses.append(metrics['loss'])
             skips.append(metrics['skips_in_row'])
-            # That of the step before, while this one runs.
+            # The skips of the step before are read while this one runs: reading its own would wait for it.
             if len(skips) > 1 and int(skips[-2]) >= self.config.max_skips:
                 stream.close()
                 return state, None
@@ -144,14 +144,15 @@ class Trainer:
 
     def scores(self, params: Any, source: Source) -> np.ndarray:
         """The logits (records, classes) of a split, float32, in its order."""
-        size, found = self._eval_batch, []
-        rows = pipeline.local_rows(self._sharding, size)
-        batches, steps = pipeline.eval_batches(source, size, rows)
-        data = self.config.data
-        for batch in pipeline.iterate(batches, 0, steps, threads=data.threads, prefetch=data.prefetch):
-            ready = pipeline.to_devices(batch, self._sharding, {'': size}, self.fields)
-            found.append(np.asarray(self._scorer(params, ready)))
-        return np.concatenate(found)[: len(source)]
+        stream = pipeline.over_split(
+            source,
+            lambda batch: np.asarray(self._scorer(params, batch)),
+            self._sharding,
+            self._eval_batch,
+            self.config.data,
+            fields=self.fields,
+        )
+        return pipeline.joined([scores for _, scores in stream], len(source))
 
     def _step(self, size: int) -> Callable:
         if size not in self._steps:

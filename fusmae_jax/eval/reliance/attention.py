@@ -4,12 +4,11 @@ Formed from the queries and keys that every block names among its intermediates:
 only inside the attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -50,6 +49,7 @@ def mass(
     """
     key_valid = jnp.any(jnp.stack(list(key_groups.values())), axis=0)
     scores = jnp.einsum('bnhe,bmhe->bhnm', query, key, preferred_element_type=jnp.float32)
+    # Softmax in float32 as inside the model's own attention.
     scores = scores * jnp.float32(query.shape[-1] ** -0.5)
     scores = jnp.where(key_valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1)  # (b, n, m)
@@ -59,8 +59,8 @@ def mass(
     received = jnp.sum(jnp.where(each, weights, 0), axis=1) / count[:, None]  # (b, m)
     keys = jnp.maximum(jnp.sum(key_valid, axis=1, dtype=jnp.float32), 1)
     return Shares(
-        {name: jnp.sum(jnp.where(own, received, 0), axis=1) for name, own in key_groups.items()},
-        {name: jnp.sum(own, axis=1, dtype=jnp.float32) / keys for name, own in key_groups.items()},
+        {name: jnp.sum(jnp.where(of_group, received, 0), axis=1) for name, of_group in key_groups.items()},
+        {name: jnp.sum(of_group, axis=1, dtype=jnp.float32) / keys for name, of_group in key_groups.items()},
         there,
     )
 
@@ -76,16 +76,16 @@ def blocks(model: FusMAE, patches: Mapping[str, Patches]) -> list[dict[str, Shar
     valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
     if model.model.fusion.absent == 'zero_image':  # the mean image of a sensor that is not there is valid
         valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
-    one = jnp.ones((next(iter(valid.values())).shape[0], 1), bool)
-    groups = valid | {CLS: one}
-    found = []
+    always = jnp.ones((next(iter(valid.values())).shape[0], 1), bool)
+    groups = valid | {CLS: always}
+    shares = []
     if model.model.fusion.encoder == 'xae':
-        found.append(_cross(model, stages, valid))
+        shares.append(_cross(model, stages, valid))
     else:
-        found.append(_joint(stages['block1/query'], stages['block1/key'], groups))
+        shares.append(_joint(stages['block1/query'], stages['block1/key'], groups))
     for query, key in zip(stages.get('blocks/query', ()), stages.get('blocks/key', ())):
-        found.append(_joint(query, key, groups))
-    return found
+        shares.append(_joint(query, key, groups))
+    return shares
 
 
 def _joint(query: Array, key: Array, groups: Mapping[str, Array]) -> dict[str, Shares]:
@@ -95,23 +95,23 @@ def _joint(query: Array, key: Array, groups: Mapping[str, Array]) -> dict[str, S
         name: jnp.concatenate([v if other == name else jnp.zeros_like(w) for other, w in groups.items()], 1)
         for name, v in groups.items()
     }
-    found, start = {}, 0
+    shares, start = {}, 0
     for name, valid in groups.items():
-        found[name] = mass(query[:, start : (start := start + lengths[name])], key, valid, spread)
-    return found
+        shares[name] = mass(query[:, start : (start := start + lengths[name])], key, valid, spread)
+    return shares
 
 
 def _cross(model: FusMAE, stages: Mapping[str, Array], valid: Mapping[str, Array]) -> dict[str, Shares]:
     """Which sensor a key is of follows from the context that the block itself would choose."""
-    found = {}
-    for name, own in valid.items():
+    shares = {}
+    for name, attending in valid.items():
         tagged = {
             other: jnp.full((*v.shape, 1), i, jnp.float32) for i, (other, v) in enumerate(valid.items())
         }
         tags, there = context_of(name, tagged, valid, model.model.fusion.absent)
         groups = {other: there & (tags[..., 0] == i) for i, other in enumerate(valid)}
-        found[name] = mass(stages[f'block1/query/{name}'], stages[f'block1/key/{name}'], own, groups)
-    return found
+        shares[name] = mass(stages[f'block1/query/{name}'], stages[f'block1/key/{name}'], attending, groups)
+    return shares
 
 
 def attention(config: Config, whole: Config, contract: Contract, dtype: Any) -> Callable[..., Any]:
@@ -131,14 +131,3 @@ def attention(config: Config, whole: Config, contract: Contract, dtype: Any) -> 
         return blocks(nnx.merge(graphdef, params), prepare(batch, None))
 
     return run
-
-
-def joined(parts: Sequence[Sequence[Mapping[str, Shares]]], count: int) -> list[dict[str, Shares]]:
-    """The shares of several batches, record after record, without what fills up the last batch."""
-    return [
-        {
-            name: jax.tree.map(lambda *x: np.concatenate(x)[:count], *(part[block][name] for part in parts))
-            for name in parts[0][block]
-        }
-        for block in range(len(parts[0]))
-    ]

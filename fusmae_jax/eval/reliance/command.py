@@ -16,24 +16,22 @@ from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import linear_probe, readout
-from fusmae_jax.eval.evaluation_config import metric_of
+from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.features import Extractor, Features
 from fusmae_jax.eval.intervals import Replicates, average, resample
-from fusmae_jax.eval.measure import values
 from fusmae_jax.eval.metrics import MultiLabel, multi_label
-from fusmae_jax.eval.readout import Outcome, Variant
+from fusmae_jax.eval.probe import ProbeOutcome, Variant, probe, scaled
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.attention import Shares
-from fusmae_jax.eval.reliance.config import Reliance, check, encoder, probe
+from fusmae_jax.eval.reliance.config import Reliance, as_probe, check, encoder
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import other_cluster
-from fusmae_jax.eval.task import Labelled, leaks, measure, read_task, subsets
+from fusmae_jax.eval.task import LabelledSet, leaks, read_task, subsets, validation
 
 SETTINGS, FEATURES = 'settings-reliance.json', 'features'
 
 
-class Found(NamedTuple):
+class CheckpointReliance(NamedTuple):
     """What was measured of one checkpoint."""
 
     name: str
@@ -55,26 +53,26 @@ def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
     workdir = epath.Path(workdir)
     task = read_task(config.data, config.intervals.cluster)
     other = other_cluster(task.test.clusters, config.shuffle_seed)
-    found: list[Found] = []
+    measured: list[CheckpointReliance] = []
     about: list[dict[str, Any]] = []
     for index in range(len(config.checkpoints)):
-        one, told = _checkpoint(config, index, task, other, workdir)
-        if one.name in [done.name for done in found]:
-            raise InputError(f'names: two checkpoints are called {one.name!r}; set config.names')
-        found.append(one)
-        about.append(told)
+        checkpoint, fields = _checkpoint(config, index, task, other, workdir)
+        if checkpoint.name in [done.name for done in measured]:
+            raise InputError(f'names: two checkpoints are called {checkpoint.name!r}; set config.names')
+        measured.append(checkpoint)
+        about.append(fields)
     workdir.mkdir(parents=True, exist_ok=True)
     protocol = _protocol(config, task) | {'systems': about}
     report.replace(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
-    precision = {one.name: one.precision for one in found}
-    attention = {one.name: one.attention for one in found if one.attention}
+    precision = {checkpoint.name: checkpoint.precision for checkpoint in measured}
+    attention = {checkpoint.name: checkpoint.attention for checkpoint in measured if checkpoint.attention}
     report.write(workdir, precision, attention, task, config.intervals)
     return 0
 
 
 def _checkpoint(
-    config: Reliance, index: int, task: Labelled, other: np.ndarray, workdir: epath.Path
-) -> tuple[Found, dict[str, Any]]:
+    config: Reliance, index: int, task: LabelledSet, other: np.ndarray, workdir: epath.Path
+) -> tuple[CheckpointReliance, dict[str, Any]]:
     settings = encoder(config, index)
     system = open_system(settings.checkpoint, settings)
     assert system.model is not None
@@ -93,7 +91,7 @@ def _checkpoint(
     }
     shares = disturbed.attention() if config.attention_records else []
     fitted = extractor.fitted.config
-    return Found(system.name, precision, shares), {
+    return CheckpointReliance(system.name, precision, shares), {
         'system': system.name,
         'checkpoint': system.fingerprint,
         'absent': fitted.model.fusion.absent,
@@ -105,9 +103,9 @@ def _checkpoint(
     }
 
 
-def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath.Path) -> Outcome:
+def _head(config: Reliance, task: LabelledSet, extractor: Extractor, workdir: epath.Path) -> ProbeOutcome:
     """Heads on clean images of all sensors, one a seed; the test split is not looked at."""
-    settings, name = probe(config), config.head.feature
+    settings, name = as_probe(config), config.head.feature
     train, val = (
         extractor(split, workdir / FEATURES)[name]
         for split in (config.data.train_split, config.data.val_split)
@@ -117,19 +115,16 @@ def _head(config: Reliance, task: Labelled, extractor: Extractor, workdir: epath
     variant = Variant(name, config.head.batch_norm, train, val, nothing)
     drawn = subsets(config.data, task, config.head.fraction, config.head.draw, (config.head.draw_seed,))
     (positions,) = drawn.values()
-
-    def metric(logits: np.ndarray) -> float:
-        return values(measure(task, task.val, logits, config.data.kind, 0.0))[metric_of(settings)]
-
-    return readout.probe(settings, variant, positions, task.train.labels[positions], metric)
+    labels = task.train.labels[positions]
+    return probe(settings, variant, positions, labels, validation(settings, task))
 
 
-def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: Features) -> Replicates:
+def _precision(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, features: Features) -> Replicates:
     """Average precisions of the heads on some features of the test split, resample by resample."""
     heads = linear_probe.Heads(*(jnp.asarray(outcome.heads[name]) for name in ('kernel', 'bias')))
     normed = 'mean' in outcome.heads
     scale = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std']) if normed else None
-    given = readout.scaled(features, scale)
+    given = scaled(features, scale)
     runs = [
         resample(
             _ranked(task, linear_probe.scores(heads, given, point), config.data.kind),
@@ -142,7 +137,7 @@ def _precision(config: Reliance, task: Labelled, outcome: Outcome, features: Fea
     return average(runs)
 
 
-def _ranked(task: Labelled, logits: np.ndarray, kind: str) -> MultiLabel:
+def _ranked(task: LabelledSet, logits: np.ndarray, kind: str) -> MultiLabel:
     """Scores that rank records class by class: logits, or probabilities where classes exclude each other."""
     if kind == 'single_label':
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -150,7 +145,7 @@ def _ranked(task: Labelled, logits: np.ndarray, kind: str) -> MultiLabel:
     return multi_label(logits, task.test.labels, task.classes, threshold=0.0, names=task.test.keys)
 
 
-def _protocol(config: Reliance, task: Labelled) -> dict[str, Any]:
+def _protocol(config: Reliance, task: LabelledSet) -> dict[str, Any]:
     """What the numbers stand on."""
     return {
         'code_version': __version__,

@@ -5,9 +5,9 @@ from typing import Literal
 
 from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.eval.evaluation_config import METRICS, POOLED, Intervals, LinearProbe, Task
+from fusmae_jax.eval.config import METRICS, POOLED, Draw, HeadSettings, Intervals, LinearProbe, Task
 
 # Of one width whatever sensors are given; `concat_per_sensor` is not.
 FIXED_WIDTH = tuple(name for name in POOLED if name != 'concat_per_sensor')
@@ -26,21 +26,15 @@ class Cloud:
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
-    """The linear head, trained on clean images of all sensors; fields as those of `LinearProbe`."""
+class CleanHead(HeadSettings):
+    """The linear head, trained on clean images of all sensors."""
 
     fraction: float = setting(1.0, above=0, most=1)  # of the labels of the training split
-    draw: Literal['random', 'stratified', 'dino_mm'] = 'random'
+    draw: Draw = 'random'
     draw_seed: int = setting(0, least=0, most=MAX_SEED)  # for a fraction below 1
     feature: str = 'mean_patch'
     batch_norm: bool = False
-    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), above=0)
-    weight_decays: tuple[float, ...] = setting((0.0,), least=0)
     seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
-    epochs: float = setting(20.0, above=0)
-    batch_size: int = setting(128, least=1)
-    label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
-    metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Reliance:
     data: Task = dataclasses.field(default_factory=Task)
     checkpoints: tuple[str, ...] = setting((), path=True)  # of two sensors or more each; drawn in this order
     names: tuple[str, ...] = ()  # one for each; () takes those of the pretraining configurations
-    head: Head = dataclasses.field(default_factory=Head)
+    head: CleanHead = dataclasses.field(default_factory=CleanHead)
     cloud: Cloud = dataclasses.field(default_factory=Cloud)
     shuffle_seed: int = setting(0, least=0, most=MAX_SEED)
     absent: Literal['', 'self', 'bypass', 'zero_image'] = ''  # '' is the rule that the model was trained by
@@ -62,9 +56,9 @@ class Reliance:
     intervals: Intervals = dataclasses.field(default_factory=Intervals)  # its cluster is shuffled over, too
 
 
-def encoder(config: Reliance, index: int) -> Encoder:
+def encoder(config: Reliance, index: int) -> EncoderSettings:
     """How one of the checkpoints is read."""
-    return Encoder(
+    return EncoderSettings(
         checkpoint=config.checkpoints[index],
         baselines=(),
         name=config.names[index] if config.names else '',
@@ -76,21 +70,16 @@ def encoder(config: Reliance, index: int) -> Encoder:
     )
 
 
-def probe(config: Reliance) -> LinearProbe:
+def as_probe(config: Reliance) -> LinearProbe:
     """The head as a linear probe."""
     head = config.head
     return LinearProbe(
         data=config.data,
         features=(head.feature,),
         batch_norm=(head.batch_norm,),
-        learning_rates=head.learning_rates,
-        weight_decays=head.weight_decays,
         head_seeds=head.seeds,
-        epochs=head.epochs,
-        batch_size=head.batch_size,
-        label_smoothing=head.label_smoothing,
-        metric=head.metric,
         preset='reliance',
+        **{field.name: getattr(head, field.name) for field in dataclasses.fields(HeadSettings)},
     )
 
 

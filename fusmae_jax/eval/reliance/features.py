@@ -1,6 +1,6 @@
 """Features of a test split with one sensor missing, exchanged or under cloud: one pass over the records."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,15 +10,16 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from fusmae_jax.config.run import Parallel
-from fusmae_jax.encoders.systems import Fitted, System
+from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.pooling import check_pooled, pool
-from fusmae_jax.eval.reliance.attention import Shares, attention, joined
+from fusmae_jax.eval.reliance.attention import Shares, attention
 from fusmae_jax.eval.reliance.config import Reliance
 from fusmae_jax.eval.reliance.inputs import OTHER, WithOther, clouded, opacity
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import pipeline
+from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.input.source import Source
@@ -68,12 +69,10 @@ class Disturbed:
         """
         source = WithOther(Source(self._config.data.path, self._config.data.test_split, self._fields), other)
         names = [*self._fields, *(f'{OTHER}{name}' for name in self._fields)]
-        parts = list(self._stream(source, names, self._encode, len(source)))
-        found = {
-            key: Features(*(np.concatenate(x)[: len(source)] for x in zip(*(part[key] for part in parts))))
-            for key in parts[0]
+        features = {
+            key: Features(*part) for key, part in self._over(source, names, self._encode, len(source)).items()
         }
-        for key, (values, valid) in found.items():
+        for key, (values, valid) in features.items():
             if not valid.any():
                 raise InputError(
                     f'{self._config.data.path}, {self._config.data.test_split}: no record has a valid pixel '
@@ -85,7 +84,7 @@ class Disturbed:
                     f'{self._config.data.path}, {self._config.data.test_split}: the feature of record '
                     f'{where} is not finite ({key}); has the model diverged?'
                 )
-        return found
+        return features
 
     def attention(self) -> list[dict[str, Shares]]:
         """The shares of attention in each block, of the first records of the split."""
@@ -93,46 +92,44 @@ class Disturbed:
         source = Source(config.data.path, config.data.test_split, self._fields)
         count = min(config.attention_records, len(source))
         run = attention(self._fitted.config, model.config, self._contract, model.dtype)
-        return joined(list(self._stream(source, self._fields, run, count)), count)
+        return self._over(source, self._fields, run, count)
 
-    def _stream(
-        self, source: Any, names: list[str], function: Callable[[Any, Batch], Any], count: int
-    ) -> Iterator[Any]:
-        """What a traceable function of the weights and a batch gives, for the first `count` records."""
-        where, threads = batch_sharding(self._mesh), self._config.data.threads
-        batches, steps = pipeline.eval_batches(source, self._size, range(self._size))
-        stream = pipeline.iterate(
-            batches,
-            0,
-            min(steps, -(-count // self._size)),
-            threads=threads,
-            prefetch=self._config.data.prefetch,
-        )
+    def _over(self, source: Any, names: list[str], function: Callable[[Any, Batch], Any], count: int) -> Any:
+        """What a traceable function of the weights and a batch gives for the first `count` records."""
+        sharding = batch_sharding(self._mesh)
         with jax.set_mesh(self._mesh):
             params = jax.device_put(self._model.params, replicated(self._mesh))
-            run = jax.jit(function, out_shardings=where)
-            for batch in stream:
-                yield jax.device_get(run(params, pipeline.to_devices(batch, where, {'': self._size}, names)))
+            run = jax.jit(function, out_shardings=sharding)
+            stream = pipeline.over_split(
+                source,
+                lambda batch: jax.device_get(run(params, batch)),
+                sharding,
+                self._size,
+                self._config.data,
+                fields=names,
+                batches=-(-count // self._size),
+            )
+            return pipeline.joined([part for _, part in stream], count)
 
     def _encode(self, params: Any, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Traced: feature and validity under every condition, from one batch, prepared once."""
         config, cloud = self._fitted.config, self._config.cloud
         prepare = make_prepare(config, self._contract, None)
-        own = prepare(batch, None)
+        clean = prepare(batch, None)
         other = prepare({name: batch[f'{OTHER}{name}'] for name in self._fields}, None)
         alpha = opacity(cloud, batch[POSITION], config.model.image_size)
         patch = config.model.patch_size
-        under = clouded(own[cloud.modality], alpha, cloud, patch, config.data)
-        swapped = [own | {name: other[name]} for name in self._names]
-        whole = [own, *swapped, own | {cloud.modality: under}]
+        under = clouded(clean[cloud.modality], alpha, cloud, patch, config.data)
+        swapped = [clean | {name: other[name]} for name in self._names]
+        whole = [clean, *swapped, clean | {cloud.modality: under}]
         feature = self._config.head.feature
         graphdef = fusmae.graph(self._model.config.model, self._model.dtype)
 
         def encode(patches: Mapping[str, Patches]) -> tuple[Array, Array]:
-            found, seen = pool(nnx.merge(graphdef, params), patches, (feature,))
-            return found[feature], seen
+            pooled, seen = pool(nnx.merge(graphdef, params), patches, (feature,))
+            return pooled[feature], seen
 
         # One after the other, so that the encoder is compiled once for all complete inputs.
         first, *rest = zip(*jax.lax.map(encode, jax.tree.map(lambda *x: jnp.stack(x), *whole)))
-        alone = [encode({name: own[name]}) for name in self._names]
+        alone = [encode({name: clean[name]}) for name in self._names]
         return dict(zip(self.conditions, (first, *alone, *rest)))

@@ -73,6 +73,7 @@ def opacity(cloud: Cloud, positions: Int[Array, ' b'], size: tuple[int, int]) ->
         return total
 
     noise = jax.vmap(field)(keys).reshape(len(positions), -1)
+    # Ranks instead of values: the share above a rank is the same for every cloud.
     rank = jnp.argsort(jnp.argsort(noise, axis=1), axis=1).astype(jnp.float32) / noise.shape[1]
     opaque = jnp.clip((rank - (1 - cloud.cover)) / EDGE + 0.5, 0, 1)
     return opaque.reshape(len(positions), *size)
@@ -100,18 +101,14 @@ def clouded(
         patch_size: pixels a side.
         data: how the patches are normalised and clipped; no cloud leaves the range that a model has seen.
     """
-    unit, limit = _normalised(data)
+    # What a standard deviation is in the inputs that `prepare` makes, and where these are clipped.
+    unit, limit = (0.5, 1.0) if data.normalisation == 'mean_2sigma' else (1.0, data.clip)
     bands = patches.values.shape[2] // patch_size**2
     image = jnp.broadcast_to(alpha[..., None], (*alpha.shape, bands))
     share = patchify(image, patch_size)
     values = patches.values * (1 - share) + jnp.float32(cloud.bright * unit) * share
     values = jnp.clip(values, -limit, limit)
     return Patches(jnp.where(patches.valid, values, patches.values), patches.valid)
-
-
-def _normalised(data: Data) -> tuple[float, float]:
-    """What a standard deviation is in the inputs that `prepare` makes, and where these are clipped."""
-    return (0.5, 1.0) if data.normalisation == 'mean_2sigma' else (1.0, data.clip)
 
 
 class WithOther:
@@ -125,5 +122,5 @@ class WithOther:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        own, other = self._source[index], self._source[int(self._other[index])]
-        return own | {f'{OTHER}{name}': other[name] for name in self._source.fields}
+        record, other = self._source[index], self._source[int(self._other[index])]
+        return record | {f'{OTHER}{name}': other[name] for name in self._source.fields}

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from fusmae_jax.eval.evaluation_config import Intervals
+from fusmae_jax.eval.config import Intervals
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
-from fusmae_jax.eval.measure import means
+from fusmae_jax.eval.metrics import means
 from fusmae_jax.eval.reliance.attention import Shares
-from fusmae_jax.eval.task import Labelled
+from fusmae_jax.eval.task import LabelledSet
 
 PRECISION, ATTENTION, FIGURE = 'reliance.csv', 'attention.csv', 'reliance.png'
 MACRO, MICRO = 'all classes, macro', 'all classes, micro'
@@ -36,7 +36,7 @@ def write(
     workdir: epath.Path,
     precision: Precision,
     attention: Mapping[str, Sequence[Mapping[str, Shares]]],
-    task: Labelled,
+    task: LabelledSet,
     settings: Intervals,
 ) -> None:
     """Writes `reliance.csv`, `attention.csv` and `reliance.png`; each whole or not at all."""
@@ -58,7 +58,7 @@ def write(
         print(workdir / name)
 
 
-def precision_lines(precision: Precision, task: Labelled) -> list[dict[str, Any]]:
+def precision_lines(precision: Precision, task: LabelledSet) -> list[dict[str, Any]]:
     """A line for each system, condition and class: average precision, interval, and the change.
 
     `change` is that from the complete input, the first condition, paired on the same resamples; its interval
@@ -69,21 +69,24 @@ def precision_lines(precision: Precision, task: Labelled) -> list[dict[str, Any]
     lines = []
     for system, conditions in precision.items():
         whole = next(iter(conditions.values()))
-        for condition, one in conditions.items():
-            own, change = intervals(one), intervals(difference(one, whole))
+        for condition, replicates in conditions.items():
+            interval_of, change = intervals(replicates), intervals(difference(replicates, whole))
             for metric, name in metrics.items():
                 lines.append(
                     {'system': system, 'condition': condition, 'class': name}
-                    | _numbers('ap', 'low', 'high', own[metric])
+                    | _numbers('ap', 'low', 'high', interval_of[metric])
                     | _numbers('change', 'change_low', 'change_high', change[metric])
                     | {'positives': positives.get(name, ''), 'records': len(task.test.keys)}
-                    | {'clusters': own[metric].clusters, 'replicates': own[metric].replicates}
+                    | {
+                        'clusters': interval_of[metric].clusters,
+                        'replicates': interval_of[metric].replicates,
+                    }
                 )
     return lines
 
 
-def _numbers(estimate: str, low: str, high: str, one: Interval) -> dict[str, Any]:
-    return {estimate: _round(one.estimate), low: _round(one.low), high: _round(one.high)}
+def _numbers(estimate: str, low: str, high: str, interval: Interval) -> dict[str, Any]:
+    return {estimate: _round(interval.estimate), low: _round(interval.low), high: _round(interval.high)}
 
 
 def _round(value: float) -> float | str:
@@ -91,7 +94,7 @@ def _round(value: float) -> float | str:
 
 
 def summarise(
-    system: str, blocks: Sequence[Mapping[str, Shares]], task: Labelled, settings: Intervals
+    system: str, blocks: Sequence[Mapping[str, Shares]], task: LabelledSet, settings: Intervals
 ) -> list[Share]:
     """Means over the records that have a valid token of the attending group, with cluster intervals."""
     lines = []
@@ -101,30 +104,32 @@ def summarise(
             if not there.any():
                 continue
             clusters = np.asarray(task.test.clusters)[: len(there)][there]
-            own = {name: np.asarray(mass, np.float64)[there] for name, mass in shares.mass.items()}
+            masses = {name: np.asarray(mass, np.float64)[there] for name, mass in shares.mass.items()}
             replicates = settings.replicates if len(set(clusters.tolist())) > 1 else 0
             if replicates:
                 each = intervals(
-                    resample(means(own, np.ones(there.sum())), clusters, replicates, settings.seed)
+                    resample(means(masses, np.ones(there.sum())), clusters, replicates, settings.seed)
                 )
             else:
-                each = {n: Interval(float(x.mean()), np.nan, np.nan, 0.95, 0, 0, 0) for n, x in own.items()}
+                each = {
+                    n: Interval(float(x.mean()), np.nan, np.nan, 0.95, 0, 0, 0) for n, x in masses.items()
+                }
             lines += [
                 Share(
                     *(system, number, attending, name, each[name]),
                     float(np.asarray(shares.tokens[name])[there].mean()),
                     int(there.sum()),
                 )
-                for name in own
+                for name in masses
             ]
     return lines
 
 
-def _flat(one: Share) -> dict[str, Any]:
+def _flat(share: Share) -> dict[str, Any]:
     return (
-        {'system': one.system, 'block': one.block, 'from': one.attending, 'to': one.attended}
-        | _numbers('share', 'low', 'high', one.share)
-        | {'share_of_tokens': _round(one.tokens), 'records': one.records}
+        {'system': share.system, 'block': share.block, 'from': share.attending, 'to': share.attended}
+        | _numbers('share', 'low', 'high', share.share)
+        | {'share_of_tokens': _round(share.tokens), 'records': share.records}
     )
 
 
@@ -182,9 +187,9 @@ def figure(lines: Sequence[Mapping[str, Any]], shares: Sequence[Share]) -> bytes
 def _precision_panel(axis: Any, lines: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
     """Points with intervals, the conditions side by side within each class."""
     conditions = list(dict.fromkeys(line['condition'] for line in lines))
-    found = {(line['condition'], line['class']): line for line in lines}
+    by_condition = {(line['condition'], line['class']): line for line in lines}
     for i, condition in enumerate(conditions):
-        some = [(k, found[condition, name]) for k, name in enumerate(classes)]
+        some = [(k, by_condition[condition, name]) for k, name in enumerate(classes)]
         some = [(k, line) for k, line in some if line['ap'] != '']
         x = [k + 0.8 * ((i + 0.5) / len(conditions) - 0.5) for k, _ in some]
         y = [line['ap'] for _, line in some]
@@ -201,21 +206,23 @@ def _precision_panel(axis: Any, lines: Sequence[Mapping[str, Any]], classes: Seq
 def _attention_panel(axis: Any, shares: Sequence[Share]) -> None:
     """A line for each pair of different groups over the blocks; dotted, what equal weights would give."""
     pairs = dict.fromkeys(
-        (one.attending, one.attended)
-        for one in shares
-        if one.attending != one.attended and one.attended != 'cls'
+        (share.attending, share.attended)
+        for share in shares
+        if share.attending != share.attended and share.attended != 'cls'
     )
     for i, (attending, attended) in enumerate(sorted(pairs)):  # in the same colours for every system
-        own = [one for one in shares if (one.attending, one.attended) == (attending, attended)]
-        blocks, colour = [one.block for one in own], f'C{i}'
+        of_pair = [share for share in shares if (share.attending, share.attended) == (attending, attended)]
+        blocks, colour = [share.block for share in of_pair], f'C{i}'
         label = f'{attending} to {attended}'
-        axis.plot(blocks, [one.share.estimate for one in own], 'o-', ms=3, lw=1, color=colour, label=label)
-        axis.plot(blocks, [one.tokens for one in own], ':', lw=1, color=colour)
+        axis.plot(
+            blocks, [share.share.estimate for share in of_pair], 'o-', ms=3, lw=1, color=colour, label=label
+        )
+        axis.plot(blocks, [share.tokens for share in of_pair], ':', lw=1, color=colour)
     if not pairs:
         axis.text(0.5, 0.5, 'not measured', ha='center', transform=axis.transAxes)
         axis.set_axis_off()
         return
-    axis.set_xticks(sorted({one.block for one in shares}))
+    axis.set_xticks(sorted({share.block for share in shares}))
     axis.set_ylabel('share of attention', fontsize=8)
     axis.set_ylim(0, 1.02)
     axis.legend(fontsize=7, loc='upper right', ncols=2)

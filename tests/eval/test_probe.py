@@ -1,5 +1,6 @@
-"""The commands over a converted archive: rows, baselines, and what cannot reach a head."""
+"""Probes over a converted archive: rows, baselines, what cannot reach a head, and records without a pixel."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -10,14 +11,23 @@ import pytest
 
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
-from fusmae_jax.encoders.settings import Encoder
+from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import row
-from fusmae_jax.eval.evaluation_config import Intervals, Knn, Labels, LinearProbe, Task
-from fusmae_jax.eval.probe_command import run_knn, run_linear_probe
+from fusmae_jax.eval.config import Intervals, Knn, Labels, LinearProbe, Task
+from fusmae_jax.eval.features import Features
+from fusmae_jax.eval.probe import (
+    Variant,
+    fit_scale,
+    neighbours,
+    probe,
+    run_knn,
+    run_linear_probe,
+    scaled,
+)
 from fusmae_jax.input.fractions import read_fraction
-from fusmae_jax.input.index import read_index
+from fusmae_jax.input.source import read_index
 from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
 
 SHORT = {'epochs': 8.0, 'batch_size': 16, 'learning_rates': (1e-3, 1e-2), 'head_seeds': (0, 1)}
@@ -36,7 +46,7 @@ def run(tmp_path_factory, data):
 def settings(path, run, **changes):
     values = {
         'data': Task(path=str(path), labels='labels'),
-        'encoder': Encoder(checkpoint=run, modalities=(('s1', 's2'),), baselines=(), batch=32),
+        'encoder': EncoderSettings(checkpoint=run, modalities=(('s1', 's2'),), baselines=(), batch=32),
         'labels': Labels(fractions=(0.1, 1.0), seeds=(0, 1)),
         'intervals': Intervals('scene', 30),
     }
@@ -146,11 +156,11 @@ def test_only_the_stored_list_is_learned_from_and_only_validation_settles(first,
 def test_the_encoder_stays_as_it_is_to_the_last_bit(first, run, stored, data):
     assert any('opt_state' in str(file) for file in stored) and digests(run) == stored
     (used,) = {r.checkpoints for r in rows_of(first)}
-    assert used == (open_system(run, Encoder(checkpoint=run)).fingerprint,)
+    assert used == (open_system(run, EncoderSettings(checkpoint=run)).fingerprint,)
 
 
 def test_baselines_stand_beside_and_differences_are_paired(data, run, tmp_path):
-    encoder = Encoder(checkpoint=run, modalities=(('s2',),), batch=32)
+    encoder = EncoderSettings(checkpoint=run, modalities=(('s2',),), batch=32)
     config = Knn(**settings(data, run, encoder=encoder, labels=Labels(fractions=(1.0,))), k=5)
     run_knn(config, tmp_path)
     micro = {r.system: r for r in rows_of(tmp_path, 'knn') if (r.metric, r.averaging) == ('ap', 'micro')}
@@ -169,7 +179,7 @@ def test_baselines_stand_beside_and_differences_are_paired(data, run, tmp_path):
 
 def test_one_class_a_record(data, run, tmp_path):
     task = Task(path=str(data), labels='one', kind='single_label')
-    encoder = Encoder(checkpoint='bands', baselines=('prior',), modalities=(('s1',),))
+    encoder = EncoderSettings(checkpoint='bands', baselines=('prior',), modalities=(('s1',),))
     values = settings(data, run, data=task, encoder=encoder, intervals=Intervals(replicates=0))
     run_linear_probe(LinearProbe(**values, **SHORT), tmp_path)
     rows = rows_of(tmp_path)
@@ -197,8 +207,8 @@ def test_records_in_two_splits_are_refused(data, run, tmp_path):
     [
         ({'features': ('mean_token',)}, "features: 'mean_token'; did you mean 'mean_patch'"),
         ({'learning_rates': ()}, 'learning_rates'),
-        ({'encoder': Encoder(checkpoint='random')}, 'whose architecture'),
-        ({'encoder': Encoder()}, 'give a working directory'),
+        ({'encoder': EncoderSettings(checkpoint='random')}, 'whose architecture'),
+        ({'encoder': EncoderSettings()}, 'give a working directory'),
         ({'metric': 'ap_mirco'}, "did you mean 'ap_micro'"),
         ({'data': Task(path='nowhere')}, 'does not exist'),
     ],
@@ -215,3 +225,108 @@ def test_the_files_in_configs_build():
     config = from_dict(LinearProbe, load_config('configs/linear_probe.py:paper,features,sen12ms'))
     assert len(config.features) == 5
     assert config.data.kind == 'single_label' and config.encoder.stats == 'dataset'
+
+
+# What a head and the nearest neighbours make of records without a valid pixel.
+WIDTH, COUNT = 6, 3
+HEADS = LinearProbe(learning_rates=(1e-2, 1e-1), head_seeds=(0, 1), epochs=6.0, batch_size=16)
+
+
+def made_up(records, seed, lost=()):
+    """Far from 0 and of different spread; `lost` rows are as an extractor leaves them."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal([40, -30, 3, 8, 0, 5], [1, 2, 0.1, 5, 1, 0.5], (records, WIDTH)).astype(np.float32)
+    valid = np.ones(records, bool)
+    values[list(lost)], valid[list(lost)] = 0, False
+    return Features(values, valid)
+
+
+def variant(norm=True, lost=(2, 5, 30), test_lost=(0, 7)):
+    return Variant('mean_patch', norm, made_up(60, 0, lost), made_up(20, 1, (3,)), made_up(12, 2, test_lost))
+
+
+def made_up_labels(records, seed=3):
+    return (np.random.default_rng(seed).random((records, COUNT)) < 0.4).astype(np.uint8)
+
+
+def heads_on(given, positions=None):
+    positions = np.arange(60) if positions is None else positions
+    return probe(HEADS, given, positions, made_up_labels(60)[positions], lambda z: -float(np.abs(z).max()))
+
+
+def test_the_statistics_are_of_the_labelled_records_with_a_valid_pixel():
+    positions = np.arange(40)
+    stored = heads_on(variant(), positions).heads
+    seen = variant().train.values[np.setdiff1d(positions, [2, 5, 30])].astype(np.float64)
+    np.testing.assert_allclose(stored['mean'], seen.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(stored['std'], np.sqrt(seen.var(axis=0) + 1e-6), rtol=1e-6)
+
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_a_record_without_a_valid_pixel_is_given_the_bias(norm):
+    outcome = heads_on(variant(norm))
+    for seed, scores in outcome.scores.items():
+        bias = outcome.heads['bias'][list(outcome.heads['seed']).index(seed)]
+        np.testing.assert_array_equal(scores[[0, 7]], np.stack([bias, bias]))
+        assert (np.abs(scores[1:7] - bias).max(axis=1) > 1e-3).all()
+
+
+def test_the_validation_split_is_scaled_alike():
+    given, seen = variant(), []
+
+    def judge(logits):
+        seen.append(logits)
+        return 0.0
+
+    outcome = probe(HEADS, given, np.arange(60), made_up_labels(60), judge)
+    np.testing.assert_array_equal(seen[0][3], outcome.heads['bias'][0])
+    assert np.abs(seen[0] - seen[0][3]).max() > 1e-3
+
+
+def test_the_sweep_is_settled_on_what_the_stored_heads_give_on_validation():
+    given, judged = variant(), []
+    outcome = probe(
+        HEADS, given, np.arange(60), made_up_labels(60), lambda z: judged.append(z) or -float(len(judged))
+    )
+    heads, seen = outcome.heads, given.val.valid
+    normed = (given.val.values.astype(np.float64) - heads['mean']) / heads['std']
+    # The first of the points that are tried is the best, so its heads are the stored ones, one for each seed.
+    for kernel, bias, scores in zip(np.moveaxis(heads['kernel'], 1, 0), heads['bias'], judged):
+        np.testing.assert_allclose(scores[seen], (normed @ kernel + bias)[seen], rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_learns_from_zeros_where_nothing_was_seen():
+    given = variant(lost=range(30, 60))
+    scale = fit_scale(given.train)
+    rows = scaled(given.train, scale)
+    assert (rows[30:] == 0).all()
+    np.testing.assert_allclose(rows[:30].mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(rows[:30].std(axis=0), 1, atol=1e-3)
+    np.testing.assert_array_equal(scaled(given.train, None), given.train.values)
+
+
+def test_neighbours_of_standardised_features_agree():
+    config = Knn(standardise=True, k=4)
+    given, truth = variant(), made_up_labels(60)
+    found = neighbours(config, given, np.arange(60), truth).scores[0]
+    # Equally far from all, as without a scale: the first ones are taken.
+    np.testing.assert_allclose(found[[0, 7]], np.tile(truth[:4].mean(axis=0), (2, 1)), atol=1e-6)
+    plain = neighbours(config, variant(norm=False), np.arange(60), truth).scores[0]
+    np.testing.assert_allclose(found[[0, 7]], plain[[0, 7]], atol=1e-6)
+    # What the lost training records are does not move the others.
+    keep = np.setdiff1d(np.arange(60), [2, 5, 30])
+    less = neighbours(config, given, keep, truth[keep]).scores[0]
+    np.testing.assert_allclose(np.delete(found, [0, 7], axis=0), np.delete(less, [0, 7], axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'method', [functools.partial(probe, HEADS, judge=lambda z: 0.0), functools.partial(neighbours, Knn(k=4))]
+)
+def test_statistics_of_nothing_are_refused(method):
+    positions = np.array([2, 5, 30, 31])
+    lost = variant(lost=positions)
+    with pytest.raises(InputError, match='none of 4 labelled training records has a valid pixel'):
+        method(lost, positions, made_up_labels(4))
+    plain = lost._replace(norm=False)  # the head can still learn how frequent the classes are
+    found = method(plain, positions, made_up_labels(4))
+    assert all(np.isfinite(scores).all() for scores in found.scores.values())

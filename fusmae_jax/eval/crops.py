@@ -7,16 +7,16 @@ outside a crop has a part in it; everything after it takes a crop for a whole im
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval.config import Image
 from fusmae_jax.input.contract import Contract
 
-Image = Literal['resize', 'crops']
 IMAGES: tuple[str, ...] = get_args(Image)
 CROPS = 4  # upper left, upper right, lower left, lower right
 

@@ -1,11 +1,12 @@
-"""The settings of `linear_probe` and `knn`, and the impossible ones among them."""
+"""The settings that evaluations share, and those of `linear_probe` and `knn`, with what is impossible."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import range_problems, setting
-from fusmae_jax.encoders.settings import Encoder, encoder_problems
+from fusmae_jax.encoders.settings import EncoderSettings, encoder_problems
 from fusmae_jax.errors import nearest, raise_all
 
 METRICS = {
@@ -14,6 +15,8 @@ METRICS = {
 }
 # Epochs and batch of the paper's linear heads: BigEarthNet-MM, and SEN12MS (its batch is in version 1 only).
 PAPER_HEAD = {'multi_label': (20.0, 128), 'single_label': (10.0, 256)}
+Image = Literal['resize', 'crops']  # the whole record, or its four quarters
+Draw = Literal['random', 'stratified', 'dino_mm']
 POOLED = ('mean_patch', 'mean_all', 'concat_per_sensor', 'cls', 'last4_cls')
 
 
@@ -36,7 +39,7 @@ class Labels:
     """How many labels there are to learn from: the lists stored beside the data set."""
 
     fractions: tuple[float, ...] = setting((0.01, 0.1, 1.0), above=0, most=1)
-    draw: Literal['random', 'stratified', 'dino_mm'] = 'random'
+    draw: Draw = 'random'
     # One run each, for fractions below 1
     seeds: tuple[int, ...] = setting((0, 1, 2, 3, 4), least=0, most=MAX_SEED)
 
@@ -51,47 +54,53 @@ class Intervals:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
-    """What every evaluation of frozen features has."""
+class Evaluation:
+    """What every evaluation has that reads labels off an encoder."""
 
     data: Task = dataclasses.field(default_factory=Task)
-    encoder: Encoder = dataclasses.field(default_factory=Encoder)
+    encoder: EncoderSettings = dataclasses.field(default_factory=EncoderSettings)
     labels: Labels = dataclasses.field(default_factory=Labels)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
-    image: Literal['resize', 'crops'] = 'resize'  # crops: the mean over the four quarters of an image
-    features: tuple[str, ...] = ('mean_patch',)
+    image: Image = 'resize'  # crops: the mean over the four quarters of an image
+    features: tuple[str, ...] = ('mean_patch',)  # what is read; each a run of its own
+    preset: str = 'none'
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe(Frozen):
-    """A linear head on frozen features; the paper's 20 epochs of 128, the rest of which it does not say."""
+class HeadSettings:
+    """How a linear head is trained; the paper's 20 epochs of 128, the rest of which it does not say."""
 
-    # True: affine-free, with the statistics of the labelled records that have a valid pixel.
-    batch_norm: tuple[bool, ...] = (False,)
     learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), above=0)
     weight_decays: tuple[float, ...] = setting((0.0,), least=0)
-    decay: Literal['decoupled', 'l2'] = 'decoupled'  # l2: half the squared kernel, in the loss
-    # Of the initial kernel; the batch order is the same for all
-    head_seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
     epochs: float = setting(20.0, above=0)
     batch_size: int = setting(128, least=1)
     label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
     metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe(HeadSettings, Evaluation):
+    """A linear head on frozen features."""
+
+    # True: affine-free, with the statistics of the labelled records that have a valid pixel.
+    batch_norm: tuple[bool, ...] = (False,)
+    decay: Literal['decoupled', 'l2'] = 'decoupled'  # l2: half the squared kernel, in the loss
+    # Of the initial kernel; the batch order is the same for all
+    head_seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
     preset: str = 'paper'
 
 
 @dataclasses.dataclass(frozen=True)
-class Knn(Frozen):
+class Knn(Evaluation):
     """Scores from the labels of the nearest training records; nothing is trained or settled."""
 
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
     k: int = setting(20, least=1)
     temperature: float = setting(0.07, least=1e-6)  # a neighbour of cosine s counts exp(s / temperature)
-    preset: str = 'none'  # the paper has no nearest neighbours
 
 
-def metric_of(config: LinearProbe) -> str:
-    """The metric that settles a sweep."""
+def metric_of(config: Any) -> str:
+    """The metric that settles a sweep, of settings with `metric` and `data`."""
     return config.metric or METRICS[config.data.kind][0]
 
 
@@ -101,13 +110,27 @@ def recipe_of(config: LinearProbe) -> str:
         return config.preset
     plain = (config.batch_norm, config.weight_decays) == ((False,), (0.0,))
     plain &= config.data.kind == 'multi_label' or config.label_smoothing == 0.1
-    said = (config.epochs, config.batch_size) == PAPER_HEAD[config.data.kind]
-    return 'paper' if plain and said else 'custom'
+    plain &= (config.epochs, config.batch_size) == PAPER_HEAD[config.data.kind]
+    return 'paper' if plain else 'custom'
 
 
 def check(config: LinearProbe | Knn) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = range_problems(config) + encoder_problems(config.encoder) + _labels(config.labels)
+    problems = evaluation_problems(config)
+    if isinstance(config, LinearProbe):
+        problems += sweep_problems(config, ('learning_rates', 'weight_decays', 'head_seeds'))
+        if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
+            problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
+    raise_all('config: these settings cannot be used', problems)
+
+
+def evaluation_problems(config: Evaluation) -> list[str]:
+    """What is impossible among the settings that every evaluation has, or outside its range."""
+    problems = range_problems(config) + encoder_problems(config.encoder)
+    if not config.labels.fractions:
+        problems.append('labels.fractions is empty: name at least one share')
+    if not config.labels.seeds and min(config.labels.fractions, default=1) < 1:
+        problems.append('labels.seeds is empty: name at least one draw')
     if not config.data.path:
         problems.append("data.path='': give the folder of a converted data set")
     for name in config.features:
@@ -115,30 +138,18 @@ def check(config: LinearProbe | Knn) -> None:
             problems.append(f'features: {name!r}; {nearest(name, POOLED)}')
     if not config.features:
         problems.append('features is empty: name at least one')
-    if isinstance(config, LinearProbe):
-        problems += _probe(config)
-    raise_all('config: these settings cannot be used', problems)
-
-
-def _labels(labels: Labels) -> list[str]:
-    problems = []
-    if not labels.fractions:
-        problems.append('labels.fractions is empty: name at least one share')
-    if not labels.seeds and min(labels.fractions, default=1) < 1:
-        problems.append('labels.seeds is empty: name at least one draw')
     return problems
 
 
-def _probe(config: LinearProbe) -> list[str]:
+def sweep_problems(config: Any, names: Sequence[str]) -> list[str]:
+    """What is impossible among the lists of a sweep, by their names, and the metric that settles it."""
     problems = []
-    for name in ('learning_rates', 'weight_decays', 'head_seeds'):
+    for name in names:
         values = getattr(config, name)
         if not values:
             problems.append(f'{name} is empty: name at least one number')
         if len(set(values)) < len(values):
             problems.append(f'{name}={values} has a number twice')
-    if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
-        problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
     if metric_of(config) not in METRICS[config.data.kind]:
         problems.append(f'metric={config.metric!r}; {nearest(config.metric, METRICS[config.data.kind])}')
     return problems

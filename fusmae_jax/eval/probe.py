@@ -1,0 +1,266 @@
+"""The commands `linear_probe` and `knn`: frozen features of a data set, and what can be read off them.
+
+Features are extracted once; nothing here ever changes a weight of the encoder. What reads them off (linear
+heads, or the labels of the nearest neighbours) is given training labels and, at most, a way to judge scores
+of the validation split; of the test split it is given the features alone. Test labels are looked at in one
+place only: where the scores of heads that are settled already are measured.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import PRIOR
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import cells, knn, linear_probe
+from fusmae_jax.eval.cells import Cell
+from fusmae_jax.eval.config import Knn, LinearProbe, check, metric_of, recipe_of
+from fusmae_jax.eval.features import Features, make_extractor
+from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
+
+FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
+
+
+class Variant(NamedTuple):
+    """One pooled feature of the three splits, with or without a norm before the head."""
+
+    pooled: str
+    norm: bool
+    train: Features
+    val: Features | None  # None where nothing has to be settled
+    test: Features
+
+
+class ProbeOutcome(NamedTuple):
+    """What one label subset led to."""
+
+    scores: dict[int, np.ndarray]  # head seed -> (test records, classes)
+    chosen: dict[str, float]
+    heads: dict[str, np.ndarray]  # what is stored of it
+    at_edge: bool = False  # the learning rate settled on is the lowest or highest of the sweep
+
+
+class ProbeArm(NamedTuple):
+    """A system with one choice of sensors, feature and norm: a line of the table for each label fraction."""
+
+    variant: Variant
+    fields: dict[str, Any]  # of its rows
+    stem: str  # of the names of its heads
+    baseline: bool
+
+
+def run_linear_probe(config: LinearProbe, workdir: epath.PathLike) -> int:
+    """Trains linear heads on frozen features and writes a row for each metric; returns the exit code 0.
+
+    Into the workdir: `rows-linear.jsonl`; `differences-linear.jsonl`, the paired differences from the
+    baselines; `features/`, what the encoder gave; `heads/`, what was learned.
+
+    Raises:
+        InputError: settings, checkpoint and data do not fit together.
+    """
+    return _run(config, epath.Path(workdir), 'linear')
+
+
+def run_knn(config: Knn, workdir: epath.PathLike) -> int:
+    """Scores test records by their nearest neighbours; see `run_linear_probe`; there are no heads."""
+    return _run(config, epath.Path(workdir), 'knn')
+
+
+def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
+    check(config)
+    task, drawn = open_task(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / CONFIG.format(name)).write_text(json.dumps(to_dict(config), indent=2))
+    evaluated: list[Cell] = []
+    for cell in _cells(config, workdir, task, drawn, name):
+        evaluated.append(cell)
+        cells.write(evaluated, workdir, name)  # what is there survives an interruption
+        print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
+    print()
+    cells.show(evaluated, config.data.kind, workdir, name)
+    return 0
+
+
+def _cells(
+    config: LinearProbe | Knn,
+    workdir: epath.Path,
+    task: LabelledSet,
+    drawn: Mapping[float, Mapping[int, np.ndarray]],
+    name: str,
+) -> Iterator[Cell]:
+    """Every system, modality subset, pooled feature, norm and label fraction, one after the other."""
+    shared = cells.task_fields(config.data, task, config.intervals)
+    about = {
+        fraction: shared | cells.label_fields(fraction, config.labels.draw, positions)
+        for fraction, positions in drawn.items()
+    }
+    for arm in _arms(config, workdir, name):
+        for fraction, positions in drawn.items():
+            yield _cell(config, task, arm, positions, about[fraction], workdir)
+    if PRIOR in config.encoder.baselines:
+        for fraction, positions in drawn.items():
+            yield cells.prior(config, task, positions, about[fraction])
+
+
+def _arms(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> Iterator[ProbeArm]:
+    """Features are read or extracted here, once for all label fractions."""
+    data, probing = config.data, isinstance(config, LinearProbe)
+    norms = config.batch_norm if isinstance(config, LinearProbe) else (config.standardise,)
+    method = {
+        'method': name,
+        'preset': recipe_of(config) if isinstance(config, LinearProbe) else config.preset,
+        'head_seeds': config.head_seeds if isinstance(config, LinearProbe) else (),
+        'sweep': _sweep(config),
+        'settled_on': f'{data.val_split}, {metric_of(config)}' if probing else None,
+    }
+    for entrant in entrants(config):
+        system, modalities = entrant.system, entrant.modalities
+        extractor = make_extractor(system, data, modalities, config.features, config.encoder, config.image)
+        for line in extractor.notes:
+            logging.info('%s', line)
+        train, test = (extractor(split, workdir / FEATURES) for split in (data.train_split, data.test_split))
+        # Neighbours settle nothing, so their validation split is not even read.
+        val = extractor(data.val_split, workdir / FEATURES) if probing else None
+        for pooled in extractor.names:
+            # Band statistics have units, so they are always scaled.
+            for norm in norms if system.model else (True,):
+                yield ProbeArm(
+                    Variant(pooled, norm, train[pooled], val[pooled] if val else None, test[pooled]),
+                    {**entrant.fields, **extractor.row_fields(), **method}
+                    | {'pooled': pooled, 'batch_norm': norm},
+                    f'{entrant.kind}-{"+".join(modalities)}-{pooled}{"-bn" if norm else ""}',
+                    entrant.baseline,
+                )
+
+
+def _cell(
+    config: LinearProbe | Knn,
+    task: LabelledSet,
+    arm: ProbeArm,
+    positions: Mapping[int, np.ndarray],
+    about: Mapping[str, Any],
+    workdir: epath.Path,
+) -> Cell:
+    """All label subsets of one arm at one fraction."""
+    # F1 needs a decision: a share of neighbours above one half, a logit above 0.
+    labels, threshold = task.train.labels, 0.5
+    if isinstance(config, LinearProbe):
+        judge, threshold = validation(config, task), 0.0
+        outcomes = {
+            seed: probe(config, arm.variant, part, labels[part], judge) for seed, part in positions.items()
+        }
+    else:
+        outcomes = {
+            seed: neighbours(config, arm.variant, part, labels[part]) for seed, part in positions.items()
+        }
+    measures = {
+        (seed, head): measure(task, task.test, scores, config.data.kind, threshold)
+        for seed, outcome in outcomes.items()
+        for head, scores in outcome.scores.items()
+    }
+    if edges := sum(outcome.at_edge for outcome in outcomes.values()):
+        logging.info(
+            '%s, %s: %d of %d label subsets settled on the lowest or highest learning rate of the sweep',
+            *(arm.fields['system'], arm.variant.pooled, edges, len(outcomes)),
+        )
+    for seed, outcome in outcomes.items():
+        store(outcome, workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz')
+    names = next(iter(outcomes.values())).chosen
+    chosen = {name: tuple(outcome.chosen[name] for outcome in outcomes.values()) for name in names}
+    runs = cells.summarise(measures, task.test.clusters, config.intervals)
+    return Cell({**about, **arm.fields, 'chosen': chosen}, runs, arm.baseline)
+
+
+def _sweep(config: LinearProbe | Knn) -> dict[str, tuple[float, ...]]:
+    if isinstance(config, Knn):
+        return {'k': (float(config.k),), 'temperature': (config.temperature,)}
+    decay = 'weight_decay' if config.decay == 'decoupled' else f'weight_decay ({config.decay})'
+    fixed = {'epochs': (config.epochs,), 'batch_size': (float(config.batch_size),)}
+    if config.data.kind == 'single_label':
+        fixed['label_smoothing'] = (config.label_smoothing,)
+    return {'learning_rate': config.learning_rates, decay: config.weight_decays} | fixed
+
+
+def probe(
+    config: LinearProbe,
+    variant: Variant,
+    positions: np.ndarray,
+    labels: np.ndarray,
+    judge: Callable[[np.ndarray], float],
+) -> ProbeOutcome:
+    """Trains a sweep of linear heads, settles it on the validation split, scores the test split."""
+    assert variant.val is not None
+    swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
+    train = _labelled(variant.train, positions)
+    scale = fit_scale(train) if variant.norm else None
+    smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
+    recipe = linear_probe.Recipe(config.data.kind, config.decay, smoothing)
+    order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
+    # All points of the sweep are one program: they share the matrix product and the order of the batches.
+    heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
+    settled = linear_probe.settle(heads, swept, scaled(variant.val, scale), judge)
+    test, points = scaled(variant.test, scale), list(settled.heads.values())
+    stored = {'kernel': np.asarray(heads.kernel)[:, points], 'bias': np.asarray(heads.bias)[points]}
+    stored['seed'] = np.array(list(settled.heads))
+    stored |= {} if scale is None else scale._asdict()
+    return ProbeOutcome(
+        {seed: linear_probe.scores(heads, test, point) for seed, point in settled.heads.items()},
+        {'learning_rate': settled.learning_rate, 'weight_decay': settled.weight_decay},
+        stored,
+        settled.at_edge,
+    )
+
+
+def neighbours(config: Knn, variant: Variant, positions: np.ndarray, labels: np.ndarray) -> ProbeOutcome:
+    """Scores the test split by the labels of the nearest training records; nothing is settled."""
+    train = _labelled(variant.train, positions)
+    scale = fit_scale(train) if variant.norm else None
+    bank, queries = scaled(train, scale), scaled(variant.test, scale)
+    return ProbeOutcome({0: knn.knn_scores(queries, bank, labels, config.k, config.temperature)}, {}, {})
+
+
+def fit_scale(train: Features) -> Scale:
+    """The statistics of labelled training features, over the records with a valid pixel alone.
+
+    Raises:
+        InputError: there is no such record.
+    """
+    if not train.valid.any():
+        raise InputError(
+            f'batch_norm or standardise: none of {len(train.valid)} labelled training records has a valid '
+            'pixel, so there are no statistics to scale with; take more labels or give other sensors'
+        )
+    return linear_probe.batch_norm(train.values[train.valid])
+
+
+def scaled(features: Features, scale: Scale | None) -> np.ndarray:
+    """The values (records, width) as a head is given them; those of a record without a valid pixel are 0.
+
+    A head gives such a record its bias, which is the most that can be said of it. Scaled like the others it
+    would lie at -mean / std, further out than any.
+    """
+    if scale is None:
+        return features.values
+    return np.where(features.valid[:, None], scale(features.values), np.float32(0))
+
+
+def _labelled(features: Features, positions: np.ndarray) -> Features:
+    return Features(features.values[positions], features.valid[positions])
+
+
+def store(outcome: ProbeOutcome, file: epath.Path) -> None:
+    """Writes the heads of an outcome, if it has any; whole or not at all."""
+    if not outcome.heads:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.parent / f'{file.name}.part'
+    arrays: dict[str, Any] = outcome.heads | {name: np.array(x) for name, x in outcome.chosen.items()}
+    with part.open('wb') as stream:
+        np.savez(stream, **arrays)
+    part.replace(file)
