@@ -107,6 +107,7 @@ class Extractor:
         Raises:
             InputError: a feature that is not finite, or no record with a valid pixel.
         """
+        # All or none: one pass through the encoder gives every feature.
         stored = {name: self._read(split, name, folder) for name in self.names} if folder else {}
         if all(stored.get(name) is not None for name in self.names):
             return {name: f for name, f in stored.items() if f is not None}
@@ -308,6 +309,7 @@ def _encoded(
     system: System, config: Config, contract: Contract, names: Sequence[str], image: str
 ) -> Function:
     assert system.model is not None
+    # The whole model is built, since its parameters have the names of all sensors; inputs are those given.
     whole = system.model.config.model
     check_pooled(names, whole, system.name)
     inputs = presets.make_inputs(config, crops.view_contract(contract, image))

@@ -77,10 +77,11 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     task, drawn = open_task(config)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / CONFIG.format(name)).write_text(json.dumps(to_dict(config), indent=2))
+    # Written again after every cell: what is there survives an interruption.
     evaluated: list[Cell] = []
     for cell in _cells(config, workdir, task, drawn, name):
         evaluated.append(cell)
-        cells.write(evaluated, workdir, name)  # what is there survives an interruption
+        cells.write(evaluated, workdir, name)
         print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
     print()
     cells.show(evaluated, config.data.kind, workdir, name)

@@ -142,6 +142,7 @@ def subsets(data: Task, task: LabelledSet, fraction: float, draw: str, seeds: Se
     """
     if fraction == 1:
         return {0: np.arange(len(task.train.keys), dtype=np.int32)}
+    # The draw of DINO-MM is one list, whose seed is its own.
     seeds = [DINO_MM_SEED] if draw == DINO_MM else seeds
     return {seed: read_fraction(data.path, data.train_split, fraction, draw, seed) for seed in seeds}
 

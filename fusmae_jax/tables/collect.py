@@ -74,10 +74,12 @@ def collect(plan: StudyPlan, failed: Mapping[str, str]) -> dict[tuple[str, str],
 def _note(stage: Stage, failed: Mapping[str, str]) -> str:
     """Why a stage, or one that it needs, has no result; '' if it has."""
     progress = state(stage)
-    if progress == 'complete':  # whatever has become of what it needed
+    # First: a finished stage counts, whatever has become of what it needed.
+    if progress == 'complete':
         return ''
     if progress == 'changed':
         return 'settings changed'
+    # The reason nearest to the start is told: what comes after it follows from it.
     for needed in stage.needs:
         if note := _note(needed, failed):
             return note

@@ -84,6 +84,7 @@ class StudyPlan:
             for task, system in self._evaluations:
                 if seed in seeds_of(self.config, system):
                     last = self.cell(task, system, seed)
+                    # A finished evaluation is valid whatever has become of what it once needed.
                     for stage in (last,) if state(last) == 'complete' else _in_order(last):
                         if stage.name not in yielded:
                             yielded.add(stage.name)
@@ -125,6 +126,7 @@ class StudyPlan:
             if name == task and _shares_rate(config)
             for seed in seeds_of(self.config, system)
         )
+        # One that cannot be had must not keep the others from being settled.
         return tuple(stage for stage in every if not stage.blocked)
 
     def _sweep(self, task: str, system: str, seed: int) -> Stage:
@@ -143,6 +145,7 @@ class StudyPlan:
         """A stage of a cell; its action is given the settings with the data and weights in place."""
         data, weights = self._data[self.config.tasks[task].data], self._weights(system, seed)
         config, kind = self._evaluations[task, system], self.config.systems[system]
+        # Where things lie is filled in only when the stage runs: no path is among its settings.
         encoder = recipes.encoder(config.encoder, kind, weights.checkpoint, seed)
 
         def ready() -> bool:

@@ -71,7 +71,8 @@ def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str,
     if len(settings.labels.fractions) != 1:
         raise InputError(f'{where}: labels.fractions={settings.labels.fractions}; a task has one')
     baselines: tuple[str, ...] = ()
-    if kind.baseline == PRIOR:  # the same for all sensors
+    # The shares of the classes are the same for all sensors.
+    if kind.baseline == PRIOR:
         sensors, baselines = sensors[:1], (PRIOR,)
     encoder = dataclasses.replace(settings.encoder, baselines=baselines, modalities=sensors)
     return dataclasses.replace(settings, encoder=encoder)

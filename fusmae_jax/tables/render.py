@@ -57,6 +57,7 @@ def grid(config: Tables, table: StudyTable, results: Mapping[tuple[str, str], St
     """The table with the numbers of the paper under those of the same system here."""
     columns = _columns(config, table)
     lines: list[TableLine] = []
+    # A number whose sensor the paper does not state stands once, in the first cell that it fits.
     quoted: set[tuple[str, ...]] = set()
     for system, task, label in _labelled(config, table, table.systems):
         numbers = tuple(
@@ -93,6 +94,7 @@ def fusion(config: Tables, table: StudyTable, results: Mapping[tuple[str, str], 
         numbers = []
         for column in columns:
             there = results[column.task or task, system].by_sensors
+            # What one sensor adds shows between evaluations of one system, so the pair is within a line.
             whole = next((there[names] for names in there if len(names) > 1), None)
             alone = there.get(column.sensors)
             paired = difference(whole, alone, column.metric, table) if whole and alone else None

@@ -58,7 +58,8 @@ def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
         if not done:
             print(f'{stage.name}: stopped on request; the same command goes on from there')
             return 0
-        _write(plan, failed, workdir)  # what there is survives an interruption
+        # What there is survives an interruption.
+        _write(plan, failed, workdir)
     text = _write(plan, failed, workdir)
     print(f'\n{text}\n')
     for kind in ('md', 'csv', 'tex'):

@@ -54,8 +54,9 @@ def state(stage: Stage) -> State:
     mark = _read(stage)
     if mark is None:
         return 'missing'
+    # Under whatever settings: features and points, which it keeps, are each known by their own.
     if stage.kind == 'evaluate' and not mark.get('complete'):
-        return 'begun'  # under whatever settings: what it keeps is known by its own
+        return 'begun'
     if {name: mark.get(name) for name in ('settings', 'needs')} != stage.wanted:
         return 'changed'
     return 'complete' if mark.get('complete') else 'begun'

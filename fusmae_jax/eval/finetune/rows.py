@@ -53,6 +53,7 @@ def point_identity(
     """`identity` of one point, as it comes back from a JSON file."""
     about = {**shared, 'examples': digest(positions, labels), 'learning_rate': rate, 'seed': seed}
     about['steps'] = list(steps)
+    # Through JSON, so that tuples and numbers compare with what was stored.
     return json.loads(json.dumps(about))
 
 

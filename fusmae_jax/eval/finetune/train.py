@@ -61,6 +61,7 @@ def make_plan(config: Finetune, records: int, devices: int) -> TuningPlan:
             f'batch_size={config.batch_size} cannot be split over {devices} devices; '
             f'the nearest that can: {nearest}'
         )
+    # Of few records one batch is all of them, as many as the devices can share.
     batch = min(config.batch_size, max(devices, records // devices * devices))
     total = max(1, round(config.epochs * records / batch))
     whole = (round(epoch * records / batch) for epoch in range(1, int(config.epochs) + 1))
@@ -81,7 +82,8 @@ class Trainer:
         self.fields = self._objective.fields
         self.abstract = abstract_state(self._objective, self._optimizer, self.mesh)
         self._eval_batch = -(-config.encoder.batch // self.mesh.size) * self.mesh.size
-        self._steps: dict[int, Callable] = {}  # by size of the batch
+        # By size of the batch: a few labelled records make a smaller one.
+        self._steps: dict[int, Callable] = {}
 
     def plan(self, point: Point) -> TuningPlan:
         """The steps of a point."""
@@ -139,6 +141,7 @@ class Trainer:
                 return state, None
         if int(skips[-1]) >= self.config.max_skips:
             return state, None
+        # A skipped step has no finite loss; its weights were not touched.
         values = np.array(jax.device_get(losses))
         return state, float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('inf')
 

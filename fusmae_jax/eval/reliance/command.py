@@ -139,6 +139,7 @@ def _precision(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, featu
 
 def _ranked(task: LabelledSet, logits: np.ndarray, kind: str) -> MultiLabel:
     """Scores that rank records class by class: logits, or probabilities where classes exclude each other."""
+    # Across records a class is ranked by its share, which the other logits of the record belong to.
     if kind == 'single_label':
         logits = np.exp(logits - logits.max(axis=1, keepdims=True))
         logits = logits / logits.sum(axis=1, keepdims=True)

@@ -114,6 +114,7 @@ class Disturbed:
     def _encode(self, params: Any, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Traced: feature and validity under every condition, from one batch, prepared once."""
         config, cloud = self._fitted.config, self._config.cloud
+        # Before any condition: all of them start from the same normalised patches.
         prepare = make_prepare(config, self._contract, None)
         clean = prepare(batch, None)
         other = prepare({name: batch[f'{OTHER}{name}'] for name in self._fields}, None)

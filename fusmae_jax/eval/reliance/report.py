@@ -105,6 +105,7 @@ def summarise(
                 continue
             clusters = np.asarray(task.test.clusters)[: len(there)][there]
             masses = {name: np.asarray(mass, np.float64)[there] for name, mass in shares.mass.items()}
+            # Few records may come from one scene, which has no interval.
             replicates = settings.replicates if len(set(clusters.tolist())) > 1 else 0
             if replicates:
                 each = intervals(
