@@ -9,7 +9,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from fusmae_jax.embed.run import encode
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders import pretrained
 from fusmae_jax.errors import InputError
 from tests.support.embed_fixtures import (
     BANDS,
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(checkpoint):
-    return inference.load(checkpoint)
+    return pretrained.load(checkpoint)
 
 
 @pytest.fixture(scope='module', autouse=True)

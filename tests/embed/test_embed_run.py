@@ -15,7 +15,7 @@ from fusmae_jax.config.build import from_dict
 from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
-from fusmae_jax.encoders import pretrained as inference
+from fusmae_jax.encoders import pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.sensors import Product
 from tests.support.embed_fixtures import (
@@ -34,7 +34,7 @@ from tests.support.embed_fixtures import (
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    return inference.load(write_checkpoint(tmp_path_factory.mktemp('checkpoint')))
+    return pretrained.load(write_checkpoint(tmp_path_factory.mktemp('checkpoint')))
 
 
 @pytest.fixture(scope='module', autouse=True)
