@@ -25,8 +25,10 @@ def layout(config: Config, examples: int = 0) -> tuple[Contract, int, tuple[str,
         source = open_train(config)
         return source.contract, examples or len(source), ()
     missing = next(path for path in paths if not path or not epath.Path(path).exists())
+    # Refuses sensors that are not in the table, before that is asked for their products.
+    groups = _groups(config)
     products = {name: SENSORS[m.sensor].product for name, m in config.model.modalities.items()}
-    contract = Contract('bigearthnet_mm', 'layout', _groups(config), products)
+    contract = Contract('bigearthnet_mm', 'layout', groups, products)
     notes = [f'{missing or "data.path"!r} is not here: records are planned as BigEarthNet-MM stores them']
     if config.data.mixture:
         contract = Contract(dataset='a mixture', parts=dict.fromkeys(config.data.mixture, contract))

@@ -17,14 +17,14 @@ AGREE = """
 import contextlib, os, signal, sys, time, types
 import jax
 from etils import epath
-from fusmae_jax.checkpoint import Checkpoints
-from fusmae_jax.config import Parallel
+from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel import processes, distributed
 from fusmae_jax.parallel.preemption import Preemption
-from fusmae_jax import startup
-from fusmae_jax.startup import check_shared, newest
-startup.PATIENCE = 1
+from fusmae_jax.run import start
+from fusmae_jax.run.start import check_shared, newest
+start.PATIENCE = 1
 port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 distributed.initialize(Parallel(coordinator=f'localhost:{port}', num_processes=2, process_id=index))
 def refused(call, *arguments):
