@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
         """
         x = self.positions(position, position.shape[1])
         for name, values in patches.items():
-            # Projected in every slot, then selected: a gather by sensor has a scatter for its gradient.
+            # Projected in every slot, then selected: the gradient of a gather by sensor would be a scatter.
             x = x + jnp.where(
                 members[name][..., None], self.patch[name](values).astype(self.arithmetic.wide_dtype), 0
             )

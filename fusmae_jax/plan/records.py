@@ -25,9 +25,10 @@ def layout(config: Config, examples: int = 0) -> tuple[Contract, int, tuple[str,
         source = open_train(config)
         return source.contract, examples or len(source), ()
     missing = next(path for path in paths if not path or not epath.Path(path).exists())
-    contract = Contract(
-        dataset='bigearthnet_mm', version='layout', groups=_groups(config), products=_products(config)
-    )
+    # Refuses sensors that are not in the table, before that is asked for their products.
+    groups = _groups(config)
+    products = {name: SENSORS[m.sensor].product for name, m in config.model.modalities.items()}
+    contract = Contract('bigearthnet_mm', 'layout', groups, products)
     notes = [f'{missing or "data.path"!r} is not here: records are planned as BigEarthNet-MM stores them']
     if config.data.mixture:
         contract = Contract(dataset='a mixture', parts=dict.fromkeys(config.data.mixture, contract))
@@ -61,10 +62,6 @@ def _groups(config: Config) -> dict[str, Group]:
                 nodata=(0.0,) if sensor.unit == 'DN' else (),
             )
     return groups
-
-
-def _products(config: Config) -> dict:
-    return {name: SENSORS[m.sensor].product for name, m in config.model.modalities.items()}
 
 
 def _pairs(config: Config) -> int:

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fusmae_jax.config.run import Config
 from fusmae_jax.input.mixture import row_counts
 from fusmae_jax.plan.batches import MARGIN
 from fusmae_jax.plan.compiled import CompiledStep
@@ -67,23 +66,21 @@ def lines(plan: MachinePlan) -> list[str]:
     """The plan in words, the most important first."""
     out = [f'note        {note}' for note in plan.notes]
     out += [_title(plan), _memory(plan), _largest(plan), _operations(plan), _collectives(plan)]
-    return [*out, *_estimate(plan), _compiled(plan)]
+    compiled = f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
+    return [*out, *_estimate(plan), compiled]
 
 
 def _title(plan: MachinePlan) -> str:
     machine, setup, devices = plan.machine, plan.setup, len(plan.machine.devices)
     slices = f' in {machine.slices} slices' if machine.slices > 1 else ''
+    hosts = '1 host' if machine.hosts == 1 else f'{machine.hosts} hosts'
     mesh = ' x '.join(f'{name}={size}' for name, size in setup.mesh.shape.items())
     batch, parts = setup.config.train.batch_size, setup.config.train.accumulation
     micro = f', in {parts} micro-batches' if parts > 1 else ''
     return (
-        f'{machine.name}: {devices} x {machine.kind} on {_hosts(machine)}{slices}; mesh {mesh}; batch '
+        f'{machine.name}: {devices} x {machine.kind} on {hosts}{slices}; mesh {mesh}; batch '
         f'{batch:,} ({batch // devices:,} on each device{micro}); {setup.dtype}'
     )
-
-
-def _hosts(machine: Machine) -> str:
-    return '1 host' if machine.hosts == 1 else f'{machine.hosts} hosts'
 
 
 def _memory(plan: MachinePlan) -> str:
@@ -139,26 +136,17 @@ def _estimate(plan: MachinePlan) -> list[str]:
     e, steps = plan.estimate, plan.setup.total_steps
     if e.images_per_second is None or e.hours is None or e.host_bytes_per_second is None:
         return ['estimate    unknown: the peak of this device is not listed in fusmae_jax/train/flops.py']
+    time = f'{e.hours:,.1f} h' if e.hours >= 1 else f'{e.hours * 60:,.1f} min'
+    train = plan.setup.config.train
+    length = 'over' if train.steps else f'{train.epochs:g} epochs of'
     return [
         f'estimate    {e.images_per_second:,.0f} images/s if the MFU is {e.mfu:.0%} (an assumption); '
-        f'{_time(e.hours)} for {steps:,} steps, {_length(plan.setup.config)} {plan.examples:,} records, '
+        f'{time} for {steps:,} steps, {length} {plan.examples:,} records, '
         'without evaluation, checkpoints and compilation',
         f'input       {e.host_bytes_per_second / 1e6:,.0f} MB/s and '
         f'{e.images_per_second / plan.machine.hosts:,.0f} records/s into each host '
         f'({e.bytes_per_image / 1e3:,.0f} kB a record)',
     ]
-
-
-def _time(hours: float) -> str:
-    return f'{hours:,.1f} h' if hours >= 1 else f'{hours * 60:,.1f} min'
-
-
-def _length(config: Config) -> str:
-    return 'over' if config.train.steps else f'{config.train.epochs:g} epochs of'
-
-
-def _compiled(plan: MachinePlan) -> str:
-    return f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
 
 
 def data(plan: MachinePlan) -> dict[str, Any]:
