@@ -6,14 +6,14 @@ as in 'runs/mae_s1 + runs/mae_s2', are late fusion: each reads its own sensor, t
 
 import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fusmae_jax import storage
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
 from fusmae_jax.config.build import to_dict
@@ -88,7 +88,7 @@ def content(path: str) -> str:
         checkpoints, step = open_step(path)
         checkpoints.close()
         file = checkpoints.directory / str(step) / manifest.NAME
-        return f'{step}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}'
+        return f'{step}-{storage.digest([file.read_bytes()])}'
     except (InputError, OSError):
         return path
 
@@ -158,12 +158,15 @@ def fingerprint(model: inference.Pretrained) -> str:
     about = to_dict(_with_absent(model.config, 'self').model)
     if not preset_of(model.config).cls:
         about['cls'] = False
-    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode() + str(model.dtype).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        array = np.asarray(leaf)
-        total.update(f'{path_name(path)} {array.dtype} {array.shape}'.encode())
-        total.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    return total.hexdigest()[:16]
+
+    def parts() -> Iterator[Any]:
+        yield json.dumps(about, sort_keys=True) + str(model.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+            array = np.asarray(leaf)
+            yield f'{path_name(path)} {array.dtype} {array.shape}'
+            yield np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
+
+    return storage.digest(parts())
 
 
 def fit(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.eval import intervals, replicates
 from fusmae_jax.eval.evaluation_config import Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
@@ -102,9 +102,7 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:
-    part = file.parent / f'{file.name}.part'
-    part.write_text(''.join(f'{line}\n' for line in lines))
-    part.replace(file)
+    storage.write_text(file, ''.join(f'{line}\n' for line in lines))
 
 
 def differences(cells: Sequence[Cell]) -> list[dict[str, Any]]:

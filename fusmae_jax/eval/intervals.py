@@ -11,7 +11,6 @@ A difference is taken resample by resample, so what two systems find hard alike 
 """
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusmae_jax import storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.measure import Measure
 
@@ -75,9 +75,8 @@ def resample(
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(replicate, range(replicates)))
     each = {metric: np.array([one[metric] for one in found]) for metric in estimate}
-    total = hashlib.sha256(measure.truth)
-    total.update(np.ascontiguousarray(groups, np.int64).tobytes() + f'{seed} {replicates}'.encode())
-    return Replicates(estimate, each, count, total.hexdigest()[:16])
+    drawn = np.ascontiguousarray(groups, np.int64).tobytes()
+    return Replicates(estimate, each, count, storage.digest([measure.truth, drawn, f'{seed} {replicates}']))
 
 
 def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:

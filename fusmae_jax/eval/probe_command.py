@@ -5,7 +5,6 @@ one place only: where the scores of heads that are settled already are measured.
 """
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
 from fusmae_jax.encoders.systems import open_system
@@ -56,7 +56,7 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, method: Method) -> int:
         logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
     workdir.mkdir(parents=True, exist_ok=True)
     name = _name(config)
-    (workdir / CONFIG.format(name)).write_text(json.dumps(to_dict(config), indent=2))
+    storage.write_json(workdir / CONFIG.format(name), to_dict(config))
     found: list[Cell] = []
     for cell in _cells(config, workdir, task, method):
         found.append(cell)

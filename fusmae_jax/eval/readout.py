@@ -5,7 +5,7 @@ split it is given the features alone.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -15,6 +15,7 @@ from fusmae_jax.eval import knn, linear_probe
 from fusmae_jax.eval.evaluation_config import Knn, LinearProbe
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.storage import write_npz
 
 
 class Variant(NamedTuple):
@@ -119,8 +120,4 @@ def store(outcome: Outcome, file: epath.Path) -> None:
     if not outcome.heads:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.parent / f'{file.name}.part'
-    arrays: dict[str, Any] = outcome.heads | {name: np.array(x) for name, x in outcome.chosen.items()}
-    with part.open('wb') as stream:
-        np.savez(stream, **arrays)
-    part.replace(file)
+    write_npz(file, outcome.heads | {name: np.array(x) for name, x in outcome.chosen.items()})

@@ -5,15 +5,13 @@ resample by resample, as within one run; the stored digest says whether they may
 """
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from fusmae_jax.errors import InputError
+from fusmae_jax import storage
 from fusmae_jax.eval.intervals import Replicates
 
 FILE = 'replicates-{}.npz'  # of a command, as the rows
@@ -53,11 +51,8 @@ def write(
             {'about': about, 'metrics': names, 'clusters': mean.clusters, 'resamples': mean.resamples}
         )
     file = workdir / FILE.format(command)
-    part = file.parent / f'{file.name}.part'
-    with part.open('wb') as stream:
-        arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-    part.replace(file)
+    arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
+    storage.write_npz(file, arrays)
 
 
 def read(workdir: epath.PathLike, command: str) -> list[Stored]:
@@ -69,17 +64,14 @@ def read(workdir: epath.PathLike, command: str) -> list[Stored]:
     file = epath.Path(workdir) / FILE.format(command)
     if not file.exists():
         return []
-    try:
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-            known = json.loads(str(archive['heads']))
-            if known['format'] != FORMAT:
-                raise ValueError(f'format {known["format"]}, expected {FORMAT}')
-            return [
-                _stored(head, archive[f'estimate-{i}'], archive[f'values-{i}'])
-                for i, head in enumerate(known['cells'])
-            ]
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise InputError(f'{file}: cannot be read ({error}); remove it and evaluate again') from error
+    with storage.read_npz(file, 'remove it and evaluate again') as archive:
+        known = json.loads(str(archive['heads']))
+        if known['format'] != FORMAT:
+            raise ValueError(f'format {known["format"]}, expected {FORMAT}')
+        return [
+            _stored(head, archive[f'estimate-{i}'], archive[f'values-{i}'])
+            for i, head in enumerate(known['cells'])
+        ]
 
 
 def _stored(head: Mapping[str, Any], estimate: np.ndarray, values: np.ndarray) -> Stored:

@@ -1,7 +1,5 @@
 """The index of a converted data set: what is known of every record without reading its images."""
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +7,7 @@ from etils import epath
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input.builder import split_name
+from fusmae_jax.storage import read_npz
 
 FILE = 'index-{split}.npz'
 # Before the name of a sensor: digests of its images, which a conversion writes to the index alone; sets
@@ -52,18 +51,13 @@ def read_index(
 def _read(file: epath.Path, fields: Sequence[str] | None, optional: Sequence[str]) -> dict[str, np.ndarray]:
     if not file.exists():
         raise InputError(f'{file}: the index of the split is missing; convert the data set again')
-    try:
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-            for name in fields or ():
-                if name not in archive:
-                    raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
-            wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
-            found = {name: archive[name] for name in wanted}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error
-    lengths = {name: len(values) if values.ndim else 0 for name, values in found.items()}
+    with read_npz(file, 'convert the data set again') as archive:
+        for name in fields or ():
+            if name not in archive:
+                raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
+        wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
+        columns = {name: archive[name] for name in wanted}
+    lengths = {name: len(values) if values.ndim else 0 for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f'{file}: fields of different lengths ({lengths}); convert the data set again')
-    return found
+    return columns

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.dino import build_any
@@ -50,9 +50,7 @@ def flatten(values: Any, prefix: str = '') -> dict[str, Any]:
 def write_config(workdir: epath.Path, config: Config) -> None:
     """Writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / f'{CONFIG}.part'
-    part.write_text(json.dumps(to_dict(config), indent=2))
-    part.replace(workdir / CONFIG)
+    storage.write_json(workdir / CONFIG, to_dict(config))
 
 
 def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
@@ -140,10 +138,7 @@ def read_config(workdir: epath.Path) -> Config:
 
 
 def _load(file: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
+    return storage.read_json(file, 'remove it or restore it')
 
 
 def note_skip(workdir: epath.Path, step: int, records: Mapping[str, Any]) -> None:

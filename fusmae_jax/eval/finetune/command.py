@@ -5,7 +5,6 @@ then the validation split settles the learning rates; only then are records of t
 scored by the points that were settled on.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR, RANDOM
 from fusmae_jax.encoders.systems import fit, open_system
@@ -83,7 +83,7 @@ def run_finetune(
     workdir = epath.Path(workdir)
     task, drawn, arms = _prepare(config, epath.Path(points) if points else workdir / POINTS)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2))
+    storage.write_json(workdir / CONFIG, to_dict(config))
     found: list[Cell] = []
     for fraction, positions in drawn.items():
         jobs, trained, means = _swept(config, task, arms, fraction, positions)

@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.errors import DivergedError, InputError
 
 FILE = 'sweep-finetune.json'
@@ -42,9 +43,7 @@ def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], togethe
 def write(folder: epath.Path, rates: Sequence[float], means: Mapping[str, Sequence[float]]) -> None:
     """What `settled` reads: whole or not at all."""
     arms = {arm: [None if x == -np.inf else float(x) for x in own] for arm, own in means.items()}
-    part = folder / f'{FILE}.part'
-    part.write_text(json.dumps({'learning_rates': list(rates), 'means': arms}, indent=2))
-    part.replace(folder / FILE)
+    storage.write_json(folder / FILE, {'learning_rates': list(rates), 'means': arms})
 
 
 def settled(folders: Sequence[epath.Path]) -> float:
