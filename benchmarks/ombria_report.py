@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.ombria_config import BATCH
 from benchmarks.ombria_swap import DRAWS, Split
+from fusmae_jax import storage
 from fusmae_jax.eval.intervals import Interval
 
 MASKED, FLOOD = 'masked S2', 'flood probe'
@@ -92,9 +93,7 @@ def write(
         writer.writeheader()
         writer.writerows({key: _plain(value) for key, value in one.items()} for one in found)
     part.replace(folder / 'ombria.csv')
-    part = folder / 'ombria.md.part'
-    part.write_text(text)
-    part.replace(folder / 'ombria.md')
+    storage.write_text(folder / 'ombria.md', text)
     return text
 
 

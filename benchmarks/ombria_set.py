@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.records import Field, Item, Record, Schema, Source
+from data.records import Field, Item, Record, RecordSource, Schema
 from data.sharded import convert
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
@@ -69,7 +69,7 @@ def write(npz: str, folder: str | os.PathLike[str]) -> str:
         name = f'region_{region[row]:04d}_{"after" if after[row] else "before"}'
         splits[belongs[int(region[row])]].append(Item(name, (row,)))
     digest = hashlib.sha256(Path(npz).read_bytes()).hexdigest()
-    source = Source(SCHEMA, splits, functools.partial(record, npz=npz), {'sha256': digest})
+    source = RecordSource(SCHEMA, splits, functools.partial(record, npz=npz), {'sha256': digest})
     return str(convert(source, folder)[0])
 
 

@@ -10,19 +10,24 @@ from typing import Any, Literal
 import ml_collections
 
 from data import report, sharded
-from data.records import Source
+from data.records import RecordSource
 from fusmae_jax.config.build import config_dict, from_dict
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError, nearest
 
-# Name of a data set -> the module with its settings (`Archive`), its listing (`source`) and, for some, a
-# sample that needs no download (`examples`).
+# Name of a data set -> the module with its settings (`Archive`) and its listing (`source`).
 BUILDERS = {
     'bigearthnet_mm': 'data.bigearthnet_mm.pairs',
     'bigearthnet_v2': 'data.bigearthnet_v2.pairs',
     'sen12ms': 'data.sen12ms.triplets',
     'ssl4eo_s12': 'data.ssl4eo_s12.locations',
     'paired_folder': 'data.paired_folder.pairs',
+}
+# The module with a sample that needs no download (`examples`), for those that have one. A generator knows the
+# builder whose settings it gives, never the other way round.
+EXAMPLES = {
+    'bigearthnet_mm': 'data.bigearthnet_mm.pairs',
+    'paired_folder': 'data.generate.paired_folder',
 }
 
 
@@ -114,11 +119,13 @@ def _beam(settings: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]
     return values
 
 
-def _source(config: ConvertConfig, values: Mapping[str, Any], output: str) -> Source:
+def _source(config: ConvertConfig, values: Mapping[str, Any], output: str) -> RecordSource:
     module = builder(config.builder)
     archive = from_dict(module.Archive, values, 'config.archive')
     if config.example:
-        if not hasattr(module, 'examples'):
+        if config.builder not in EXAMPLES:
             raise InputError(f'config.example=True: {config.builder} ships no example; give the archive')
-        archive = module.examples(Path(output) / f'{config.builder}_example')
+        archive = importlib.import_module(EXAMPLES[config.builder]).examples(
+            Path(output) / f'{config.builder}_example'
+        )
     return module.source(archive, on_error=config.on_error)

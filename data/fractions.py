@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import fractions as stored
 from fusmae_jax.input.source import read_index
@@ -78,8 +79,7 @@ def write_lists(folder: epath.PathLike, split: str, key_field: str, label_field:
     index = read_index(folder, split, fields)
     arrays: dict[str, Any] = {**lists(index, key_field, label_field)}
     arrays[stored.DIGEST] = np.array(stored.digest(index[key_field]))
-    with (epath.Path(folder) / stored.FILE.format(split=split)).open('wb') as file:
-        np.savez_compressed(file, **arrays)
+    storage.write_npz(epath.Path(folder) / stored.FILE.format(split=split), arrays, compressed=True)
 
 
 def label_field(classes: Mapping[str, Sequence[str]]) -> str | None:

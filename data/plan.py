@@ -7,13 +7,13 @@ where it stopped, on any number of workers, and ends with the same files.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from data.records import Item, Source
+from data.records import Item, RecordSource
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import fingerprint
@@ -28,7 +28,7 @@ class Shard:
     items: tuple[Item, ...]
 
 
-def make_shards(source: Source, records_per_shard: int) -> list[Shard]:
+def make_shards(source: RecordSource, records_per_shard: int) -> list[Shard]:
     """Assigns every item to a shard; raises InputError for a split without items.
 
     Within a split, records are ordered by a hash of their key: each shard, and each prefix of a split
@@ -61,7 +61,7 @@ def make_shards(source: Source, records_per_shard: int) -> list[Shard]:
     return shards
 
 
-def _inputs(source: Source) -> str:
+def _inputs(source: RecordSource) -> str:
     return ', '.join(f'{key}={value}' for key, value in source.inputs.items())
 
 
@@ -69,19 +69,15 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def settings(source: Source, shards: list[Shard], records_per_shard: int) -> dict[str, Any]:
+def settings(source: RecordSource, shards: list[Shard], records_per_shard: int) -> dict[str, Any]:
     """Everything that decides what the files will hold; two conversions with equal settings are the same."""
-    keys = hashlib.sha256()
-    for shard in shards:
-        for item in shard.items:
-            keys.update(json.dumps(item).encode())
     return {
         'dataset': source.schema.name,
         'version': source.schema.version,
         **source.inputs,
         'records': sum(len(shard.items) for shard in shards),
         'records_per_shard': records_per_shard,
-        'records_digest': keys.hexdigest()[:16],
+        'records_digest': storage.digest(json.dumps(item) for shard in shards for item in shard.items),
         'schema_digest': fingerprint(to_dict(source.schema)),
     }
 
@@ -120,7 +116,7 @@ class Folder:
         """
         if self.settings.exists():
             self._compare(wanted)
-            for leftover in self.data.glob('*.tmp'):
+            for leftover in (*self.data.glob('*.tmp'), *self.data.glob('*.part')):
                 leftover.unlink()
         else:
             self.data.mkdir(parents=True, exist_ok=True)
@@ -159,20 +155,9 @@ class Folder:
 
 def read(file: epath.Path) -> Any:
     """The JSON in a file."""
-    return json.loads(file.read_text())
+    return storage.read_json(file, 'delete the folder of the conversion and convert again')
 
 
 def write(file: epath.Path, values: Any) -> None:
     """Writes JSON so that the file is never seen half-written."""
-    text = json.dumps(values, indent=None if isinstance(values, tuple) else 2)
-    if is_remote(file):
-        file.write_text(text)  # an object in a bucket appears at once or not at all
-        return
-    temporary = file.parent / f'{file.name}.{os.getpid()}.tmp'
-    temporary.write_text(text)
-    temporary.replace(file)
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether a path lies in a bucket, where files cannot be renamed in place."""
-    return '://' in os.fspath(path)
+    storage.write_json(file, values, None if isinstance(values, tuple) else 2, shared=True)

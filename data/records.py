@@ -2,18 +2,27 @@
 
 A builder describes its data set once, as a `Schema`; the TFDS features, the input contract and the
 report of a conversion all follow from it.
+
+Names that come from outside must stay inside the folder that they are looked up in. What every image of a
+unit must satisfy is checked while it is converted; the doctor looks closer. The index of a data set holds
+every field but the images, so that no image is read to know what is where, and a digest of the images of each
+sensor, by which `leaks` recognises a record under any name. It is gathered shard by shard and stored as one
+NumPy archive for each split; reading it is `fusmae_jax.input.source`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Contract, Group, Product, Statistics
+from fusmae_jax.input.source import CONTENT
 from fusmae_jax.input.units import validity as validity
 from fusmae_jax.paths import check_text, escaped
 
@@ -75,7 +84,7 @@ class Item(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecordSource:
     """An archive that was listed: what will become records, and how to read one.
 
     `read` travels to worker processes, so it must be an importable function (or a partial of one). It
@@ -158,3 +167,117 @@ def contract(
         statistics=statistics,
         statistics_split=statistics_split,
     )
+
+
+def check_name(name: str, source: object, field: str = 'name') -> None:
+    """Raises RecordError for a name that is not UTF-8, which no record and no report can hold."""
+    if (text := escaped(name)) != name:
+        advice = 'rename the file or the folder that it is in'
+        raise RecordError(source, field, f"'{text}' is not UTF-8", advice)
+
+
+def inside(root: Path, name: str, source: object = '', field: str = 'name') -> Path:
+    """`root / name`, where `name` is relative and leads nowhere else, not even through a link.
+
+    Args:
+      root: the folder that the archive was unpacked to.
+      name: as a table, an archive or a JSON file gives it; `/` parts folders.
+      source: the file that the name stands in, for the error.
+      field: the column or key that it stands in.
+
+    Raises:
+      RecordError: a name that is empty, absolute or not UTF-8, one with `..`, or a link that leaves `root`.
+    """
+    check_name(name, source or root, field)
+    parts = PurePosixPath(name.replace('\\', '/')).parts
+    escapes = not parts or parts[0] == '/' or '..' in parts or ':' in parts[0] or '\0' in name
+    path = root / Path(*parts) if not escapes else root
+    if not escapes and not path.resolve().is_relative_to(root.resolve()):
+        escapes = True
+    if escapes:
+        raise RecordError(
+            source or root,
+            field,
+            f'{name!r} leads out of {root}',
+            'names are relative to that folder, without `..`; repair the table or move the files there',
+        )
+    return path
+
+
+def read_checked(reader: Callable[[Item], Record], item: Item, schema: Schema) -> Record:
+    """The record of an item, whatever archive it comes from; raises RecordError for impossible values."""
+    record = reader(item)
+    for modality in dict.fromkeys(group.modality for group in schema.groups.values()):
+        groups = {field: group for field, group in schema.groups.items() if group.modality == modality}
+        problem = ranges.check_image({field: record[field] for field in groups}, groups)
+        if problem is not None:
+            where = f'{modality} {problem.band or "unit"}'
+            raise RecordError(record[schema.key], where, problem.found, problem.advice)
+    return record
+
+
+def check_decibel(file: Path, image: np.ndarray) -> None:
+    """Raises RecordError for backscatter without a negative value: power and amplitude have none, dB does."""
+    finite = image[np.isfinite(image)]
+    if finite.size and finite.min() >= 0:
+        raise RecordError(
+            file,
+            's1 (VV, VH)',
+            f'no negative value (from {finite.min():.4g} to {finite.max():.4g}): not dB',
+            'linear power or digital numbers? Convert with 10 log10(power), or unpack the original patch',
+        )
+
+
+_DIGEST = 6  # bytes: among a million records by chance none is like another
+
+
+class IndexRows:
+    """The index of the records of one shard, in their order."""
+
+    def __init__(self, schema: Schema):
+        self._fields = {name: field for name, field in schema.fields.items() if field.indexed}
+        self._groups: dict[str, list[str]] = {}
+        for name, group in sorted(schema.groups.items()):
+            self._groups.setdefault(group.modality, []).append(name)
+        self._rows: list[Record] = []
+        self._content: dict[str, list[bytes]] = {modality: [] for modality in self._groups}
+
+    def add(self, record: Record) -> None:
+        """Takes in one record."""
+        self._rows.append({name: record[name] for name in self._fields})
+        for modality, groups in self._groups.items():
+            self._content[modality].append(content_digest([record[name] for name in groups]))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """field -> array over the records; text as UTF-8 bytes."""
+        contents = {f'{CONTENT}{name}': np.array(rows, np.bytes_) for name, rows in self._content.items()}
+        return contents | {
+            name: np.array([row[name].encode() for row in self._rows], np.bytes_)
+            if field.dtype == 'text'
+            else np.array([row[name] for row in self._rows], field.dtype).reshape(-1, *field.shape)
+            for name, field in self._fields.items()
+        }
+
+
+def content_digest(images: Sequence[np.ndarray]) -> bytes:
+    """The digest of the images of one sensor, 12 hexadecimal digits.
+
+    Empty where every image has one value in each band: such records, mostly without a measurement, are alike
+    without being the same.
+    """
+    if all((image == image[:1, :1]).all() or (image != image).all() for image in images):
+        return b''
+    total = hashlib.blake2b(digest_size=_DIGEST)
+    for image in images:
+        total.update(f'{image.dtype.name} {image.shape} '.encode())
+        total.update(np.ascontiguousarray(image).data)
+    return total.hexdigest().encode()
+
+
+def join_indexes(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The index of several shards, in their order; of the fields that all have.
+
+    Shards that an earlier version converted, before it was cut off, have no digests of images.
+    """
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -20,22 +20,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from data import fractions, index, plan, records, report, sanity
-from data.progress import Progress
-from data.records import Item, Record, Schema, Source
+from data import fractions, plan, records, report
+from data.records import Item, Record, RecordSource, Schema
+from data.report import Progress
 from data.statistics import Tally
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.source import INDEX
 from fusmae_jax.parallel import lock
-from fusmae_jax.storage import explain_full_disk
+from fusmae_jax.storage import explain_full_disk, is_remote, read_npz, write_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Beam:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ShardJob:
     """What a worker needs to know besides the name of its shard."""
 
     folder: tuple[str, str, str]  # the arguments of plan.Folder
@@ -59,7 +58,7 @@ class Job:
 
 
 def convert(
-    source: Source,
+    source: RecordSource,
     output: epath.PathLike,
     records_per_shard: int = 512,
     on_error: Literal['fail', 'skip'] = 'fail',
@@ -90,7 +89,7 @@ def convert(
         return folder.final, _existing(folder, settings)
     if not folder.final.exists():
         check_skips(source.skips, max_skips)
-    job = Job((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
+    job = ShardJob((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
     name = f'.{schema.version}.lock'  # beside the two folders, which are renamed and removed
     with lock.hold(folder.final.parent, 'a conversion', name), explain_full_disk(folder.incomplete):
         if folder.final.exists():
@@ -99,9 +98,9 @@ def convert(
 
 
 def _convert(
-    source: Source,
+    source: RecordSource,
     folder: plan.Folder,
-    job: Job,
+    job: ShardJob,
     shards: list[plan.Shard],
     settings: dict[str, Any],
     beam: Beam,
@@ -142,7 +141,7 @@ def check_skips(skips: Sequence[Any], max_skips: int) -> None:
         )
 
 
-def _run(missing: list[str], job: Job, beam_settings: Beam, folder: plan.Folder) -> None:
+def _run(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Folder) -> None:
     if not missing:
         return
     # Imported here: the half second that Beam takes is paid by conversions only.
@@ -196,7 +195,7 @@ def _local_runner(workers: int, folder: plan.Folder) -> Any:
     logging.getLogger('apache_beam').setLevel(logging.CRITICAL)
     if workers == 1:
         return FnApiRunner()
-    log = os.devnull if plan.is_remote(folder.state) else os.fspath(folder.state / 'workers.log')
+    log = os.devnull if is_remote(folder.state) else os.fspath(folder.state / 'workers.log')
     command = f'{shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main'
     command = f'exec {command} 2>> {shlex.quote(log)}'
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
@@ -217,7 +216,7 @@ def _importable() -> Iterator[None]:
             os.environ['PYTHONPATH'] = before
 
 
-def convert_shard(name: str, job: Job) -> str:
+def convert_shard(name: str, job: ShardJob) -> str:
     """Writes one shard and its sidecar; the work of one Beam element. Returns the shard's name."""
     folder = plan.Folder(*job.folder)
     if folder.stop.exists():
@@ -226,11 +225,11 @@ def convert_shard(name: str, job: Job) -> str:
     features = records.features(job.schema)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     tally, skips, content = Tally(job.schema), [], hashlib.blake2b(digest_size=8)
-    rows = index.Rows(job.schema)
+    rows = records.IndexRows(job.schema)
     with _writer(folder.data / name) as writer:
         for item in items:
             try:
-                record = sanity.read(job.read, item, job.schema)
+                record = records.read_checked(job.read, item, job.schema)
             except records.RecordError as error:
                 if job.on_error == 'fail':
                     plan.write(folder.stop, {'message': str(error)})
@@ -244,8 +243,7 @@ def convert_shard(name: str, job: Job) -> str:
             content.update(data)
             tally.add(record)
             rows.add(record)
-    with folder.index_file(name).open('wb') as file:
-        np.savez(file, **rows.arrays())  # type: ignore[arg-type]  # no field is called allow_pickle
+    write_npz(folder.index_file(name), rows.arrays())
     size = (folder.data / name).stat().length
     done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
     plan.write(folder.done_file(name), done)
@@ -256,7 +254,7 @@ def convert_shard(name: str, job: Job) -> str:
 def _writer(target: epath.Path) -> Iterator[Any]:
     """An ArrayRecord writer whose file gets its name only when it is complete."""
     with tempfile.TemporaryDirectory() as local:
-        remote = plan.is_remote(target)
+        remote = is_remote(target)
         name = f'{target.name}.{uuid.uuid4().hex}.tmp'
         temporary = epath.Path(local) / name if remote else target.parent / name
         # One record to a group, as TFDS writes: reading one does not decompress its neighbours. The lowest
@@ -278,10 +276,9 @@ def _writer(target: epath.Path) -> Iterator[Any]:
 def _write_index(folder: plan.Folder, split: str, shards: list[plan.Shard]) -> None:
     parts = []
     for shard in shards:
-        with folder.index_file(shard.name).open('rb') as file, np.load(file) as archive:
+        with read_npz(folder.index_file(shard.name), 'delete the folder and convert again') as archive:
             parts.append(dict(archive))
-    with (folder.data / INDEX.format(split=split)).open('wb') as file:
-        np.savez_compressed(file, **index.join(parts))  # type: ignore[arg-type]
+    write_npz(folder.data / INDEX.format(split=split), records.join_indexes(parts), compressed=True)
 
 
 def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], result: dict[str, Any]) -> None:
@@ -320,7 +317,7 @@ def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], resul
         if len(examples) != split['records'] or examples[0].keys() != features.keys():
             raise RuntimeError(f'{folder.data}: split {name} does not read back as it was written')
     folder.data.rename(folder.final)
-    if plan.is_remote(folder.incomplete):
+    if is_remote(folder.incomplete):
         folder.incomplete.rmtree()
     else:
         shutil.rmtree(folder.incomplete)

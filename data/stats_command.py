@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from data.distribution import PERCENTILES, RELATIVE_ERROR, Distribution, is_exact
-from fusmae_jax import sensors
+from data.statistics import PERCENTILES, RELATIVE_ERROR, Distribution, is_exact
+from fusmae_jax import sensors, storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.source import Source
@@ -30,7 +30,7 @@ COLUMNS = ('mean', 'std', 'minimum', *(f'p{p}' for p in PERCENTILES), 'maximum')
 Distributions = dict[str, Distribution]
 
 
-class Records(Protocol):
+class SplitRecords(Protocol):
     """What statistics are gathered from: records by position."""
 
     def __len__(self) -> int: ...
@@ -38,7 +38,7 @@ class Records(Protocol):
     def __getitem__(self, index: int, /) -> Mapping[str, np.ndarray]: ...
 
 
-def gather(records: Records, groups: Mapping[str, Group], positions: range) -> Distributions:
+def gather(records: SplitRecords, groups: Mapping[str, Group], positions: range) -> Distributions:
     """Reads the records at some positions, each once, and counts their image fields."""
     found = {field: Distribution(group) for field, group in groups.items()}
     for start in range(positions.start, positions.stop, TOGETHER):
@@ -48,7 +48,7 @@ def gather(records: Records, groups: Mapping[str, Group], positions: range) -> D
     return found
 
 
-def measure(records: Records, groups: Mapping[str, Group], processes: int = 1) -> Distributions:
+def measure(records: SplitRecords, groups: Mapping[str, Group], processes: int = 1) -> Distributions:
     """The distribution of each image field over all records.
 
     Args:
@@ -69,7 +69,7 @@ def measure(records: Records, groups: Mapping[str, Group], processes: int = 1) -
 
 
 def _parts(
-    records: Records, groups: Mapping[str, Group], runs: Sequence[range], processes: int
+    records: SplitRecords, groups: Mapping[str, Group], runs: Sequence[range], processes: int
 ) -> Iterator[Distributions]:
     if min(processes, len(runs)) == 1:
         for run in runs:
@@ -221,9 +221,7 @@ def run(path: str, split: str, as_json: bool = False, out: str = '', processes: 
     result = describe(source, measure(source, source.contract.groups, processes))
     content = json.dumps(result, indent=2)
     if out:
-        part = epath.Path(f'{out}.part')
-        part.write_text(content + '\n')
-        part.replace(out)
+        storage.write_text(out, content + '\n')
     print(content if as_json else text(result))
     return 0
 

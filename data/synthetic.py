@@ -11,7 +11,7 @@ import numpy as np
 
 from data.bigearthnet_mm.schema import SCHEMA
 from data.generate.scene import SceneConfig, digest, scene
-from data.records import Field, Item, Record, Source
+from data.records import Field, Item, Record, RecordSource
 from data.sharded import convert
 
 NAME = 'synthetic'
@@ -30,7 +30,7 @@ def write(output: str | os.PathLike[str], records: int, seed: int = 0, split: st
     )
     items = [Item(f'{split}_{i:06d}', (i,)) for i in range(records)]
     read = functools.partial(_read, config=config)
-    source = Source(schema, {split: items}, read, {'scenes': digest(config), 'records': str(records)})
+    source = RecordSource(schema, {split: items}, read, {'scenes': digest(config), 'records': str(records)})
     return str(convert(source, output)[0])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data import records, sanity
+from data import records
 from data.records import Item, Record, Schema
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError
@@ -70,4 +70,4 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         self, items: Sequence[Item], read: Callable[[Item], Record], schema: Schema
     ) -> Iterator[tuple[str, Record]]:
         for item in items:
-            yield item.key, sanity.read(read, item, schema)
+            yield item.key, records.read_checked(read, item, schema)

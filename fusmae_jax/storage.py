@@ -1,11 +1,21 @@
-"""The place that a run writes to: its path, and one sentence when it is full or cannot be written."""
+"""Files that are written whole or not at all, and guarded reads.
+
+A place is on a disk or in a bucket; where it is full, or holds something damaged, one sentence says so.
+"""
 
 import contextlib
 import errno
 import glob
+import hashlib
+import io
+import json
 import os
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
 
+import numpy as np
 from etils import epath
 
 from fusmae_jax.errors import InputError
@@ -48,7 +58,94 @@ def check_name(path: epath.PathLike) -> None:
 def absolute(path: epath.PathLike) -> epath.Path:
     """A path that holds wherever the process stands; one with a scheme, such as gs://, already does."""
     path = epath.Path(user_path(os.fspath(path)))
-    return path if '://' in str(path) else path.resolve()  # resolve() makes /HERE/gs:/... of gs://...
+    # resolve() makes /HERE/gs:/... of gs://...
+    return path if is_remote(path) else path.resolve()
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path lies in a bucket, where nothing can be renamed in place or added to."""
+    return '://' in os.fspath(path)
+
+
+def write_bytes(file: epath.PathLike, content: bytes, shared: bool = False) -> None:
+    """Writes a file whole or not at all; `shared`: several processes may write it at the same time."""
+    with _whole(epath.Path(file), shared) as stream:
+        stream.write(content)
+
+
+def write_text(file: epath.PathLike, text: str, shared: bool = False) -> None:
+    """`write_bytes` of a text."""
+    write_bytes(file, text.encode(), shared)
+
+
+def write_json(file: epath.PathLike, values: Any, indent: int | None = 2, shared: bool = False) -> None:
+    """`write_bytes` of what JSON can hold."""
+    write_text(file, json.dumps(values, indent=indent), shared)
+
+
+def write_npz(file: epath.PathLike, arrays: Mapping[str, Any], compressed: bool = False) -> None:
+    """`write_bytes` of a NumPy archive, which is not held in memory a second time on a disk."""
+    with _whole(epath.Path(file)) as stream:
+        (np.savez_compressed if compressed else np.savez)(stream, **arrays)
+
+
+@contextlib.contextmanager
+def _whole(file: epath.Path, shared: bool = False) -> Iterator[IO[bytes]]:
+    """A stream whose content gets the name of the file once it is complete."""
+    with explain_full_disk(file.parent):
+        if is_remote(file):
+            # An object appears at once when its stream is closed, so also after an error half-way.
+            content = io.BytesIO()
+            yield content
+            file.write_bytes(content.getvalue())
+            return
+        # One name, so that what a kill has left behind is replaced by the next attempt.
+        part = file.parent / (f'{file.name}.{os.getpid()}.part' if shared else f'{file.name}.part')
+        try:
+            with part.open('wb') as stream:
+                yield stream
+            # Beside the file and so on the same file system: a reader sees the old content or the new one.
+            part.replace(file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+
+
+# What NumPy raises for an archive that is cut short, changed or none.
+DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError)
+
+
+@contextlib.contextmanager
+def read_npz(file: epath.Path, remedy: str) -> Iterator[Any]:
+    """A NumPy archive, of which each array is read when it is asked for.
+
+    Raises:
+        InputError: it, or an array that is asked for, cannot be read; `remedy` says what to do.
+    """
+    try:
+        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
+            yield archive
+    except InputError:
+        raise
+    except DAMAGED as error:
+        raise InputError(f'{file}: cannot be read ({error}); {remedy}') from error
+
+
+def read_json(file: epath.Path, remedy: str) -> Any:
+    """The JSON in a file; raises InputError where it is none, with `remedy` as what to do."""
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f'{file}: not valid JSON ({error}); {remedy}') from error
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """16 hexadecimal digits that change with any byte of the parts, which are texts, bytes or arrays."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else part)
+    return total.hexdigest()[:16]
 
 
 def is_disk_full(error: BaseException | None) -> bool:

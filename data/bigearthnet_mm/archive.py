@@ -2,30 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from data.bigearthnet_mm.labels import CLASSES_43, multi_hot
-from data.bigearthnet_mm.names import parse_name, parse_time
+from data.bigearthnet_mm.lists import Pair, parse_name, parse_time
 from data.bigearthnet_mm.schema import EXTENT, GROUPS
 from data.geotiff import Place, read_group
-from data.records import Item, Record, RecordError
-from data.sanity import check_decibel
+from data.records import Item, Record, RecordError, check_decibel
 from fusmae_jax.errors import nearest
-
-
-class Pair(NamedTuple):
-    """A pair as listed, before any of its images is opened."""
-
-    s1_name: str
-    s2_name: str
-    country: str
-    season: str
-    snow: bool
-    cloud: bool
-    no_19_class: bool
-    official_split: str
 
 
 def read_item(item: Item, s1_root: str, s2_root: str) -> Record:

@@ -2,7 +2,7 @@
 
 import tensorflow_datasets as tfds
 
-from data.bigearthnet_mm import official, pairs
+from data.bigearthnet_mm import lists, pairs
 from data.bigearthnet_mm.schema import SCHEMA
 from data.tfds_builder import ArchiveBuilder, ArchiveConfig
 
@@ -26,7 +26,7 @@ class Builder(ArchiveBuilder):
         ArchiveConfig(
             name='example',
             description='The six pairs that ship with bigearthnet-common, all in train.',
-            paths={'s1_root': official.EXAMPLES['s1'], 's2_root': official.EXAMPLES['s2']},
+            paths={'s1_root': lists.EXAMPLES['s1'], 's2_root': lists.EXAMPLES['s2']},
             settings={'splits': 'one'},
         ),
     ]

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data import records
-from data.bigearthnet_mm import official, splits
-from data.bigearthnet_mm.archive import Pair, read_item, read_metadata
+from data.bigearthnet_mm import lists
+from data.bigearthnet_mm.archive import read_item, read_metadata
 from data.bigearthnet_mm.labels import without_19_class
-from data.bigearthnet_mm.lists import SplitLists, read_lists
-from data.bigearthnet_mm.names import parse_name
+from data.bigearthnet_mm.lists import Flag, Pair, Selection, SplitLists, parse_name, read_lists
 from data.bigearthnet_mm.schema import SCHEMA
-from data.bigearthnet_mm.splits import Flag, Selection
-from data.paths import check_name
-from data.records import Item, RecordError, Source
+from data.records import Item, RecordError, RecordSource, check_name
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 
@@ -37,7 +34,7 @@ class Archive:
 
 def examples(folder: Path) -> Archive:
     """The six real pairs that ship with bigearthnet-common, unpacked into a folder, all for one split."""
-    s1_root, s2_root = official.unpack_examples(folder)
+    s1_root, s2_root = lists.unpack_examples(folder)
     return Archive(str(s1_root), str(s2_root), splits='one')
 
 
@@ -49,7 +46,7 @@ class Listing(NamedTuple):
     unusable: frozenset[str]  # the Sentinel-2 patches without a pair
 
 
-def source(archive: Archive, on_error: OnError = 'fail') -> Source:
+def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     """The archive as the converter takes it.
 
     Raises InputError for wrong settings or lists, and with `on_error='fail'` for a patch without its partner.
@@ -60,10 +57,10 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
             f'config.archive.splits={archive.splits!r} with split_lists={archive.split_lists!r}: lists and '
             "splits='lists' go together"
         )
-    lists = read_lists(archive.split_lists)
+    split_lists = read_lists(archive.split_lists)
     listing = find(s1, s2, on_error)
-    chosen = _choose(archive, listing, lists, on_error)
-    return Source(
+    chosen = _choose(archive, listing, split_lists, on_error)
+    return RecordSource(
         schema=SCHEMA,
         splits={
             name: [Item(pair.s2_name, tuple(pair)) for pair in pairs] for name, pairs in chosen.splits.items()
@@ -71,19 +68,19 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
         read=functools.partial(read_item, s1_root=str(s1), s2_root=str(s2)),
         inputs={'s1_root': str(s1), 's2_root': str(s2), **_choices(archive, chosen)},
         skips=listing.skips,
-        published=splits.published(archive.leave_out) if archive.splits == 'official' else {},
+        published=lists.official_sizes(archive.leave_out) if archive.splits == 'official' else {},
     )
 
 
-def _choose(archive: Archive, listing: Listing, lists: SplitLists, on_error: OnError) -> Selection:
+def _choose(archive: Archive, listing: Listing, split_lists: SplitLists, on_error: OnError) -> Selection:
     if archive.splits == 'official':
-        return splits.official_splits(listing.pairs, archive.leave_out, all_of_them=on_error == 'fail')
+        return lists.official_splits(listing.pairs, archive.leave_out, all_of_them=on_error == 'fail')
     if archive.splits == 'one':
         to_split = {pair.s2_name: 'train' for pair in listing.pairs}
     else:
-        splits.check_lists(lists, listing.pairs, listing.unusable)
-        to_split = {name: split for split, names in lists.items() for name in names}
-    return splits.select(listing.pairs, to_split, archive.leave_out)
+        lists.check_lists(split_lists, listing.pairs, listing.unusable)
+        to_split = {name: split for split, names in split_lists.items() for name in names}
+    return lists.select(listing.pairs, to_split, archive.leave_out)
 
 
 def _choices(archive: Archive, chosen: Selection) -> dict[str, str]:
@@ -124,7 +121,7 @@ def _patches(root: Path, sensor: str) -> set[str]:
 def _pair_up(
     s1_root: Path, s2_root: Path, s1_names: set[str], s2_names: set[str]
 ) -> tuple[list[Pair], list[tuple[str, RecordError]], frozenset[str]]:
-    rows = {row.s1_name: row for row in official.rows(s1_names, s2_names)}
+    rows = {row.s1_name: row for row in lists.published_pairs(s1_names, s2_names)}
     pairs: list[Pair] = []
     problems: list[tuple[str, RecordError]] = []
     taken: dict[str, str] = {}
@@ -162,7 +159,7 @@ def _unlisted(s1_root: Path, s1_name: str) -> Pair:
             raise RecordError(
                 s1_root / s1_name, 'name', str(error), 'keep the names of the archive'
             ) from error
-    pair = _pair(official.Row(s1_name, partner, '', ''))
+    pair = _pair(lists.PublishedPair(s1_name, partner, '', ''))
     bare = isinstance(labels, list) and without_19_class([str(label) for label in labels])
     return pair._replace(no_19_class=bare)
 
@@ -189,7 +186,7 @@ def _check_pair(
         )
 
 
-def _pair(row: official.Row) -> Pair:
+def _pair(row: lists.PublishedPair) -> Pair:
     name = row.s2_name
-    snow, cloud, no_19_class = (name in official.listed(flag) for flag in splits.FLAGS)
-    return Pair(*row, snow, cloud, no_19_class, official.split_of(name))
+    snow, cloud, no_19_class = (name in lists.listed(flag) for flag in lists.FLAGS)
+    return Pair(*row, snow, cloud, no_19_class, lists.split_of(name))

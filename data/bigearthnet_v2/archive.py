@@ -6,21 +6,23 @@ import numpy as np
 
 from data.bigearthnet_mm.archive import read_images
 from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_mm.names import parse_name
+from data.bigearthnet_mm.lists import parse_name
 from data.bigearthnet_v2.labels import unknown_codes
 from data.bigearthnet_v2.names import parse_patch_id, patch_folder, s2_scene
 from data.bigearthnet_v2.schema import MAP
-from data.bigearthnet_v2.table import Row
+from data.bigearthnet_v2.table import PatchRow
 from data.geotiff import Place, read_group
 from data.records import Item, Record, RecordError
 
 
 def read_item(item: Item, s1_root: str, s2_root: str, maps_root: str) -> Record:
     """The record of a listed pair; see `read_pair`. `maps_root=''`: without its reference map."""
-    return read_pair(Row(*item.values), Path(s1_root), Path(s2_root), Path(maps_root) if maps_root else None)
+    return read_pair(
+        PatchRow(*item.values), Path(s1_root), Path(s2_root), Path(maps_root) if maps_root else None
+    )
 
 
-def read_pair(row: Row, s1_root: Path, s2_root: Path, maps_root: Path | None = None) -> Record:
+def read_pair(row: PatchRow, s1_root: Path, s2_root: Path, maps_root: Path | None = None) -> Record:
     """Reads and checks one pair; the record has the groups and fields of `schema.schema`.
 
     Raises RecordError, naming file and field, for anything that is missing, damaged or contradictory.

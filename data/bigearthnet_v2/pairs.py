@@ -12,8 +12,8 @@ from data.bigearthnet_v2 import published
 from data.bigearthnet_v2.archive import read_item
 from data.bigearthnet_v2.schema import SCHEMA as SCHEMA
 from data.bigearthnet_v2.schema import schema
-from data.bigearthnet_v2.table import Row, read_table
-from data.records import Item, RecordError, Source
+from data.bigearthnet_v2.table import PatchRow, read_table
+from data.records import Item, RecordError, RecordSource
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 
@@ -37,7 +37,7 @@ class Archive:
     maps_root: str = setting('', path=True)  # the folder of the maps; '': Reference_Maps beside `s2_root`
 
 
-def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> Source:
+def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> RecordSource:
     """The archive as the converter takes it.
 
     Raises InputError for wrong folders or tables, and with `on_error='fail'` for a row that cannot be used.
@@ -59,7 +59,7 @@ def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> Sour
         'left_out': left_out,
     }
     official = archive.splits == 'official'
-    return Source(
+    return RecordSource(
         schema=schema(archive.reference_maps),
         splits=_by_split(chosen, official, on_error == 'fail'),
         read=functools.partial(read_item, s1_root=str(s1), s2_root=str(s2), maps_root=maps),
@@ -96,9 +96,9 @@ def _tables(archive: Archive) -> list[Path]:
     return [first]
 
 
-def _rows(tables: Sequence[Path], on_error: str) -> tuple[list[Row], list[dict[str, str]]]:
+def _rows(tables: Sequence[Path], on_error: str) -> tuple[list[PatchRow], list[dict[str, str]]]:
     """The rows of all tables and the skips for unusable ones; the first of these is raised with 'fail'."""
-    rows: list[Row] = []
+    rows: list[PatchRow] = []
     problems: list[tuple[str, RecordError]] = []
     taken: set[str] = set()
     for file in tables:
@@ -118,7 +118,7 @@ def _rows(tables: Sequence[Path], on_error: str) -> tuple[list[Row], list[dict[s
     return rows, [error.skip(name) for name, error in problems]
 
 
-def _by_split(rows: Sequence[Row], official: bool, all_of_them: bool) -> dict[str, list[Item]]:
+def _by_split(rows: Sequence[PatchRow], official: bool, all_of_them: bool) -> dict[str, list[Item]]:
     splits: dict[str, list[Item]] = {name: [] for name in (published.SPLITS if official else ('train',))}
     for row in rows:
         splits[row.split if official else 'train'].append(Item(row.patch_id, tuple(row)))

@@ -26,7 +26,7 @@ _INDEX = {name: index for index, name in enumerate(CLASSES_19)}
 _ADVICE = 'download the metadata table again'
 
 
-class Row(NamedTuple):
+class PatchRow(NamedTuple):
     """A pair as listed, before any of its images is opened."""
 
     patch_id: str
@@ -39,23 +39,23 @@ class Row(NamedTuple):
     labels: tuple[int, ...]  # indices of CLASSES_19
 
 
-class Table(NamedTuple):
+class PatchTable(NamedTuple):
     """The rows of one table, and what is wrong with those that are not among them."""
 
-    rows: list[Row]
+    rows: list[PatchRow]
     problems: list[tuple[str, RecordError]]
 
 
-def read_table(file: Path) -> Table:
+def read_table(file: Path) -> PatchTable:
     """Reads and checks a metadata table; raises InputError if it is not one."""
-    rows: list[Row] = []
+    rows: list[PatchRow] = []
     problems: list[tuple[str, RecordError]] = []
     for number, values in enumerate(_values(file)):
         try:
             rows.append(_row(file, number, values))
         except RecordError as error:
             problems.append((str(values['patch_id']), error))
-    return Table(rows, problems)
+    return PatchTable(rows, problems)
 
 
 def _values(file: Path) -> Iterator[dict[str, Any]]:
@@ -80,7 +80,7 @@ def _values(file: Path) -> Iterator[dict[str, Any]]:
         raise InputError(f'{file}: cannot be read as a Parquet table ({error}); {_ADVICE}') from error
 
 
-def _row(file: Path, number: int, values: dict[str, Any]) -> Row:
+def _row(file: Path, number: int, values: dict[str, Any]) -> PatchRow:
     for column, kind in COLUMNS.items():
         if type(values[column]) is not kind:
             found = f'row {number}: {values[column]!r}, expected {kind.__name__}'
@@ -99,7 +99,7 @@ def _row(file: Path, number: int, values: dict[str, Any]) -> Row:
         check_names(*names)
     except ValueError as error:
         raise RecordError(file, 'patch_id, s1_name, s2v1_name', f'row {number}: {error}', _ADVICE) from error
-    return Row(
+    return PatchRow(
         *names,
         sys.intern(values['country']),
         SPLITS[values['split']],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from data.doctor import bands, contracts, offset, optical, pairs, pixels, radar, registration, splits
+from data.doctor import bands, contracts, optical, pixels, radar, registration, splits
 from data.doctor.evidence import Evidence
 from data.doctor.findings import SEVERITIES, Finding
 
@@ -12,11 +12,11 @@ CHECKS: tuple[Check, ...] = (
     bands.check,
     radar.check,
     optical.check,
-    offset.check,
+    optical.check_offset,
     pixels.check,
-    pairs.check,
+    splits.check_pairs,
     registration.check,
-    splits.check,
+    splits.check_splits,
 )
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from data.doctor.evidence import Evidence
 from data.doctor.findings import Finding
-from data.doctor.offset import LIMIT
 from data.doctor.radar import RATIO, USUAL
 from data.doctor.summary import WRAPPED
 from fusmae_jax.input.contract import Contract
+from fusmae_jax.input.plausible import OFFSET_LIMIT
 
 LOST = 0.05  # share of invalid pixels over a split that is worth a warning
 
@@ -145,7 +145,7 @@ def _optical(found: dict[str, Band]) -> Iterator[Finding]:
             'state the unit and scale of the data, and convert again',
             needs='metadata',
         )
-    elif lowest >= LIMIT:
+    elif lowest >= OFFSET_LIMIT:
         yield Finding(
             's2.offset',
             'error',

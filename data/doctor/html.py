@@ -12,6 +12,7 @@ from data.doctor import report
 from data.doctor.evidence import Evidence, Sensor
 from data.doctor.findings import Finding
 from data.doctor.summary import usable
+from fusmae_jax import storage
 
 THUMBNAILS = 12
 SIDE = 132  # pixels of a thumbnail on the page
@@ -45,9 +46,7 @@ def write(file: Path, results: Sequence[tuple[Evidence, Sequence[Finding]]]) -> 
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>doctor</title>'
         f'<style>{_STYLE}</style></head><body>{body}</body></html>'
     )
-    part = file.with_name(f'{file.name}.part')
-    part.write_text(page)
-    part.replace(file)
+    storage.write_text(file, page)
 
 
 def _evidence(evidence: Evidence, findings: Sequence[Finding]) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 from data.doctor import raw_bigearthnet, raw_folder, raw_sen12ms, raw_ssl4eo
 from data.doctor.evidence import Evidence
 from data.doctor.open_set import open_set
-from data.doctor.raw import Listing, gather
+from data.doctor.raw import RawListing, gather
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 
 # The last one takes any GeoTIFF, so it comes last.
-LAYOUTS: tuple[Callable[[Sequence[Path]], Listing | None], ...] = (
+LAYOUTS: tuple[Callable[[Sequence[Path]], RawListing | None], ...] = (
     raw_bigearthnet.version_2,
     raw_bigearthnet.version_1,
     raw_sen12ms.archive,

@@ -27,7 +27,7 @@ LISTED = 4096  # names that are read from a folder of patches; an archive has hu
 Loaded = tuple[Mapping[str, Mapping[str, np.ndarray]], Mapping[str, Mapping[str, Grid]]]  # images, grids
 
 
-class Part(NamedTuple):
+class RawPart(NamedTuple):
     """A file of a patch, and the bands of its channels; () takes them from the file."""
 
     file: Path
@@ -39,13 +39,13 @@ class Item:
     """One patch: its files by sensor, or its images where they do not lie in GeoTIFFs."""
 
     name: str
-    parts: Mapping[str, Sequence[Part]] = dataclasses.field(default_factory=dict)
+    parts: Mapping[str, Sequence[RawPart]] = dataclasses.field(default_factory=dict)
     load: Callable[[], Loaded] | None = None
     sensors: tuple[str, ...] = ()  # that `load` gives
 
 
 @dataclasses.dataclass(frozen=True)
-class Listing:
+class RawListing:
     """What a layout knows of an archive."""
 
     kind: str
@@ -61,7 +61,7 @@ class Listing:
     slack: float = 0.5
 
 
-def gather(path: str, listing: Listing) -> Evidence:
+def gather(path: str, listing: RawListing) -> Evidence:
     """Reads the patches of a listing; files that cannot be read become findings."""
     modalities = [m for m in ('s1', 's2') if m in listing.about or any(_has(i, m) for i in listing.items)]
     headers: dict[str, list[tiffs.Header]] = {modality: [] for modality in modalities}
@@ -116,7 +116,7 @@ def _load(item: Item, headers: Mapping[str, list[tiffs.Header]], broken: list[st
     return images, grids
 
 
-def _about(modality: str, headers: Sequence[tiffs.Header], listing: Listing) -> Declared:
+def _about(modality: str, headers: Sequence[tiffs.Header], listing: RawListing) -> Declared:
     if modality in listing.about:
         return listing.about[modality]
     from_files = tiffs.declared(headers, modality)

@@ -10,23 +10,21 @@ import numpy as np
 
 from data.bigearthnet_mm import schema as v1
 from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43
-from data.bigearthnet_mm.names import parse_name
-from data.bigearthnet_mm.official import split_of
+from data.bigearthnet_mm.lists import parse_name, split_of
 from data.bigearthnet_v2 import schema as v2
 from data.doctor.evidence import Split, solar_hour
 from data.doctor.raw import (
     LISTED,
     SAMPLE,
     Item,
-    Listing,
-    Part,
+    RawListing,
+    RawPart,
     find_folder,
     names_in,
     partner_finding,
     spread,
 )
-from data.paths import inside
-from data.records import RecordError
+from data.records import RecordError, inside
 from fusmae_jax.errors import InputError
 
 _S1 = re.compile(r'S1[AB]_IW_GRDH_1SDV_\d{8}T\d{5,6}_\w{5}_\d+_\d+')
@@ -38,7 +36,7 @@ METADATA = 'metadata.parquet'
 JSON_FILES = 512  # metadata files of patches that are read
 
 
-def version_1(paths: Sequence[Path]) -> Listing | None:
+def version_1(paths: Sequence[Path]) -> RawListing | None:
     """The archive in one folder, or its two folders; None if the names are not those of version 1."""
     s1, s2 = (_first(paths, pattern) for pattern in (_S1, _S2))
     if s1 is None and s2 is None:
@@ -48,7 +46,7 @@ def version_1(paths: Sequence[Path]) -> Listing | None:
         assert root is not None
         names, complete = names_in(root, _S2 if s1 is None else _S1)
         items = [Item(name, {sensor: _bands(root / name)}) for name in spread(names, SAMPLE)]
-        return Listing(
+        return RawListing(
             f'BigEarthNet-MM v1, raw, {"Sentinel-2" if s1 is None else "Sentinel-1"} alone',
             items,
             v1.GROUPS,
@@ -61,7 +59,7 @@ def version_1(paths: Sequence[Path]) -> Listing | None:
     known = [name for name, partner in partners.items() if _there(s2, partner)]
     chosen = spread(known, SAMPLE)
     labels = [tuple(values.get('labels', ())) for values in about.values()]
-    return Listing(
+    return RawListing(
         'BigEarthNet-MM v1, raw',
         [Item(partners[n], {'s1': _bands(s1 / n), 's2': _bands(s2 / partners[n])}) for n in chosen],
         v1.GROUPS,
@@ -78,10 +76,10 @@ def _first(paths: Sequence[Path], pattern: re.Pattern[str]) -> Path | None:
     return next((found for path in paths if (found := find_folder(path, pattern))), None)
 
 
-def _bands(folder: Path) -> list[Part]:
+def _bands(folder: Path) -> list[RawPart]:
     """The files of a patch, one a band, whatever there is."""
     files = sorted(folder.glob('*.tif'))
-    return [Part(file, (file.stem.removeprefix(f'{folder.name}_'),)) for file in files]
+    return [RawPart(file, (file.stem.removeprefix(f'{folder.name}_'),)) for file in files]
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -120,7 +118,7 @@ def _hours(s1_names: Sequence[str]) -> np.ndarray:
     return solar_hour(np.array(seconds, np.int64), np.array(zones, np.int64))
 
 
-def version_2(paths: Sequence[Path]) -> Listing | None:
+def version_2(paths: Sequence[Path]) -> RawListing | None:
     """The archive with BigEarthNet-S1, BigEarthNet-S2 and metadata.parquet; None if there is none."""
     s1, s2 = (_first(paths, pattern) for pattern in (_S1_PRODUCT, _S2_PRODUCT))
     if s1 is None or s2 is None:
@@ -140,7 +138,7 @@ def version_2(paths: Sequence[Path]) -> Listing | None:
     for index in order:
         complete = _there(s1, _patch(s1_names[index], 3)) and _there(s2, _patch(ids[index], 2))
         (there if complete else lonely).append(index)
-    return Listing(
+    return RawListing(
         'BigEarthNet v2, raw',
         [_pair(s1, s2, s1_names[index], ids[index]) for index in spread(there, SAMPLE)],
         v2.SCHEMA.groups,

@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from data.doctor import names, own_files, tiffs, windows
+from data.doctor import names, tiffs, windows
 from data.doctor.findings import Finding, share
-from data.doctor.raw import LISTED, SAMPLE, Item, Listing, partner_finding, spread, unreadable
+from data.doctor.raw import LISTED, SAMPLE, Item, RawListing, partner_finding, spread, unreadable
 from data.doctor.tiffs import Header
 from data.paired_folder.entries import EXTENSIONS
 from fusmae_jax.errors import InputError
@@ -16,7 +17,7 @@ from fusmae_jax.geo import raster
 from fusmae_jax.geo.bands import SKIP, by_description
 
 
-def single(files: Sequence[Path]) -> Listing:
+def single(files: Sequence[Path]) -> RawListing:
     """One GeoTIFF, or a pair of the two sensors; raises InputError if they are neither."""
     found: dict[str, list[Header]] = {}
     for file in files:
@@ -40,7 +41,7 @@ def single(files: Sequence[Path]) -> Listing:
     return _listing(kind, {name: found}, windows.items(name, found, SAMPLE), 1, [])
 
 
-def archive(paths: Sequence[Path]) -> Listing | None:
+def archive(paths: Sequence[Path]) -> RawListing | None:
     """GeoTIFFs in one folder or two, with all folders in them; None if there is none."""
     files = list(itertools.islice(_tiffs(paths), LISTED + 1))
     if not files:
@@ -118,17 +119,17 @@ def _listing(
     items: Sequence[Item],
     total: int | None,
     findings: Sequence[Finding],
-) -> Listing:
+) -> RawListing:
     about, more = {}, list[Finding]()
     for modality in ('s1', 's2'):
         own = [head for files in headers.values() for head in files.get(modality, ())]
         if own:
             about[modality] = tiffs.declared(own, modality)
-            more += [*own_files.check(own, modality), *tiffs.findings(own, modality)]
-            if modality == 's2' and own_files.offsets(own):
+            more += [*check_headers(own, modality), *tiffs.findings(own, modality)]
+            if modality == 's2' and offsets(own):
                 # None of them holds for all: the values are judged as they are stored.
                 about[modality] = dataclasses.replace(about[modality], offset={})
-    return Listing(kind, items, about=about, total=total, findings=(*findings, *more))
+    return RawListing(kind, items, about=about, total=total, findings=(*findings, *more))
 
 
 def _header(file: Path, modality: str) -> Header:
@@ -181,3 +182,95 @@ def _key(root: Path, file: Path) -> str:
     """The same for all files of a patch: name without sensor and band, folders without those of sensors."""
     folders = [part for part in file.relative_to(root).parts[:-1] if not names.sensor_in(part)]
     return '/'.join([*folders, names.stem(file)])
+
+
+TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
+KINDS: Mapping[str, Callable[[Header], Any]] = {
+    'type': lambda head: head.dtype,
+    'pixel size': lambda head: round(abs(head.grid.step_x), 6),
+    'scale': lambda head: head.scales,
+    'nodata value': lambda head: str(head.nodata),  # NaN is not equal to itself
+}
+
+
+def check_headers(headers: Sequence[Header], modality: str) -> Iterator[Finding]:
+    """Findings about the files of one sensor."""
+    yield from [_guessed(modality, head) for head in headers if not head.named][:1]
+    yield from [_stacked(modality, head) for head in headers if _others(head)][:1]
+    yield from _unlike(modality, headers)
+    if modality == 's2':
+        yield from _offsets(headers)
+
+
+def _guessed(modality: str, head: Header) -> Finding:
+    return Finding(
+        f'{modality}.names',
+        'note',
+        f'{TITLES[modality]}: files do not name their bands',
+        f'{head.file.name}: taken for {", ".join(head.bands)} by their number',
+        'describe the bands in the files (rio edit-info --bidx 1 --description VV FILE.tif), or '
+        'name the files after them',
+        needs='metadata',
+    )
+
+
+def _others(head: Header) -> list[str]:
+    """The channels that are not looked at: those of the other sensor, and those that are no band."""
+    return [
+        text.strip() or f'channel {number}'
+        for number, (band, text) in enumerate(zip(head.whole.bands, head.whole.descriptions), 1)
+        if not band
+    ]
+
+
+def _stacked(modality: str, head: Header) -> Finding:
+    setting = ', '.join(f"'{band or SKIP}'" for band in head.whole.bands)
+    return Finding(
+        f'{modality}.stack',
+        'note',
+        f'{TITLES[modality]}: files hold other channels too',
+        f'{head.file.name}: {", ".join(head.bands)}, and not looked at for this sensor: '
+        f'{", ".join(_others(head))}',
+        f'for convert: {modality}_bands="({setting})"; the same for encode as config.{modality}.bands',
+        needs='metadata',
+    )
+
+
+def _unlike(modality: str, headers: Sequence[Header]) -> Iterator[Finding]:
+    """Files of the same bands have to be alike; those of native resolutions have other bands each."""
+    for what, of in KINDS.items():
+        cases: dict[tuple[str, ...], dict[Any, str]] = {}
+        for head in headers:
+            cases.setdefault(head.bands, {}).setdefault(of(head), head.file.name)
+        if several := next((case for case in cases.values() if len(case) > 1), None):
+            yield Finding(
+                f'{modality}.unlike',
+                'warning',
+                f'{TITLES[modality]}: files differ in their {what}',
+                ', '.join(f'{name}: {value}' for value, name in [*several.items()][:4]),
+                'write them alike, or convert them apart; `convert` takes no such mixture',
+                needs='metadata',
+            )
+
+
+def _offsets(headers: Sequence[Header]) -> Iterator[Finding]:
+    if stated := offsets(headers):
+        yield Finding(
+            's2.offset_tags',
+            'error',
+            'Sentinel-2: files state different offsets',
+            ', '.join(
+                f'{value:g} in {len(some):,} files, such as {some[0]}' for value, some in stated.items()
+            ),
+            'convert them apart, or give each its offset in the table of `convert`',
+            needs='metadata',
+        )
+
+
+def offsets(headers: Sequence[Header]) -> dict[float, list[str]]:
+    """Offset -> files of Sentinel-2, if several are stated; else nothing."""
+    cases: dict[float, list[str]] = {}
+    for head in headers:
+        if (stated := tiffs.stated_offset(head)) is not None:
+            cases.setdefault(stated, []).append(head.file.name)
+    return cases if len(cases) > 1 else {}

@@ -9,7 +9,7 @@ import numpy as np
 from data.doctor import tiffs
 from data.doctor.evidence import Split
 from data.doctor.findings import Finding
-from data.doctor.raw import SAMPLE, Item, Listing, Part, find_folder, partner_finding, spread
+from data.doctor.raw import SAMPLE, Item, RawListing, RawPart, find_folder, partner_finding, spread
 from data.sen12ms.labels import UNCLASSIFIED
 from data.sen12ms.scenes import SEASONS, Scene, official_split
 from data.sen12ms.schema import GROUPS, SCHEMA
@@ -19,7 +19,7 @@ _FILE = re.compile(r'(ROIs\d{4}_[a-z]+)_s2_(\d+)_p(\d+)\.tif')
 VALID = (*range(1, 18), *UNCLASSIFIED)  # of layer 1 of a land-cover image
 
 
-def archive(paths: Sequence[Path]) -> Listing | None:
+def archive(paths: Sequence[Path]) -> RawListing | None:
     """The archive below a path; None if there is no season folder."""
     root = next((found for path in paths if (found := find_folder(path, _SEASON))), None)
     if root is None:
@@ -29,15 +29,15 @@ def archive(paths: Sequence[Path]) -> Listing | None:
     items, lonely = [], []
     for file in chosen:
         partner = _member(file, 's1')
-        s1 = {'s1': [Part(partner, GROUPS['s1'].bands)]} if partner.is_file() else {}
+        s1 = {'s1': [RawPart(partner, GROUPS['s1'].bands)]} if partner.is_file() else {}
         lonely += [] if s1 else [file.stem]
-        items.append(Item(file.stem, {**s1, 's2': [Part(file, GROUPS['s2'].bands)]}))
+        items.append(Item(file.stem, {**s1, 's2': [RawPart(file, GROUPS['s2'].bands)]}))
     splits: dict[str, list[str]] = {}
     for file in files:
         if match := _FILE.fullmatch(file.name):
             splits.setdefault(official_split(Scene(match[1], int(match[2]))), []).append(file.stem)
     labels = [_cover(_member(file, 'lc')) for file in chosen]
-    return Listing(
+    return RawListing(
         'SEN12MS, raw',
         items,
         GROUPS,

@@ -11,9 +11,9 @@ from data.doctor.evidence import Grid, Split, solar_hour
 from data.doctor.raw import (
     SAMPLE,
     Item,
-    Listing,
     Loaded,
-    Part,
+    RawListing,
+    RawPart,
     find_folder,
     names_in,
     partner_finding,
@@ -32,7 +32,7 @@ FILES = 2  # zarr files that are looked into; each holds 64 locations, in chunks
 SLACK = 26.0
 
 
-def version_1_1(paths: Sequence[Path]) -> Listing | None:
+def version_1_1(paths: Sequence[Path]) -> RawListing | None:
     """The folder with train/ and val/, or one of these; None if there are no zarr files of S2L2A or S2L1C."""
     split_folder = next((found for path in paths if (found := find_folder(path, _CUBES))), None)
     if split_folder is None:
@@ -64,7 +64,7 @@ def version_1_1(paths: Sequence[Path]) -> Listing | None:
         every = np.concatenate(hours) if hours else None
         splits[folder.name] = Split(len(names) * samples * TIMES, np.array(ids), s1_hours=every)
     about = schema('1.1', optical)
-    return Listing(
+    return RawListing(
         f'SSL4EO-S12 v1.1, raw, {optical}',
         items,
         about.groups,
@@ -124,7 +124,7 @@ def _load_cube(folder: Path, name: str, optical: Optical, index: int, time: int)
     return images, grids
 
 
-def version_1_0(paths: Sequence[Path]) -> Listing | None:
+def version_1_0(paths: Sequence[Path]) -> RawListing | None:
     """The folder with s1/ and s2a/ or s2c/; None if there is none."""
     root = next((found for path in paths if (found := find_folder(path, _LOCATIONS))), None)
     if root is None:
@@ -139,7 +139,7 @@ def version_1_0(paths: Sequence[Path]) -> Listing | None:
         items.append(item)
         lonely += [location] if len(item.parts) < 2 else []
     about = schema('1.0', optical)
-    return Listing(
+    return RawListing(
         f'SSL4EO-S12 v1.0, raw, {optical}',
         items,
         about.groups,
@@ -157,7 +157,7 @@ def _location(s1: Path, s2: Path, location: str, time: int, optical: Optical) ->
         images = sorted((f for f in folder.glob('*') if f.is_dir()), key=_date)
         if time < len(images):
             files = [(images[time] / f'{band.replace("B0", "B")}.tif', (band,)) for band in bands]
-            parts[modality] = [Part(file, band) for file, band in files if file.is_file()]
+            parts[modality] = [RawPart(file, band) for file, band in files if file.is_file()]
     return Item(f'{location}_{time}', parts)
 
 

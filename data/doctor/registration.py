@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from data.doctor.backscatter import decibel, units_of
 from data.doctor.evidence import Evidence
 from data.doctor.findings import ENOUGH, Finding
+from data.doctor.radar import decibel, units_of
 from data.doctor.summary import usable
 
 REACH = 16  # pixels, the largest shift that is looked for

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fusmae_jax.input import ranges
+
 # What software writes where there is nothing, and no sensor ever measures; -9999 is -10000 as float16.
 FILLS = (-9999.0, -10000.0, -32768.0)
 HUGE = 1e6  # fills such as 1e20 and -3.4e38 lie beyond
-WRAPPED = 60_000  # 16-bit numbers from here on are negative ones, or saturation; see `optical`
+WRAPPED = int(ranges.WRAPPED[0])  # 16-bit numbers from here on are negative ones, or saturation
 SAMPLE = 1024  # pixels a band and patch that percentiles are taken from
 
 

@@ -14,6 +14,7 @@ from data.generate.geotiff import write_bands
 from data.generate.parallel import each
 from data.generate.scene import RESOLUTION, Scene, SceneConfig, labels, resampled, scene
 from data.geotiff import Place
+from data.paired_folder.settings import Archive
 from fusmae_jax.errors import InputError
 
 # Scenes down and across in one file, in turn; the last kind is cut, so that a rest is left at its edges.
@@ -25,14 +26,19 @@ FIRST_DAY = datetime.datetime(2024, 5, 1, 10, 20, 31, tzinfo=datetime.UTC)
 
 OFFSET_TAGS = {'L2A': 'BOA_ADD_OFFSET', 'L1C': 'RADIO_ADD_OFFSET'}
 
-Kind = Literal['folders', 'table', 'parts']
+FolderKind = Literal['folders', 'table', 'parts']
+
+
+def examples(folder: Path) -> Archive:
+    """Three generated pairs in a folder, with a table of labels and splits."""
+    return Archive(**write(folder, 3, SceneConfig(), kind='table'))
 
 
 def write(
     folder: Path,
     pairs: int,
     config: SceneConfig,
-    kind: Kind = 'folders',
+    kind: FolderKind = 'folders',
     workers: int = 1,
     **profile: Any,
 ) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def write(
 
 
 def _write_pair(
-    index: int, folder: Path, config: SceneConfig, kind: Kind, profile: dict[str, Any]
+    index: int, folder: Path, config: SceneConfig, kind: FolderKind, profile: dict[str, Any]
 ) -> dict[str, str]:
     """Writes the files of one pair; returns its row of the table."""
     cycle, number = divmod(index, len(SHAPES))
@@ -107,7 +113,7 @@ def _write_pair(
     }
 
 
-def _optical(found: Scene, resolution: int, kind: Kind) -> dict[str, np.ndarray]:
+def _optical(found: Scene, resolution: int, kind: FolderKind) -> dict[str, np.ndarray]:
     if kind != 'parts':
         return resampled(found, resolution)
     return {band: image for band, image in found.s2.items() if RESOLUTION.get(band, 20) == resolution}

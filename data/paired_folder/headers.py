@@ -1,4 +1,7 @@
-"""The headers of a user's files, and what of them cannot be used."""
+"""The headers of a user's files: what of them cannot be used, and what the stored numbers mean.
+
+The meaning follows from the settings of the archive, held against the files' metadata.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,12 +10,13 @@ from pathlib import Path
 import rasterio
 
 from data.geotiff import refused
+from data.paired_folder.settings import Archive
 from fusmae_jax.geo import UnusableError, bands, raster, rio
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.geo.grid import check_grid, name_of, warp
 from fusmae_jax.geo.raster import Header
-
-__all__ = ['OPTIONS', 'Header', 'channels', 'check', 'opened', 'read_headers']
+from fusmae_jax.geo.values import DN, Declared, Values
+from fusmae_jax.geo.values import values_of as meaning
 
 DTYPES = ('uint8', 'int16', 'uint16', 'int32', 'uint32', 'float32')
 OPTIONS = raster.BESIDE
@@ -115,3 +119,20 @@ def refusals(header: Header) -> Iterator[UnusableError]:
         assert header.grid.crs is not None
         found = f'{name_of(header.grid.crs)}, a system without an EPSG code'
         yield UnusableError('CRS', found, warp(step=header.resolution))
+
+
+def values_of(header: Header, modality: str, archive: Archive) -> Values:
+    """The values of a file; raises RecordError where metadata and settings disagree or say too little."""
+    unit = getattr(archive, f'{modality}_unit')
+    one, offset = DN.get(unit, 1.0), archive.s2_offset if modality == 's2' else 'auto'
+    declared = Declared(
+        prefix=f'{modality}_',
+        unit=unit,
+        scale=getattr(archive, f'{modality}_scale'),
+        offset=None if offset == 'auto' else int(offset) * one,
+        nodata=getattr(archive, f'{modality}_nodata'),
+        calibration=getattr(archive, f'{modality}_calibration', ''),
+        step=one,
+    )
+    with refused(header.file, modality, ''):
+        return meaning(header, modality, declared)

@@ -1,24 +1,33 @@
-"""Which file gives which bands of a record, and where a tile lies in each: one layout for all images."""
+"""Which file gives which bands of a record, and where a tile lies in each: one layout for all images.
+
+Products of Sentinel-2 since processing baseline 04.00 hold 1000 more than the older ones, and records have
+one offset. Whole numbers are brought to the lowest offset without a loss: 1000 is added to the others, which
+the offset of the contract takes off again.
+"""
 
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from data.paired_folder.headers import Header
+import numpy as np
+
+from data.paired_folder.headers import values_of
 from data.paired_folder.settings import Archive
-from data.paired_folder.values import Values, values_of
-from data.records import RecordError
+from data.records import RecordError, validity
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import rio
 from fusmae_jax.geo.bands import BANDS
+from fusmae_jax.geo.raster import Header
+from fusmae_jax.geo.values import Values
 from fusmae_jax.input.contract import Group
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class LayoutPart:
     """One file of an image: the group that it belongs to and the bands that it gives."""
 
     modality: str
@@ -30,16 +39,16 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """How records are cut from the files of an image."""
 
     roots: Mapping[str, str]  # modality -> folder
-    parts: tuple[Part, ...]
+    parts: tuple[LayoutPart, ...]
     groups: Mapping[str, Group]
     classes: tuple[str, ...]
 
 
-class Kind(NamedTuple):
+class FileKind(NamedTuple):
     """What must be the same for the files at one position of all images."""
 
     bands: frozenset[str]
@@ -48,13 +57,13 @@ class Kind(NamedTuple):
     values: Values
 
 
-def kind_of(header: Header, modality: str, archive: Archive) -> Kind:
+def kind_of(header: Header, modality: str, archive: Archive) -> FileKind:
     """Raises RecordError where metadata and settings disagree."""
     bands = frozenset(band for band in header.bands if band)
-    return Kind(bands, header.dtype, round(header.resolution, 9), values_of(header, modality, archive))
+    return FileKind(bands, header.dtype, round(header.resolution, 9), values_of(header, modality, archive))
 
 
-def check_kind(header: Header, modality: str, found: Kind, first: Kind, example: Header) -> None:
+def check_kind(header: Header, modality: str, found: FileKind, first: FileKind, example: Header) -> None:
     """Raises RecordError, naming the remedy, where a file is of another kind than the first one."""
     remedies = {
         'bands': 'all files need the same bands; leave others out by name, or convert them as another set',
@@ -124,10 +133,10 @@ def make_layout(
     roots: Mapping[str, str],
     headers: Mapping[str, Sequence[Header]],
     classes: Sequence[str],
-) -> Layout:
+) -> RecordLayout:
     """The layout that the first image sets; raises InputError where tiles do not fit its pixels."""
     finest = min(header.resolution for found in headers.values() for header in found)
-    parts: list[Part] = []
+    parts: list[LayoutPart] = []
     groups: dict[str, Group] = {}
     for modality, found in headers.items():
         pixels = {round(header.resolution, 9) for header in found}
@@ -148,9 +157,9 @@ def make_layout(
             )
             _check_padding(archive, field, group)
             names, left = tuple(left[: len(header.bands)]), left[len(header.bands) :]
-            parts.append(Part(modality, index, field, names, group.bands, header.resolution / finest))
+            parts.append(LayoutPart(modality, index, field, names, group.bands, header.resolution / finest))
             groups[field] = _merged(groups.get(field), group, header)
-    return Layout(dict(roots), tuple(parts), groups, tuple(classes))
+    return RecordLayout(dict(roots), tuple(parts), groups, tuple(classes))
 
 
 def _merged(one: Group | None, other: Group, header: Header) -> Group:
@@ -205,3 +214,55 @@ def starts(archive: Archive, length: int) -> range:
     over = length - archive.tile
     count = over // archive.step + 1 if archive.edge == 'drop' else -(-max(over, 0) // archive.step) + 1
     return range(0, max(count, 0) * archive.step, archive.step)
+
+
+def aligned(kind: FileKind, first: FileKind) -> FileKind:
+    """A kind of whole numbers with the offset of the first one, so that this alone is no difference."""
+    if kind.dtype.startswith('float') or first.dtype.startswith('float'):
+        return kind
+    return kind._replace(values=kind.values._replace(offset=first.values.offset))
+
+
+def lowest(layout: RecordLayout, kinds: Sequence[Mapping[str, Sequence[FileKind]]]) -> dict[str, float]:
+    """Optical group of records -> the lowest offset of any image."""
+    offsets: dict[str, float] = {}
+    for part in layout.parts:
+        if part.modality == 's2':
+            own = min(image['s2'][part.index].values.offset for image in kinds)
+            offsets[part.group] = min(own, offsets.get(part.group, own))
+    return offsets
+
+
+def shifts(layout: RecordLayout, offsets: Mapping[str, float], kinds: Sequence[FileKind]) -> list[int]:
+    """What is added to the stored numbers of each Sentinel-2 file of an image; [] where nothing is.
+
+    Raises InputError where it is no whole number.
+    """
+    parts = [part for part in layout.parts if part.modality == 's2']
+    values = [kinds[part.index].values for part in parts]
+    exact = [(v.offset - offsets[part.group]) / v.scale for part, v in zip(parts, values)]
+    if odd := [x for x in exact if abs(x - round(x)) > 1e-6]:
+        raise InputError(
+            f'column s2_offset: the offsets of the images differ by {odd[0]:.6g} stored numbers, which is no '
+            'whole one; convert images of one offset at a time'
+        )
+    return [*map(round, exact)] if any(map(round, exact)) else []
+
+
+def shifted(file: Path, block: np.ndarray, group: Group, shift: int) -> np.ndarray:
+    """Stored numbers with `shift` added where they are valid.
+
+    Raises RecordError where a sum does not fit its type or would mean nodata.
+    """
+    valid = validity(block, group)
+    moved = block.astype(np.int64) + shift
+    values = moved[valid]
+    highest = values.max(initial=0)
+    if highest > np.iinfo(block.dtype).max or np.isin(values, np.array(group.nodata)).any():
+        raise RecordError(
+            file,
+            's2 offset',
+            f'{highest - shift} + {shift} has no room in {block.dtype} with nodata {group.nodata}',
+            'numbers of images with another offset than the others are moved; convert this image apart',
+        )
+    return np.where(valid, moved, block).astype(block.dtype)

@@ -7,21 +7,30 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data.paired_folder import cover
-from data.paired_folder.entries import Entry, Problem, by_name, roots
-from data.paired_folder.headers import Header, read_headers
-from data.paired_folder.layout import Kind, Layout, check_ground, check_kind, kind_of, make_layout, tiles
-from data.paired_folder.offsets import aligned, lowest, shifts
+from data.paired_folder.entries import TIME, Entry, EntryTable, Problem, by_name, read_table, roots
+from data.paired_folder.headers import read_headers
+from data.paired_folder.layout import (
+    FileKind,
+    RecordLayout,
+    aligned,
+    check_ground,
+    check_kind,
+    kind_of,
+    lowest,
+    make_layout,
+    shifts,
+    tiles,
+)
 from data.paired_folder.schema import make_schema
 from data.paired_folder.settings import Archive, check
-from data.paired_folder.table import TIME, Table, read_table
 from data.paired_folder.tiles import Tile, read_images, read_item, valid_shares
-from data.paired_folder.values import baseline
-from data.records import Item, RecordError, Source
+from data.records import Item, RecordError, RecordSource
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.raster import Header
+from fusmae_jax.geo.values import baseline
 
 OnError = Literal['fail', 'skip']
 
@@ -31,7 +40,7 @@ class Image(NamedTuple):
 
     entry: Entry
     headers: Mapping[str, Sequence[Header]]  # modality -> those of its files
-    kinds: Mapping[str, Sequence[Kind]]
+    kinds: Mapping[str, Sequence[FileKind]]
 
     @property
     def fine(self) -> Header:
@@ -40,25 +49,14 @@ class Image(NamedTuple):
         return min(every, key=lambda header: header.resolution)
 
 
-__all__ = ['Archive', 'examples', 'source']
-
-
-def examples(folder: Path) -> Archive:
-    """Three generated pairs in a folder, with a table of labels and splits."""
-    from data.generate.paired_folder import write
-    from data.generate.scene import SceneConfig
-
-    return Archive(**write(folder, 3, SceneConfig(), kind='table'))
-
-
-def source(archive: Archive, on_error: OnError = 'fail') -> Source:
+def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     """The folders as the converter takes them; reads the header of every file.
 
     Raises InputError for settings that are missing or cannot be; for files that cannot be used, too, unless
     `on_error` is 'skip'.
     """
     check(archive)
-    table = read_table(archive) if archive.table else Table((), *by_name(archive))
+    table = read_table(archive) if archive.table else EntryTable((), *by_name(archive))
     if archive.val_share and 'split' in table.columns:
         raise InputError(f'{archive.table}: has a column split, so config.archive.val_share must be 0')
     problems = [*table.problems]
@@ -78,7 +76,7 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
             problems.append((image.entry.id, _too_small(archive, image, layout)))
             _stop_at(problems, on_error)
     _check_val(archive, splits, len(images))
-    return Source(
+    return RecordSource(
         schema=make_schema(archive, layout, table.columns, _baselines(images)),
         splits={name: items for name, items in splits.items() if items or on_error == 'fail'},
         read=functools.partial(read_item, layout=layout),
@@ -97,7 +95,7 @@ def _where(archive: Archive) -> str:
     return ', '.join(getattr(archive, f'{m}_root') for m in archive.modalities)
 
 
-def _classes(archive: Archive, table: Table) -> tuple[str, ...]:
+def _classes(archive: Archive, table: EntryTable) -> tuple[str, ...]:
     if 'labels' not in table.columns:
         if archive.classes:
             raise InputError(f'{archive.table}: config.archive.classes is set, but there is no column labels')
@@ -108,7 +106,7 @@ def _classes(archive: Archive, table: Table) -> tuple[str, ...]:
     return archive.classes or tuple(found)
 
 
-def _usable(archive: Archive, table: Table, problems: list[Problem], on_error: OnError) -> list[Image]:
+def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_error: OnError) -> list[Image]:
     """The entries whose files can be used, with their headers; the first one sets what the others must be."""
     folders = roots(archive)
     usable: list[Image] = []
@@ -155,7 +153,7 @@ def _check_like_first(image: Image, first: Image, own_offsets: bool) -> None:
             check_kind(header, modality, kind, wanted, example)
 
 
-def _one_offset(layout: Layout, images: Sequence[Image]) -> tuple[Layout, list[list[int]]]:
+def _one_offset(layout: RecordLayout, images: Sequence[Image]) -> tuple[RecordLayout, list[list[int]]]:
     """The layout with the lowest offset of all images, and what is added to the numbers of each of them."""
     kinds = [image.kinds for image in images]
     offsets = lowest(layout, kinds)
@@ -170,7 +168,7 @@ def _one_offset(layout: Layout, images: Sequence[Image]) -> tuple[Layout, list[l
 
 
 def _notes(
-    archive: Archive, layout: Layout, images: Sequence[Image], moved: Sequence[Sequence[int]]
+    archive: Archive, layout: RecordLayout, images: Sequence[Image], moved: Sequence[Sequence[int]]
 ) -> list[str]:
     notes = []
     if count := sum(map(bool, moved)):
@@ -185,12 +183,12 @@ def _notes(
     return notes
 
 
-def _multiple(layout: Layout) -> int:
+def _multiple(layout: RecordLayout) -> int:
     """Pixels of the finest file that a tile must be a multiple of, to be whole in every file."""
     return math.lcm(*(Fraction(part.step).limit_denominator(1000).numerator for part in layout.parts))
 
 
-def _items(archive: Archive, image: Image, layout: Layout, shift: Sequence[int]) -> list[Item]:
+def _items(archive: Archive, image: Image, layout: RecordLayout, shift: Sequence[int]) -> list[Item]:
     """The tiles of one image, in rows from the upper left."""
     entry, fine = image.entry, image.fine
     times = {name: -1 for name in TIME if name[:2] in archive.modalities}
@@ -207,7 +205,7 @@ def _items(archive: Archive, image: Image, layout: Layout, shift: Sequence[int])
     return result
 
 
-def _empty(tile: Tile, layout: Layout, least: float) -> bool:
+def _empty(tile: Tile, layout: RecordLayout, least: float) -> bool:
     try:
         shares = valid_shares(read_images(tile, layout), layout)
     except RecordError:
@@ -225,7 +223,7 @@ def _split(archive: Archive, entry: Entry) -> str:
     return 'val' if share < archive.val_share else 'train'
 
 
-def _too_small(archive: Archive, image: Image, layout: Layout) -> RecordError:
+def _too_small(archive: Archive, image: Image, layout: RecordLayout) -> RecordError:
     fine = image.fine
     multiple = _multiple(layout)
     largest = min(fine.rows, fine.columns) // multiple * multiple

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from data.paired_folder.layout import Layout
+from data.paired_folder.entries import FACTS, TIME
+from data.paired_folder.layout import RecordLayout
 from data.paired_folder.settings import Archive
-from data.paired_folder.table import FACTS, TIME
 from data.records import Field, Schema
 from fusmae_jax.input.contract import Product
 
@@ -12,7 +12,7 @@ VERSION = '1.0.0'
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
 
 
-def make_schema(archive: Archive, layout: Layout, columns: Sequence[str], baseline: str) -> Schema:
+def make_schema(archive: Archive, layout: RecordLayout, columns: Sequence[str], baseline: str) -> Schema:
     """The schema; `columns` are those of the table, `baseline` what the metadata of the files name."""
     fields = {
         'name': Field(

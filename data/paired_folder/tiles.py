@@ -1,4 +1,8 @@
-"""One tile: from windows of its files to a checked record."""
+"""One tile: from windows of its files to a checked record.
+
+Values that cannot be what was declared are refused where there is no doubt, with the setting to change. What
+only a set of tiles can show, such as an offset left in or swapped polarisations, is not decided here.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +12,11 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from data.paired_folder.checks import check_values
+from data.paired_folder.entries import FACTS
 from data.paired_folder.headers import OPTIONS, channels, opened
-from data.paired_folder.layout import Layout, Part
-from data.paired_folder.offsets import shifted
-from data.paired_folder.table import FACTS
+from data.paired_folder.layout import LayoutPart, RecordLayout, shifted
 from data.records import Field, Item, Record, RecordError, validity
+from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Group
 
 
@@ -30,7 +33,7 @@ class Tile(NamedTuple):
     shift: Sequence[int] = ()  # added to the numbers of each Sentinel-2 file, see `offsets`; () is 0
 
 
-def read_item(item: Item, layout: Layout) -> Record:
+def read_item(item: Item, layout: RecordLayout) -> Record:
     """The record of a listed tile: every value as in the file (see `offsets` for the exception), at its own
     resolution.
 
@@ -66,7 +69,7 @@ def _typed(field: Field, value: Any) -> Any:
     return value if field.dtype == 'text' else np.dtype(field.dtype).type(value)
 
 
-def read_images(tile: Tile, layout: Layout) -> dict[str, np.ndarray]:
+def read_images(tile: Tile, layout: RecordLayout) -> dict[str, np.ndarray]:
     """The image groups of a tile, (rows, columns, bands) each; only its window of a file is read."""
     images: dict[str, np.ndarray] = {}
     # GEOKEYS: the reference system was checked while listing; its full definition is not looked up again.
@@ -94,7 +97,7 @@ def _blank(group: Group) -> np.ndarray:
     return np.full((*group.size, len(group.bands)), fill, group.dtype)
 
 
-def _read_window(file: Path, part: Part, group: Group, tile: Tile) -> np.ndarray:
+def _read_window(file: Path, part: LayoutPart, group: Group, tile: Tile) -> np.ndarray:
     """The bands of a part within the tile, (bands, rows, columns); smaller than a tile at the edge."""
     row, column = (round(x / part.step) for x in tile.corner)
     shape = tuple(round(x / part.step) for x in tile.shape)
@@ -116,7 +119,7 @@ def _read_window(file: Path, part: Part, group: Group, tile: Tile) -> np.ndarray
 _CHANGED = 'the file changed while it was converted; run the conversion again'
 
 
-def valid_shares(images: Mapping[str, np.ndarray], layout: Layout) -> dict[str, float]:
+def valid_shares(images: Mapping[str, np.ndarray], layout: RecordLayout) -> dict[str, float]:
     """modality -> share of its stored values that are valid."""
     counts: dict[str, list[int]] = {}
     for name, image in images.items():
@@ -124,3 +127,38 @@ def valid_shares(images: Mapping[str, np.ndarray], layout: Layout) -> dict[str, 
         valid, total = counts.setdefault(group.modality, [0, 0])
         counts[group.modality] = [valid + int(validity(image, group).sum()), total + image.size]
     return {modality: valid / total for modality, (valid, total) in counts.items()}
+
+
+_RAW = 'digital numbers of a product that is not calibrated? calibrate it first'
+_TWICE = 'the offset is off already? set s2_offset=0'
+# Unit and kind of `ranges.Problem` -> what to do; those without an entry say it themselves.
+_ADVICE = {
+    ('dB', 'below'): 'dB times a factor? set s1_scale, such as 0.01',
+    ('dB', 'above'): f"linear? set s1_unit='linear'; {_RAW}",
+    (
+        'dB',
+        'sign',
+    ): "linear power or digital numbers? set s1_unit, or s1_nodata=(0.0,) if 0 fills the file's borders",
+    ('linear', 'below'): "dB? set s1_unit='dB'",
+    ('linear', 'above'): _RAW,
+    ('amplitude', 'below'): "dB? set s1_unit='dB'",
+    ('amplitude', 'above'): _RAW,
+    ('DN', 'below'): _TWICE,
+    ('DN', 'small'): "reflectance? set s2_unit='reflectance', or s2_scale",
+    ('reflectance', 'below'): _TWICE,
+    ('reflectance', 'above'): "digital numbers? set s2_unit='DN'",
+}
+
+
+def check_values(file: Path, images: Mapping[str, np.ndarray], groups: Mapping[str, Group]) -> None:
+    """Raises RecordError if the images of one sensor cannot be in the unit that their groups say."""
+    problem = ranges.check_image(images, groups)
+    if problem is None:
+        return
+    group = groups[next(iter(images))]
+    advice = _ADVICE.get((group.unit, problem.kind), problem.advice)
+    if problem.kind == 'tail':
+        advice = (
+            f'a fill value for what was not measured? Set {group.modality}_nodata, or the tag of the files'
+        )
+    raise RecordError(file, f'{group.modality} {problem.band or "unit"}', problem.found, advice)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.geotiff import Place, opened, place_of, read_stack
-from data.records import Item, Record, RecordError
-from data.sanity import check_decibel
+from data.records import Item, Record, RecordError, check_decibel
 from data.sen12ms import labels
 from data.sen12ms.scenes import SEASONS, Scene, official_split
 from data.sen12ms.schema import GROUPS

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from data import records
-from data.paths import inside
-from data.records import Item, RecordError, Source
+from data.records import Item, RecordError, RecordSource, inside
 from data.sen12ms.images import KINDS, Triplet, read_item
 from data.sen12ms.scenes import SEASONS, Scene, drawn, official_split
 from data.sen12ms.schema import PUBLISHED, SCHEMA
@@ -33,14 +32,14 @@ class Archive:
     val_seed: int = setting(0, least=0)  # with val='drawn'
 
 
-def source(archive: Archive, on_error: OnError = 'fail') -> Source:
+def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     """The archive as the converter takes it."""
     root = records.folder(archive.root, 'root')
     triplets, problems = find(root)
     if problems and on_error == 'fail':
         raise problems[0][1]
     splits = split(triplets, archive)
-    return Source(
+    return RecordSource(
         schema=SCHEMA,
         splits={
             name: [Item(triplet.name('s2'), tuple(triplet)) for triplet in found]

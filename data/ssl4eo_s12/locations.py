@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data import records
-from data.paths import inside
-from data.records import Item, RecordError, Schema, Source
+from data.records import Item, RecordError, RecordSource, Schema, inside
 from data.ssl4eo_s12 import cubes, patches, schema
 from data.ssl4eo_s12.schema import PUBLISHED, Optical, Version
 from data.ssl4eo_s12.zarr_files import S1
@@ -36,7 +35,7 @@ def archive_schema(archive: Archive) -> Schema:
     return schema.schema(archive.version, archive.optical)
 
 
-def source(archive: Archive, on_error: OnError = 'fail') -> Source:
+def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     """The archive as the converter takes it.
 
     Raises InputError for wrong settings, and with `on_error='fail'` for a file or location that cannot be
@@ -59,7 +58,7 @@ def source(archive: Archive, on_error: OnError = 'fail') -> Source:
                 skips.append(entry[1].skip(entry[0]))
     _check_unique(splits)
     read: Any = cubes.read_item if archive.version == '1.1' else patches.read_item
-    return Source(
+    return RecordSource(
         schema=archive_schema(archive),
         splits={name: items for name, items in splits.items() if items or on_error == 'fail'},
         read=functools.partial(read, root=str(root), optical=archive.optical),

@@ -16,8 +16,7 @@ import numpy as np
 import rasterio
 
 from data.geotiff import opened
-from data.paths import check_name, inside
-from data.records import Item, Record, RecordError
+from data.records import Item, Record, RecordError, check_name, inside
 from data.ssl4eo_s12.names import check_decibel, pair
 from data.ssl4eo_s12.schema import RESOLUTION, SIZE, TIMES, schema
 from fusmae_jax.input.contract import Group

@@ -21,9 +21,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from fusmae_jax.checkpoints import manifest
-from fusmae_jax.checkpoints.tree_diff import difference
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.parallel.processes import read, together
+from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.storage import SaveError, absolute, check_name, is_disk_full
 
 FOLDER = 'checkpoints'
@@ -334,3 +334,20 @@ def open_step(path: epath.PathLike, step: int | None = None) -> tuple[Checkpoint
             f'{workdir}: no complete checkpoint {"" if wanted is None else wanted}; there: {there}'
         )
     return checkpoints, wanted
+
+
+def difference(wanted: Any, stored: Any) -> list[str]:
+    """What differs between two trees in names, shapes and types, one line each."""
+    leaves = jax.tree_util.tree_leaves_with_path
+    left, right = ({path_name(path): leaf for path, leaf in leaves(tree)} for tree in (wanted, stored))
+    lines = [f'{name}: not in the checkpoint' for name in left if name not in right]
+    lines += [f'{name}: in the checkpoint only' for name in right if name not in left]
+    for name in sorted(left.keys() & right.keys()):
+        expected, found = _describe(left[name]), _describe(right[name])
+        if expected != found:
+            lines.append(f'{name}: expected {expected}, the checkpoint has {found}')
+    return lines
+
+
+def _describe(leaf: Any) -> str:
+    return f'{leaf.dtype}{list(leaf.shape)}'

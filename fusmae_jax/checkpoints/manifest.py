@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.errors import InputError
 
 NAME = 'manifest.json'
@@ -37,9 +38,8 @@ PASSING = (
 
 def write(folder: epath.Path) -> None:
     """Writes the manifest of a complete checkpoint, whole or not at all."""
-    part = folder / f'{NAME}.part'
-    part.write_text(json.dumps({'files': _measure(folder, '')}))
-    part.replace(folder / NAME)
+    # Last of all: a manifest says that every file it lists was complete.
+    storage.write_json(folder / NAME, {'files': _measure(folder, '')}, indent=None)
 
 
 def damage(folder: epath.Path, part: str = '') -> str | None:
@@ -94,7 +94,7 @@ def saved_steps(directory: epath.Path) -> list[int]:
         found = [path for path in directory.iterdir() if path.name.isdigit()]
     except FileNotFoundError:
         return []
-    remote = '://' in str(directory)
+    remote = storage.is_remote(directory)
     return sorted(int(path.name) for path in found if not remote or (path / COMMITTED).exists())
 
 
@@ -144,8 +144,9 @@ def _move_aside(folder: epath.Path) -> epath.Path:
 
 def _measure(folder: epath.Path, part: str) -> dict[str, tuple[int, int]]:
     """Bytes and CRC-32 of the files of a checkpoint, or of one part of it, by their path in it."""
-    own = (folder / NAME, folder / f'{NAME}.part')
-    files = [file for file in _files(folder / part) if file not in own]
+    # A kill may have left half a manifest behind.
+    manifests = (folder / NAME, folder / f'{NAME}.part')
+    files = [file for file in _files(folder / part) if file not in manifests]
     with ThreadPoolExecutor(THREADS) as pool:
         return {
             str(file.relative_to(folder)): known for file, known in zip(files, pool.map(_checksum, files))
@@ -194,7 +195,7 @@ def _read_through(place: epath.Path) -> None:
     if place.name == 'meta':
         json.loads((place / '_strings.json').read_text())
     # As an address, a path on disk would have to be quoted: %, # and ? mean something there.
-    base = f'{place}/' if '://' in str(place) else {'driver': 'file', 'path': f'{place}/'}
+    base = f'{place}/' if storage.is_remote(place) else {'driver': 'file', 'path': f'{place}/'}
     try:
         store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
         keys = store.list().result()

@@ -15,6 +15,7 @@ from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import compatibility, normalise, units
 from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group, Statistics
+from fusmae_jax.input.statistics import Moments
 
 SAMPLE = 64  # blocks of a window's size that are looked at before a model with its own statistics is run
 _THIN = 4  # every which pixel, along rows and columns, is looked at for the range of values
@@ -26,45 +27,6 @@ class FittedFiles(NamedTuple):
     config: Config  # the model's, with statistics settled
     contract: Contract  # of what is read: the model's bands that are there, one group a file
     notes: list[str]  # what was converted, accepted or could not be compared
-
-
-class Moments:
-    """Count, mean and spread of the valid pixels of each band, merged block by block.
-
-    The pairwise update of Chan, Golub and LeVeque (1979), in float64.
-    """
-
-    def __init__(self, bands: int):
-        self.count, self.invalid = np.zeros(bands, np.int64), np.zeros(bands, np.int64)
-        self.mean, self.m2 = np.zeros(bands), np.zeros(bands)
-        self.low, self.high = np.full(bands, np.inf), np.full(bands, -np.inf)
-
-    def add(self, pixels: np.ndarray) -> None:
-        """Takes in a block (rows, columns, bands), NaN where invalid."""
-        values = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
-        valid = np.isfinite(values)
-        here = valid.sum(axis=0)
-        mean = np.where(valid, values, 0).sum(axis=0) / np.maximum(here, 1)
-        m2 = (np.where(valid, values - mean, 0) ** 2).sum(axis=0)
-        count = self.count + here
-        share, delta = here / np.maximum(count, 1), mean - self.mean
-        self.m2 += m2 + delta**2 * self.count * share
-        self.mean += delta * share
-        self.count, self.invalid = count, self.invalid + (~valid).sum(axis=0)
-        self.low = np.minimum(self.low, np.where(valid, values, np.inf).min(axis=0))
-        self.high = np.maximum(self.high, np.where(valid, values, -np.inf).max(axis=0))
-
-    def result(self) -> Statistics:
-        """As a contract holds them."""
-        some = self.count > 0
-        return Statistics(
-            mean=tuple(self.mean.tolist()),
-            std=tuple(np.sqrt(self.m2 / np.maximum(self.count, 1)).tolist()),
-            minimum=tuple(np.where(some, self.low, 0.0).tolist()),
-            maximum=tuple(np.where(some, self.high, 0.0).tolist()),
-            valid=tuple(self.count.tolist()),
-            invalid=tuple(self.invalid.tolist()),
-        )
 
 
 def restrict(config: Config, names: Mapping[str, object], where: str) -> Config:
@@ -198,7 +160,8 @@ def _measure(raster: Raster, group: Group, blocks: int) -> tuple[Statistics, np.
     for i, index in enumerate(chosen):
         row, column = divmod(index, across)
         pixels = raster.read(group.bands, row * height, column * width, height, width)
-        moments.add(pixels)
+        # Pixels are read with NaN where they are invalid, so nothing else is.
+        moments.add(pixels, Group())
         if i in looked_at:
             seen.append(pixels[::_THIN, ::_THIN].copy())  # a view would keep the whole block
     return moments.result(), np.stack(seen)

@@ -4,7 +4,6 @@
 it takes the working directory of a run.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.pretrained import Pretrained
@@ -42,10 +42,7 @@ def is_imported(path: epath.PathLike) -> bool:
 
 def digest(folder: epath.PathLike) -> str:
     """16 hexadecimal digits of the settings and weights of such a folder."""
-    total = hashlib.sha256()
-    for name in (ABOUT, WEIGHTS):
-        total.update((epath.Path(folder) / name).read_bytes())
-    return total.hexdigest()[:16]
+    return storage.digest((epath.Path(folder) / name).read_bytes() for name in (ABOUT, WEIGHTS))
 
 
 def write(
@@ -69,20 +66,14 @@ def write(
     (folder / ABOUT).unlink(missing_ok=True)
     flat = traverse_util.flatten_dict(params, sep='/')
     weights = {path: np.ascontiguousarray(x) for path, x in flat.items()}
-    _replace(folder / WEIGHTS, safetensors.numpy.save(weights))
+    storage.write_bytes(folder / WEIGHTS, safetensors.numpy.save(weights))
     values = {
         'format': FORMAT,
         'config': to_dict(config),
         'contract': to_dict(contract),
         'about': dict(about),
     }
-    _replace(folder / ABOUT, json.dumps(values, indent=2).encode())
-
-
-def _replace(file: epath.Path, content: bytes) -> None:
-    part = file.parent / f'{file.name}.part'
-    part.write_bytes(content)
-    part.replace(file)
+    storage.write_json(folder / ABOUT, values)
 
 
 def read(folder: epath.PathLike) -> Imported:

@@ -6,14 +6,14 @@ each reads its own sensor, their features side by side.
 
 import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fusmae_jax import storage
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config.build import to_dict
@@ -77,7 +77,7 @@ def content(path: str) -> str:
         checkpoints, step = open_step(path)
         checkpoints.close()
         file = checkpoints.directory / str(step) / manifest.NAME
-        return f'{step}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}'
+        return f'{step}-{storage.digest([file.read_bytes()])}'
     except (InputError, OSError):
         return path
 
@@ -116,12 +116,15 @@ def fingerprint(model: Pretrained) -> str:
     The rule for absent modalities is left out: it belongs to the use of a checkpoint, and a result says it.
     """
     about = to_dict(_with_absent(model.config, 'self').model)
-    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode() + str(model.dtype).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        array = np.asarray(leaf)
-        total.update(f'{path_name(path)} {array.dtype} {array.shape}'.encode())
-        total.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    return total.hexdigest()[:16]
+
+    def parts() -> Iterator[Any]:
+        yield json.dumps(about, sort_keys=True) + str(model.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+            array = np.asarray(leaf)
+            yield f'{path_name(path)} {array.dtype} {array.shape}'
+            yield np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
+
+    return storage.digest(parts())
 
 
 def fit(

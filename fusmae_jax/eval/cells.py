@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.encoders.settings import BANDS
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import intervals
@@ -145,9 +145,7 @@ def show(cells: Sequence[Cell], kind: str, workdir: epath.Path, command: str) ->
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:
-    part = file.parent / f'{file.name}.part'
-    part.write_text(''.join(f'{line}\n' for line in lines))
-    part.replace(file)
+    storage.write_text(file, ''.join(f'{line}\n' for line in lines))
 
 
 def differences(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ the same.
 
 import functools
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +33,7 @@ from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from fusmae_jax.storage import read_npz, write_npz
 from fusmae_jax.train.step import abstract_batch
 
 FORMAT = 1  # of what a feature means
@@ -191,29 +190,18 @@ class Extractor:
         file, about = self._file(split, name, epath.Path(folder))
         if not file.exists():
             return None
-        try:
-            with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-                # Files of earlier versions have no digest: their records were not compared with the index.
-                if str(archive['about']) != about or str(archive.get('records')) != self._records(split):
-                    return None
-                return Features(archive['values'], archive['valid'])
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-            raise InputError(f'{file}: cannot be read ({error}); remove it') from error
+        with read_npz(file, 'remove it') as archive:
+            # Files of earlier versions have no digest: their records were not compared with the index.
+            if str(archive['about']) != about or str(archive.get('records')) != self._records(split):
+                return None
+            return Features(archive['values'], archive['valid'])
 
     def _write(self, split: str, name: str, features: Features, folder: epath.Path) -> None:
         """Whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         file, about = self._file(split, name, folder)
-        part = folder / f'{file.name}.part'
-        with part.open('wb') as stream:
-            np.savez(
-                stream,
-                values=features.values,
-                valid=features.valid,
-                about=np.array(about),
-                records=np.array(self._records(split)),
-            )
-        part.replace(file)
+        arrays = {'values': features.values, 'valid': features.valid}
+        write_npz(file, arrays | {'about': np.array(about), 'records': np.array(self._records(split))})
 
 
 class Extractors:

@@ -18,11 +18,8 @@ has no clusters, and copies would sort the scores anew each time (see `metrics`)
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -30,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.metrics import Measure
 
@@ -93,9 +91,8 @@ def resample(
         metrics = list(pool.map(replicate, range(replicates)))
     each = {metric: np.array([values[metric] for values in metrics]) for metric in estimate}
     # What has to agree before two systems are paired; their scores are left out, as these may differ.
-    total = hashlib.sha256(measure.truth)
-    total.update(np.ascontiguousarray(groups, np.int64).tobytes() + f'{seed} {replicates}'.encode())
-    return Replicates(estimate, each, count, total.hexdigest()[:16])
+    drawn = np.ascontiguousarray(groups, np.int64).tobytes()
+    return Replicates(estimate, each, count, storage.digest([measure.truth, drawn, f'{seed} {replicates}']))
 
 
 def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
@@ -239,12 +236,8 @@ def write_replicates(
         heads.append(
             {'about': about, 'metrics': names, 'clusters': mean.clusters, 'resamples': mean.resamples}
         )
-    file = workdir / STORED.format(command)
-    part = file.parent / f'{file.name}.part'
-    with part.open('wb') as stream:
-        arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-    part.replace(file)
+    arrays['heads'] = np.array(json.dumps({'format': FORMAT, 'cells': heads}))
+    storage.write_npz(workdir / STORED.format(command), arrays)
 
 
 def read_replicates(workdir: epath.PathLike, command: str) -> list[StoredReplicates]:
@@ -256,17 +249,14 @@ def read_replicates(workdir: epath.PathLike, command: str) -> list[StoredReplica
     file = epath.Path(workdir) / STORED.format(command)
     if not file.exists():
         return []
-    try:
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-            known = json.loads(str(archive['heads']))
-            if known['format'] != FORMAT:
-                raise ValueError(f'format {known["format"]}, expected {FORMAT}')
-            return [
-                _stored(head, archive[f'estimate-{i}'], archive[f'values-{i}'])
-                for i, head in enumerate(known['cells'])
-            ]
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-        raise InputError(f'{file}: cannot be read ({error}); remove it and evaluate again') from error
+    with storage.read_npz(file, 'remove it and evaluate again') as archive:
+        known = json.loads(str(archive['heads']))
+        if known['format'] != FORMAT:
+            raise ValueError(f'format {known["format"]}, expected {FORMAT}')
+        return [
+            _stored(head, archive[f'estimate-{i}'], archive[f'values-{i}'])
+            for i, head in enumerate(known['cells'])
+        ]
 
 
 def _stored(head: Mapping[str, Any], estimate: np.ndarray, values: np.ndarray) -> StoredReplicates:

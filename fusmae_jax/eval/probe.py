@@ -6,7 +6,6 @@ of the validation split; of the test split it is given the features alone. Test 
 place only: where the scores of heads that are settled already are measured.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
@@ -76,7 +76,7 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     check(config)
     task, drawn = open_task(config)
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG.format(name)).write_text(json.dumps(to_dict(config), indent=2))
+    storage.write_json(workdir / CONFIG.format(name), to_dict(config))
     # Written again after every cell: what is there survives an interruption.
     evaluated: list[Cell] = []
     for cell in _cells(config, workdir, task, drawn, name):
@@ -260,8 +260,4 @@ def store(outcome: ProbeOutcome, file: epath.Path) -> None:
     if not outcome.heads:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.parent / f'{file.name}.part'
-    arrays: dict[str, Any] = outcome.heads | {name: np.array(x) for name, x in outcome.chosen.items()}
-    with part.open('wb') as stream:
-        np.savez(stream, **arrays)
-    part.replace(file)
+    storage.write_npz(file, outcome.heads | {name: np.array(x) for name, x in outcome.chosen.items()})

@@ -5,13 +5,13 @@ table that `prepare` is driven by: record field -> (modality, bands, grid, dtype
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.sensors import Product
@@ -133,4 +133,4 @@ def read(path: epath.PathLike) -> Contract:
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
     """16 hexadecimal digits that change when any of the (JSON-able) parts changes."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return storage.digest([json.dumps(parts, sort_keys=True)])

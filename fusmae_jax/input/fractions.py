@@ -10,8 +10,6 @@ the same ones. Four kinds:
 """
 
 import hashlib
-import zipfile
-import zlib
 
 import numpy as np
 from etils import epath
@@ -19,6 +17,7 @@ from etils import epath
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import read_index
+from fusmae_jax.storage import read_npz
 
 FILE = 'fractions-{split}.npz'
 DIGEST = 'digest'  # of the names of the split's records in their order
@@ -98,11 +97,8 @@ def _wanted(fraction: float, draw: str, seed: int) -> str | None:
 def _read(file: epath.Path, wanted: str, names: np.ndarray) -> np.ndarray:
     if not file.exists():
         raise InputError(f'{file}: the label fractions of the split are missing; convert the data set again')
-    try:
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-            lists = {name: archive[name] for name in (DIGEST, wanted) if name in archive}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-        raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error
+    with read_npz(file, 'convert the data set again') as archive:
+        lists = {name: archive[name] for name in (DIGEST, wanted) if name in archive}
     if str(lists.get(DIGEST)) != digest(names):
         raise InputError(
             f'{file}: drawn from other records than those of the index; convert the data set again'

@@ -21,7 +21,7 @@ WATER = -18.0  # dB; an image whose stronger polarisation lies below is mostly w
 SWAPPED = -1.0  # dB, median of VV - VH over land, where 2 to 15 is usual
 BRIGHTEST = {'VV': 0.0, 'VH': -6.5}  # dB, of the median of an image; cities end some dB below
 FLOOR = -60.0  # dB; the noise of the instrument lies near -25, its least speckle near -50
-OFFSET = 900.0  # smallest dark percentile over the bands: below about 400 without the offset of 1000
+OFFSET_LIMIT = 900.0  # smallest dark percentile over the bands: below about 400 without the offset of 1000
 SUBTRACTED = -300.0  # darker on average than any correction of the atmosphere leaves dark pixels
 # Light that the air adds, x 10,000: B01 - B11 of dark pixels is 700 to 1200 in L1C, below 250 in L2A.
 HAZE, HAZE_FEW, BLUE = 450.0, 600.0, 1.5  # of a sample; of fewer than FEW images; divided where B02 stands in
@@ -190,7 +190,7 @@ def _offset(dark: Mapping[str, float], images: int) -> Iterator[Doubt]:
     if not dark:
         return
     band = min(dark, key=dark.__getitem__)
-    if dark[band] >= OFFSET:
+    if dark[band] >= OFFSET_LIMIT:
         yield Doubt(
             False,
             'offset',

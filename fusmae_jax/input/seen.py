@@ -19,14 +19,13 @@ A record is recognised in five ways, each of which finds what the ones before ca
 import hashlib
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import place
 from fusmae_jax.input.contract import Contract
@@ -146,12 +145,12 @@ def nothing() -> Seen:
 
 def digest(seen: Seen) -> str:
     """16 hexadecimal digits that change with any name; not with the order in which they were seen."""
-    total = hashlib.sha256()
-    for way, names in seen.names._asdict().items():
+    return storage.digest(
+        b'%d\0' % len(names) + b'\0'.join(names.tolist())
+        for way, names in seen.names._asdict().items()
         # What lists of format 1 did not have leaves their digests as they were.
-        if len(names) or way in ('id', 'twin', 'cell'):
-            total.update(b'%d\0' % len(names) + b'\0'.join(names.tolist()))
-    return total.hexdigest()[:16]
+        if len(names) or way in ('id', 'twin', 'cell')
+    )
 
 
 def to_bytes(seen: Seen) -> bytes:
@@ -167,7 +166,7 @@ def from_bytes(packed: bytes, where: str) -> Seen:
     try:
         with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
             arrays = dict(archive)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+    except storage.DAMAGED as error:
         raise InputError(f'{where}: the list of seen records is damaged ({error}); restore it') from error
     if int(arrays.get('format', 0)) not in (1, FORMAT):
         raise InputError(

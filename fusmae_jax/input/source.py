@@ -5,8 +5,6 @@ record that is read is compared with the index by its key. A shard that is missi
 damaged is an InputError that names it.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder, split_name
 from fusmae_jax.input.contract import Group
+from fusmae_jax.storage import read_npz
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
 LABELS = ('name', 's1_name', 's2_name', 'snow', 'cloud')
@@ -232,17 +231,12 @@ def _read_index(
 ) -> dict[str, np.ndarray]:
     if not file.exists():
         raise InputError(f'{file}: the index of the split is missing; convert the data set again')
-    try:
-        with file.open('rb') as stream, np.load(stream, allow_pickle=False) as archive:
-            for name in fields or ():
-                if name not in archive:
-                    raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
-            wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
-            index = {name: archive[name] for name in wanted}
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f'{file}: cannot be read ({error}); convert the data set again') from error
+    with read_npz(file, 'convert the data set again') as archive:
+        for name in fields or ():
+            if name not in archive:
+                raise InputError(f'{file}: no field {name!r}; {nearest(name, archive.files)}')
+        wanted = archive.files if fields is None else [*fields, *(n for n in optional if n in archive)]
+        index = {name: archive[name] for name in wanted}
     lengths = {name: len(values) if values.ndim else 0 for name, values in index.items()}
     if len(set(lengths.values())) > 1:
         raise InputError(f'{file}: fields of different lengths ({lengths}); convert the data set again')

@@ -18,7 +18,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from fusmae_jax.parallel.processes import gather
-from fusmae_jax.storage import absolute
+from fusmae_jax.storage import absolute, write_json
 
 FOLDER = 'compilation_cache'
 DIGESTS = 'digests.json'
@@ -81,9 +81,7 @@ class CompileCache:
             return {}  # then no entry can be trusted
 
     def _write(self, digests: dict[str, str]) -> None:
-        part = self._folder / f'{DIGESTS}.part'
-        part.write_text(json.dumps(digests, indent=1))
-        part.replace(self._folder / DIGESTS)
+        write_json(self._folder / DIGESTS, digests, indent=1)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from etils import epath
 
+from fusmae_jax import storage
+
 FILE = 'goodput.json'
 PHASES = ('step', 'input', 'checkpoint', 'evaluation', 'compile', 'restore', 'start')
 REDONE = ('step', 'input')  # what doing a step again costs
@@ -142,10 +144,8 @@ class Goodput:
         self._turn()
         self._written = self._since
         if self._active:
-            part = self._file.parent / f'{FILE}.part'
             with contextlib.suppress(Exception):  # an object store has errors of its own
-                part.write_text(json.dumps([sitting._asdict() for sitting in self.sittings()], indent=1))
-                part.replace(self._file)
+                storage.write_json(self._file, [sitting._asdict() for sitting in self.sittings()], indent=1)
 
     def summary(self) -> str:
         """One line for the end of a sitting."""

@@ -6,6 +6,7 @@ import json
 import jax
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
@@ -56,7 +57,7 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     picture = figure(panels, records, config, setup.contract, title)
     with (workdir / PICTURE).open('wb') as file:
         Image.fromarray(picture).save(file, 'PNG')
-    (workdir / SUMMARY).write_text(json.dumps(values, indent=2) + '\n')
+    storage.write_text(workdir / SUMMARY, json.dumps(values, indent=2) + '\n')
     print(json.dumps(values, indent=2))
     for name in (PICTURE, SUMMARY):
         print(f'wrote {workdir / name}')

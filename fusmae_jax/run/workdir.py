@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import build, flatten, to_dict
 from fusmae_jax.config.run import Config
@@ -41,9 +41,7 @@ FREE = (
 def write_config(workdir: epath.Path, config: Config) -> None:
     """Writes config.json, whole or not at all."""
     workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / f'{CONFIG}.part'
-    part.write_text(json.dumps(to_dict(config), indent=2))
-    part.replace(workdir / CONFIG)
+    storage.write_json(workdir / CONFIG, to_dict(config))
 
 
 def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
@@ -127,10 +125,7 @@ def read_config(workdir: epath.Path) -> Config:
     file = workdir / CONFIG
     if not file.exists():
         raise InputError(f'{file}: not found; --workdir must be that of a pretraining run')
-    try:
-        return build(json.loads(file.read_text()))
-    except json.JSONDecodeError as error:
-        raise InputError(f'{file}: not valid JSON ({error}); remove it or restore it') from error
+    return build(storage.read_json(file, 'remove it or restore it'))
 
 
 def note_skip(workdir: epath.Path, step: int, records: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fusmae_jax import storage
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import pipeline
 from fusmae_jax.parallel.processes import gather, read
@@ -82,9 +83,7 @@ def _step_of(line: str) -> float:
 def trim(file: epath.Path, step: int) -> None:
     """Drops the lines of a JSON-lines file that come from after `step`, or are half-written."""
     if file.exists():
-        part = file.parent / f'{file.name}.part'
-        part.write_text(''.join(_until(file, step)))
-        part.replace(file)
+        storage.write_text(file, ''.join(_until(file, step)))
 
 
 def _until(file: epath.Path, step: int) -> list[str]:

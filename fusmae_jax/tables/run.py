@@ -1,11 +1,11 @@
 """The command `tables`: runs or resumes what is missing, then shows every table with what there is."""
 
-import json
 from collections.abc import Mapping
 
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.tables import render
@@ -41,7 +41,7 @@ def run_tables(config: Tables, workdir: epath.PathLike, make: Make) -> int:
     plan, workdir = StudyPlan(config, workdir, make), epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     print(f'study {plan.digest} in {workdir}')
-    (workdir / SETTINGS).write_text(json.dumps({'digest': plan.digest} | to_dict(config), indent=2))
+    storage.write_json(workdir / SETTINGS, {'digest': plan.digest} | to_dict(config))
     failed: dict[str, str] = {}
     stages = list(plan.stages())
     for number, stage in enumerate(stages, start=1):
@@ -97,9 +97,7 @@ def _write(plan: StudyPlan, failed: Mapping[str, str], workdir: epath.Path) -> s
         ('csv', render.to_csv(grids)),
         ('tex', '\n\n'.join(tex) + '\n'),
     ):
-        part = workdir / f'{FILE.format(kind)}.part'
-        part.write_text(content)
-        part.replace(workdir / FILE.format(kind))
+        storage.write_text(workdir / FILE.format(kind), content)
     return text
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import flatten
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import fingerprint
@@ -90,19 +91,14 @@ def run(stage: Stage) -> bool:
 
 def _mark(stage: Stage, complete: bool) -> None:
     stage.folder.mkdir(parents=True, exist_ok=True)
-    part = stage.folder / f'{MARK}.part'
-    part.write_text(json.dumps(stage.wanted | {'complete': complete}, indent=2))
-    part.replace(stage.folder / MARK)
+    storage.write_json(stage.folder / MARK, stage.wanted | {'complete': complete})
 
 
 def _read(stage: Stage) -> dict[str, Any] | None:
     file = stage.folder / MARK
     if not file.exists():
         return None
-    try:
-        mark = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f'{file}: not valid JSON ({error}); remove it to run the stage again') from error
+    mark = storage.read_json(file, 'remove it to run the stage again')
     if not isinstance(mark, dict):
         raise InputError(f'{file}: not the mark of a stage; remove it to run the stage again')
     return mark

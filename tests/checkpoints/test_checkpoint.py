@@ -11,31 +11,13 @@ import numpy as np
 import pytest
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
 from fusmae_jax.checkpoints import manifest
-from fusmae_jax.checkpoints.checkpoints import Checkpoints, find, open_step
-from fusmae_jax.config import run as cfg
+from fusmae_jax.checkpoints.checkpoints import Checkpoints, difference, find, open_step
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.storage import SaveError, explain_full_disk
-
-
-def state_on(devices, step=1, scale=1.0):
-    mesh = make_mesh(cfg.Parallel(1, devices), jax.devices()[:devices])
-    where = NamedSharding(mesh, PartitionSpec('fsdp'))
-    kernel = jax.device_put(scale * jnp.arange(32.0).reshape(8, 4), where)
-    return {
-        'step': jnp.int32(step),
-        'params': {'kernel': kernel},
-        'opt_state': ({'mu': kernel * 2}, jnp.int32(step)),
-        'extra': {},
-    }
-
-
-def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+from tests.support.checkpoint_files import abstract, flip, largest, state_on, three_steps
 
 
 def test_saved_on_eight_devices_restored_on_two(tmp_path):
@@ -160,25 +142,6 @@ def test_a_reader_deletes_nothing_and_names_what_is_there(tmp_path):
         open_step(tmp_path, 9)
     assert unfinished.exists()
     writer.close()
-
-
-def three_steps(folder):
-    """Three complete checkpoints, and where the newest lies."""
-    checkpoints = Checkpoints(folder, keep=3)
-    for step in (1, 2, 3):
-        checkpoints.save(state_on(2, step, scale=step), {'config': {}}, val_loss=1.0)
-    checkpoints.close()
-    return folder / 'checkpoints' / '3'
-
-
-def largest(folder):
-    return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 DAMAGES = {
@@ -339,3 +302,11 @@ def test_the_order_of_settings_and_the_average_of_the_weights_come_back(tmp_path
     with pytest.raises(InputError, match='holds no averaged weights'):
         checkpoints.params(abstract, 4, 'ema')
     checkpoints.close()
+
+
+def test_difference_names_types_and_extra_leaves():
+    left = {'a': jnp.zeros(2), 'b': jnp.zeros(1)}
+    right = {'a': jnp.zeros(2, jnp.bfloat16), 'c': jnp.zeros(1)}
+    assert difference(left, left) == []
+    lines = '\n'.join(difference(left, right))
+    assert 'bfloat16[2]' in lines and 'c: in the checkpoint only' in lines

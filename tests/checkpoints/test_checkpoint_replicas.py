@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.parallel.mesh import make_mesh
-from tests.checkpoints.test_checkpoint import abstract
+from tests.support.checkpoint_files import abstract
 
 
 @pytest.mark.parametrize(('rows', 'cut'), [(8, False), (2**15, True)])

@@ -11,7 +11,7 @@ import pytest
 import rasterio
 
 from data import sharded
-from data.bigearthnet_mm import lists, names, official, pairs, splits
+from data.bigearthnet_mm import lists, pairs
 from data.bigearthnet_mm.labels import CLASSES_43, without_19_class
 from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from data.generate import bigearthnet_mm as generate
@@ -26,7 +26,7 @@ S1_NAME = 'S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48'
 @pytest.fixture(scope='module')
 def table():
     """The published table of all pairs."""
-    return [official.Row(*line.split(',')) for line in official._table().splitlines()[1:]]
+    return [lists.PublishedPair(*line.split(',')) for line in lists._table().splitlines()[1:]]
 
 
 def test_published_pairs(table):
@@ -47,17 +47,17 @@ def test_published_pairs(table):
     assert collections.Counter(row.season for row in table) == seasons
     platforms = collections.Counter(name[:3] for row in table for name in (row.s1_name, row.s2_name))
     assert platforms == {'S1A': 361_457, 'S1B': 228_869, 'S2A': 249_440, 'S2B': 340_886}
-    assert all(names.is_s2_name(row.s2_name) and not names.is_s2_name(row.s1_name) for row in table)
+    assert all(lists.is_s2_name(row.s2_name) and not lists.is_s2_name(row.s1_name) for row in table)
     assert sum(len(row.s2_name.split('_')[2]) == 14 for row in table) == 69_866
     assert all(row.s1_name.split('_')[-2:] == row.s2_name.split('_')[-2:] for row in table)
 
 
 def test_published_lists(table):
-    snow, cloud, bare = (official.listed(flag) for flag in splits.FLAGS)
+    snow, cloud, bare = (lists.listed(flag) for flag in lists.FLAGS)
     assert (len(snow), len(cloud), len(bare)) == (61_707, 9_280, 57)
     assert not snow & cloud and len(bare & (snow | cloud)) == 2
     everything = {row.s2_name for row in table}
-    used = [official.listed(name) for name in official.SPLITS]
+    used = [lists.listed(name) for name in lists.OFFICIAL]
     assert sum(map(len, used)) == len(frozenset().union(*used)) == 519_284
     assert everything - snow - cloud - bare == frozenset().union(*used)
     assert len(everything - snow - cloud) == 519_339
@@ -66,10 +66,10 @@ def test_published_lists(table):
 
 
 def test_published_sizes_of_filtered_splits():
-    assert splits.published(()) == PUBLISHED
-    assert splits.published(('snow', 'cloud')) == {**PUBLISHED, 'rest': 55}
-    assert splits.published(('no_19_class',)) == {**PUBLISHED, 'rest': 71_042 - 57}
-    assert splits.published(splits.FLAGS) == {name: PUBLISHED[name] for name in official.SPLITS}
+    assert lists.official_sizes(()) == PUBLISHED
+    assert lists.official_sizes(('snow', 'cloud')) == {**PUBLISHED, 'rest': 55}
+    assert lists.official_sizes(('no_19_class',)) == {**PUBLISHED, 'rest': 71_042 - 57}
+    assert lists.official_sizes(lists.FLAGS) == {name: PUBLISHED[name] for name in lists.OFFICIAL}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_leaving_out_snow_and_cloud(example_archive, example_dataset):
     records = by_name(read(example_dataset)).values()
     snowy = sum(int(r['snow']) for r in records)
     assert snowy and not any(r['cloud'] for r in records)
-    archive = pairs.Archive(str(example_archive.s1), str(example_archive.s2), 'one', leave_out=splits.FLAGS)
+    archive = pairs.Archive(str(example_archive.s1), str(example_archive.s2), 'one', leave_out=lists.FLAGS)
     source = pairs.source(archive)
     assert len(source.splits['train']) == 6 - snowy
     assert source.inputs['left_out'] == f'{snowy} snow'
-    official_archive = pairs.Archive(str(example_archive.s1), str(example_archive.s2), leave_out=splits.FLAGS)
+    official_archive = pairs.Archive(str(example_archive.s1), str(example_archive.s2), leave_out=lists.FLAGS)
     source = pairs.source(official_archive, on_error='skip')
     assert 'rest' not in source.splits and 'rest' not in source.published
     assert source.published['train'] == 269_695

@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 
 from configs.convert_bigearthnet_mm import get_config
 from data import convert, sharded
-from data.bigearthnet_mm import official
+from data.bigearthnet_mm import lists
 from data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
 from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
-from data.bigearthnet_mm.names import parse_name, parse_time
+from data.bigearthnet_mm.lists import parse_name, parse_time
 from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
@@ -83,14 +83,14 @@ def test_contract_and_report_beside_the_shards(example_dataset):
 
 
 def test_official_splits_add_up():
-    lists = {name: official.listed(name) for name in official.LISTS}
-    sizes = {name: len(names) for name, names in lists.items()}
-    assert {name: sizes[name] for name in official.SPLITS} == {
-        name: PUBLISHED[name] for name in official.SPLITS
+    published = {name: lists.listed(name) for name in lists.LISTS}
+    sizes = {name: len(names) for name, names in published.items()}
+    assert {name: sizes[name] for name in lists.OFFICIAL} == {
+        name: PUBLISHED[name] for name in lists.OFFICIAL
     }
-    left_out = lists['snow'] | lists['cloud'] | lists['no_19_class']
+    left_out = published['snow'] | published['cloud'] | published['no_19_class']
     assert len(left_out) == PUBLISHED['rest']
-    union = left_out | lists['train'] | lists['val'] | lists['test']
+    union = left_out | published['train'] | published['val'] | published['test']
     assert len(union) == sum(PUBLISHED.values()) == sum(len(s) for s in (left_out,)) + 519_284
     assert len(union) - sizes['val'] - sizes['test'] == 340_737 == 590_326 - 123_723 - 125_866
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from configs.convert_bigearthnet_v2 import get_config
 from data import convert, sharded
 from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_mm.names import parse_name, parse_time
+from data.bigearthnet_mm.lists import parse_name, parse_time
 from data.bigearthnet_v2 import pairs, published
 from data.bigearthnet_v2.bigearthnet_v2_dataset_builder import Builder
 from data.bigearthnet_v2.labels import CODES, NONE, classes_of_map

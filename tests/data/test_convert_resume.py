@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_sentence_and_the_conversion_goes_on(
             else OSError(28, 'full')
         )
 
-    owner, name = {'shard': (sharded, '_writer'), 'sidecar': (sharded.index.Rows, 'arrays')}.get(
+    owner, name = {'shard': (sharded, '_writer'), 'sidecar': (sharded.records.IndexRows, 'arrays')}.get(
         where, (sharded, '_write_index')
     )
     with monkeypatch.context() as patch:

@@ -7,11 +7,15 @@ import pytest
 
 from data import sharded
 from data.bigearthnet_mm import pairs as bigearthnet_mm
+from data.bigearthnet_v2.names import patch_folder
 from data.generate import bigearthnet_mm as made_up
-from data.generate import sen12ms
+from data.generate import sen12ms, ssl4eo_s12
 from data.generate.scene import SceneConfig
 from data.paired_folder import pairs
+from data.records import RecordError
 from data.sen12ms import triplets
+from data.ssl4eo_s12 import locations
+from data.ssl4eo_s12.patches import FOLDERS
 from fusmae_jax.errors import InputError
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import archive, pair
@@ -54,3 +58,20 @@ def test_a_name_that_is_no_text_is_said_or_skipped(make, tmp_path):
     folder, report = sharded.convert(source('skip'), tmp_path / 'out', on_error='skip')
     assert len(read(folder, '+'.join(report['splits']))) == records
     assert any('\\xe9' in skip['record'] for skip in report['skips'])
+
+
+def test_an_image_of_ssl4eo_s12_whose_name_is_no_text_leaves_its_location_out(tmp_path):
+    settings = ssl4eo_s12.write(tmp_path / 'raw', 8, SceneConfig(size=264), version='1.0')
+    image = next(path for path in (tmp_path / 'raw' / FOLDERS['S1']).glob('*/*') if path.is_dir())
+    image.rename(image.with_name(image.name + BAD))
+    source = locations.source(locations.Archive(**settings), 'skip')
+    items = [item for split in source.splits.values() for item in split]
+    with pytest.raises(RecordError, match=r'xe9.*is not UTF-8') as error:
+        [source.read(item) for item in items]
+    str(error.value).encode()
+
+
+def test_a_patch_of_bigearthnet_v2_whose_name_is_no_text_is_said(tmp_path):
+    with pytest.raises(RecordError, match=r'xe9.*is not UTF-8') as error:
+        patch_folder(tmp_path, f'S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_{BAD}')
+    str(error.value).encode()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.paired_folder import labels
+from data.paired_folder.entries import COLUMNS
 from data.paired_folder.settings import Archive
-from data.paired_folder.table import COLUMNS
 from data.records import RecordError
 from fusmae_jax.errors import InputError
 

@@ -7,10 +7,11 @@ import pytest
 
 from data import records
 from data.bigearthnet_mm.schema import SCHEMA
-from data.statistics import Moments, Tally
+from data.statistics import Tally
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.contract import Group
+from fusmae_jax.input.statistics import Moments
 
 FLOATS = Group('s1', ('VV', 'VH'), (7, 5), 'float32', 'dB')
 NUMBERS = Group('s2', ('B02', 'B03', 'B04'), (6, 4), 'uint16', 'DN', nodata=(0.0,))

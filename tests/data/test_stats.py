@@ -9,8 +9,8 @@ import pytest
 
 from data import sharded, stats_command
 from data.bigearthnet_mm.schema import SCHEMA
-from data.distribution import PERCENTILES, RELATIVE_ERROR, Distribution, sensor_unit
-from data.records import Field, Item, Source
+from data.records import Field, Item, RecordSource
+from data.statistics import PERCENTILES, RELATIVE_ERROR, Distribution, sensor_unit
 from fusmae_jax import sensors
 from fusmae_jax.config.build import build, config_dict
 from fusmae_jax.config.run import Config
@@ -199,7 +199,7 @@ def dataset(tmp_path_factory):
         'val': [Item(f'{i:02d}', (i,)) for i in range(25, 40)],
     }
     folder, _ = sharded.convert(
-        Source(schema, splits, read, {'input': 'made up'}), tmp_path_factory.mktemp('stats'), 8
+        RecordSource(schema, splits, read, {'input': 'made up'}), tmp_path_factory.mktemp('stats'), 8
     )
     return folder, arrays
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
-from data.bigearthnet_mm.official import EXAMPLES
+from data.bigearthnet_mm.lists import EXAMPLES
 from data.tfds_builder import ArchiveConfig
 from fusmae_jax.errors import InputError
 from tests.support.data_fixtures import assert_same_records, by_name, read

@@ -7,39 +7,16 @@ import numpy as np
 import pytest
 
 from data.doctor import registration
-from data.doctor.checks import CHECKS, examine
-from data.doctor.findings import SEVERITIES
+from data.doctor.checks import examine
 from tests.support import faults
+from tests.support.doctor_checks import FAULTS, QUICK, checks_for, grave, only, spoilt
 from tests.support.faults import LAYOUTS, SEEDS, clean, found
-from tests.support.faults_both import BOTH
 from tests.support.faults_s1 import S1
 from tests.support.faults_s2 import S2
 
-FAULTS = (*S1, *S2, *BOTH)
 # Not in the measured tables until `python -m tests.support.doctor_table` writes them again.
 UNMEASURED = ('S1 scaled to its own range', 'S2 scaled to its own range', 'a wrong geotransform of S2')
 DOCUMENT = Path(__file__).parents[2] / 'docs' / 'doctor.md'
-# The only check that takes long; it matters for faults of registration alone.
-QUICK = tuple(check for check in CHECKS if check is not registration.check)
-
-
-def grave(findings):
-    return [f for f in findings if SEVERITIES.index(f.severity) > SEVERITIES.index('note')]
-
-
-def spoilt(evidence, fault, strength, seed):
-    return fault.apply(evidence, strength, np.random.default_rng(seed))
-
-
-def checks_for(fault):
-    return CHECKS if any(code.startswith('pair') for code in fault.codes) else QUICK
-
-
-def only(evidence, fault):
-    """The evidence without the sensor that a fault leaves alone; for speed."""
-    modality = {**dict.fromkeys(S1, 's1'), **dict.fromkeys(S2, 's2')}.get(fault)
-    sensors = {m: s for m, s in evidence.sensors.items() if modality in (None, m)}
-    return dataclasses.replace(evidence, sensors=sensors)
 
 
 @pytest.fixture(scope='module')

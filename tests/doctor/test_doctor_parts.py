@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from data.doctor import backscatter, names, tiffs
+from data.doctor import names, radar, tiffs
 from data.doctor.evidence import Declared, Sensor, solar_hour
 from data.doctor.findings import Finding, by_amount, exit_code, worst
 from data.doctor.raw import find_folder, names_in, spread
@@ -72,11 +72,11 @@ def test_every_unit_is_recognised_and_turned_back_into_decibel(unit):
     given = evidence.sensors['s1']
     images = tuple({b: to_unit(x) for b, x in image.items()} for image in given.images)
     sensor = Sensor('s1', Declared(('VV', 'VH')), images)
-    found = backscatter.units_of(sensor)
+    found = radar.units_of(sensor)
     assert set(found) == {unit}
     expected = np.array([[np.median(x) for x in image.values()] for image in given.images])
     np.testing.assert_allclose(
-        backscatter.medians(sensor, found), expected, atol=0.6 if unit == 'wrapped dB' else 0.2
+        radar.medians(sensor, found), expected, atol=0.6 if unit == 'wrapped dB' else 0.2
     )
 
 

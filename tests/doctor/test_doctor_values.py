@@ -7,7 +7,7 @@ import pytest
 
 from data.doctor.checks import examine
 from data.doctor.own_range import scaled
-from tests.doctor.test_doctor import QUICK, grave
+from tests.support.doctor_checks import QUICK, grave
 from tests.support.faults import SEEDS, clean, own_range, with_sensor
 
 RNG = np.random.default_rng(0)

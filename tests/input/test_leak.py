@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from data import sharded
-from data.bigearthnet_mm import official
-from data.bigearthnet_mm.names import parse_name
+from data.bigearthnet_mm import lists
+from data.bigearthnet_mm.lists import parse_name
 from data.bigearthnet_mm.schema import FIELDS as V1_FIELDS
 from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Field, Item, Source
+from data.records import Field, Item, RecordSource
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import leaks as leak_command
@@ -128,8 +128,8 @@ def test_cells_are_compared_as_numbers_in_a_tile_of_one_spelling():
 
 
 def test_version_1_names_of_the_archive_are_twins_of_themselves():
-    names = sorted(official.listed('val'))[::1000]
-    names += [name for name in sorted(official.listed('train'))[:3000] if re.search(r'T\d{5}_', name)][:3]
+    names = sorted(lists.listed('val'))[::1000]
+    names += [name for name in sorted(lists.listed('train'))[:3000] if re.search(r'T\d{5}_', name)][:3]
     records = leak.identify(V1, {'s2_name': np.array(names, np.bytes_)})
     assert records.twin.tolist() == [name.encode() for name in names]
     v2 = leak.identify(V2, {'s2_name': np.array([v2_name(13, 1, 2)], np.bytes_)})
@@ -185,7 +185,7 @@ def convert(folder, name, fields, splits):
         SCHEMA, name=name, groups=GROUPS, fields=fields, classes={}, split_aliases={'all': 'train+test'}
     )
     items = {s: [Item(row['s2_name'], (_plain(row),)) for row in rows] for s, rows in splits.items()}
-    return sharded.convert(Source(schema, items, read, {'input': 'made up'}), folder, 4)[0]
+    return sharded.convert(RecordSource(schema, items, read, {'input': 'made up'}), folder, 4)[0]
 
 
 def _plain(row):
@@ -298,7 +298,7 @@ def placed(folder, dataset, rows, pixels=True):
         SCHEMA, name=dataset, groups=GROUPS, fields=fields, key='name', classes={}, split_aliases={}
     )
     items = {'train': [Item(row[0], row) for row in rows]}
-    return sharded.convert(Source(schema, items, read, {'rows': f'{rows}'}), folder, 4)[0]
+    return sharded.convert(RecordSource(schema, items, read, {'rows': f'{rows}'}), folder, 4)[0]
 
 
 def counted(here, seen):
@@ -376,7 +376,7 @@ def test_the_published_tables_give_60886_seen_test_patches():
     from data.bigearthnet_v2.names import parse_patch_id
     from data.bigearthnet_v2.table import read_table
 
-    pairs = official.rows(set(), official.listed('train'))
+    pairs = lists.published_pairs(set(), lists.listed('train'))
     v1 = [(row.s2_name, parse_name(row.s1_name)) for row in pairs]
     seen = seen_of(V1, [v1_row(0, *name.cell, tile=name.tile) | {'s2_name': s2} for s2, name in v1])
     tested = [

@@ -10,9 +10,9 @@ from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
 from fusmae_jax.run import compile_cache, goodput
 from fusmae_jax.storage import absolute
-from tests.checkpoints.test_checkpoint import flip, largest, three_steps
 from tests.run.test_compile_cache import program
 from tests.support import object_store
+from tests.support.checkpoint_files import flip, largest, three_steps
 
 WORKDIR = 'gs://bucket/run'
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.doctor.test_doctor import FAULTS, checks_for, examine, only, spoilt
+from data.doctor.checks import examine
+from tests.support.doctor_checks import FAULTS, checks_for, only, spoilt
 from tests.support.faults import LAYOUTS, SEEDS, clean, found
 
 DOCUMENT = Path(__file__).parents[2] / 'docs' / 'doctor.md'

@@ -10,7 +10,7 @@ import numpy as np
 
 from data import sharded
 from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Field, Item, Source
+from data.records import Field, Item, RecordSource
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
@@ -52,7 +52,7 @@ def archive(folder, sizes=None, seed=0):
         split: [Item(f'{split}_{i:04d}', (k, i)) for i in range(count)]
         for k, (split, count) in enumerate(sizes.items())
     }
-    source = Source(schema, items, functools.partial(_read, seed=seed), {'records': f'{sizes} {seed}'})
+    source = RecordSource(schema, items, functools.partial(_read, seed=seed), {'records': f'{sizes} {seed}'})
     return Path(sharded.convert(source, folder)[0])
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
@@ -91,7 +92,7 @@ def run_finetune(
     task, drawn = open_task(config)
     arms = list(_arms(config, task, epath.Path(points) if points else workdir / POINTS))
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG).write_text(json.dumps(to_dict(config), indent=2))
+    storage.write_json(workdir / CONFIG, to_dict(config))
     evaluated: list[Cell] = []
     for fraction, positions in drawn.items():
         swept = _sweep(config, task, arms, fraction, positions)
@@ -251,9 +252,7 @@ def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], togethe
 def write_sweep(folder: epath.Path, rates: Sequence[float], means: Mapping[str, Sequence[float]]) -> None:
     """The means of a sweep, for `settled`: whole or not at all."""
     arms = {arm: [None if x == -np.inf else float(x) for x in values] for arm, values in means.items()}
-    part = folder / f'{SWEEP}.part'
-    part.write_text(json.dumps({'learning_rates': list(rates), 'means': arms}, indent=2))
-    part.replace(folder / SWEEP)
+    storage.write_json(folder / SWEEP, {'learning_rates': list(rates), 'means': arms})
 
 
 def settled(folders: Sequence[epath.Path]) -> float:

@@ -7,8 +7,6 @@ finished one is not run again.
 
 import contextlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
@@ -74,7 +73,7 @@ def train(
             _save(checkpoints, state, trained, point)
         checkpoints.wait()
     # Last, when the weights are on disk: it is what says that the point is finished.
-    _write(folder / RESULT, json.dumps({'about': point.about, 'trained': trained._asdict()}, indent=2))
+    storage.write_json(folder / RESULT, {'about': point.about, 'trained': trained._asdict()})
     return trained
 
 
@@ -110,7 +109,7 @@ def _finished(folder: epath.Path, point: Point) -> Trained | None:
     """What a finished point came to; None where none is finished."""
     if not (folder / RESULT).exists():
         return None
-    stored = json.loads((folder / RESULT).read_text())
+    stored = storage.read_json(folder / RESULT, 'remove it')
     _check_same(stored['about'], point, folder / RESULT)
     return Trained(**stored['trained'])
 
@@ -131,21 +130,15 @@ def test_scores(trainer: Trainer, test: Source, trained: Trained, folder: epath.
     key = test.contract.key
     name += f' {digest(test.index([key])[key])}'  # scores meet labels by position
     if file.exists():
-        try:
-            with file.open('rb') as stream, np.load(stream, allow_pickle=False) as stored:
-                if str(stored['about']) == name:
-                    return stored['scores']
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError) as error:
-            raise InputError(f'{file}: cannot be read ({error}); remove it') from error
+        with storage.read_npz(file, 'remove it') as stored:
+            if str(stored['about']) == name:
+                return stored['scores']
     if not (folder / FOLDER / str(trained.step)).exists():
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         params = checkpoints.params(trainer.abstract['params'], trained.step)
     scores = trainer.scores(params, test)
-    part = folder / f'{SCORES}.part'
-    with part.open('wb') as stream:
-        np.savez(stream, scores=scores, about=np.array(name))
-    part.replace(file)
+    storage.write_npz(file, {'scores': scores, 'about': np.array(name)})
     return scores
 
 
@@ -155,10 +148,3 @@ def forget(folder: epath.Path, weights_only: bool) -> None:
         (folder / FOLDER).rmtree()
     if not weights_only:
         (folder / RESULT).unlink(missing_ok=True)
-
-
-def _write(file: epath.Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.parent / f'{file.name}.part'
-    part.write_text(text)
-    part.replace(file)

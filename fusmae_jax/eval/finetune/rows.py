@@ -1,12 +1,12 @@
 """What the rows of `finetune` say of a run, and what each point of it is known by."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval.config import metric_of
@@ -59,11 +59,11 @@ def point_identity(
 
 def digest(*arrays: np.ndarray) -> str:
     """16 hexadecimal digits that change with any number."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(f'{array.dtype} {array.shape}'.encode())
-        total.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return total.hexdigest()[:16]
+    return storage.digest(
+        part
+        for array in arrays
+        for part in (f'{array.dtype} {array.shape}', np.ascontiguousarray(array).view(np.uint8).data)
+    )
 
 
 def system_fields(config: Finetune, fitted: Fitted, contract: Contract) -> dict[str, Any]:

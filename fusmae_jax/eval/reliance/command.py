@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
@@ -63,7 +63,7 @@ def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
         about.append(fields)
     workdir.mkdir(parents=True, exist_ok=True)
     protocol = _protocol(config, task) | {'systems': about}
-    report.replace(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
+    storage.write_text(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
     precision = {checkpoint.name: checkpoint.precision for checkpoint in measured}
     attention = {checkpoint.name: checkpoint.attention for checkpoint in measured if checkpoint.attention}
     report.write(workdir, precision, attention, task, config.intervals)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.eval.config import Intervals
 from fusmae_jax.eval.intervals import Interval, Replicates, difference, intervals, resample
 from fusmae_jax.eval.metrics import means
@@ -41,14 +42,12 @@ def write(
 ) -> None:
     """Writes `reliance.csv`, `attention.csv` and `reliance.png`; each whole or not at all."""
     lines = precision_lines(precision, task)
-    replace(workdir / PRECISION, table(lines))
+    storage.write_text(workdir / PRECISION, table(lines))
     shares = [
         share for name, blocks in attention.items() for share in summarise(name, blocks, task, settings)
     ]
-    replace(workdir / ATTENTION, table([_flat(share) for share in shares]))
-    part = workdir / f'{FIGURE}.part'
-    part.write_bytes(figure(lines, shares))
-    part.replace(workdir / FIGURE)
+    storage.write_text(workdir / ATTENTION, table([_flat(share) for share in shares]))
+    storage.write_bytes(workdir / FIGURE, figure(lines, shares))
     for line in lines:
         if line['class'] == MACRO:
             print(
@@ -143,13 +142,6 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return stream.getvalue()
-
-
-def replace(file: epath.Path, text: str) -> None:
-    """Writes a text; whole or not at all."""
-    part = file.parent / f'{file.name}.part'
-    part.write_text(text)
-    part.replace(file)
 
 
 def figure(lines: Sequence[Mapping[str, Any]], shares: Sequence[Share]) -> bytes:
