@@ -14,6 +14,7 @@ from typing import Any
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
+from fusmae_jax.parallel.rules import Params
 
 WARMUP, REPEATS = 3, 10
 CONTENDERS = ('torch eager', 'torch.compile', 'fusmae_jax scan', 'fusmae_jax unrolled')
@@ -94,7 +95,7 @@ def _ours(name: str, config: Config, size: int) -> Lap:
     weights = {key: m.loss_weight for key, m in config.model.modalities.items()}
     optimizer = make_optimizer(config.optimizer, schedule(config.optimizer, 1000, size, size))
 
-    def loss(params: Any, patches: Any, order: Any) -> Any:
+    def loss(params: Params, patches: Any, order: Any) -> Any:
         batch = Masked(patches, order, case.visible)
         predictions, _ = nnx.merge(graphdef, params)(patches, order, case.visible)
         return losses.combine(error_sums(config, batch, predictions)[0], weights)[0]

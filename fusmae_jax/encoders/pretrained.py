@@ -49,7 +49,7 @@ class Pretrained:
         """The jitted function (params, patches) -> tokens, CLS, pooled."""
         graphdef = fusmae.graph(self.config.model, self.dtype)
 
-        def encode(params: Any, patches: Any) -> Any:
+        def encode(params: Params, patches: Any) -> Any:
             tokens, cls, pooled, _ = nnx.merge(graphdef, params).encode(patches)
             return tokens, cls, pooled
 

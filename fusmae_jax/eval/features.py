@@ -33,6 +33,7 @@ from fusmae_jax.input.prepare import fields
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.storage import read_npz, write_npz
 from fusmae_jax.train.step import abstract_batch
 
@@ -303,7 +304,7 @@ def _encoded(
     inputs = presets.make_inputs(config, crops.view_contract(contract, image))
     graphdef = fusmae.graph(whole, system.model.dtype)
 
-    def run(params: Any, batch: Batch) -> tuple[dict[str, Array], Array]:
+    def run(params: Params, batch: Batch) -> tuple[dict[str, Array], Array]:
         model = nnx.merge(graphdef, params)
         if image == 'resize':
             return pool(model, inputs(batch, None), names)

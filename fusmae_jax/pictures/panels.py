@@ -14,6 +14,7 @@ from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import unpatchify
 from fusmae_jax.parallel.mesh import replicated
 from fusmae_jax.parallel.processes import read
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.pictures.figure import Panel, in_place, in_raster_order
 from fusmae_jax.train.losses import NORM_PIX_EPS
 from fusmae_jax.train.objective import Masked, reconstructions
@@ -31,7 +32,7 @@ class Reconstructor:
         self._run = jax.jit(forward, out_shardings=replicated(mesh))
 
     def __call__(
-        self, params: Any, records: Sequence[Mapping[str, Any]], fields: Sequence[str]
+        self, params: Params, records: Sequence[Mapping[str, Any]], fields: Sequence[str]
     ) -> dict[str, list[Panel]]:
         """Panels of each modality, one a record."""
         count = -(-len(records) // self._mesh.size) * self._mesh.size  # activations are split over the mesh

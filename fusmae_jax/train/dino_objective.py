@@ -43,7 +43,7 @@ def self_distillation(config: Config, contract: Contract, dtype: DTypeLike, tota
     graphdef = dino_model.graph(config.model, settings, dtype)
     inputs, rate = _inputs(config, contract), teacher_rate(config, total_steps)
 
-    def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
+    def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         views, paths = inputs(batch, key)
         follow = rate(extra['step'] - 1)
         teacher = update_teacher(extra['teacher'], jax.lax.stop_gradient(params), follow)

@@ -21,7 +21,8 @@ from fusmae_jax.input.prepare import Patches, fields
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.models import fusmae, heads
 from fusmae_jax.models.blocks import sample_paths
-from fusmae_jax.train.objective import Batch, Objective, sample_keys
+from fusmae_jax.parallel.rules import Params
+from fusmae_jax.train.objective import Batch, Metrics, Objective, sample_keys
 
 TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
 
@@ -103,7 +104,7 @@ def classification(net: Network, config: Finetune) -> Objective:
     smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
     recipe = linear_probe.Recipe(config.data.kind, label_smoothing=smoothing)
 
-    def loss(params: Any, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[dict[str, Array], Any]]:
+    def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
         which, path = jnp.moveaxis(jax.vmap(jax.random.split)(rest), 1, 0)
         if net.image == 'crops':
@@ -132,7 +133,7 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
     """
     prepare = make_inputs(net.config, net.view, None)
 
-    def scores(params: Any, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
+    def scores(params: Params, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
         cut = net.image == 'crops'
         images = crops.all_crops(batch, net.contract) if cut else batch
         pooled, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))

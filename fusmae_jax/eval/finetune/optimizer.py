@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.parallel.rules import path_name
+from fusmae_jax.parallel.rules import Params, path_name
 from fusmae_jax.train.optimizer import decay_mask
 
 EPS = 1e-8
@@ -65,7 +65,7 @@ def make_optimizer(config: Finetune, depth: int) -> optax.GradientTransformation
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     )
 
-    def init(params: Any) -> SweptState:
+    def init(params: Params) -> SweptState:
         return SweptState(jnp.zeros((), jnp.int32), pace(0.0, 0, 1), moments.init(params))
 
     def update(grads: Any, state: SweptState, params: Any = None) -> tuple[Any, SweptState]:
@@ -77,7 +77,7 @@ def make_optimizer(config: Finetune, depth: int) -> optax.GradientTransformation
     return optax.GradientTransformation(init, update)
 
 
-def multipliers(params: Any, depth: int, decay: float) -> Any:
+def multipliers(params: Params, depth: int, decay: float) -> Any:
     """What the learning rate of each parameter is multiplied with; an array (blocks, 1, ...) for a stack.
 
     As in fine-tuning MAE: 1 for the head and the last norm, `decay` for the last block, and so on down to

@@ -16,7 +16,7 @@ from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import heads
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
-from fusmae_jax.parallel.rules import shardings
+from fusmae_jax.parallel.rules import Params, shardings
 from fusmae_jax.train.state import State, abstract_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 
@@ -145,7 +145,7 @@ class Trainer:
         values = np.array(jax.device_get(losses))
         return state, float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('inf')
 
-    def scores(self, params: Any, source: Source) -> np.ndarray:
+    def scores(self, params: Params, source: Source) -> np.ndarray:
         """The logits (records, classes) of a split, float32, in its order."""
         stream = pipeline.over_split(
             source,

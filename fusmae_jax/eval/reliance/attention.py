@@ -19,6 +19,7 @@ from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.fusion import context_of
 from fusmae_jax.models.fusmae import FusMAE
+from fusmae_jax.parallel.rules import Params
 
 CLS = 'cls'
 
@@ -127,7 +128,7 @@ def attention(config: Config, whole: Config, contract: Contract, dtype: Any) -> 
         )
     prepare, graphdef = make_prepare(config, contract, None), fusmae.graph(whole.model, dtype)
 
-    def run(params: Any, batch: Mapping[str, Array]) -> list[dict[str, Shares]]:
+    def run(params: Params, batch: Mapping[str, Array]) -> list[dict[str, Shares]]:
         return blocks(nnx.merge(graphdef, params), prepare(batch, None))
 
     return run

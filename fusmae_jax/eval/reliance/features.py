@@ -25,6 +25,7 @@ from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from fusmae_jax.parallel.rules import Params
 
 Batch = Mapping[str, Array]
 ALL = 'all sensors'
@@ -111,7 +112,7 @@ class Disturbed:
             )
             return pipeline.joined([part for _, part in stream], count)
 
-    def _encode(self, params: Any, batch: Batch) -> dict[str, tuple[Array, Array]]:
+    def _encode(self, params: Params, batch: Batch) -> dict[str, tuple[Array, Array]]:
         """Traced: feature and validity under every condition, from one batch, prepared once."""
         config, cloud = self._fitted.config, self._config.cloud
         # Before any condition: all of them start from the same normalised patches.
