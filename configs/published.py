@@ -1,4 +1,4 @@
-"""WeightFile that others have published, as systems of an evaluation; takes seconds.
+"""Weights that others have published, as systems of an evaluation; takes seconds.
 
     python main.py import --config=configs/published.py:dino_mm --workdir=runs/dino_mm \\
         --config.file=weights/B14_vits8_dinomm_ep99.pth

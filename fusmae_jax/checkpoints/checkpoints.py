@@ -105,7 +105,7 @@ class Checkpoints:
             state: the train state.
             meta: what JSON can hold.
             val_loss: held-out loss, by which the best checkpoint is kept; None if it was not measured.
-            seen: the list of the records that the model learns from (`leak.Seen`), packed.
+            seen: the list of the records that the model learns from (`input.seen.Seen`), packed.
 
         Raises:
             SaveError: this save could not be started, or the one before failed.

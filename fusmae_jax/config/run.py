@@ -200,7 +200,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW with linear warm-up and cosine decay to 0; the schedule counts examples."""
+    """AdamW with linear warm-up and cosine decay to 0; the schedule counts updates that were not skipped."""
 
     learning_rate: float = setting(1.5625e-4, least=0)  # absolute peak; nothing rescales it
     b1: float = setting(0.9, least=0, below=1)

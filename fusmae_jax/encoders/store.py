@@ -1,6 +1,6 @@
 """The folder of an imported encoder: weights under our names, settings with the input preset, provenance.
 
-`python main.py import` writes such folders (see `interop.published`); `encoders.load` takes one where
+`python main.py import` writes such folders (see `interop.weights.published`); `encoders.load` takes one where
 it takes the working directory of a run.
 """
 

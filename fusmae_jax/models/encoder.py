@@ -198,8 +198,8 @@ def stack_patches(
 ) -> tuple[Float[Array, 'b n p'], Bool[Array, 'b n']]:
     """The patches of all modalities in one, and where at least one of them has a valid pixel.
 
-    A patch without a valid pixel, and every patch of a modality that is not given, is the sensor's mean,
-    which is 0.
+    A patch without a valid pixel, and every patch of a modality that is not given, is 0: the sensor's mean
+    where inputs are standardised, black where they are scaled to [0, 1] as DINO-MM's.
     """
     valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
     values = {name: jnp.where(valid[name][..., None], p.values, 0) for name, p in patches.items()}
