@@ -343,9 +343,9 @@ def difference(wanted: Any, stored: Any) -> list[str]:
     lines = [f'{name}: not in the checkpoint' for name in left if name not in right]
     lines += [f'{name}: in the checkpoint only' for name in right if name not in left]
     for name in sorted(left.keys() & right.keys()):
-        expected, found = _describe(left[name]), _describe(right[name])
-        if expected != found:
-            lines.append(f'{name}: expected {expected}, the checkpoint has {found}')
+        expected, actual = _describe(left[name]), _describe(right[name])
+        if expected != actual:
+            lines.append(f'{name}: expected {expected}, the checkpoint has {actual}')
     return lines
 
 

@@ -109,8 +109,8 @@ def _damaged(file: Path, error: Exception) -> UnusableError:
         return UnusableError(
             '', f'cannot be read in full ({file.stat().st_size:,} bytes): it is no GeoTIFF', _MAKE
         )
-    found = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
-    return UnusableError('', found, 'the GeoTIFF is truncated or damaged')
+    message = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
+    return UnusableError('', message, 'the GeoTIFF is truncated or damaged')
 
 
 class Header(NamedTuple):

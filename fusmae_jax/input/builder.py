@@ -86,8 +86,8 @@ def _check_features(folder: epath.Path) -> None:
             raise _refusal(file, f'{name}: dtype', feature.tensor.dtype)
 
 
-def _refusal(file: epath.Path, field: str, found: str) -> InputError:
+def _refusal(file: epath.Path, field: str, value: str) -> InputError:
     return InputError(
-        f'{file}: {field}: {found!r} is nothing that a conversion writes, and nothing was loaded; take the '
+        f'{file}: {field}: {value!r} is nothing that a conversion writes, and nothing was loaded; take the '
         'data set from whoever converted it, or convert it yourself'
     )
