@@ -120,15 +120,15 @@ def _convert(
 def _existing(folder: plan.Folder, settings: dict[str, Any]) -> dict[str, Any]:
     """The report of a data set that is complete already; raises InputError if it was made otherwise."""
     file = folder.final / report.FILE
-    found = plan.read(file) if file.exists() else {}
-    if found.get('settings') != settings:
+    earlier = plan.read(file) if file.exists() else {}
+    if earlier.get('settings') != settings:
         raise InputError(
             f'{folder.final}: a data set with other inputs or settings is here already; give another '
             'output or delete that folder'
         )
     if folder.incomplete.exists():  # a conversion that was cut off between its last two steps
         folder.incomplete.rmtree()
-    return found
+    return earlier
 
 
 def check_skips(skips: Sequence[Any], max_skips: int) -> None:

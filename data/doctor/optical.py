@@ -156,7 +156,7 @@ def pooled_dark(sensor: Sensor, factor: float) -> dict[str, float]:
 
 def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
     dark, patches = pooled_dark(sensor, factor), sensor.summary.patches
-    said = sensor.declared.product.level
+    declared = sensor.declared.product.level
     far = next((band for band in ('B11', 'B12', 'B04') if band in dark), '')
     if not far or not {'B01', 'B02'} & dark.keys():
         return
@@ -165,7 +165,7 @@ def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
     fall = [dark[band] for band in ('B01', 'B02', 'B03', 'B04') if band in dark]
     # Air scatters ever less from blue to red; bright ground does not fall off like that.
     falling = all(left > right for left, right in itertools.pairwise(fall))
-    found = 'L1C' if haze >= limit and falling else 'L2A'
+    level = 'L1C' if haze >= limit and falling else 'L2A'
     evidence = (
         f'dark pixels: {blue} {dark[blue]:.0f}, {far} {dark[far]:.0f}; air adds {limit:.0f} or more '
         f'({patches:,} patches)'
@@ -176,23 +176,23 @@ def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
             'cannot tell',
             'Sentinel-2: L1C or L2A',
             f'{patches:,} patches; it shows in the darkest pixels of a larger sample. {evidence}',
-            f'declared: {said}' if said else 'look at the product names (MSIL1C, MSIL2A)',
+            f'declared: {declared}' if declared else 'look at the product names (MSIL1C, MSIL2A)',
             needs='64 patches',
         )
-    elif said and found != said:
+    elif declared and level != declared:
         yield Finding(
             's2.level',
             by_amount(patches, 'error'),
-            f'Sentinel-2: declared as {said}, but it looks like {found} ' + _LOOKS[found],
+            f'Sentinel-2: declared as {declared}, but it looks like {level} ' + _LOOKS[level],
             evidence,
-            f'declare level={found!r}, or take the {said} products',
+            f'declare level={level!r}, or take the {declared} products',
             needs='64 patches',
         )
-    elif not said:
+    elif not declared:
         yield Finding(
             's2.level',
             'note',
-            f'Sentinel-2: looks like {found} {_LOOKS[found]}',
+            f'Sentinel-2: looks like {level} {_LOOKS[level]}',
             evidence,
             'state the level in the contract',
             needs='64 patches',

@@ -36,11 +36,11 @@ def scaled(sensor: Sensor) -> np.ndarray:
 def evidence(sensor: Sensor) -> str:
     """What tells that patches are scaled to their own range, in words."""
     signs = _signs(sensor)
-    found = (
+    reasons = (
         (signs.ends, 'every band runs from exactly 0 to exactly 1 (or 255)'),
         (signs.multiples & ~signs.ends, 'the bands are whole numbers over a range, another one for each'),
     )
-    return '; '.join(f'{words} in {share(at.sum(), len(at))} patches' for at, words in found if at.any())
+    return '; '.join(f'{words} in {share(at.sum(), len(at))} patches' for at, words in reasons if at.any())
 
 
 def _signs(sensor: Sensor) -> Signs:
@@ -95,9 +95,9 @@ def _runs_to_the_ends(images: Extremes) -> np.ndarray:
 
 def _multiples_of_its_own(samples: tuple[np.ndarray, ...], known: np.ndarray) -> bool:
     """Whether the bands of a patch are multiples of 1/N, with another N for nearly each."""
-    found = [n for values, some in zip(samples, known) if some and (n := _steps(values))]
-    most = 2 * len(found) >= known.sum() and len(found) >= 2
-    return bool(most and not set(found) & set(FACTORS) and 3 * len(set(found)) >= 2 * len(found))
+    steps = [n for values, some in zip(samples, known) if some and (n := _steps(values))]
+    most = 2 * len(steps) >= known.sum() and len(steps) >= 2
+    return bool(most and not set(steps) & set(FACTORS) and 3 * len(set(steps)) >= 2 * len(steps))
 
 
 def _steps(values: np.ndarray) -> int:

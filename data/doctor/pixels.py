@@ -149,8 +149,8 @@ def _noisy_border(sensor: Sensor) -> Iterator[Finding]:
         if decibel(np.array(low * scale + offset), unit) > DARK:
             continue  # not a single pixel is that dark; the rest takes long
         values = decibel(image[band] * scale + offset, unit)
-        found = _dark_border(np.where(usable(image[band], sensor.declared.nodata), values, np.nan))
-        hit, worst = hit + (found >= BORDER_SHARE), max(worst, found)
+        dark = _dark_border(np.where(usable(image[band], sensor.declared.nodata), values, np.nan))
+        hit, worst = hit + (dark >= BORDER_SHARE), max(worst, dark)
     if hit:
         yield Finding(
             's1.border',

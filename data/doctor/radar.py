@@ -180,15 +180,15 @@ def _levels(sensor: Sensor, units: np.ndarray) -> Iterator[Finding]:
 
 
 def _calibration(sensor: Sensor) -> Iterator[Finding]:
-    said = sensor.declared.product.calibration
+    calibration = sensor.declared.product.calibration
     yield Finding(
         's1.calibration',
         'cannot tell',
         'Sentinel-1: sigma0, gamma0 or beta0; terrain flattening; speckle filter',
-        f'declared: {said}; pixels cannot confirm it'
-        if said
+        f'declared: {calibration}; pixels cannot confirm it'
+        if calibration
         else 'not declared, and they differ by less than land cover does',
-        '' if said else 'look it up where the images come from and state it in the contract',
+        '' if calibration else 'look it up where the images come from and state it in the contract',
         needs='metadata',
     )
 

@@ -159,8 +159,8 @@ def find_folder(root: Path, child: re.Pattern[str], depth: int = 2, most: int = 
 def names_in(folder: Path, fits: re.Pattern[str], most: int = LISTED) -> tuple[list[str], bool]:
     """Up to `most` names in a folder, sorted, and whether there are no more."""
     with os.scandir(folder) as entries:
-        found = list(itertools.islice((e.name for e in entries if fits.fullmatch(e.name)), most + 1))
-    return sorted(found[:most]), len(found) <= most
+        names = list(itertools.islice((e.name for e in entries if fits.fullmatch(e.name)), most + 1))
+    return sorted(names[:most]), len(names) <= most
 
 
 def spread(values: Sequence[Any], most: int) -> list[Any]:

@@ -91,9 +91,9 @@ def measure(evidence: Evidence) -> Shift:
         left = [_radar_edges(x, unit) for x in radar.values() if x.shape == finest]
         right = [_optical_edges(x) for x in sharp if x.shape == finest]
         if left and right and min(finest) >= 2 * REACH:
-            one = _correlation(np.mean(left, axis=0), np.mean(right, axis=0))
-            if one is not None:
-                total, pairs = total + one, pairs + 1
+            correlation = _correlation(np.mean(left, axis=0), np.mean(right, axis=0))
+            if correlation is not None:
+                total, pairs = total + correlation, pairs + 1
     return _peak(total / max(pairs, 1), pairs)
 
 
