@@ -167,16 +167,16 @@ def _check_separator(file: Path, cells: Sequence[str]) -> None:
         plain = [cell for cell in plain if SEPARATOR not in cell]
         for sign in STRONG:
             if example := next((cell for cell in plain if _combined(cell, sign, cells)), None):
-                raise _ambiguous(file, sign, example, cells)
+                raise _ambiguous(file, sign, example)
         return
     for sign in STRONG:
         if example := next((cell for cell in plain if sign in cell), None):
-            raise _ambiguous(file, sign, example, cells)
+            raise _ambiguous(file, sign, example)
     for sign in WEAK:
         texts = [{part for part in cell.split(sign) if part} for cell in plain]
         # Names have words of their own; combinations of classes share theirs, so they outnumber them.
         if any(len(text) > 1 for text in texts) and len(set().union(*texts)) < len(texts):
-            raise _ambiguous(file, sign, next(cell for cell in plain if sign in cell), cells)
+            raise _ambiguous(file, sign, next(cell for cell in plain if sign in cell))
 
 
 def _combined(cell: str, sign: str, cells: Sequence[str]) -> bool:
@@ -186,7 +186,7 @@ def _combined(cell: str, sign: str, cells: Sequence[str]) -> bool:
     return len(parts) > 1 and alone.issuperset(parts)
 
 
-def _ambiguous(file: Path, sign: str, example: str, cells: Sequence[str]) -> InputError:
+def _ambiguous(file: Path, sign: str, example: str) -> InputError:
     return InputError(
         f'{file}: table: column {COLUMN!r}: {example!r} can be one class or several parted by {sign!r}; '
         f'set config.archive.labels_separator={sign!r} (and config.archive.classes, if names hold it too) '
