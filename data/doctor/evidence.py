@@ -1,4 +1,4 @@
-"""What was looked at: images as they are stored, what is said about them, and the list of records.
+"""Evidence of the doctor: images as they are stored, what is said about them, and the list of records.
 
 Openers (`open_*.py`) gather it from whatever a path holds; the checks see nothing else.
 """

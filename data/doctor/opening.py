@@ -1,4 +1,4 @@
-"""From paths to evidence: what lies there decides how it is opened."""
+"""Opening of paths as evidence: what lies there decides how it is opened."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

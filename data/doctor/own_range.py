@@ -1,4 +1,4 @@
-"""Images scaled band by band to 0..1 or 0..255 by their own extremes (min-max): no unit undoes that.
+"""Min-max scaling, band by band to 0..1 or 0..255 by the extremes of an image: no unit undoes that.
 
 Two signs. Every band of an image, or of the whole set, runs from exactly 0 to exactly 1 with hardly a pixel
 at the end, where a limit that someone set piles up. And in a crop, which shows neither extreme: whole

@@ -88,7 +88,7 @@ def _unknown(files: Sequence[Path], patches: Patches, total: int) -> Iterator[Fi
     """Labels and elevations lie in folders of their own; what lies beside images may be an image."""
     if not files:
         return
-    images = {file.parent for parts in patches.values() for files in parts.values() for file in files}
+    images = {file.parent for parts in patches.values() for paths in parts.values() for file in paths}
     folders = sorted({file.parent.name for file in files})
     yield Finding(
         'file.sensor',

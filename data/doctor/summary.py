@@ -1,4 +1,4 @@
-"""Numbers for every band of every patch; the checks go back to pixels only where they must."""
+"""Summary of every band of every patch; the checks go back to pixels only where they must."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

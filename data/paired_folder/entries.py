@@ -1,4 +1,4 @@
-"""Which files belong together: by their names, or by a table."""
+"""Entries of a user's folders: which files belong together, by their names or by a table."""
 
 import csv
 import datetime

@@ -1,4 +1,4 @@
-"""Which file gives which bands of a record, and where a tile lies in each: one layout for all images.
+"""The layout of all images: which file gives which bands of a record, and where a tile lies in each.
 
 Products of Sentinel-2 since processing baseline 04.00 hold 1000 more than the older ones, and records have
 one offset. Whole numbers are brought to the lowest offset without a loss: 1000 is added to the others, which

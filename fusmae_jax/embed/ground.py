@@ -1,4 +1,4 @@
-"""Where inputs and output lie: the common extent of the inputs, the grid of the output."""
+"""The common extent of the inputs of `encode`, and the grid of its output."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Where a raster lies: its grid, the ground that grids share, and how long their metres are on the ground."""
+"""Grids of rasters, the ground that they share, and how long their metres are on the ground."""
 
 import functools
 import math

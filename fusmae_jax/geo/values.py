@@ -1,4 +1,4 @@
-"""What stored numbers mean: scale, offset and nodata, from the metadata first and the settings second."""
+"""Scale, offset and nodata of stored numbers, from the metadata first and the settings second."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The one door to TFDS: the builder of a converted data set, opened only where its files name no code.
+"""The TFDS builder of a converted data set, the one door to it, opened only where its files name no code.
 
 TFDS imports the module of every class that `features.json` names. A data set comes from anywhere, so what its
 two metadata files may say is checked before TFDS acts on it: the three feature classes that a conversion

@@ -1,4 +1,4 @@
-"""Which values can be in a unit: one table for conversion, for `encode` and for the Python API.
+"""Ranges of the values of a unit: one table for conversion, for `encode` and for the Python API.
 
 The limits are generous, because refusing a measurement is worse than passing an oddity: a whole number of a
 GRD product is -54 dB at least, calm water lies near -25, bright targets reach 30; optical numbers saturate at

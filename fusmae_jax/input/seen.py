@@ -1,4 +1,4 @@
-"""Which records a model has learned from, and how many of a test set are among them.
+"""Records that a model has learned from, and how many of a test set are among them.
 
 A record is recognised in five ways, each of which finds what the ones before cannot:
 

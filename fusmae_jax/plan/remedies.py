@@ -1,4 +1,4 @@
-"""What makes a step fit that does not: the cheapest remedies first, and what each of them saves."""
+"""Remedies for a step that does not fit into memory, the cheapest first, and what each of them saves."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What the shell or the host program has set of jax that changes the numbers of a run.
+"""Flags of jax that change the numbers of a run, as the shell or the host program has set them.
 
 A resume goes on with the same random keys, types and roundings, or it is another run: another generator of
 random numbers alone gives every record another mask, without a word. Flags of speed and memory are left out,

@@ -1,4 +1,4 @@
-"""What a working directory and its checkpoints say about the run in it: settings, data, skipped updates."""
+"""Settings, data and skipped updates of a run, as its working directory and its checkpoints tell them."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""From finished stages to numbers: the seeds of a system together, and its paired differences from others."""
+"""Numbers from finished stages: the seeds of a system together, and its paired differences from others."""
 
 import math
 from collections.abc import Mapping, Sequence
