@@ -177,6 +177,7 @@ def unreadable(folder: epath.Path, part: str = '') -> str | None:
     name = INDEX
     try:
         listed = json.loads((folder / INDEX).read_text())['item_handlers']
+        # PARTS whatever the list says: without one of them no run can go on.
         for name in (part,) if part else sorted({*PARTS, *listed}):
             _read_through(folder / name)
     except BROKEN as error:
@@ -199,6 +200,7 @@ def _read_through(place: epath.Path) -> None:
     try:
         store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
         keys = store.list().result()
+        # A list, so that all reads are under way before the first is waited for.
         for read in [store.read(key) for key in keys]:
             read.result()
     except ValueError as error:

@@ -79,6 +79,7 @@ class Lock:
         except InputError:
             self._close()
             raise
+        # Where no kernel has decided, whoever has written last keeps the place.
         if self._remote or not self._flocked:
             time.sleep(SETTLE)
             if (owner := _owner(self._read())) and owner['token'] != self._about['token']:

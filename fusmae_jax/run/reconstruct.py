@@ -30,6 +30,7 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     from PIL import Image
 
     workdir = epath.Path(workdir)
+    # A few records need one device, whatever mesh the run had.
     config = dataclasses.replace(read_config(workdir), parallel=Parallel())
     if not recipe_of(config).masks:
         raise InputError(f'{workdir}: this run reconstructs nothing; only masked autoencoders do')

@@ -46,6 +46,7 @@ def write_config(workdir: epath.Path, config: Config) -> None:
 
 def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
     """Raises InputError with every setting that matters and differs from the one stored in a checkpoint."""
+    # Through JSON, as the stored ones came: tuples are lists there.
     here, there = flatten(json.loads(json.dumps(to_dict(config)))), flatten(stored)
     problems = []
     for key in sorted(here.keys() | there.keys()):
