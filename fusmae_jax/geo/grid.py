@@ -144,6 +144,7 @@ def ground_scale(grid: Grid) -> tuple[float, float, float]:
         *((x, y) for x in (left, right) for y in (bottom, top)),
     ]
     places = {(round(x / _BLOCK) * _BLOCK, round(y / _BLOCK) * _BLOCK) for x, y in points}
+    # By code where there is one: results are kept under this text, and a definition is long.
     key = grid.crs.to_wkt() if grid.epsg is None else f'EPSG:{grid.epsg}'
     scales = [_local_scale(key, *place) for place in sorted(places)]
     return max(scales, key=lambda scale: math.inf if math.isnan(sum(scale)) else _distortion(scale))
@@ -216,6 +217,7 @@ def common(grids: Sequence[Grid]) -> Grid | None:
     left, bottom = (max(grid.bounds[i] for grid in grids) for i in (0, 1))
     right, top = (min(grid.bounds[i] for grid in grids) for i in (2, 3))
     finest = min(grids, key=lambda grid: grid.step_x)
+    # With SLACK a last pixel counts in full though rounding in a file has made it a little shorter.
     rows = math.floor((top - bottom) / finest.step_y + SLACK)
     columns = math.floor((right - left) / finest.step_x + SLACK)
     if rows < 1 or columns < 1:
@@ -233,6 +235,7 @@ def window_onto(grid: Grid, shared: Grid, window: Window | None = None) -> Windo
     column = round((shared.left + window.col_off * shared.step_x - grid.left) / grid.step_x)
     row = round((grid.top - shared.top + window.row_off * shared.step_y) / grid.step_y)
     column, row = min(column, grid.columns - 1), min(row, grid.rows - 1)
+    # Pixels that are covered in part are read too, but none that only rounding makes a part of it.
     width = math.ceil(window.width * shared.step_x / grid.step_x - SLACK)
     height = math.ceil(window.height * shared.step_y / grid.step_y - SLACK)
     return Window(column, row, min(width, grid.columns - column), min(height, grid.rows - row))

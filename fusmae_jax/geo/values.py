@@ -145,6 +145,7 @@ def _s2_offset(header: Header, declared: Declared) -> float:
     stated = stated_offset(header, dn)
     if stated is None and declared.unit:
         raise unknown_offset(header, declared)
+    # Without a unit nothing is claimed of the numbers, so that an unknown offset does no harm.
     return stated or 0.0
 
 
@@ -169,6 +170,7 @@ def _said_offset(header: Header, dn: float) -> tuple[float | None, str]:
         stated['band offset'] = f'{header.offset:g}'
     if not values:
         return None, ''
+    # Equal offsets may differ by a rounding: one is a product with 1e-4, another a tag.
     if not all(math.isfinite(v) for v in values) or max(values) - min(values) > 1e-9:
         message = ', '.join(f'{key}={text}' for key, text in stated.items())
         raise UnusableError('offset', message, 'one number for all bands is needed; correct the tags')
@@ -182,6 +184,7 @@ def _lowest(header: Header) -> float | None:
     window = Window(column, row, min(_LOOK, header.columns), min(_LOOK, header.rows))
     with opened(header.file, **BESIDE) as dataset:
         pixels = dataset.read(kept, window=window) * header.scale
+    # 0 is where Sentinel-2 has measured nothing, and would be the lowest of all.
     lowest = [np.percentile(band[band > 0], 1) for band in pixels if (band > 0).any()]
     return min(lowest, default=None)
 
