@@ -57,6 +57,7 @@ def lists(
             labels = _checked(index[label_field], label_field, len(names))
             chosen = _hash_order('stratified', seed, names, by_name)
             for percent in stored.PERCENT:
+                # From the larger fraction, as the smaller random one is a part of the larger one too.
                 chosen = chosen[stratify(labels[chosen], budget(len(names), percent))]
                 chosen_by_name[stored.list_name('stratified', percent, seed)] = chosen
     result = {name: np.sort(positions).astype(np.int32) for name, positions in chosen_by_name.items()}
@@ -122,6 +123,7 @@ def stratify(labels: np.ndarray, size: int) -> np.ndarray:
     while (left := labels[free].sum(axis=0)).any():
         rarest = int(np.argmin(np.where(left > 0, left, records + 1)))
         for record in np.flatnonzero(free & labels[:, rarest]).tolist():
+            # Where both sides lack as much of the class, the one that lacks more records in all gets it.
             inside[record] = enters = (lacks[rarest] or total) >= 0
             step = -records if enters else records
             total += step
@@ -144,6 +146,7 @@ def _settle(inside: np.ndarray, labels: np.ndarray, size: int) -> None:
     off = labels[inside].sum(axis=0) - wanted
     if inside.sum() == size and (np.abs(off) <= 1).all():
         return
+    # Records with the same labels are alike to a move, and there are far fewer kinds than records.
     kinds, kind = np.unique(labels, axis=0, return_inverse=True)
     kind = kind.ravel()
 
@@ -165,6 +168,7 @@ def _settle(inside: np.ndarray, labels: np.ndarray, size: int) -> None:
     while 0 < size < len(labels) and (np.abs(off) > 1).any():
         before = (off**2 / wanted).sum()
         left, entered = move(True), move(False)
+        # A gain within the rounding is none: records would be swapped forever.
         if (off**2 / wanted).sum() > before - 1e-9:
             inside[entered], inside[left] = False, True
             return

@@ -166,6 +166,7 @@ def _same(image: Mapping[str, np.ndarray], bands: tuple[str, ...]) -> Iterator[t
 def _correlations(pixels: list[np.ndarray]) -> np.ndarray:
     """Correlation of each image with each other one, where all are usable; 0 without any variation."""
     valid = np.logical_and.reduce([usable(values) for values in pixels])
+    # In float64: SAME differs from 1 by little more than sums in float32 are off.
     table = np.stack([values[valid] for values in pixels]).astype(np.float64)
     if table.shape[1] < 3:
         return np.zeros((len(table), len(table)))
@@ -242,6 +243,7 @@ def _by_spectrum(sensor: Sensor, levels: np.ndarray) -> Iterator[Guess]:
     misfit, agreement = _misfit(bands, levels), _agreement(sensor, bands)
     for words, order in (('B8A last', last), ('B8A between B08 and B09', natural)):
         other = _misfit(order, levels)
+        # Both must speak for it: the land of one sample may have another spectrum.
         if order != bands and other < CLEARLY * misfit and agreement < _agreement(sensor, order):
             evidence = f'the mean log spectrum is {misfit:.2f} off that of land, in that order {other:.2f}'
             yield words, order, evidence

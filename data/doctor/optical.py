@@ -72,6 +72,7 @@ def scale_of(sensor: Sensor) -> str:
     middle, high = ((column * scale + offset)[ok] for column in (summary.p50, summary.maximum))
     bright = (summary.p99 * scale + offset)[ok].max()
     whole = summary.whole[ok].min() > 0.99
+    # Before the units: what is scaled to its own range looks like reflectance, or like 8 bits.
     if 2 * own_range.scaled(sensor).sum() > ok.any(axis=1).sum():
         return 'min-max'
     if all(dtype in ('uint8', '') for dtype in summary.dtypes):
@@ -161,6 +162,7 @@ def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
     if not far or not {'B01', 'B02'} & dark.keys():
         return
     blue = 'B01' if 'B01' in dark else 'B02'
+    # B02 gets about two thirds of the scattered light of B01, and so of the limit.
     haze, limit = dark[blue] - dark[far], HAZE if blue == 'B01' else HAZE / 1.5
     fall = [dark[band] for band in ('B01', 'B02', 'B03', 'B04') if band in dark]
     # Air scatters ever less from blue to red; bright ground does not fall off like that.
@@ -241,6 +243,7 @@ def check_offset(evidence: Evidence) -> Iterator[Finding]:
     if sensor is None:
         return
     factor = FACTORS.get(scale_of(sensor)) if sensor.summary.usable.any() else None
+    # The mixture first: the lowest value of all does not show it, and names may be older than the values.
     mixed = list(_mixed_offsets(sensor, factor)) if factor else []
     if not mixed:
         yield from _baselines(sensor, factor)
@@ -360,4 +363,5 @@ def darkest(sensor: Sensor, factor: float) -> np.ndarray:
     """Smallest first percentile over the bands of each patch, physical; NaN without pixels."""
     scale, offset = sensor.declared.linear()
     values = np.where(sensor.summary.usable > 0, sensor.summary.p01, np.nan) * scale + offset
+    # fmin passes over NaN: a band without pixels leaves the decision to the others.
     return np.fmin.reduce(values * factor, axis=1, initial=np.nan)

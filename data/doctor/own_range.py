@@ -86,6 +86,7 @@ def _runs_to_the_ends(images: Extremes) -> np.ndarray:
     bands = known.sum(axis=1)
     result = np.zeros(len(known), bool)
     for end in ENDS:
+        # Zeros are counted apart: they are not usable, and the minimum is that of usable pixels.
         full = (zero > 0) & (minimum > 0) & (maximum == end)
         # Bands of few different values pile up by nature; half of the bands tell.
         thin = 2 * (few & known).sum(axis=1) >= bands

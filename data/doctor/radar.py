@@ -268,6 +268,7 @@ def _unit_of(middle: np.ndarray) -> str:
     """The unit of a patch by the medians of its bands; 'small' for positive numbers around 0.1."""
     low, high = middle.min(), middle.max()
     if low >= WRAPPED:
+        # No backscatter is below -100 dB: what is wrapped further down counts in hundredths.
         return 'wrapped dB' if low >= 2**16 - 100 else 'wrapped dB x 100'
     if low > 0:
         return 'small' if high <= 2.0 else 'digital numbers' if high < WRAPPED else 'unknown'

@@ -70,6 +70,7 @@ def _grids(evidence: Evidence) -> dict[str, dict[str, Grid]]:
 def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[GridProblem]:
     first, reference = next(iter(grids.items()))
     finest = min(abs(grid.step_x) for grid in grids.values())
+    # One problem a pair, the first of these: each makes the later ones meaningless.
     for name, grid in grids.items():
         if not grid.placed:
             yield _nowhere(name)
