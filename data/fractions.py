@@ -47,19 +47,20 @@ def lists(
     by_name = np.argsort(names)
     if (names[by_name][1:] == names[by_name][:-1]).any():
         raise InputError(f'{key_field}: the records of the split do not have different names')
-    found = {}
+    chosen_by_name = {}
     for seed in stored.SEEDS:
         order = _hash_order('random', seed, names, by_name)
         for percent in stored.PERCENT:
             chosen = order[: budget(len(names), percent)]
-            found[stored.list_name('random', percent, seed)] = chosen
+            chosen_by_name[stored.list_name('random', percent, seed)] = chosen
         if label_field is not None:
             labels = _checked(index[label_field], label_field, len(names))
             chosen = _hash_order('stratified', seed, names, by_name)
             for percent in stored.PERCENT:
+                # From the larger fraction, as the smaller random one is a part of the larger one too.
                 chosen = chosen[stratify(labels[chosen], budget(len(names), percent))]
-                found[stored.list_name('stratified', percent, seed)] = chosen
-    result = {name: np.sort(positions).astype(np.int32) for name, positions in found.items()}
+                chosen_by_name[stored.list_name('stratified', percent, seed)] = chosen
+    result = {name: np.sort(positions).astype(np.int32) for name, positions in chosen_by_name.items()}
     return result | {stored.DINO_MM: dino_mm(len(names))}
 
 
@@ -118,14 +119,15 @@ def stratify(labels: np.ndarray, size: int) -> np.ndarray:
     # What inside lacks minus what outside lacks, times `records` to stay whole: for each class, and in all.
     lacks = (labels.sum(axis=0, dtype=np.int64) * (2 * size - records)).tolist()
     total = records * (2 * size - records)
-    own = [np.flatnonzero(row).tolist() for row in labels]
+    labels_of = [np.flatnonzero(row).tolist() for row in labels]
     while (left := labels[free].sum(axis=0)).any():
         rarest = int(np.argmin(np.where(left > 0, left, records + 1)))
         for record in np.flatnonzero(free & labels[:, rarest]).tolist():
+            # Where both sides lack as much of the class, the one that lacks more records in all gets it.
             inside[record] = enters = (lacks[rarest] or total) >= 0
             step = -records if enters else records
             total += step
-            for label in own[record]:
+            for label in labels_of[record]:
                 lacks[label] += step
         free &= ~labels[:, rarest]
     unlabelled = np.flatnonzero(free)
@@ -144,6 +146,7 @@ def _settle(inside: np.ndarray, labels: np.ndarray, size: int) -> None:
     off = labels[inside].sum(axis=0) - wanted
     if inside.sum() == size and (np.abs(off) <= 1).all():
         return
+    # Records with the same labels are alike to a move, and there are far fewer kinds than records.
     kinds, kind = np.unique(labels, axis=0, return_inverse=True)
     kind = kind.ravel()
 
@@ -165,6 +168,7 @@ def _settle(inside: np.ndarray, labels: np.ndarray, size: int) -> None:
     while 0 < size < len(labels) and (np.abs(off) > 1).any():
         before = (off**2 / wanted).sum()
         left, entered = move(True), move(False)
+        # A gain within the rounding is none: records would be swapped forever.
         if (off**2 / wanted).sum() > before - 1e-9:
             inside[entered], inside[left] = False, True
             return

@@ -74,12 +74,12 @@ def refused(file: Path, field: str, advice: str) -> Iterator[None]:
 def place_of(file: Path, field: str, dataset: rasterio.DatasetReader, resolution: float) -> Place:
     """Where an open image lies; raises RecordError unless it is north up, of that resolution, in UTM."""
     grid, step = grid_of(dataset), dataset.transform
-    found = (step.a, step.b, step.d, step.e)
-    if found != (resolution, 0.0, 0.0, -resolution):
+    steps = (step.a, step.b, step.d, step.e)
+    if steps != (resolution, 0.0, 0.0, -resolution):
         raise RecordError(
             file,
             f'{field} pixel size',
-            f'geotransform steps {found}, expected {resolution:g} m, north up',
+            f'geotransform steps {steps}, expected {resolution:g} m, north up',
             'this is not a patch of this archive',
         )
     # A metre of other systems need not be a metre of ground.
@@ -94,15 +94,15 @@ def place_of(file: Path, field: str, dataset: rasterio.DatasetReader, resolution
 def _check_layout(
     file: Path, field: str, channels: int, group: Group, dataset: rasterio.DatasetReader
 ) -> None:
-    for what, found, expected in (
+    for what, actual, expected in (
         ('number of channels', dataset.count, channels),
         ('size', dataset.shape, group.size),
         ('dtype', dataset.dtypes[0], group.dtype),
     ):
-        if found != expected:
+        if actual != expected:
             raise RecordError(
                 file,
                 f'{field} {what}',
-                f'{found}, expected {expected}',
+                f'{actual}, expected {expected}',
                 'records keep what the satellite gave: do not resample or cast; unpack the patch again',
             )

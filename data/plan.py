@@ -129,11 +129,11 @@ class Folder:
         return [shard.name for shard in shards if not self.finished(shard.name)]
 
     def _compare(self, wanted: Mapping[str, Any]) -> None:
-        found = read(self.settings)
+        earlier = read(self.settings)
         differences = [
-            f'{key}: {found.get(key)!r} before, {wanted.get(key)!r} now'
-            for key in sorted(found.keys() | wanted.keys())
-            if found.get(key) != wanted.get(key)
+            f'{key}: {earlier.get(key)!r} before, {wanted.get(key)!r} now'
+            for key in sorted(earlier.keys() | wanted.keys())
+            if earlier.get(key) != wanted.get(key)
         ]
         if differences:
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a record is: its image groups, its other fields, and the errors of reading one.
+"""Records: their image groups, their other fields, and the errors of reading one.
 
 A builder describes its data set once, as a `Schema`; the TFDS features, the input contract and the
 report of a conversion all follow from it.

@@ -38,8 +38,8 @@ def build(
     skips = [dict(skip) for skip in source.skips]
     written = 0
     for name in dict.fromkeys(shard.split for shard in shards):
-        own = [shard for shard in shards if shard.split == name]
-        sidecars = [plan.read(folder.done_file(shard.name)) for shard in own]
+        of_split = [shard for shard in shards if shard.split == name]
+        sidecars = [plan.read(folder.done_file(shard.name)) for shard in of_split]
         tally = Tally(schema)
         for sidecar in sidecars:
             tally.merge(Tally.from_json(schema, sidecar['tally']))
@@ -53,7 +53,7 @@ def build(
             'published_labels': source.published_labels.get(name, {}),
         }
         written += sum(
-            s['tally']['records'] for s, shard in zip(sidecars, own) if shard.name in set(converted)
+            s['tally']['records'] for s, shard in zip(sidecars, of_split) if shard.name in set(converted)
         )
     return {
         'dataset': schema.name,

@@ -85,6 +85,7 @@ def convert(
     folder = plan.Folder(output, schema.name, schema.version)
     shards = plan.make_shards(source, records_per_shard)
     settings = plan.settings(source, shards, records_per_shard)
+    # Without the lock, where nothing is left to do: a data set may lie where nothing can be written.
     if folder.final.exists() and not folder.incomplete.exists():
         return folder.final, _existing(folder, settings)
     if not folder.final.exists():
@@ -92,6 +93,7 @@ def convert(
     job = ShardJob((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
     name = f'.{schema.version}.lock'  # beside the two folders, which are renamed and removed
     with lock.hold(folder.final.parent, 'a conversion', name), explain_full_disk(folder.incomplete):
+        # Looked at again: another process may have finished it before this one got the lock.
         if folder.final.exists():
             return folder.final, _existing(folder, settings)
         return folder.final, _convert(source, folder, job, shards, settings, beam or Beam())
@@ -112,6 +114,7 @@ def _convert(
         _run(missing, job, beam, folder)
     seconds = time.perf_counter() - start
     result = report.build(folder, source, shards, settings, missing, seconds)
+    # Each worker knew its own skips alone; here they are counted together.
     check_skips(result['skips'], job.max_skips)
     _finish(folder, source.schema, shards, result)
     return result
@@ -120,15 +123,15 @@ def _convert(
 def _existing(folder: plan.Folder, settings: dict[str, Any]) -> dict[str, Any]:
     """The report of a data set that is complete already; raises InputError if it was made otherwise."""
     file = folder.final / report.FILE
-    found = plan.read(file) if file.exists() else {}
-    if found.get('settings') != settings:
+    earlier = plan.read(file) if file.exists() else {}
+    if earlier.get('settings') != settings:
         raise InputError(
             f'{folder.final}: a data set with other inputs or settings is here already; give another '
             'output or delete that folder'
         )
     if folder.incomplete.exists():  # a conversion that was cut off between its last two steps
         folder.incomplete.rmtree()
-    return found
+    return earlier
 
 
 def check_skips(skips: Sequence[Any], max_skips: int) -> None:
@@ -220,6 +223,7 @@ def convert_shard(name: str, job: ShardJob) -> str:
     """Writes one shard and its sidecar; the work of one Beam element. Returns the shard's name."""
     folder = plan.Folder(*job.folder)
     if folder.stop.exists():
+        # Beam goes on with the other shards when one has failed; this note is how they hear of it.
         raise RuntimeError(f'{name}: another worker stopped the conversion')
     items = [Item(key, tuple(values)) for key, values in plan.read(folder.items_file(name))]
     features = records.features(job.schema)
@@ -246,6 +250,7 @@ def convert_shard(name: str, job: ShardJob) -> str:
     write_npz(folder.index_file(name), rows.arrays())
     size = (folder.data / name).stat().length
     done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
+    # Last of all: a shard that has this file is not done again.
     plan.write(folder.done_file(name), done)
     return name
 
@@ -255,6 +260,7 @@ def _writer(target: epath.Path) -> Iterator[Any]:
     """An ArrayRecord writer whose file gets its name only when it is complete."""
     with tempfile.TemporaryDirectory() as local:
         remote = is_remote(target)
+        # A name of its own: Beam may run a shard twice, and both would write into one file.
         name = f'{target.name}.{uuid.uuid4().hex}.tmp'
         temporary = epath.Path(local) / name if remote else target.parent / name
         # One record to a group, as TFDS writes: reading one does not decompress its neighbours. The lowest
@@ -267,6 +273,7 @@ def _writer(target: epath.Path) -> Iterator[Any]:
             temporary.unlink(missing_ok=True)
             raise
         writer.close()
+        # An object is there when all of it is; on a disk only a rename lets a file appear whole.
         if remote:
             temporary.copy(target)
         else:
@@ -316,6 +323,7 @@ def _finish(folder: plan.Folder, schema: Schema, shards: list[plan.Shard], resul
         examples = builder.as_data_source(split=name)
         if len(examples) != split['records'] or examples[0].keys() != features.keys():
             raise RuntimeError(f'{folder.data}: split {name} does not read back as it was written')
+    # Before the rest is removed: cut off in between, the data set is there, and `_existing` clears up.
     folder.data.rename(folder.final)
     if is_remote(folder.incomplete):
         folder.incomplete.rmtree()

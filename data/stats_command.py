@@ -40,12 +40,12 @@ class SplitRecords(Protocol):
 
 def gather(records: SplitRecords, groups: Mapping[str, Group], positions: range) -> Distributions:
     """Reads the records at some positions, each once, and counts their image fields."""
-    found = {field: Distribution(group) for field, group in groups.items()}
+    distributions = {field: Distribution(group) for field, group in groups.items()}
     for start in range(positions.start, positions.stop, TOGETHER):
         some = [records[i] for i in range(start, min(start + TOGETHER, positions.stop))]
-        for field, distribution in found.items():
+        for field, distribution in distributions.items():
             distribution.add([record[field] for record in some])
-    return found
+    return distributions
 
 
 def measure(records: SplitRecords, groups: Mapping[str, Group], processes: int = 1) -> Distributions:
@@ -137,19 +137,19 @@ def configuration(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Bands are in the order of the sensor's table. A band without a spread cannot be normalised with, and a
     modality has one unit: such bands, and those in another unit than the first, are left out.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_modality: dict[str, dict[str, Any]] = {}
     for field in fields.values():
         view = field['model']
         for i, band in enumerate(field['bands']):
-            one = found.setdefault(field['modality'], {'unit': view['unit'], 'bands': {}})
-            if view['std'][i] > 0 and view['unit'] == one['unit']:
-                one['bands'][band] = view['mean'][i], view['std'][i]
+            modality = by_modality.setdefault(field['modality'], {'unit': view['unit'], 'bands': {}})
+            if view['std'][i] > 0 and view['unit'] == modality['unit']:
+                modality['bands'][band] = view['mean'][i], view['std'][i]
     result = {}
-    for name, one in found.items():
+    for name, modality in by_modality.items():
         table = list(sensors.SENSORS[name].bands) if name in sensors.SENSORS else []
-        order = sorted(one['bands'], key=lambda band: table.index(band) if band in table else len(table))
-        mean, std = ([one['bands'][band][k] for band in order] for k in (0, 1))
-        result[name] = {'bands': order, 'mean': mean, 'std': std, 'unit': one['unit']}
+        order = sorted(modality['bands'], key=lambda band: table.index(band) if band in table else len(table))
+        mean, std = ([modality['bands'][band][k] for band in order] for k in (0, 1))
+        result[name] = {'bands': order, 'mean': mean, 'std': std, 'unit': modality['unit']}
     return result
 
 

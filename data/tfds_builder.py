@@ -1,4 +1,4 @@
-"""What the TFDS builders share.
+"""The base class of the TFDS builders.
 
 `python main.py convert` writes the same records faster and resumes; these classes are for those who build
 with TFDS. They need no TensorFlow when built as ArrayRecord:

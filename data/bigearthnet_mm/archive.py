@@ -160,9 +160,12 @@ def read_images(s1_folder: Path, s2_folder: Path) -> tuple[dict[str, np.ndarray]
 def _check_box(file: Path, values: dict[str, Any], place: Place) -> None:
     box = _get(file, values, 'coordinates', dict)
     # Sentinel-1 files call the lower edge `lly`, Sentinel-2 files `lry`.
-    found = tuple(box.get(key) for key in ('ulx', 'uly', 'lrx', 'lly' if 'lly' in box else 'lry'))
+    corners = tuple(box.get(key) for key in ('ulx', 'uly', 'lrx', 'lly' if 'lly' in box else 'lry'))
     expected = (place.left, place.top, place.left + EXTENT, place.top - EXTENT)
-    if found != expected:
+    if corners != expected:
         raise RecordError(
-            file, 'coordinates', f'left, top, right, bottom = {found}, but the images have {expected}', _AGAIN
+            file,
+            'coordinates',
+            f'left, top, right, bottom = {corners}, but the images have {expected}',
+            _AGAIN,
         )

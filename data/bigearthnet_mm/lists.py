@@ -89,7 +89,7 @@ def official_splits(pairs: Sequence[Pair], leave_out: Sequence[Flag], all_of_the
     selection = select(pairs, {pair.s2_name: pair.official_split for pair in pairs}, leave_out)
     wanted = official_sizes(leave_out)
     return Selection(
-        {n: found for n in wanted if (found := selection.splits.get(n, [])) or all_of_them},
+        {n: members for n in wanted if (members := selection.splits.get(n, [])) or all_of_them},
         selection.left_out,
     )
 
@@ -246,12 +246,12 @@ def published_pairs(s1_names: Set[str], s2_names: Set[str]) -> list[PublishedPai
 
     The table has 590,326 rows; only the wanted ones become objects, so that six pairs cost little.
     """
-    found = []
+    pairs = []
     for line in _table_lines(s1_names | s2_names):
         row = PublishedPair(*line.split(','))
         if row.s1_name in s1_names or row.s2_name in s2_names:
-            found.append(row)
-    return found
+            pairs.append(row)
+    return pairs
 
 
 def _table_lines(names: Set[str]) -> Iterable[str]:

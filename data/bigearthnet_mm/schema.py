@@ -1,4 +1,4 @@
-"""What a BigEarthNet-MM record holds."""
+"""The schema of BigEarthNet-MM records."""
 
 from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43
 from data.records import Field, Schema

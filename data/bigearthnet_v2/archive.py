@@ -56,12 +56,12 @@ def read_pair(row: PatchRow, s1_root: Path, s2_root: Path, maps_root: Path | Non
 
 def _reference_map(folder: Path, place: Place) -> np.ndarray:
     file = folder / f'{folder.name}_reference_map.tif'
-    image, found = read_group([file], MAP)
-    if found != place:
+    image, map_place = read_group([file], MAP)
+    if map_place != place:
         raise RecordError(
             file,
             'reference_map position',
-            f'EPSG, left, top = {tuple(found)}, but the images have {tuple(place)}',
+            f'EPSG, left, top = {tuple(map_place)}, but the images have {tuple(place)}',
             'the map must cover the ground of the images; unpack it again',
         )
     codes = image[..., 0]

@@ -39,10 +39,10 @@ def check_names(patch_id: str, s1_name: str, s2v1_name: str) -> None:
     """Raises ValueError unless the three names are well formed and of one cell of one tile."""
     patch = parse_patch_id(patch_id)
     for name, form in ((s1_name, 'S1'), (s2v1_name, 'S2')):
-        found = parse_name(name)
+        parsed = parse_name(name)
         if not name.startswith(form):
             raise ValueError(f'{name!r} is not the name of a Sentinel-{form[1]} patch')
-        if found.cell != patch.cell or found.tile not in ('', patch.tile):
+        if parsed.cell != patch.cell or parsed.tile not in ('', patch.tile):
             raise ValueError(f'{name} is of another tile or cell than {patch_id}')
 
 

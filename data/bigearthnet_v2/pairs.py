@@ -107,8 +107,8 @@ def _rows(tables: Sequence[Path], on_error: str) -> tuple[list[PatchRow], list[d
         for row in table.rows:
             twice = next((name for name in (row.patch_id, row.s1_name) if name in taken), None)
             if twice:
-                found = f'{twice} is listed before'
-                error = RecordError(file, 'patch_id, s1_name', found, 'remove one of the two rows')
+                message = f'{twice} is listed before'
+                error = RecordError(file, 'patch_id, s1_name', message, 'remove one of the two rows')
                 problems.append((row.patch_id, error))
                 continue
             taken |= {row.patch_id, row.s1_name}

@@ -1,4 +1,4 @@
-"""What a BigEarthNet v2 record holds."""
+"""The schema of BigEarthNet v2 records."""
 
 import dataclasses
 

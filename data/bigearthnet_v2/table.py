@@ -65,11 +65,11 @@ def _values(file: Path) -> Iterator[dict[str, Any]]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
-        found = table.schema_arrow.names
-        missing = [name for name in COLUMNS if name not in found]
+        columns = table.schema_arrow.names
+        missing = [name for name in COLUMNS if name not in columns]
         if missing:
             raise InputError(
-                f'{file}: no column {", ".join(missing)} (found: {", ".join(found)}); give the '
+                f'{file}: no column {", ".join(missing)} (found: {", ".join(columns)}); give the '
                 'metadata.parquet of BigEarthNet v2'
             )
         for batch in table.iter_batches(columns=list(COLUMNS)):
@@ -83,17 +83,17 @@ def _values(file: Path) -> Iterator[dict[str, Any]]:
 def _row(file: Path, number: int, values: dict[str, Any]) -> PatchRow:
     for column, kind in COLUMNS.items():
         if type(values[column]) is not kind:
-            found = f'row {number}: {values[column]!r}, expected {kind.__name__}'
-            raise RecordError(file, column, found, _ADVICE)
+            message = f'row {number}: {values[column]!r}, expected {kind.__name__}'
+            raise RecordError(file, column, message, _ADVICE)
     if values['split'] not in SPLITS:
-        found = f'row {number}: {values["split"]!r} is none of {", ".join(SPLITS)}'
-        raise RecordError(file, 'split', found, _ADVICE)
+        message = f'row {number}: {values["split"]!r} is none of {", ".join(SPLITS)}'
+        raise RecordError(file, 'split', message, _ADVICE)
     if not values['labels']:
         raise RecordError(file, 'labels', f'row {number}: no class, expected at least one', _ADVICE)
     unknown = [name for name in values['labels'] if name not in _INDEX]
     if unknown:
-        found = f'row {number}: {unknown[0]!r} is not one of the 19 classes'
-        raise RecordError(file, 'labels', found, nearest(str(unknown[0]), CLASSES_19))
+        message = f'row {number}: {unknown[0]!r} is not one of the 19 classes'
+        raise RecordError(file, 'labels', message, nearest(str(unknown[0]), CLASSES_19))
     names = values['patch_id'], values['s1_name'], values['s2v1_name']
     try:
         check_names(*names)

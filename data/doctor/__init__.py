@@ -1,1 +1,1 @@
-"""What may be wrong with a data set or a checkpoint, found by looking at it."""
+"""The doctor: what may be wrong with a data set or a checkpoint, found by looking at it."""

@@ -99,14 +99,14 @@ def _cirrus_listed(bands: tuple[str, ...], level: str) -> Iterator[Finding]:
 
 def _dtypes(sensor: Sensor) -> Iterator[Finding]:
     expected = sensor.declared.dtype
-    found = dict(zip(sensor.declared.bands, sensor.summary.dtypes))
-    other = [band for band, dtype in found.items() if dtype and dtype != expected.get(band, dtype)]
+    stored = dict(zip(sensor.declared.bands, sensor.summary.dtypes))
+    other = [band for band, dtype in stored.items() if dtype and dtype != expected.get(band, dtype)]
     if other:
         yield Finding(
             f'{sensor.modality}.dtype',
             'warning',
             f'{TITLES[sensor.modality]}: values are stored in another type than published',
-            ', '.join(f'{band} {found[band]} for {expected[band]}' for band in other[:4]),
+            ', '.join(f'{band} {stored[band]} for {expected[band]}' for band in other[:4]),
             'someone has written these images anew; take the original ones, or check what was done to them',
             needs='metadata',
         )
@@ -166,6 +166,7 @@ def _same(image: Mapping[str, np.ndarray], bands: tuple[str, ...]) -> Iterator[t
 def _correlations(pixels: list[np.ndarray]) -> np.ndarray:
     """Correlation of each image with each other one, where all are usable; 0 without any variation."""
     valid = np.logical_and.reduce([usable(values) for values in pixels])
+    # In float64: SAME differs from 1 by little more than sums in float32 are off.
     table = np.stack([values[valid] for values in pixels]).astype(np.float64)
     if table.shape[1] < 3:
         return np.zeros((len(table), len(table)))
@@ -188,14 +189,14 @@ def _cirrus(sensor: Sensor) -> Iterator[Finding]:
         return
     # An offset of +1000 would hide how dark B10 is; that offset is another finding.
     base = 1000.0 if np.nanmin(levels) > 990 else 0.0
-    own = levels[sensor.band('B10')] - base
+    level = levels[sensor.band('B10')] - base
     others = float(np.nanmedian(np.delete(levels, sensor.band('B10')))) - base
-    if own > CIRRUS * others:
+    if level > CIRRUS * others:
         yield Finding(
             's2.order',
             by_amount(sensor.summary.patches, 'error'),
             'Sentinel-2: the band called B10 is another one',
-            f'its mean is {own:.4g}, the median of the others {others:.4g}; B10 sees no ground and is '
+            f'its mean is {level:.4g}, the median of the others {others:.4g}; B10 sees no ground and is '
             'nearly black',
             'check the band order: B01 to B08, B8A, B09, B10, B11, B12 in most products, B8A last in some',
             needs='64 patches',
@@ -239,11 +240,12 @@ def _by_spectrum(sensor: Sensor, levels: np.ndarray) -> Iterator[Guess]:
     bands = sensor.declared.bands
     last = (*(b for b in bands if b != 'B8A'), 'B8A')
     natural = tuple(b for b in L1C if b in bands)
-    own, agreement = _misfit(bands, levels), _agreement(sensor, bands)
+    misfit, agreement = _misfit(bands, levels), _agreement(sensor, bands)
     for words, order in (('B8A last', last), ('B8A between B08 and B09', natural)):
         other = _misfit(order, levels)
-        if order != bands and other < CLEARLY * own and agreement < _agreement(sensor, order):
-            evidence = f'the mean log spectrum is {own:.2f} off that of land, in that order {other:.2f}'
+        # Both must speak for it: the land of one sample may have another spectrum.
+        if order != bands and other < CLEARLY * misfit and agreement < _agreement(sensor, order):
+            evidence = f'the mean log spectrum is {misfit:.2f} off that of land, in that order {other:.2f}'
             yield words, order, evidence
 
 

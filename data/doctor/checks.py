@@ -23,4 +23,5 @@ CHECKS: tuple[Check, ...] = (
 def examine(evidence: Evidence, checks: Sequence[Check] = CHECKS) -> list[Finding]:
     """Everything there is to say about the evidence, the gravest first."""
     findings = [*evidence.findings, *(finding for check in checks for finding in check(evidence))]
+    # The sort is stable: of one severity, findings stay in the order of the checks.
     return sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity))

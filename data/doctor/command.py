@@ -36,7 +36,7 @@ def run(paths: Sequence[str], as_json: bool = False, html: str = '', **options: 
         raise InputError(f'--html={html}: there is no folder {page.absolute().parent}; create it first')
     evidence = open_paths(paths)
     with warnings.catch_warnings(action='ignore', category=RuntimeWarning):  # NaN is expected here
-        results = [(one, examine(one)) for one in evidence]
+        results = [(item, examine(item)) for item in evidence]
     if as_json:
         print(json.dumps([report.as_json(*result) for result in results], indent=2, allow_nan=False))
     else:

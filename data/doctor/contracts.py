@@ -70,9 +70,9 @@ def _units(contract: Contract) -> Iterator[Finding]:
         )
 
 
-def _spread(found: list[Band]) -> Iterator[Finding]:
-    flat = [band.name for band in found if band.valid > 1 and band.std == 0]
-    empty = [band.name for band in found if not band.valid]
+def _spread(bands: list[Band]) -> Iterator[Finding]:
+    flat = [band.name for band in bands if band.valid > 1 and band.std == 0]
+    empty = [band.name for band in bands if not band.valid]
     for names, words in (
         (flat, 'one value in the whole split'),
         (empty, 'no valid pixel in the whole split'),
@@ -87,7 +87,7 @@ def _spread(found: list[Band]) -> Iterator[Finding]:
                 'by zero',
                 needs='metadata',
             )
-    lost = [b for b in found if b.valid and b.invalid > LOST * (b.valid + b.invalid)]
+    lost = [b for b in bands if b.valid and b.invalid > LOST * (b.valid + b.invalid)]
     if lost:
         shares = ', '.join(f'{b.name} {b.invalid / (b.valid + b.invalid):.1%}' for b in lost)
         yield Finding(
@@ -100,8 +100,8 @@ def _spread(found: list[Band]) -> Iterator[Finding]:
         )
 
 
-def _radar(found: dict[str, Band]) -> Iterator[Finding]:
-    decibel = {name: band for name, band in found.items() if band.unit == 'dB'}
+def _radar(bands: dict[str, Band]) -> Iterator[Finding]:
+    decibel = {name: band for name, band in bands.items() if band.unit == 'dB'}
     for name, band in decibel.items():
         low, high = USUAL.get(name, (-35.0, 0.0))
         if not low - 5 <= band.mean <= high + 3:
@@ -131,8 +131,8 @@ def _radar(found: dict[str, Band]) -> Iterator[Finding]:
             )
 
 
-def _optical(found: dict[str, Band]) -> Iterator[Finding]:
-    numbers = [band for name, band in found.items() if band.unit == 'DN' and band.valid and name != 'B10']
+def _optical(bands: dict[str, Band]) -> Iterator[Finding]:
+    numbers = [band for name, band in bands.items() if band.unit == 'DN' and band.valid and name != 'B10']
     if not numbers:
         return
     means, lowest = [band.mean for band in numbers], min(band.minimum for band in numbers)

@@ -1,4 +1,4 @@
-"""What was looked at: images as they are stored, what is said about them, and the list of records.
+"""Evidence of the doctor: images as they are stored, what is said about them, and the list of records.
 
 Openers (`open_*.py`) gather it from whatever a path holds; the checks see nothing else.
 """
@@ -93,14 +93,14 @@ def declared(
     baselines: tuple[int, ...] = (),
 ) -> Declared:
     """What a contract, or the schema of a builder, says about a sensor."""
-    own = [group for group in groups.values() if group.modality == modality]
+    of_sensor = [group for group in groups.values() if group.modality == modality]
     return Declared(
-        bands=tuple(band for group in own for band in group.bands),
-        unit=own[0].unit if own else '',
-        scale={band: group.scale for group in own for band in group.bands},
-        offset={band: group.offset for group in own for band in group.bands},
-        dtype={band: group.dtype for group in own for band in group.bands},
-        nodata=tuple(sorted({value for group in own for value in group.nodata})),
+        bands=tuple(band for group in of_sensor for band in group.bands),
+        unit=of_sensor[0].unit if of_sensor else '',
+        scale={band: group.scale for group in of_sensor for band in group.bands},
+        offset={band: group.offset for group in of_sensor for band in group.bands},
+        dtype={band: group.dtype for group in of_sensor for band in group.bands},
+        nodata=tuple(sorted({value for group in of_sensor for value in group.nodata})),
         product=products.get(modality, Product()),
         baselines=baselines,
     )

@@ -1,4 +1,4 @@
-"""What the doctor says: one finding each, with its severity, the evidence and the remedy."""
+"""Findings of the doctor, each with its severity, the evidence and the remedy."""
 
 import dataclasses
 from collections.abc import Iterable

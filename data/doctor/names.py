@@ -1,4 +1,4 @@
-"""What the names of files and folders say: sensor, band, and which files belong together."""
+"""Names of files and folders: sensor, band, and which files belong together."""
 
 import re
 from pathlib import Path

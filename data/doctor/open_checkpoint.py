@@ -95,4 +95,4 @@ _WORDS = {
 def _sensors(contract: Contract) -> dict[str, Sensor]:
     first = contract.first
     about: dict[str, Declared] = {m: declared(m, first.groups, first.products) for m in ('s1', 's2')}
-    return {modality: Sensor(modality, one, ()) for modality, one in about.items() if one.bands}
+    return {modality: Sensor(modality, facts, ()) for modality, facts in about.items() if facts.bands}

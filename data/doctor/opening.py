@@ -1,4 +1,4 @@
-"""From paths to evidence: what lies there decides how it is opened."""
+"""Opening of paths as evidence: what lies there decides how it is opened."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,9 +54,9 @@ def kind_of(path: Path) -> str:
         raise InputError(f'{path}: a file that is no GeoTIFF; give {KNOWN}')
     if (path / contracts.FILE).is_file():
         return 'set'
-    one = path.parent.name == 'checkpoints' and path.name.isdecimal()
+    is_step = path.parent.name == 'checkpoints' and path.name.isdecimal()
     imported = (path / 'published.json').is_file()
-    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or one or imported:
+    if (path / 'checkpoints').is_dir() or path.name == 'checkpoints' or is_step or imported:
         return 'checkpoint'
     return 'folder'
 

@@ -72,6 +72,7 @@ def scale_of(sensor: Sensor) -> str:
     middle, high = ((column * scale + offset)[ok] for column in (summary.p50, summary.maximum))
     bright = (summary.p99 * scale + offset)[ok].max()
     whole = summary.whole[ok].min() > 0.99
+    # Before the units: what is scaled to its own range looks like reflectance, or like 8 bits.
     if 2 * own_range.scaled(sensor).sum() > ok.any(axis=1).sum():
         return 'min-max'
     if all(dtype in ('uint8', '') for dtype in summary.dtypes):
@@ -156,16 +157,17 @@ def pooled_dark(sensor: Sensor, factor: float) -> dict[str, float]:
 
 def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
     dark, patches = pooled_dark(sensor, factor), sensor.summary.patches
-    said = sensor.declared.product.level
+    declared = sensor.declared.product.level
     far = next((band for band in ('B11', 'B12', 'B04') if band in dark), '')
     if not far or not {'B01', 'B02'} & dark.keys():
         return
     blue = 'B01' if 'B01' in dark else 'B02'
+    # B02 gets about two thirds of the scattered light of B01, and so of the limit.
     haze, limit = dark[blue] - dark[far], HAZE if blue == 'B01' else HAZE / 1.5
     fall = [dark[band] for band in ('B01', 'B02', 'B03', 'B04') if band in dark]
     # Air scatters ever less from blue to red; bright ground does not fall off like that.
     falling = all(left > right for left, right in itertools.pairwise(fall))
-    found = 'L1C' if haze >= limit and falling else 'L2A'
+    level = 'L1C' if haze >= limit and falling else 'L2A'
     evidence = (
         f'dark pixels: {blue} {dark[blue]:.0f}, {far} {dark[far]:.0f}; air adds {limit:.0f} or more '
         f'({patches:,} patches)'
@@ -176,23 +178,23 @@ def _level(sensor: Sensor, factor: float) -> Iterator[Finding]:
             'cannot tell',
             'Sentinel-2: L1C or L2A',
             f'{patches:,} patches; it shows in the darkest pixels of a larger sample. {evidence}',
-            f'declared: {said}' if said else 'look at the product names (MSIL1C, MSIL2A)',
+            f'declared: {declared}' if declared else 'look at the product names (MSIL1C, MSIL2A)',
             needs='64 patches',
         )
-    elif said and found != said:
+    elif declared and level != declared:
         yield Finding(
             's2.level',
             by_amount(patches, 'error'),
-            f'Sentinel-2: declared as {said}, but it looks like {found} ' + _LOOKS[found],
+            f'Sentinel-2: declared as {declared}, but it looks like {level} ' + _LOOKS[level],
             evidence,
-            f'declare level={found!r}, or take the {said} products',
+            f'declare level={level!r}, or take the {declared} products',
             needs='64 patches',
         )
-    elif not said:
+    elif not declared:
         yield Finding(
             's2.level',
             'note',
-            f'Sentinel-2: looks like {found} {_LOOKS[found]}',
+            f'Sentinel-2: looks like {level} {_LOOKS[level]}',
             evidence,
             'state the level in the contract',
             needs='64 patches',
@@ -241,6 +243,7 @@ def check_offset(evidence: Evidence) -> Iterator[Finding]:
     if sensor is None:
         return
     factor = FACTORS.get(scale_of(sensor)) if sensor.summary.usable.any() else None
+    # The mixture first: the lowest value of all does not show it, and names may be older than the values.
     mixed = list(_mixed_offsets(sensor, factor)) if factor else []
     if not mixed:
         yield from _baselines(sensor, factor)
@@ -360,4 +363,5 @@ def darkest(sensor: Sensor, factor: float) -> np.ndarray:
     """Smallest first percentile over the bands of each patch, physical; NaN without pixels."""
     scale, offset = sensor.declared.linear()
     values = np.where(sensor.summary.usable > 0, sensor.summary.p01, np.nan) * scale + offset
+    # fmin passes over NaN: a band without pixels leaves the decision to the others.
     return np.fmin.reduce(values * factor, axis=1, initial=np.nan)

@@ -1,4 +1,4 @@
-"""Images scaled band by band to 0..1 or 0..255 by their own extremes (min-max): no unit undoes that.
+"""Min-max scaling, band by band to 0..1 or 0..255 by the extremes of an image: no unit undoes that.
 
 Two signs. Every band of an image, or of the whole set, runs from exactly 0 to exactly 1 with hardly a pixel
 at the end, where a limit that someone set piles up. And in a crop, which shows neither extreme: whole
@@ -36,11 +36,11 @@ def scaled(sensor: Sensor) -> np.ndarray:
 def evidence(sensor: Sensor) -> str:
     """What tells that patches are scaled to their own range, in words."""
     signs = _signs(sensor)
-    found = (
+    reasons = (
         (signs.ends, 'every band runs from exactly 0 to exactly 1 (or 255)'),
         (signs.multiples & ~signs.ends, 'the bands are whole numbers over a range, another one for each'),
     )
-    return '; '.join(f'{words} in {share(at.sum(), len(at))} patches' for at, words in found if at.any())
+    return '; '.join(f'{words} in {share(at.sum(), len(at))} patches' for at, words in reasons if at.any())
 
 
 def _signs(sensor: Sensor) -> Signs:
@@ -86,6 +86,7 @@ def _runs_to_the_ends(images: Extremes) -> np.ndarray:
     bands = known.sum(axis=1)
     result = np.zeros(len(known), bool)
     for end in ENDS:
+        # Zeros are counted apart: they are not usable, and the minimum is that of usable pixels.
         full = (zero > 0) & (minimum > 0) & (maximum == end)
         # Bands of few different values pile up by nature; half of the bands tell.
         thin = 2 * (few & known).sum(axis=1) >= bands
@@ -95,9 +96,9 @@ def _runs_to_the_ends(images: Extremes) -> np.ndarray:
 
 def _multiples_of_its_own(samples: tuple[np.ndarray, ...], known: np.ndarray) -> bool:
     """Whether the bands of a patch are multiples of 1/N, with another N for nearly each."""
-    found = [n for values, some in zip(samples, known) if some and (n := _steps(values))]
-    most = 2 * len(found) >= known.sum() and len(found) >= 2
-    return bool(most and not set(found) & set(FACTORS) and 3 * len(set(found)) >= 2 * len(found))
+    steps = [n for values, some in zip(samples, known) if some and (n := _steps(values))]
+    most = 2 * len(steps) >= known.sum() and len(steps) >= 2
+    return bool(most and not set(steps) & set(FACTORS) and 3 * len(set(steps)) >= 2 * len(steps))
 
 
 def _steps(values: np.ndarray) -> int:

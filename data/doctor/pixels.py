@@ -39,6 +39,7 @@ def _not_finite(sensor: Sensor) -> Iterator[Finding]:
     for name, counts in (('nan', summary.nan), ('inf', summary.inf)):
         if not counts.any():
             continue
+        # NaN may be meant as a mark for nothing; inf is what a calculation has come to.
         known = name == 'nan' and declared and counts.sum() < MOST * summary.pixels.sum()
         yield Finding(
             f'{sensor.modality}.{name}',
@@ -112,6 +113,7 @@ def _clipped(sensor: Sensor) -> Iterator[Finding]:
                 continue
             column = values[ok, index]
             limit = column.max() if end == 'upper' else column.min()
+            # In native pixels: a resampled band repeats each of them, and would pile up by itself.
             hit = (column == limit) & (at[ok, index] >= 4 * blocks[index])
             pixels, total = at[ok, index][hit].sum(), summary.usable[:, index].sum()
             if pixels > max(20 * blocks[index], 2e-4 * total):
@@ -149,8 +151,8 @@ def _noisy_border(sensor: Sensor) -> Iterator[Finding]:
         if decibel(np.array(low * scale + offset), unit) > DARK:
             continue  # not a single pixel is that dark; the rest takes long
         values = decibel(image[band] * scale + offset, unit)
-        found = _dark_border(np.where(usable(image[band], sensor.declared.nodata), values, np.nan))
-        hit, worst = hit + (found >= BORDER_SHARE), max(worst, found)
+        dark = _dark_border(np.where(usable(image[band], sensor.declared.nodata), values, np.nan))
+        hit, worst = hit + (dark >= BORDER_SHARE), max(worst, dark)
     if hit:
         yield Finding(
             's1.border',

@@ -180,15 +180,15 @@ def _levels(sensor: Sensor, units: np.ndarray) -> Iterator[Finding]:
 
 
 def _calibration(sensor: Sensor) -> Iterator[Finding]:
-    said = sensor.declared.product.calibration
+    calibration = sensor.declared.product.calibration
     yield Finding(
         's1.calibration',
         'cannot tell',
         'Sentinel-1: sigma0, gamma0 or beta0; terrain flattening; speckle filter',
-        f'declared: {said}; pixels cannot confirm it'
-        if said
+        f'declared: {calibration}; pixels cannot confirm it'
+        if calibration
         else 'not declared, and they differ by less than land cover does',
-        '' if said else 'look it up where the images come from and state it in the contract',
+        '' if calibration else 'look it up where the images come from and state it in the contract',
         needs='metadata',
     )
 
@@ -268,6 +268,7 @@ def _unit_of(middle: np.ndarray) -> str:
     """The unit of a patch by the medians of its bands; 'small' for positive numbers around 0.1."""
     low, high = middle.min(), middle.max()
     if low >= WRAPPED:
+        # No backscatter is below -100 dB: what is wrapped further down counts in hundredths.
         return 'wrapped dB' if low >= 2**16 - 100 else 'wrapped dB x 100'
     if low > 0:
         return 'small' if high <= 2.0 else 'digital numbers' if high < WRAPPED else 'unknown'

@@ -139,6 +139,7 @@ def unreadable(broken: Sequence[str], patches: int) -> Iterator[Finding]:
 
 def find_folder(root: Path, child: re.Pattern[str], depth: int = 2, most: int = 64) -> Path | None:
     """The folder at or below `root` that holds a folder or file whose name fits; folders near by first."""
+    # Level by level, and few entries of each folder: an archive has hundreds of thousands of them.
     level = [root]
     for _ in range(depth + 1):
         below: list[Path] = []
@@ -159,8 +160,9 @@ def find_folder(root: Path, child: re.Pattern[str], depth: int = 2, most: int = 
 def names_in(folder: Path, fits: re.Pattern[str], most: int = LISTED) -> tuple[list[str], bool]:
     """Up to `most` names in a folder, sorted, and whether there are no more."""
     with os.scandir(folder) as entries:
-        found = list(itertools.islice((e.name for e in entries if fits.fullmatch(e.name)), most + 1))
-    return sorted(found[:most]), len(found) <= most
+        # One more than wanted tells whether that is all, without a listing to the end.
+        names = list(itertools.islice((e.name for e in entries if fits.fullmatch(e.name)), most + 1))
+    return sorted(names[:most]), len(names) <= most
 
 
 def spread(values: Sequence[Any], most: int) -> list[Any]:

@@ -182,11 +182,11 @@ def _read(table: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet
 
     try:
-        found = pyarrow.parquet.read_table(table, columns=['patch_id', 's1_name', 'split', 'labels'])
-        labels = found.column('labels').combine_chunks()
+        columns = pyarrow.parquet.read_table(table, columns=['patch_id', 's1_name', 'split', 'labels'])
+        labels = columns.column('labels').combine_chunks()
         names = labels.flatten().unique().to_pylist()
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise InputError(f'{table}: cannot be read ({error}); download the metadata table again') from error
     if set(names) <= set(CLASSES_19):
         labels = labels.slice(0, LISTED)
-    return {**found.drop_columns('labels').to_pydict(), 'labels': labels.to_pylist()}
+    return {**columns.drop_columns('labels').to_pydict(), 'labels': labels.to_pylist()}

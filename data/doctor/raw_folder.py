@@ -19,11 +19,11 @@ from fusmae_jax.geo.bands import SKIP, by_description
 
 def single(files: Sequence[Path]) -> RawListing:
     """One GeoTIFF, or a pair of the two sensors; raises InputError if they are neither."""
-    found: dict[str, list[Header]] = {}
+    headers: dict[str, list[Header]] = {}
     for file in files:
         try:
             modalities = tiffs.modalities_of(file)
-            headers = {modality: _header(file, modality) for modality in modalities}
+            heads = {modality: _header(file, modality) for modality in modalities}
         except OSError as error:
             raise InputError(f'{file}: cannot be read ({error}); write the GeoTIFF again') from error
         if not modalities:
@@ -31,14 +31,14 @@ def single(files: Sequence[Path]) -> RawListing:
                 f'{file}: neither its bands nor its name say whether this is Sentinel-1 or Sentinel-2; '
                 'describe the bands (VV, VH or B02, ...), or put S1 or S2 into the name'
             )
-        for modality, head in headers.items():
-            if modality in found:
-                other = found[modality][0].file
+        for modality, head in heads.items():
+            if modality in headers:
+                other = headers[modality][0].file
                 raise InputError(f'{file}: of the same sensor as {other}; give one file of each sensor')
-            found[modality] = [head]
+            headers[modality] = [head]
     kind = 'a pair of GeoTIFFs' if len(files) > 1 else 'a GeoTIFF'
     name = files[0].stem
-    return _listing(kind, {name: found}, windows.items(name, found, SAMPLE), 1, [])
+    return _listing(kind, {name: headers}, windows.items(name, headers, SAMPLE), 1, [])
 
 
 def archive(paths: Sequence[Path]) -> RawListing | None:
@@ -88,7 +88,7 @@ def _unknown(files: Sequence[Path], patches: Patches, total: int) -> Iterator[Fi
     """Labels and elevations lie in folders of their own; what lies beside images may be an image."""
     if not files:
         return
-    images = {file.parent for parts in patches.values() for own in parts.values() for file in own}
+    images = {file.parent for parts in patches.values() for paths in parts.values() for file in paths}
     folders = sorted({file.parent.name for file in files})
     yield Finding(
         'file.sensor',
@@ -122,11 +122,11 @@ def _listing(
 ) -> RawListing:
     about, more = {}, list[Finding]()
     for modality in ('s1', 's2'):
-        own = [head for files in headers.values() for head in files.get(modality, ())]
-        if own:
-            about[modality] = tiffs.declared(own, modality)
-            more += [*check_headers(own, modality), *tiffs.findings(own, modality)]
-            if modality == 's2' and offsets(own):
+        heads = [head for files in headers.values() for head in files.get(modality, ())]
+        if heads:
+            about[modality] = tiffs.declared(heads, modality)
+            more += [*check_headers(heads, modality), *tiffs.findings(heads, modality)]
+            if modality == 's2' and offsets(heads):
                 # None of them holds for all: the values are judged as they are stored.
                 about[modality] = dataclasses.replace(about[modality], offset={})
     return RawListing(kind, items, about=about, total=total, findings=(*findings, *more))
@@ -146,10 +146,10 @@ def _headers(
     files: Mapping[str, Sequence[Path]], broken: list[str], left: list[Path]
 ) -> dict[str, list[Header]]:
     """The headers of a patch; of several files with one band, those in the last folder by name."""
-    found: dict[str, list[Header]] = {}
-    for modality, own in files.items():
+    headers: dict[str, list[Header]] = {}
+    for modality, paths in files.items():
         bands: set[str] = set()
-        for file in sorted(sorted(own), key=lambda file: str(file.parent), reverse=True):
+        for file in sorted(sorted(paths), key=lambda file: str(file.parent), reverse=True):
             try:
                 head = _header(file, modality)
             except OSError as error:
@@ -159,8 +159,8 @@ def _headers(
                 left.append(file)
                 continue
             bands |= {*head.bands}
-            found.setdefault(modality, []).append(head)
-    return found
+            headers.setdefault(modality, []).append(head)
+    return headers
 
 
 def _tiffs(paths: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

@@ -52,11 +52,11 @@ def archive(paths: Sequence[Path]) -> RawListing | None:
 
 def _files(root: Path) -> list[Path]:
     """All Sentinel-2 images, by season and scene; 180,662 in some 250 folders, which is quick."""
-    found = []
+    files = []
     for season in SEASONS:
         for folder in sorted((root / season).glob('s2_*')):
-            found += [file for file in sorted(folder.iterdir()) if _FILE.fullmatch(file.name)]
-    return found
+            files += [file for file in sorted(folder.iterdir()) if _FILE.fullmatch(file.name)]
+    return files
 
 
 def _member(file: Path, kind: str) -> Path:

@@ -112,9 +112,9 @@ def _load_cube(folder: Path, name: str, optical: Optical, index: int, time: int)
     s1 = zarr_files.open_cube(folder / zarr_files.S1 / name, zarr_files.S1)
     location = s2.samples[index]
     row = s1.samples.index(location)
-    found = pair(s1.file, location, s1.names[row], s2.names[index], time)
+    visit = pair(s1.file, location, s1.names[row], s2.names[index], time)
     images, grids = {}, {}
-    for modality, cube, at, which in (('s1', s1, row, found.s1), ('s2', s2, index, found.s2)):
+    for modality, cube, at, which in (('s1', s1, row, visit.s1), ('s2', s2, index, visit.s2)):
         bands = zarr_files.BANDS[zarr_files.S1 if modality == 's1' else optical]
         pixels = zarr_files.image(cube, at, which)
         left, top = (float(value) for value in cube.upper_left[at])

@@ -91,9 +91,9 @@ def measure(evidence: Evidence) -> Shift:
         left = [_radar_edges(x, unit) for x in radar.values() if x.shape == finest]
         right = [_optical_edges(x) for x in sharp if x.shape == finest]
         if left and right and min(finest) >= 2 * REACH:
-            one = _correlation(np.mean(left, axis=0), np.mean(right, axis=0))
-            if one is not None:
-                total, pairs = total + one, pairs + 1
+            correlation = _correlation(np.mean(left, axis=0), np.mean(right, axis=0))
+            if correlation is not None:
+                total, pairs = total + correlation, pairs + 1
     return _peak(total / max(pairs, 1), pairs)
 
 
@@ -103,6 +103,7 @@ def _radar_edges(image: np.ndarray, unit: str) -> np.ndarray:
 
 
 def _optical_edges(image: np.ndarray) -> np.ndarray:
+    # In logarithms, as dB are: an edge is then a ratio in both sensors.
     return edges(np.log(np.maximum(image.astype(np.float64), 1e-4)), usable(image))
 
 
@@ -135,8 +136,10 @@ def _peak(values: np.ndarray, pairs: int) -> Shift:
         return Shift(0.0, 0.0, 0.0, 0)
     row, column = np.unravel_index(values.argmax(), values.shape)
     rows, columns = np.ogrid[: values.shape[0], : values.shape[1]]
+    # Edges are smoothed, so the surroundings of a peak are a part of it.
     far = np.hypot(rows - row, columns - column) > 6
     height = (values[row, column] - values[far].mean()) / max(values[far].std(), 1e-12)
+    # Its centre of gravity, as shifts are seldom whole pixels; what is negative would weigh backwards.
     near = values[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].clip(0)
     near_rows, near_columns = np.mgrid[
         max(row - 1, 0) : max(row - 1, 0) + near.shape[0],

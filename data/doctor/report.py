@@ -1,4 +1,4 @@
-"""What the doctor found, as text for people and as JSON for programs."""
+"""The report of the doctor, as text for people and as JSON for programs."""
 
 import dataclasses
 import textwrap

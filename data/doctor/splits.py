@@ -70,6 +70,7 @@ def _grids(evidence: Evidence) -> dict[str, dict[str, Grid]]:
 def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[GridProblem]:
     first, reference = next(iter(grids.items()))
     finest = min(abs(grid.step_x) for grid in grids.values())
+    # One problem a pair, the first of these: each makes the later ones meaningless.
     for name, grid in grids.items():
         if not grid.placed:
             yield _nowhere(name)
@@ -81,8 +82,8 @@ def _problems(grids: Mapping[str, Grid], slack: float) -> Iterator[GridProblem]:
             yield GridProblem('pair.crs', 'Images have no reference system with an EPSG code', name)
             return
         if grid.epsg != reference.epsg:
-            found = f'{first} has EPSG {reference.epsg}, {name} EPSG {grid.epsg}'
-            yield GridProblem('pair.crs', 'The images of a pair are in different reference systems', found)
+            message = f'{first} has EPSG {reference.epsg}, {name} EPSG {grid.epsg}'
+            yield GridProblem('pair.crs', 'The images of a pair are in different reference systems', message)
             return
     # Beyond half a pixel, the nearest pixels of the two are no longer the same ground.
     apart = [n for n, g in grids.items() if _distance(g, reference) > slack * finest]
@@ -102,8 +103,8 @@ def _pixels(grid: Grid) -> tuple[int, int]:
     return grid.rows, grid.columns
 
 
-def _distance(one: Grid, other: Grid) -> float:
-    return max(abs(a - b) for a, b in zip(one.box, other.box))
+def _distance(grid: Grid, other: Grid) -> float:
+    return max(abs(a - b) for a, b in zip(grid.box, other.box))
 
 
 def _nowhere(name: str) -> GridProblem:
@@ -118,25 +119,26 @@ def _nowhere(name: str) -> GridProblem:
 
 def _elsewhere(first: str, reference: Grid, name: str, grid: Grid) -> GridProblem:
     """Two images that should cover the same ground: one may be said to be larger than it is."""
-    one, other = (
+    placed, other = (
         rio.Placed(f'{n.replace(" ", "_")}.tif', g.rows, g.columns, g.left, g.top, g.step_x)
         for n, g in ((first, reference), (name, grid))
     )
-    if remedy := rio.wrong_transform(one, other):
+    if remedy := rio.wrong_transform(placed, other):
         return GridProblem(
             'pair.geotransform',
             'The images of a pair have as many pixels, but pixels of another size: one geotransform is wrong',
-            f'{first}: {one.rows} x {one.columns} pixels of {one.step:g} m from {one.left:.10g}, '
-            f'{one.top:.10g}; {name}: as many of {other.step:g} m from {other.left:.10g}, {other.top:.10g}',
+            f'{first}: {placed.rows} x {placed.columns} pixels of {placed.step:g} m from {placed.left:.10g}, '
+            f'{placed.top:.10g}; {name}: as many of {other.step:g} m from '
+            f'{other.left:.10g}, {other.top:.10g}',
             remedy,
         )
-    found = f'{first} covers {_box(reference)}, {name} {_box(grid)} (left, top, right, bottom)'
+    message = f'{first} covers {_box(reference)}, {name} {_box(grid)} (left, top, right, bottom)'
     left, top, right, bottom = grid.box
-    onto = rio.warp(one.file, crs=f'EPSG:{grid.epsg}', bounds=(left, bottom, right, top), step=one.step)
+    onto = rio.warp(placed.file, crs=f'EPSG:{grid.epsg}', bounds=(left, bottom, right, top), step=placed.step)
     return GridProblem(
         'pair.extent',
         'The images of a pair cover different ground',
-        found,
+        message,
         f'unpack the pair again, or bring one onto the other: {onto}',
     )
 
@@ -174,9 +176,9 @@ def _sizes(splits: Mapping[str, Split]) -> Iterator[Finding]:
 
 
 def _overlaps(splits: Mapping[str, Split]) -> Iterator[Finding]:
-    for (left, one), (right, other) in combinations(splits.items(), 2):
-        if one.ids is not None and other.ids is not None:
-            common = np.intersect1d(one.ids, other.ids)
+    for (left, split), (right, other) in combinations(splits.items(), 2):
+        if split.ids is not None and other.ids is not None:
+            common = np.intersect1d(split.ids, other.ids)
             if len(common):
                 yield Finding(
                     'split.overlap',
@@ -186,8 +188,8 @@ def _overlaps(splits: Mapping[str, Split]) -> Iterator[Finding]:
                     'every record belongs to one split; figures on a split that was trained on mean nothing',
                     needs='metadata',
                 )
-        if one.places is not None and other.places is not None:
-            common = np.isin(_rows(other.places), _rows(one.places)).sum()
+        if split.places is not None and other.places is not None:
+            common = np.isin(_rows(other.places), _rows(split.places)).sum()
             if common:
                 yield Finding(
                     'split.place',
@@ -243,21 +245,21 @@ def _orbits(evidence: Evidence) -> Iterator[Finding]:
             )
         return
     mix = ', '.join(f'{name} {share(d.sum(), len(d))}' for name, d in known.items())
-    said = evidence.sensors['s1'].declared.product.orbit if 's1' in evidence.sensors else ''
+    declared = evidence.sensors['s1'].declared.product.orbit if 's1' in evidence.sensors else ''
     passes = np.concatenate(list(known.values())).mean()
-    wrong = {'asc': passes > 0.02, 'desc': passes < 0.98}.get(said, False)
+    wrong = {'asc': passes > 0.02, 'desc': passes < 0.98}.get(declared, False)
     yield Finding(
         's1.orbit',
         'warning' if wrong else 'note',
-        f'Sentinel-1: declared as {said} passes alone, but there are others'
+        f'Sentinel-1: declared as {declared} passes alone, but there are others'
         if wrong
         else 'Sentinel-1: passes by orbit',
         f'descending, by local solar time: {mix}',
         "declare orbit='mixed', or leave the others out" if wrong else '',
         needs='metadata',
     )
-    for (left, one), (right, other) in combinations(known.items(), 2):
-        if _differ(one, other):
+    for (left, orbits), (right, other) in combinations(known.items(), 2):
+        if _differ(orbits, other):
             yield Finding(
                 's1.orbit',
                 'warning',
@@ -269,12 +271,12 @@ def _orbits(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+def _differ(orbits: np.ndarray, other: np.ndarray) -> bool:
     """Whether two mixes differ by more than ORBIT_GAP, and by more than chance explains."""
-    if min(len(one), len(other)) < MIN_RECORDS:
+    if min(len(orbits), len(other)) < MIN_RECORDS:
         return False
-    gap, both = abs(one.mean() - other.mean()), np.concatenate([one, other]).mean()
-    error = np.sqrt(both * (1 - both) * (1 / len(one) + 1 / len(other)))
+    gap, both = abs(orbits.mean() - other.mean()), np.concatenate([orbits, other]).mean()
+    error = np.sqrt(both * (1 - both) * (1 / len(orbits) + 1 / len(other)))
     return bool(gap > ORBIT_GAP and gap > SIGMA * error)
 
 

@@ -1,4 +1,4 @@
-"""Numbers for every band of every patch; the checks go back to pixels only where they must."""
+"""Summary of every band of every patch; the checks go back to pixels only where they must."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -61,12 +61,12 @@ def summarise(
     rows = [[_one(image.get(band), nodata) for band in bands] for image in images]
     names = [f.name for f in dataclasses.fields(Summary) if f.name not in ('dtypes', 'samples')]
     columns = {
-        name: np.array([[one[name] for one in row] for row in rows]).reshape(len(rows), len(bands))
+        name: np.array([[cell[name] for cell in row] for row in rows]).reshape(len(rows), len(bands))
         for name in names
     }
     dtypes = tuple(next((str(i[band].dtype) for i in images if band in i), '') for band in bands)
     return Summary(
-        **columns, dtypes=dtypes, samples=tuple(tuple(one['sample'] for one in row) for row in rows)
+        **columns, dtypes=dtypes, samples=tuple(tuple(cell['sample'] for cell in row) for row in rows)
     )
 
 

@@ -190,22 +190,22 @@ def modalities_of(file: Path, guess: bool = True) -> tuple[str, ...]:
     if both := tuple(m for m in ('s1', 's2') if any(band_of(text, m) for text in texts)):
         return both
     by_band = next((m for m in ('s1', 's2') if band_of(band_in(file), m)), '')
-    one = by_band or sensor_in(file.stem)
-    if not one and guess:
-        one = 's1' if count <= 2 else 's2' if count in (12, 13) else ''
-    return (one,) if one else ()
+    modality = by_band or sensor_in(file.stem)
+    if not modality and guess:
+        modality = 's1' if count <= 2 else 's2' if count in (12, 13) else ''
+    return (modality,) if modality else ()
 
 
 def declared(headers: Iterable[Header], modality: str) -> Declared:
     """What files say about a sensor; the unit is never among it."""
     headers = list(headers)
-    text = ' '.join(f'{one.file} {one.tags}' for one in headers)
-    factors = [item for one in headers for item in zip(one.bands, one.scales, one.offsets)]
+    text = ' '.join(f'{head.file} {head.tags}' for head in headers)
+    factors = [item for head in headers for item in zip(head.bands, head.scales, head.offsets)]
     return Declared(
-        bands=tuple(dict.fromkeys(band for one in headers for band in one.bands)),
+        bands=tuple(dict.fromkeys(band for head in headers for band in head.bands)),
         scale={band: scale for band, scale, _ in factors},
         offset={band: offset for band, _, offset in factors},
-        nodata=tuple(sorted({value for one in headers for value in one.nodata})),
+        nodata=tuple(sorted({value for head in headers for value in head.nodata})),
         product=Product(level=_level(text)) if modality == 's2' else Product(),
         baselines=baselines(text) if modality == 's2' else (),
     )
@@ -213,9 +213,9 @@ def declared(headers: Iterable[Header], modality: str) -> Declared:
 
 def baselines(text: str) -> tuple[int, ...]:
     """Processing baselines in product names and tags: 400 for _N0400_ and PROCESSING_BASELINE=04.00."""
-    found = [int(number) for number in re.findall(r'_N(\d{4})_', text)]
-    found += [100 * int(a) + int(b) for a, b in re.findall(r'PROCESSING_BASELINE=N?(\d\d)\.?(\d\d)', text)]
-    return tuple(sorted(set(found)))
+    numbers = [int(number) for number in re.findall(r'_N(\d{4})_', text)]
+    numbers += [100 * int(a) + int(b) for a, b in re.findall(r'PROCESSING_BASELINE=N?(\d\d)\.?(\d\d)', text)]
+    return tuple(sorted(set(numbers)))
 
 
 def _level(text: str) -> Literal['', 'L1C', 'L2A']:

@@ -63,10 +63,10 @@ def _patches(files: Files, most: int) -> list[dict[str, list[Piece]]]:
     if shared is None:
         # Each sensor by itself: their images show nothing together.
         return [
-            {modality: [Piece(head, window_onto(head.grid, own, window)) for head in heads]}
+            {modality: [Piece(head, window_onto(head.grid, grid, window)) for head in heads]}
             for modality, heads in files.items()
-            if (own := common([head.grid for head in heads]) or heads[0].grid)
-            for window in _windows(own, most)
+            if (grid := common([head.grid for head in heads]) or heads[0].grid)
+            for window in _windows(grid, most)
         ]
     return [
         {

@@ -41,8 +41,8 @@ def write(folder: Path, pairs: int, config: SceneConfig, workers: int = 1) -> di
         raise InputError(
             f'size={config.size}, level={config.level}: the patches of BigEarthNet v2 are L2A of 120 pixels'
         )
-    one = functools.partial(_write_pair, folder=folder, config=config)
-    rows = each(one, pairs, workers)
+    write_pair = functools.partial(_write_pair, folder=folder, config=config)
+    rows = each(write_pair, pairs, workers)
     hidden = [row['contains_seasonal_snow'] or row['contains_cloud_or_shadow'] for row in rows]
     _write_table(folder / METADATA, [row for row, hide in zip(rows, hidden) if not hide])
     _write_table(folder / SNOW_CLOUD, [row for row, hide in zip(rows, hidden) if hide])
@@ -78,10 +78,10 @@ def _write_pair(index: int, folder: Path, config: SceneConfig) -> dict[str, Any]
     _write_patch(folder / S2_ROOT, name, 2, generated.s2, about.place, nodata=0)
     codes = {'reference_map': reference_map(generated)}
     _write_patch(folder / MAPS, name, 2, codes, about.place, nodata=0, compress='deflate', predictor=2)
-    found = multi_hot([CLASSES[i].corine for i in labels(generated)])[1]
+    present = multi_hot([CLASSES[i].corine for i in labels(generated)])[1]
     values = (
         name,
-        sorted(CLASSES_19[i] for i in np.flatnonzero(found)),
+        sorted(CLASSES_19[i] for i in np.flatnonzero(present)),
         SPLITS[index % len(SPLITS)],
         COUNTRIES[about.tile.name],
         about.s1_name,

@@ -57,8 +57,8 @@ def reflectance(
     size, index = len(cover), [S2_BANDS.index(band) for band in bands]
     classes = len(CLASSES)
     # Half of the variance of greenness belongs to the scene, half to each class.
-    common, own = rng.standard_normal(), rng.standard_normal(classes)
-    greenness = _SEASON[season] + GREENNESS * (common + own) / 2**0.5
+    common, by_class = rng.standard_normal(), rng.standard_normal(classes)
+    greenness = _SEASON[season] + GREENNESS * (common + by_class) / 2**0.5
     spectrum = _LOG_SPECTRUM + SCENE_LOG * rng.standard_normal()
     spectrum = spectrum + CLASS_LOG * rng.standard_normal((classes, 1))
     spectrum = spectrum + BAND_LOG * rng.standard_normal(spectrum.shape)

@@ -57,8 +57,8 @@ def write(
         raise InputError(f'size={config.size}: files of 60 m need a multiple of 6 pixels of 10 m')
     for name in ('s1', 's2'):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    one = functools.partial(_write_pair, folder=folder, config=config, kind=kind, profile=profile)
-    rows = each(one, pairs, workers)
+    write_pair = functools.partial(_write_pair, folder=folder, config=config, kind=kind, profile=profile)
+    rows = each(write_pair, pairs, workers)
     settings: dict[str, Any] = {
         's1_root': str(folder / 's1'),
         's2_root': str(folder / 's2'),
@@ -90,13 +90,13 @@ def _write_pair(
     scenes = [scene(config, first + i) for i in range(down * across)]
     place = Place(EPSG, LEFT + index % ROW * 20 * config.size, TOP - index // ROW * 20 * config.size)
     name = f'area_{index:04d}'
-    s1 = [found.s1 for found in scenes]
+    s1 = [generated.s1 for generated in scenes]
     _write_file(folder / 's1' / f'{name}.tif', s1, number, 10, place, {}, profile)
     tags = {'PROCESSING_BASELINE': '05.10' if config.offset else '02.14'}
     if config.offset:
         tags[OFFSET_TAGS[config.level]] = str(-config.offset)
     for resolution in (10, 20, 60) if kind == 'parts' else (10,):
-        s2 = [_optical(found, resolution, kind) for found in scenes]
+        s2 = [_optical(generated, resolution, kind) for generated in scenes]
         end = f'_{resolution}m' if kind == 'parts' else ''
         _write_file(
             folder / 's2' / f'{name}{end}.tif', s2, number, resolution, place, tags, {'nodata': 0, **profile}
@@ -106,17 +106,17 @@ def _write_pair(
         's1': f'{name}.tif',
         's2': f'{name}.tif',
         'split': 'val' if index % 4 == 2 else 'train',
-        'labels': ';'.join(sorted({CLASSES[i].name for found in scenes for i in labels(found)})),
+        'labels': ';'.join(sorted({CLASSES[i].name for generated in scenes for i in labels(generated)})),
         's1_time': (time - datetime.timedelta(hours=5)).isoformat(),
         's2_time': time.isoformat(),
         'season': scenes[0].season,
     }
 
 
-def _optical(found: Scene, resolution: int, kind: FolderKind) -> dict[str, np.ndarray]:
+def _optical(generated: Scene, resolution: int, kind: FolderKind) -> dict[str, np.ndarray]:
     if kind != 'parts':
-        return resampled(found, resolution)
-    return {band: image for band, image in found.s2.items() if RESOLUTION.get(band, 20) == resolution}
+        return resampled(generated, resolution)
+    return {band: image for band, image in generated.s2.items() if RESOLUTION.get(band, 20) == resolution}
 
 
 def _write_file(

@@ -129,14 +129,14 @@ def resampled(scene: Scene, resolution: int = 10) -> dict[str, np.ndarray]:
 
 def _composition(rng: np.random.Generator) -> list[int]:
     """The classes of a scene; the special sets are in most, so that the presence of a set says little."""
-    found = []
+    special = []
     for group, share, twice in ((ONLY_S1, 0.95, 0.1), (ONLY_S2, 0.95, 0.1), (NEED_BOTH, 0.85, 0.1)):
         draw, more = rng.random(2)
         order = rng.permutation(group)
-        found += order[: (draw < share) * (1 + (more < twice))].tolist()
+        special += order[: (draw < share) * (1 + (more < twice))].tolist()
     weights = np.array([CLASSES[i].weight for i in ORDINARY])
     count = 1 + int(rng.random() < 0.4)
-    return found + rng.choice(ORDINARY, count, replace=False, p=weights / weights.sum()).tolist()
+    return special + rng.choice(ORDINARY, count, replace=False, p=weights / weights.sum()).tolist()
 
 
 def _cover(rng: np.random.Generator, config: SceneConfig) -> np.ndarray:

@@ -52,16 +52,16 @@ def write(
 
 def _write_patches(index: int, folder: Path, config: SceneConfig) -> None:
     """One location of version 1.0."""
-    one = location(index, config.seed)
-    left, top = degrees(one.place.epsg, one.place.left, one.place.top)
-    right, bottom = degrees(one.place.epsg, one.place.left + EXTENT, one.place.top - EXTENT)
-    for time, visit in enumerate(one.visits):
+    site = location(index, config.seed)
+    left, top = degrees(site.place.epsg, site.place.left, site.place.top)
+    right, bottom = degrees(site.place.epsg, site.place.left + EXTENT, site.place.top - EXTENT)
+    for time, visit in enumerate(site.visits):
         generated = scene(config, index, time)
         for kind, name, images, off in (
             ('S1', visit.s1_name, generated.s1, 1.5),
             (f'S2{config.level}', visit.s2_name, generated.s2, 0.0),
         ):
-            patch = folder / FOLDERS[kind] / one.name / name
+            patch = folder / FOLDERS[kind] / site.name / name
             patch.mkdir(parents=True)
             for band, image in images.items():
                 across, down = (right - left) / len(image), (bottom - top) / len(image)

@@ -32,9 +32,16 @@ def write(
     """Writes the locations into files of `samples`, one in ten and the last one into the split val."""
     files: list[tuple[Path, Sequence[Location]]] = []
     (folder / 'splits').mkdir(parents=True)
-    val = [one for number, one in enumerate(locations, 1) if number % 10 == 0 or number == len(locations)]
-    for split, own in (('train', [one for one in locations if one not in val]), ('val', val)):
-        parts = [own[start : start + samples] for start in range(0, len(own), samples)]
+    val = [
+        location
+        for number, location in enumerate(locations, 1)
+        if number % 10 == 0 or number == len(locations)
+    ]
+    for split, members in (
+        ('train', [location for location in locations if location not in val]),
+        ('val', val),
+    ):
+        parts = [members[start : start + samples] for start in range(0, len(members), samples)]
         names = [
             f'ssl4eos12_{split}_seasonal_data_{number:06d}.zarr.zip' for number in range(1, len(parts) + 1)
         ]
@@ -52,28 +59,30 @@ def _write_file(index: int, files: Sequence[tuple[Path, Sequence[Location]]], co
     optical = f'S2{config.level}'
     count = len(locations)
     s1 = np.empty((count, TIMES, len(S1_BANDS), SIZE, SIZE), np.float16)
-    places = [sorted(range(TIMES), key=lambda time: one.visits[time].s1_name) for one in locations]
+    places = [sorted(range(TIMES), key=lambda time: location.visits[time].s1_name) for location in locations]
     with tempfile.TemporaryDirectory() as temporary:
         store = _Store(Path(temporary))
         bands = store.create('bands', (count, TIMES, len(S2_BANDS[optical]), SIZE, SIZE), np.int16)
         masks = store.create('cloud_mask', (count, TIMES, SIZE, SIZE), np.uint8)
         for time in range(TIMES):
-            seen = [scene(config, one.number, time) for one in locations]
-            images = (resampled(one) for one in seen)
+            scenes = [scene(config, location.number, time) for location in locations]
+            images = (resampled(generated) for generated in scenes)
             stack = np.array([[image[band] for band in S2_BANDS[optical]] for image in images])
             bands[:, time] = np.minimum(stack.astype(np.int32) + OFFSET, 2**15 - 1).astype(np.int16)
-            masks[:, time] = np.array([_mask(one) for one in seen])
-            for number, one in enumerate(seen):
-                s1[number, places[number].index(time)] = [one.s1[band] for band in S1_BANDS]
-        names = [[visit.s2_name for visit in one.visits] for one in locations]
-        times = [[visit.s2_time for visit in one.visits] for one in locations]
+            masks[:, time] = np.array([_mask(generated) for generated in scenes])
+            for number, generated in enumerate(scenes):
+                s1[number, places[number].index(time)] = [generated.s1[band] for band in S1_BANDS]
+        names = [[visit.s2_name for visit in location.visits] for location in locations]
+        times = [[visit.s2_time for visit in location.visits] for location in locations]
         _describe(store, locations, S2_BANDS[optical], names, times)
         store.pack(file.parent / optical / file.name)
     with tempfile.TemporaryDirectory() as temporary:
         store = _Store(Path(temporary))
         store.create('bands', s1.shape, s1.dtype)[...] = s1
-        names = [[one.visits[time].s1_name for time in order] for one, order in zip(locations, places)]
-        times = [sorted(visit.s1_time for visit in one.visits) for one in locations]
+        names = [
+            [location.visits[time].s1_name for time in order] for location, order in zip(locations, places)
+        ]
+        times = [sorted(visit.s1_time for visit in location.visits) for location in locations]
         _describe(store, locations, ('vv', 'vh'), names, times)
         store.pack(file.parent / 'S1GRD' / file.name)
 
@@ -126,21 +135,21 @@ class _Store:
 
 def _describe(store: _Store, locations: Sequence[Location], bands: Any, names: Any, times: Any) -> None:
     """Everything in a store but the images."""
-    ids = [one.name for one in locations]
+    ids = [location.name for location in locations]
     grid = np.arange(SIZE) * 10 + 5  # centres of pixels
     store.put('band', list(bands), 'band')
     store.put('sample', ids, 'sample')
     for axis in ('time', 'x', 'y'):
         store.put(axis, np.arange(TIMES if axis == 'time' else SIZE), axis)
     for axis, which in (('lat', 0), ('lon', 1)):
-        store.put(f'center_{axis}', [one.center[which] for one in locations], 'sample')
-    store.put('crs', [one.place.epsg for one in locations], 'sample')
+        store.put(f'center_{axis}', [location.center[which] for location in locations], 'sample')
+    store.put('crs', [location.place.epsg for location in locations], 'sample')
     store.put('file_id', names, 'sample', 'time')
     store.put('sample_id', [[f'{name}_{time}' for time in range(TIMES)] for name in ids], 'sample', 'time')
     moments = np.array(times, 'datetime64[ns]').astype(np.int64)
     store.put('time_', moments, 'sample', 'time', units='nanoseconds since 1970-01-01', calendar='standard')
-    store.put('x_', [one.place.left + grid for one in locations], 'sample', 'x')
-    store.put('y_', [one.place.top - grid for one in locations], 'sample', 'y')
+    store.put('x_', [location.place.left + grid for location in locations], 'sample', 'x')
+    store.put('y_', [location.place.top - grid for location in locations], 'sample', 'y')
 
 
 def _mask(generated: Scene) -> np.ndarray:
@@ -161,27 +170,28 @@ def _write_table(file: Path, parts: dict[str, Sequence[Location]]) -> None:
     import pyarrow.parquet as pq
 
     rows = [
-        (one, time, name)
-        for one, name in sorted((one, name) for name, part in parts.items() for one in part)
+        (location, time, name)
+        for location, name in sorted((location, name) for name, part in parts.items() for location in part)
         for time in range(TIMES)
     ]
     columns = {
-        'sample_id': [one.name for one, _, _ in rows],
+        'sample_id': [location.name for location, _, _ in rows],
         'time_id': [time for _, time, _ in rows],
-        'time': pa.array([one.visits[time].s2_time for one, time, _ in rows], pa.timestamp('ns')),
-        'tile_id': [f'T{one.tile}' for one, _, _ in rows],
-        'geometry': [_polygon(one) for one, _, _ in rows],
-        'tile_crs': [one.place.epsg for one, _, _ in rows],
+        'time': pa.array([location.visits[time].s2_time for location, time, _ in rows], pa.timestamp('ns')),
+        'tile_id': [f'T{location.tile}' for location, _, _ in rows],
+        'geometry': [_polygon(location) for location, _, _ in rows],
+        'tile_crs': [location.place.epsg for location, _, _ in rows],
         'file': [name for _, _, name in rows],
-        'idx': [f'{one.name}_{time}' for one, time, _ in rows],
+        'idx': [f'{location.name}_{time}' for location, time, _ in rows],
     }
     pq.write_table(pa.table(columns), file)
 
 
-def _polygon(one: Location) -> bytes:
+def _polygon(location: Location) -> bytes:
     """The footprint as well-known binary, longitude and latitude."""
     corners = [(1, 1), (1, 0), (0, 0), (0, 1), (1, 1)]
     points = [
-        degrees(one.place.epsg, one.place.left + x * EXTENT, one.place.top - y * EXTENT) for x, y in corners
+        degrees(location.place.epsg, location.place.left + x * EXTENT, location.place.top - y * EXTENT)
+        for x, y in corners
     ]
     return struct.pack('<bIII', 1, 3, 1, len(points)) + struct.pack('<10d', *np.ravel(points))

@@ -1,4 +1,4 @@
-"""How much of the images tiles leave out, or fill up beside them, and a tile that wastes less."""
+"""Coverage of images by tiles: how much these leave out or fill up, and a tile that wastes less."""
 
 import dataclasses
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which files belong together: by their names, or by a table."""
+"""Entries of a user's folders: which files belong together, by their names or by a table."""
 
 import csv
 import datetime
@@ -48,14 +48,14 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
     folders = roots(archive)
     _check_apart(archive, folders)
     problems: list[Problem] = []
-    found = {m: _stems(archive, m, folders, problems) for m in folders}
+    stems = {m: _stems(archive, m, folders, problems) for m in folders}
     entries = []
-    for stem in sorted(set().union(*found.values())):
-        missing = [m for m in folders if stem not in found[m]]
+    for stem in sorted(set().union(*stems.values())):
+        missing = [m for m in folders if stem not in stems[m]]
         if missing:
-            problems.append((stem, _lonely(archive, stem, missing[0], found, folders)))
+            problems.append((stem, _lonely(archive, stem, missing[0], stems, folders)))
             continue
-        files = {m: tuple(found[m][stem]) for m in folders}
+        files = {m: tuple(stems[m][stem]) for m in folders}
         entries.append(Entry(stem, files.get('s1', ()), files.get('s2', ()), '', (), {}, ''))
     return entries, problems
 
@@ -63,17 +63,17 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
 def _check_apart(archive: Archive, folders: Mapping[str, Path]) -> None:
     if len(folders) < 2:
         return
-    one, two = folders.values()
-    if one == two:
+    s1_root, s2_root = folders.values()
+    if s1_root == s2_root:
         if (archive.s1_prefix, archive.s1_suffix) == (archive.s2_prefix, archive.s2_suffix):
             raise InputError(
-                f'{one}: s1_root and s2_root are the same folder: tell the files apart by s1_suffix and '
+                f'{s1_root}: s1_root and s2_root are the same folder: tell the files apart by s1_suffix and '
                 's2_suffix (or the prefixes), or pair them with a table'
             )
-    elif one.is_relative_to(two) or two.is_relative_to(one):
+    elif s1_root.is_relative_to(s2_root) or s2_root.is_relative_to(s1_root):
         raise InputError(
-            f's1_root={one}, s2_root={two}: one lies inside the other; give two separate folders, one for '
-            'both with suffixes, or a table'
+            f's1_root={s1_root}, s2_root={s2_root}: one lies inside the other; give two separate '
+            'folders, one for both with suffixes, or a table'
         )
 
 
@@ -83,7 +83,7 @@ def _stems(
     """stem -> files of one sensor, one for each part."""
     root, parts = folders[modality], getattr(archive, f'{modality}_parts') or ('',)
     shared = len(set(folders.values())) < len(folders)
-    found: dict[str, dict[str, str]] = {}
+    by_stem: dict[str, dict[str, str]] = {}
     for name in _list(root, problems):
         try:
             inside(root, name, root, 'name')
@@ -97,15 +97,15 @@ def _stems(
             elif not any(_split(archive, other, name)[0] for other in folders if other != modality):
                 problems.append((name, _foreign(archive, 's1', root / name)))
             continue
-        if part in found.setdefault(stem, {}):
+        if part in by_stem.setdefault(stem, {}):
             advice = 'rename or remove one of the two'
             problems.append(
-                (name, RecordError(root / name, 'name', f'{found[stem][part]} has the same stem', advice))
+                (name, RecordError(root / name, 'name', f'{by_stem[stem][part]} has the same stem', advice))
             )
             continue
-        found[stem][part] = name
+        by_stem[stem][part] = name
     complete = {}
-    for stem, files in found.items():
+    for stem, files in by_stem.items():
         absent = [part for part in parts if part not in files]
         if absent:
             there = next(iter(files.values()))
@@ -167,14 +167,14 @@ def _lonely(
     archive: Archive,
     stem: str,
     missing: str,
-    found: Mapping[str, Mapping[str, list[str]]],
+    stems: Mapping[str, Mapping[str, list[str]]],
     folders: Mapping[str, Path],
 ) -> RecordError:
     there = next(m for m in folders if m != missing)
-    example = next((files[0] for files in found[missing].values()), '')
+    example = next((files[0] for files in stems[missing].values()), '')
     other = f' (files there are named like {example})' if example else ''
     return RecordError(
-        folders[there] / found[there][stem][0],
+        folders[there] / stems[there][stem][0],
         f'{missing} partner',
         f'no file {_pattern(archive, missing).replace("*", stem)} in {folders[missing]}{other}',
         's1_suffix, s2_suffix and the prefixes say what the names do not share; or pair with a table; or '
@@ -258,8 +258,8 @@ def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str
     for name in ('s1', 's2'):
         wanted = name in archive.modalities
         if wanted != (name in columns):
-            found = 'is missing' if wanted else f'is there, but {name}_root is not set'
-            raise InputError(f'{file}: table: column {name!r} {found}; columns: {", ".join(columns)}')
+            message = 'is missing' if wanted else f'is there, but {name}_root is not set'
+            raise InputError(f'{file}: table: column {name!r} {message}; columns: {", ".join(columns)}')
     if 's2_offset' in columns and 's2' not in archive.modalities:
         raise InputError(f"{file}: table: column 's2_offset' is there, but s2_root is not set")
     if not rows:
@@ -347,8 +347,10 @@ def _check_once(entry: Entry, seen: dict[str, dict[Any, str]]) -> None:
     """A row stands once, and a file in one split: tiles of one image in two splits would be a leak."""
     for what, value in (('id', entry.id), ('files', (entry.s1, entry.s2))):
         if value in seen[what]:
-            found = f'{value!r} as in {seen[what][value]}'
-            raise RecordError(entry.source, what, found, 'give every pair one row, and every row its own id')
+            message = f'{value!r} as in {seen[what][value]}'
+            raise RecordError(
+                entry.source, what, message, 'give every pair one row, and every row its own id'
+            )
         seen[what][value] = entry.source
     for modality in ('s1', 's2'):
         for name in entry.files(modality):

@@ -42,16 +42,16 @@ def read_headers(files: Sequence[Path], modality: str, names: Sequence[str]) -> 
     left = list(names)
     for file in files:
         with opened(file, modality) as dataset:
-            own = channels(file, dataset, modality, left[: dataset.count] if names else ())
-            header = raster.read_header(file, dataset, own)
+            kept = channels(file, dataset, modality, left[: dataset.count] if names else ())
+            header = raster.read_header(file, dataset, kept)
             check(header)
         headers.append(header)
-        left = left[len(own) :]
+        left = left[len(kept) :]
     with refused(files[-1], modality, ''):
         if left:
             total = sum(len(header.bands) for header in headers)
-            found = f'{total} channels in all, but {modality}_bands names {len(names)}'
-            raise UnusableError('bands', found, 'name every channel once')
+            message = f'{total} channels in all, but {modality}_bands names {len(names)}'
+            raise UnusableError('bands', message, 'name every channel once')
         bands.check_unique([band for header in headers for band in header.bands], f'{modality}_bands')
     return headers
 
@@ -117,22 +117,22 @@ def refusals(header: Header) -> Iterator[UnusableError]:
         return
     if header.grid.epsg is None:
         assert header.grid.crs is not None
-        found = f'{name_of(header.grid.crs)}, a system without an EPSG code'
-        yield UnusableError('CRS', found, warp(step=header.resolution))
+        message = f'{name_of(header.grid.crs)}, a system without an EPSG code'
+        yield UnusableError('CRS', message, warp(step=header.resolution))
 
 
 def values_of(header: Header, modality: str, archive: Archive) -> Values:
     """The values of a file; raises RecordError where metadata and settings disagree or say too little."""
     unit = getattr(archive, f'{modality}_unit')
-    one, offset = DN.get(unit, 1.0), archive.s2_offset if modality == 's2' else 'auto'
+    dn, offset = DN.get(unit, 1.0), archive.s2_offset if modality == 's2' else 'auto'
     declared = Declared(
         prefix=f'{modality}_',
         unit=unit,
         scale=getattr(archive, f'{modality}_scale'),
-        offset=None if offset == 'auto' else int(offset) * one,
+        offset=None if offset == 'auto' else int(offset) * dn,
         nodata=getattr(archive, f'{modality}_nodata'),
         calibration=getattr(archive, f'{modality}_calibration', ''),
-        step=one,
+        step=dn,
     )
     with refused(header.file, modality, ''):
         return meaning(header, modality, declared)

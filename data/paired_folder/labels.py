@@ -103,8 +103,8 @@ def _classes_of(cell: str, archive: Archive, file: Path, where: str) -> tuple[st
         raise RecordError(
             file, f'{where}, {COLUMN}', f'{cell!r} can be {" or ".join(map(repr, sorted(readings)))}', _HOW
         )
-    found = readings.pop() if readings else _parts(cell, separator or SEPARATOR)
-    for name in found:
+    names = readings.pop() if readings else _parts(cell, separator or SEPARATOR)
+    for name in names:
         if classes and name not in classes:
             raise RecordError(file, f'{where}, {COLUMN}', repr(name), nearest(name, classes))
         if name.lower() in NOTHING and name not in classes:
@@ -114,7 +114,7 @@ def _classes_of(cell: str, archive: Archive, file: Path, where: str) -> tuple[st
                 f'{name!r}, which stands for no value',
                 'leave the cell empty, or name it in config.archive.classes if it is a class',
             )
-    return tuple(sorted(set(found)))
+    return tuple(sorted(set(names)))
 
 
 _HOW = (
@@ -146,13 +146,13 @@ def _tilings(parts: list[str], sign: str, classes: Sequence[str]) -> set[tuple[s
     names = {_tight(name, sign): name for name in classes}
     ways: list[set[tuple[str, ...]]] = [{()}]  # of the parts before each position
     for end in range(1, len(parts) + 1):
-        found = set[tuple[str, ...]]()
+        joined = set[tuple[str, ...]]()
         for start in range(end):
             if name := names.get(sign.join(parts[start:end])):
-                found |= {(*way, name) for way in ways[start]}
+                joined |= {(*way, name) for way in ways[start]}
         if end == len(parts) and not parts[-1]:
-            found |= ways[-1]  # a sign at the end parts nothing
-        ways.append(set(sorted(found)[:2]))
+            joined |= ways[-1]  # a sign at the end parts nothing
+        ways.append(set(sorted(joined)[:2]))
     return ways[-1]
 
 
@@ -167,16 +167,16 @@ def _check_separator(file: Path, cells: Sequence[str]) -> None:
         plain = [cell for cell in plain if SEPARATOR not in cell]
         for sign in STRONG:
             if example := next((cell for cell in plain if _combined(cell, sign, cells)), None):
-                raise _ambiguous(file, sign, example, cells)
+                raise _ambiguous(file, sign, example)
         return
     for sign in STRONG:
         if example := next((cell for cell in plain if sign in cell), None):
-            raise _ambiguous(file, sign, example, cells)
+            raise _ambiguous(file, sign, example)
     for sign in WEAK:
         texts = [{part for part in cell.split(sign) if part} for cell in plain]
         # Names have words of their own; combinations of classes share theirs, so they outnumber them.
         if any(len(text) > 1 for text in texts) and len(set().union(*texts)) < len(texts):
-            raise _ambiguous(file, sign, next(cell for cell in plain if sign in cell), cells)
+            raise _ambiguous(file, sign, next(cell for cell in plain if sign in cell))
 
 
 def _combined(cell: str, sign: str, cells: Sequence[str]) -> bool:
@@ -186,7 +186,7 @@ def _combined(cell: str, sign: str, cells: Sequence[str]) -> bool:
     return len(parts) > 1 and alone.issuperset(parts)
 
 
-def _ambiguous(file: Path, sign: str, example: str, cells: Sequence[str]) -> InputError:
+def _ambiguous(file: Path, sign: str, example: str) -> InputError:
     return InputError(
         f'{file}: table: column {COLUMN!r}: {example!r} can be one class or several parted by {sign!r}; '
         f'set config.archive.labels_separator={sign!r} (and config.archive.classes, if names hold it too) '
@@ -217,10 +217,10 @@ def _are_digits(cells: Sequence[str], classes: Sequence[str]) -> bool:
 def _check_digits(file: Path, cells: Sequence[str], classes: Sequence[str]) -> None:
     lengths = sorted({len(_only_digits(cell)) for cell in cells})
     if not classes or lengths != [len(classes)]:
-        found = ' or '.join(map(str, lengths))
+        digits = ' or '.join(map(str, lengths))
         names = f'are {len(classes)} names' if classes else 'is empty'
         raise InputError(
-            f'{file}: table: column {COLUMN!r}: {cells[-1]!r} looks like one digit a class, {found} in all, '
+            f'{file}: table: column {COLUMN!r}: {cells[-1]!r} looks like one digit a class, {digits} in all, '
             f'but config.archive.classes {names}; name the classes in the order of the digits (or these '
             'texts, if they are names themselves). Spreadsheets drop leading zeros'
         )

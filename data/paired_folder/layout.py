@@ -1,4 +1,4 @@
-"""Which file gives which bands of a record, and where a tile lies in each: one layout for all images.
+"""The layout of all images: which file gives which bands of a record, and where a tile lies in each.
 
 Products of Sentinel-2 since processing baseline 04.00 hold 1000 more than the older ones, and records have
 one offset. Whole numbers are brought to the lowest offset without a loss: 1000 is added to the others, which
@@ -75,11 +75,11 @@ def check_kind(header: Header, modality: str, found: FileKind, first: FileKind, 
         '(mixtures are made when training), or rewrite them',
     }
     for what, remedy in remedies.items():
-        one, other = getattr(found, what), getattr(first, what)
-        if one != other:
+        value, expected = getattr(found, what), getattr(first, what)
+        if value != expected:
             texts = [
                 ', '.join(sorted(x)) if what == 'bands' else str(tuple(x)) if what == 'values' else str(x)
-                for x in (one, other)
+                for x in (value, expected)
             ]
             title = 'scale, offset, nodata' if what == 'values' else what
             raise RecordError(
@@ -89,7 +89,7 @@ def check_kind(header: Header, modality: str, found: FileKind, first: FileKind, 
 
 def check_ground(headers: Mapping[str, Sequence[Header]]) -> None:
     """Raises RecordError unless all files of an image cover exactly the same ground in the same system."""
-    every = [(m, header) for m, found in headers.items() for header in found]
+    every = [(m, header) for m, files in headers.items() for header in files]
     # The optical image leads where there is one: radar is the one that was projected for the purpose.
     leader = next((h for m, h in every if m == 's2'), every[0][1])
     limit = CLOSE * min(header.resolution for _, header in every)
@@ -135,13 +135,13 @@ def make_layout(
     classes: Sequence[str],
 ) -> RecordLayout:
     """The layout that the first image sets; raises InputError where tiles do not fit its pixels."""
-    finest = min(header.resolution for found in headers.values() for header in found)
+    finest = min(header.resolution for files in headers.values() for header in files)
     parts: list[LayoutPart] = []
     groups: dict[str, Group] = {}
-    for modality, found in headers.items():
-        pixels = {round(header.resolution, 9) for header in found}
+    for modality, files in headers.items():
+        pixels = {round(header.resolution, 9) for header in files}
         left = list(getattr(archive, f'{modality}_bands'))
-        for index, header in enumerate(found):
+        for index, header in enumerate(files):
             field = modality if len(pixels) == 1 else f'{modality}_{header.resolution:g}m'
             values = values_of(header, modality, archive)
             group = Group(
@@ -162,19 +162,19 @@ def make_layout(
     return RecordLayout(dict(roots), tuple(parts), groups, tuple(classes))
 
 
-def _merged(one: Group | None, other: Group, header: Header) -> Group:
+def _merged(group: Group | None, other: Group, header: Header) -> Group:
     """The group of several files with one pixel size."""
-    if one is None:
+    if group is None:
         return other
-    if dataclasses.replace(one, bands=()) != dataclasses.replace(other, bands=()):
+    if dataclasses.replace(group, bands=()) != dataclasses.replace(other, bands=()):
         raise RecordError(
             header.file,
-            f'{one.modality} parts',
-            f'type, scale, offset or nodata differ from those of the other files with {one.resolution:g} m',
+            f'{group.modality} parts',
+            f'type, scale, offset or nodata differ from those of the other files with {group.resolution:g} m',
             'files of one pixel size become one field: write them alike',
         )
-    both = {*one.bands, *other.bands}
-    return dataclasses.replace(one, bands=tuple(band for band in BANDS[one.modality] if band in both))
+    both = {*group.bands, *other.bands}
+    return dataclasses.replace(group, bands=tuple(band for band in BANDS[group.modality] if band in both))
 
 
 def _size(archive: Archive, header: Header, finest: float) -> tuple[int, int]:
@@ -228,8 +228,8 @@ def lowest(layout: RecordLayout, kinds: Sequence[Mapping[str, Sequence[FileKind]
     offsets: dict[str, float] = {}
     for part in layout.parts:
         if part.modality == 's2':
-            own = min(image['s2'][part.index].values.offset for image in kinds)
-            offsets[part.group] = min(own, offsets.get(part.group, own))
+            offset = min(image['s2'][part.index].values.offset for image in kinds)
+            offsets[part.group] = min(offset, offsets.get(part.group, offset))
     return offsets
 
 

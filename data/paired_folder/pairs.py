@@ -100,10 +100,10 @@ def _classes(archive: Archive, table: EntryTable) -> tuple[str, ...]:
         if archive.classes:
             raise InputError(f'{archive.table}: config.archive.classes is set, but there is no column labels')
         return ()
-    found = sorted({label for entry in table.entries for label in entry.labels})
-    if not found:
+    named = sorted({label for entry in table.entries for label in entry.labels})
+    if not named:
         raise InputError(f'{archive.table}: no row has a label; leave the column labels out')
-    return archive.classes or tuple(found)
+    return archive.classes or tuple(named)
 
 
 def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_error: OnError) -> list[Image]:
@@ -117,7 +117,7 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
                 for m in folders
             }
             settings = _with_offset(archive, entry)
-            kinds = {m: [kind_of(h, m, settings) for h in own] for m, own in headers.items()}
+            kinds = {m: [kind_of(h, m, settings) for h in files] for m, files in headers.items()}
             image = Image(entry, headers, kinds)
             # A file that does not fit its partner is the wrong one, whatever the other images look like.
             check_ground(headers)
@@ -174,7 +174,7 @@ def _notes(
     if count := sum(map(bool, moved)):
         notes.append(
             f'{count} of {len(images)} images have another Sentinel-2 offset: '
-            f'{max(max(own) for own in moved if own)} is added to their whole numbers, so that one offset '
+            f'{max(map(max, filter(None, moved)))} is added to their whole numbers, so that one offset '
             'holds for all'
         )
     sizes = Counter((image.fine.rows, image.fine.columns) for image in images)
@@ -238,10 +238,10 @@ def _too_small(archive: Archive, image: Image, layout: RecordLayout) -> RecordEr
 
 def _baselines(images: Sequence[Image]) -> str:
     """The processing baselines that the metadata name, from..to; '' unless all files name one."""
-    found = sorted({baseline(header) for image in images for header in image.headers.get('s2', ())})
-    if not found or not found[0]:
+    baselines = sorted({baseline(header) for image in images for header in image.headers.get('s2', ())})
+    if not baselines or not baselines[0]:
         return ''
-    return found[0] if len(found) == 1 else f'{found[0]}..{found[-1]}'
+    return baselines[0] if len(baselines) == 1 else f'{baselines[0]}..{baselines[-1]}'
 
 
 def _check_val(archive: Archive, splits: Mapping[str, Sequence[Item]], images: int) -> None:

@@ -1,4 +1,4 @@
-"""What a record of a user's folder holds; it follows from the files and the settings."""
+"""The schema of records of a user's folder, which follows from the files and the settings."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a user says about a folder of GeoTIFFs, and which of it cannot be true."""
+"""Settings of a user's folder of GeoTIFFs, and which of them cannot be true."""
 
 import dataclasses
 import re

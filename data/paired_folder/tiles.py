@@ -44,8 +44,10 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
     images = read_images(tile, layout)
     shares = valid_shares(images, layout)
     for modality, files in tile.files.items():
-        own = {name: image for name, image in images.items() if layout.groups[name].modality == modality}
-        check_values(Path(layout.roots[modality]) / files[0], own, layout.groups)
+        of_sensor = {
+            name: image for name, image in images.items() if layout.groups[name].modality == modality
+        }
+        check_values(Path(layout.roots[modality]) / files[0], of_sensor, layout.groups)
     epsg, left, top = tile.place
     row, column = tile.corner
     end = f'_{row}_{column}'
@@ -110,8 +112,8 @@ def _read_window(file: Path, part: LayoutPart, group: Group, tile: Tile) -> np.n
                 file, f'{part.modality} size', f'{dataset.shape} at {corner}, listed {shape}', _CHANGED
             )
         if {*part.bands} != {*bands} - {''} or {*dataset.dtypes} != {group.dtype}:
-            found = f'{", ".join(bands)} of {dataset.dtypes[0]}'
-            raise RecordError(file, f'{part.modality} bands', found, _CHANGED)
+            message = f'{", ".join(bands)} of {dataset.dtypes[0]}'
+            raise RecordError(file, f'{part.modality} bands', message, _CHANGED)
         indexes = [bands.index(band) + 1 for band in part.bands]
         return dataset.read(indexes, window=Window(column, row, columns, rows))
 

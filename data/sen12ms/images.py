@@ -73,14 +73,14 @@ def read_triplet(triplet: Triplet, root: Path) -> Record:
 def _read_cover(file: Path) -> tuple[np.ndarray, Place]:
     """Layer 1 of a land-cover image, (rows, columns) of its own integer type, and where it lies."""
     with opened(file, 'lc') as dataset:
-        for what, found, valid in (
+        for what, actual, valid in (
             ('number of layers', dataset.count, (COVER_LAYERS,)),
             ('size', dataset.shape, (SIZE,)),
             ('dtype', dataset.dtypes[0], ('uint8', 'uint16')),
         ):
-            if found not in valid:
+            if actual not in valid:
                 expected = ' or '.join(map(str, valid))
-                raise RecordError(file, f'lc {what}', f'{found}, expected {expected}', _AGAIN)
+                raise RecordError(file, f'lc {what}', f'{actual}, expected {expected}', _AGAIN)
         return dataset.read(1), place_of(file, 'lc', dataset, RESOLUTION)
 
 

@@ -1,4 +1,4 @@
-"""What a SEN12MS record holds."""
+"""The schema of SEN12MS records."""
 
 from data.records import Field, Schema
 from data.sen12ms.labels import CLASSES_10

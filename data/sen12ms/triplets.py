@@ -42,9 +42,9 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     return RecordSource(
         schema=SCHEMA,
         splits={
-            name: [Item(triplet.name('s2'), tuple(triplet)) for triplet in found]
-            for name, found in splits.items()
-            if found or on_error == 'fail'
+            name: [Item(triplet.name('s2'), tuple(triplet)) for triplet in members]
+            for name, members in splits.items()
+            if members or on_error == 'fail'
         },
         read=functools.partial(read_item, root=str(root)),
         inputs={'root': str(root), **_choices(archive)},

@@ -58,18 +58,18 @@ def read_item(item: Item, root: str, optical: str) -> Record:
             s2.file, 'sample', f'{item.key} is no longer sample {index}', 'the files changed; start again'
         )
     row = s1.samples.index(location)
-    found = pair(s1.file, location, s1.names[row], s2.names[index], time, s2.file)
+    visit = pair(s1.file, location, s1.names[row], s2.names[index], time, s2.file)
     _check_place(s1, row, s2, index, location)
-    s1_image = zarr_files.image(s1, row, found.s1)
+    s1_image = zarr_files.image(s1, row, visit.s1)
     check_decibel(f'{s1.file}: {location}', s1_image)
     return {
         's1': s1_image,
-        's2': zarr_files.image(s2, index, found.s2),
-        **found.fields,
+        's2': zarr_files.image(s2, index, visit.s2),
+        **visit.fields,
         'epsg': np.int32(s2.epsg[index]),
         'upper_left': s2.upper_left[index],
         'center': s2.center[index],
-        **_covers(s2, index, found.s2),
+        **_covers(s2, index, visit.s2),
     }
 
 
@@ -90,8 +90,8 @@ def _covers(cube: Cube, index: int, time: int) -> dict[str, Any]:
     if cube.masked:
         counts = np.bincount(zarr_files.mask(cube, index, time).ravel(), minlength=len(MASK))
         if len(counts) > len(MASK):
-            found = f'class {len(counts) - 1} in sample {index}, expected 0 to {len(MASK) - 1}'
-            raise RecordError(cube.file, 'cloud_mask', found, AGAIN)
+            message = f'class {len(counts) - 1} in sample {index}, expected 0 to {len(MASK) - 1}'
+            raise RecordError(cube.file, 'cloud_mask', message, AGAIN)
         shares = (counts / counts.sum()).astype(np.float32)
     cloud = shares[CLOUD].sum()
     return {

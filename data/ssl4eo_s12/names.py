@@ -101,8 +101,8 @@ def _times(file: object, location: str, names: Sequence[str]) -> list[int]:
     return times
 
 
-def _error(file: object, location: str, found: str) -> RecordError:
-    return RecordError(file, f'dates of location {location}', found, 'download it again, or leave it out')
+def _error(file: object, location: str, message: str) -> RecordError:
+    return RecordError(file, f'dates of location {location}', message, 'download it again, or leave it out')
 
 
 def check_decibel(file: object, image: np.ndarray) -> None:

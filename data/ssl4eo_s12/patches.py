@@ -46,8 +46,8 @@ def find(names: dict[str, set[str]]) -> Iterator[Item | tuple[str, RecordError]]
             yield from (Item(f'{location}_{time}', (location, time)) for time in range(TIMES))
         else:
             file = Path(s1_root if location in s2 else s2_root, location)
-            found = 'missing, but the other sensor has it'
-            yield location, RecordError(file, 'folder', found, 'unpack both sensors in full')
+            message = 'missing, but the other sensor has it'
+            yield location, RecordError(file, 'folder', message, 'unpack both sensors in full')
 
 
 def read_item(item: Item, root: str, optical: str) -> Record:
@@ -58,8 +58,8 @@ def read_item(item: Item, root: str, optical: str) -> Record:
     location, time = item.values
     s1_folder, s2_folder = (Path(root, FOLDERS[kind], location) for kind in ('S1', optical))
     s1, s2 = _images(s1_folder), _images(s2_folder)
-    found = pair(s1_folder, location, s1, s2, time, s2_folder)
-    folders = {'s1': s1_folder / s1[found.s1], 's2': s2_folder / s2[found.s2]}
+    visit = pair(s1_folder, location, s1, s2, time, s2_folder)
+    folders = {'s1': s1_folder / s1[visit.s1], 's2': s2_folder / s2[visit.s2]}
     images: dict[str, np.ndarray] = {}
     frames: dict[str, Frame] = {}  # by sensor
     with rasterio.Env(**_OPTIONS):
@@ -71,7 +71,7 @@ def read_item(item: Item, root: str, optical: str) -> Record:
     _check_ground(folders['s1'], s1_frame, frame)
     return {
         **images,
-        **found.fields,
+        **visit.fields,
         'epsg': np.int32(4326),
         'upper_left': np.array(frame[:2]),
         'pixel_size': np.array(frame[2:]) / SIZE,
@@ -83,16 +83,16 @@ def _images(folder: Path) -> list[str]:
     """The names of the four images of a location."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if entry.is_dir()]
+            folders = [entry for entry in entries if entry.is_dir()]
     except OSError as error:
         raise RecordError(folder, 'folder', f'cannot be read: {error}', AGAIN) from error
-    for entry in found:
+    for entry in folders:
         check_name(entry.name, folder)
         if entry.is_symlink():
             inside(folder, entry.name, folder, 'link')
-    if len(found) != TIMES:
-        raise RecordError(folder, 'images', f'{len(found)} folders, expected {TIMES}', AGAIN)
-    return sorted(entry.name for entry in found)
+    if len(folders) != TIMES:
+        raise RecordError(folder, 'images', f'{len(folders)} folders, expected {TIMES}', AGAIN)
+    return sorted(entry.name for entry in folders)
 
 
 def _file(folder: Path, band: str) -> Path:
@@ -105,13 +105,13 @@ def _read_group(folder: Path, group: Group, known: Frame | None) -> tuple[np.nda
     for index, band in enumerate(group.bands):
         file = _file(folder, band)
         with opened(file, band) as dataset:
-            for what, found, expected in (
+            for what, actual, expected in (
                 ('number of channels', dataset.count, 1),
                 ('size', dataset.shape, group.size),
                 ('dtype', dataset.dtypes[0], group.dtype),
             ):
-                if found != expected:
-                    raise RecordError(file, f'{band} {what}', f'{found}, expected {expected}', AGAIN)
+                if actual != expected:
+                    raise RecordError(file, f'{band} {what}', f'{actual}, expected {expected}', AGAIN)
             frame = _frame(file, band, dataset)
             image[..., index] = dataset.read(1)
         known = known or frame
@@ -125,8 +125,8 @@ def _read_group(folder: Path, group: Group, known: Frame | None) -> tuple[np.nda
 def _frame(file: Path, band: str, dataset: rasterio.DatasetReader) -> Frame:
     step = dataset.transform
     if dataset.crs is None or not dataset.crs.is_geographic or step.b or step.d or step.a <= 0 or step.e >= 0:
-        found = f'CRS {dataset.crs}, geotransform {tuple(step)[:6]}, expected degrees, north up'
-        raise RecordError(file, f'{band} position', found, 'this is no patch of SSL4EO-S12 v1.0')
+        message = f'CRS {dataset.crs}, geotransform {tuple(step)[:6]}, expected degrees, north up'
+        raise RecordError(file, f'{band} position', message, 'this is no patch of SSL4EO-S12 v1.0')
     rows, columns = dataset.shape
     return Frame(step.c + step.a / 2, step.f + step.e / 2, step.a * columns, -step.e * rows)
 

@@ -1,4 +1,4 @@
-"""What an SSL4EO-S12 record holds, by version of the archive and level of its Sentinel-2 images."""
+"""The schema of SSL4EO-S12 records, by version of the archive and level of its Sentinel-2 images."""
 
 import functools
 from typing import Literal

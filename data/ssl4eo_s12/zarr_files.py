@@ -90,8 +90,8 @@ def _reading(file: Path, field: str) -> Iterator[None]:
     except RecordError:
         raise
     except Exception as error:  # zipfile, zarr and each codec have exceptions of their own
-        found = f'cannot be read: {type(error).__name__}: {error}'
-        raise RecordError(file, field, found, AGAIN) from error
+        message = f'cannot be read: {type(error).__name__}: {error}'
+        raise RecordError(file, field, message, AGAIN) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -152,19 +152,19 @@ def _cube(file: Path, kind: str, stamp: Stamp) -> Cube:
 
 
 def _check_images(file: Path, bands: Any, samples: int, kind: str) -> None:
-    for what, found, expected in (
+    for what, actual, expected in (
         ('shape', bands.shape, (samples, TIMES, len(BANDS[kind]), SIZE, SIZE)),
         ('dtype', str(bands.dtype), DTYPES[kind]),
         ('chunks', bands.nchunks_initialized, bands.nchunks),
     ):
-        if found != expected:
-            raise RecordError(file, f'bands {what}', f'{found}, expected {expected}', f'{OTHER}, or {AGAIN}')
+        if actual != expected:
+            raise RecordError(file, f'bands {what}', f'{actual}, expected {expected}', f'{OTHER}, or {AGAIN}')
 
 
 def _check_mask(file: Path, masks: Any, samples: int) -> None:
-    found, expected = (masks.shape, str(masks.dtype)), ((samples, TIMES, SIZE, SIZE), 'uint8')
-    if found != expected:
-        raise RecordError(file, 'cloud_mask', f'shape and dtype {found}, expected {expected}', OTHER)
+    actual, expected = (masks.shape, str(masks.dtype)), ((samples, TIMES, SIZE, SIZE), 'uint8')
+    if actual != expected:
+        raise RecordError(file, 'cloud_mask', f'shape and dtype {actual}, expected {expected}', OTHER)
 
 
 def _strings(file: Path, group: Any, field: str, shape: tuple[int, ...] = ()) -> list[Any]:
@@ -181,15 +181,15 @@ def _numbers(file: Path, group: Any, field: str, shape: tuple[int, ...]) -> np.n
     with _reading(file, field):
         values = np.asarray(group[field][...])
     if values.shape != shape or values.dtype.kind not in 'iuf':
-        found = f'{values.dtype} of shape {values.shape}, expected numbers of shape {shape}'
-        raise RecordError(file, field, found, OTHER)
+        message = f'{values.dtype} of shape {values.shape}, expected numbers of shape {shape}'
+        raise RecordError(file, field, message, OTHER)
     return values
 
 
-def _order(file: Path, found: list[str], kind: str) -> tuple[int, ...]:
-    names = [name.upper() for name in found]
+def _order(file: Path, bands: list[str], kind: str) -> tuple[int, ...]:
+    names = [name.upper() for name in bands]
     if sorted(names) != sorted(BANDS[kind]):
-        raise RecordError(file, 'band', f'{found}, expected {list(BANDS[kind])}', OTHER)
+        raise RecordError(file, 'band', f'{bands}, expected {list(BANDS[kind])}', OTHER)
     return tuple(map(names.index, BANDS[kind]))
 
 
@@ -202,8 +202,8 @@ def _edge(file: Path, group: Any, field: str, samples: int) -> np.ndarray:
     values = _numbers(file, group, field, (samples, SIZE))
     step = RESOLUTION if field == 'x_' else -RESOLUTION
     if not np.allclose(np.diff(values, axis=1), step, rtol=0, atol=_NEAR):
-        found = f'steps from {np.diff(values).min():g} to {np.diff(values).max():g} m, expected {step}'
-        raise RecordError(file, field, found, OTHER)
+        message = f'steps from {np.diff(values).min():g} to {np.diff(values).max():g} m, expected {step}'
+        raise RecordError(file, field, message, OTHER)
     lines = np.round(values[:, 0] / (RESOLUTION / 2))  # half pixels
     if not np.allclose(lines * RESOLUTION / 2, values[:, 0], rtol=0, atol=_NEAR):
         raise RecordError(file, field, 'coordinates off the 10 m grid of Sentinel-2', OTHER)

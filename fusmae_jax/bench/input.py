@@ -93,6 +93,7 @@ def measure(config: Config, source: Source) -> dict[str, float]:
 
 def loader_rate(config: Config, source: Source) -> float:
     """Records a second of reading and batching alone."""
+    # Whole batches are counted, and one of thousands of records would hardly come twice in SECONDS.
     size = min(config.train.batch_size, 64)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=size))
     return _rate(lambda: _batches(config, source))
@@ -101,6 +102,7 @@ def loader_rate(config: Config, source: Source) -> float:
 def _rate(stage: Callable[[], Iterator[int]]) -> float:
     """Records a second of an endless iterator over numbers of records, after its first two."""
     counts = stage()
+    # The first ones start the threads and fill the queue.
     for _ in range(2):
         next(counts)
     begin, done = time.perf_counter(), 0

@@ -46,6 +46,7 @@ def race(config: Config, sizes: list[int]) -> int:
             lap = pool.apply(_run, (name, config, size))
             pool.close()
             pool.join()
+            # The first of CONTENDERS is eager PyTorch.
             eager = eager or lap.seconds
             print(
                 f'batch {size} | {name:19} | {lap.device} | step {lap.seconds * 1e3:,.1f} ms | '
@@ -132,6 +133,7 @@ def _torch(name: str, config: Config, size: int) -> Lap:
     low = config.train.compute_dtype == 'bfloat16' or (
         config.train.compute_dtype == 'auto' and where == 'cuda'
     )
+    # On the CPU, so that the GPU holds nothing of jax beside the model that is timed.
     with jax.default_device(jax.devices('cpu')[0]):
         params = fusmae.init_params(config.model, jax.random.key(0))
         model = sides.torch_model(config, params, 'float32').to(where)

@@ -53,6 +53,7 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
     compile_seconds = time.perf_counter() - begin
     state = setup.init_state()
     times = []
+    # One batch again and again: reading is timed by itself, in `bench`.
     for _ in range(WARMUP + REPEATS):
         begin = time.perf_counter()
         state, metrics = compiled(state, batch)

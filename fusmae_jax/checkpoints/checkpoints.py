@@ -62,6 +62,7 @@ class Checkpoints:
         self._reader = not keep
         if keep:
             first = jax.process_index() == 0
+            # Before orbax lists the folder: it would take a damaged checkpoint for the newest one.
             together(lambda: manifest.set_damaged_aside(self.directory) if first else None)
             logging.get_absl_logger().addFilter(_has_no_orbax_trace)
         self._checkpointer = ocp.training.Checkpointer(
@@ -161,7 +162,8 @@ class Checkpoints:
         wanted = weights | {'opt_state': _without_empty(rest)}
         self._check(step, wanted)
         loaded = self._checkpointer.load_checkpointables(step, wanted)
-        return {name: loaded[name] for name in weights} | _with_empty(rest, loaded['opt_state'])
+        filled = {name: loaded['opt_state'].get(name, value) for name, value in rest.items()}
+        return {name: loaded[name] for name in weights} | filled
 
     def params(self, abstract: Any, step: int, part: str = 'params') -> Any:
         """The weights alone, or their average (`part='ema'`), verified against the manifest.
@@ -173,6 +175,7 @@ class Checkpoints:
             raise InputError(
                 f'{self.directory / str(step)} holds no averaged weights: it was trained with train.ema=0'
             )
+        # A run has had its newest checkpoint looked at when it was opened, a reader has not.
         if self._reader and (what := manifest.damage(self.directory / str(step), part)):
             others = [other for other in self.steps() if other != step]
             raise InputError(
@@ -239,6 +242,7 @@ class Checkpoints:
         """Returns when the last save is on disk; raises SaveError if it failed."""
         if self._saving is None:
             return
+        # Forgotten first, so that a failure is raised once and not again by whoever waits next.
         (step, future), self._saving = self._saving, None
         try:
             future.result()
@@ -299,10 +303,6 @@ def _without_empty(rest: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rest.items() if jax.tree.leaves(value)}
 
 
-def _with_empty(rest: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
-    return {name: loaded.get(name, value) for name, value in rest.items()}
-
-
 def find(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """The working directory and the step that a path names.
 
@@ -343,9 +343,9 @@ def difference(wanted: Any, stored: Any) -> list[str]:
     lines = [f'{name}: not in the checkpoint' for name in left if name not in right]
     lines += [f'{name}: in the checkpoint only' for name in right if name not in left]
     for name in sorted(left.keys() & right.keys()):
-        expected, found = _describe(left[name]), _describe(right[name])
-        if expected != found:
-            lines.append(f'{name}: expected {expected}, the checkpoint has {found}')
+        expected, actual = _describe(left[name]), _describe(right[name])
+        if expected != actual:
+            lines.append(f'{name}: expected {expected}, the checkpoint has {actual}')
     return lines
 
 

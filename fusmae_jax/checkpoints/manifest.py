@@ -71,15 +71,15 @@ def _difference(folder: epath.Path, part: str) -> str | None:
     except BROKEN as error:
         return f'{NAME} cannot be read ({_first_line(error)})'
     try:
-        found = _measure(folder, part)
+        measured = _measure(folder, part)
     except BROKEN as error:
         return f'cannot be read ({_first_line(error)})'
     for name, (size, crc) in sorted(wanted.items()):
-        if name not in found:
+        if name not in measured:
             return f'{name} is missing'
-        if found[name][0] != size:
-            return f'{name} has {found[name][0]:,} bytes, {size:,} were written'
-        if found[name][1] != crc:
+        if measured[name][0] != size:
+            return f'{name} has {measured[name][0]:,} bytes, {size:,} were written'
+        if measured[name][1] != crc:
             return f'{name} has changed since it was written'
     return None
 
@@ -91,11 +91,11 @@ def saved_steps(directory: epath.Path) -> list[int]:
     file says so.
     """
     try:
-        found = [path for path in directory.iterdir() if path.name.isdigit()]
+        folders = [path for path in directory.iterdir() if path.name.isdigit()]
     except FileNotFoundError:
         return []
     remote = storage.is_remote(directory)
-    return sorted(int(path.name) for path in found if not remote or (path / COMMITTED).exists())
+    return sorted(int(path.name) for path in folders if not remote or (path / COMMITTED).exists())
 
 
 def set_damaged_aside(directory: epath.Path) -> None:
@@ -177,6 +177,7 @@ def unreadable(folder: epath.Path, part: str = '') -> str | None:
     name = INDEX
     try:
         listed = json.loads((folder / INDEX).read_text())['item_handlers']
+        # PARTS whatever the list says: without one of them no run can go on.
         for name in (part,) if part else sorted({*PARTS, *listed}):
             _read_through(folder / name)
     except BROKEN as error:
@@ -199,6 +200,7 @@ def _read_through(place: epath.Path) -> None:
     try:
         store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
         keys = store.list().result()
+        # A list, so that all reads are under way before the first is waited for.
         for read in [store.read(key) for key in keys]:
             read.result()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""From an ml_collections file to a checked configuration, and back to plain data.
+"""Checked configurations from an ml_collections file, and back to plain data.
 
 `from_dict` refuses unknown keys (naming the nearest valid one), wrong types and numbers outside the range
 that stands beside their field, and reports all of them at once; `build` also refuses what cannot be together.

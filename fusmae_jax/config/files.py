@@ -49,8 +49,8 @@ def _call(get_config: Callable[..., Any], name: str, variant: str) -> ml_collect
     try:
         inspect.signature(get_config).bind(*given)
     except TypeError as error:
-        found = f'takes no variant, found {variant!r}' if variant else 'needs a variant: FILE.py:VARIANT'
-        raise InputError(f'--config: get_config() of {name} {found}') from error
+        message = f'takes no variant, found {variant!r}' if variant else 'needs a variant: FILE.py:VARIANT'
+        raise InputError(f'--config: get_config() of {name} {message}') from error
     config = get_config(*given)
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Do the input files fit the model? Their contract, the look at their pixels, and the verdict."""
+"""The check of input files against a model: their contract, the look at their pixels, and the verdict."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Where inputs and output lie: the common extent of the inputs, the grid of the output."""
+"""The common extent of the inputs of `encode`, and the grid of its output."""
 
 from collections.abc import Mapping
 
@@ -42,8 +42,8 @@ def _shared(first: Raster, other: Raster) -> Grid:
     # The second file on the grid of the first.
     advice = f'bring one onto the other: {warp(name_of(a.crs), b.resolution, a.bounds, other.file)}'
     if a.crs != b.crs:
-        found = f'{first.file} is in {name_of(a.crs)}, {other.file} in {name_of(b.crs)}'
-        raise InputError(f'{found}; {advice}')
+        message = f'{first.file} is in {name_of(a.crs)}, {other.file} in {name_of(b.crs)}'
+        raise InputError(f'{message}; {advice}')
     wrong = rio.wrong_transform(_placed(first), _placed(other))
     # Another corner may be meant: a finer raster of a part of the ground.
     if wrong and (a.left, a.top) == (b.left, b.top):

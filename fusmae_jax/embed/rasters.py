@@ -130,12 +130,12 @@ def pick(raster: Raster, wanted: Sequence[str], absent: str) -> list[str]:
     Raises:
         InputError: a band is missing and `absent` is 'error', or not one of them is there.
     """
-    found = [band for band in wanted if band in raster.bands]
+    present = [band for band in wanted if band in raster.bands]
     missing = [band for band in wanted if band not in raster.bands]
-    if not found or (missing and absent == 'error'):
+    if not present or (missing and absent == 'error'):
         raise InputError(
             f'{raster.file}: bands {", ".join(missing)} of {raster.modality} are missing; '
             f'{nearest(missing[0], raster.bands)} (found {", ".join(raster.bands)}); if they do not exist, '
             "--config.absent_bands=mean puts the model's mean in their place"
         )
-    return found
+    return present

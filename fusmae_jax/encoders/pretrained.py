@@ -209,12 +209,12 @@ def _extents(
             continue
         size = min(known, key=lambda size: abs(size[0] - ground[0]))
         cut = ' x '.join(f'{length / pixel:g}' for length in size)
-        one = f'{size[0] / rows:.4g}'
+        suited = f'{size[0] / rows:.4g}'
         where = f'[{field!r}]' if field != name else ''
         message = (
             f'images[{name!r}]{where} covers {ground[0]:g} x {ground[1]:g} m ({rows} x {columns} pixels of '
             f'{pixel:g} m), the model knows {size[0]:g} x {size[1]:g} m: cut windows of {cut} pixels, or '
-            f'state resolution={one} if a pixel has {one} m'
+            f'state resolution={suited} if a pixel has {suited} m'
         )
         return [Difference('shift', 'resolution', name, message)]
     return []

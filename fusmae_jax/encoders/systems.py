@@ -1,4 +1,4 @@
-"""What turns images into features: checkpoints, the same architectures untrained, or band statistics.
+"""Systems that turn images into features: checkpoints, untrained architectures, or band statistics.
 
 A checkpoint is whatever `encoders.load` opens. Several, as in 'runs/mae_s1 + runs/mae_s2', are late fusion:
 each reads its own sensor, their features side by side.

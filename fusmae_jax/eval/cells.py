@@ -133,7 +133,7 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
     """All rows and all differences from the baselines, a line each; whole or not at all."""
     lines = [row.to_json() for cell in cells for row in rows(cell)]
     _replace(workdir / ROWS.format(command), lines)
-    _replace(workdir / DIFFERENCES.format(command), [json.dumps(one) for one in differences(cells)])
+    _replace(workdir / DIFFERENCES.format(command), [json.dumps(row) for row in differences(cells)])
     intervals.write_replicates([(cell.about, cell.runs.mean) for cell in cells], workdir, command)
 
 

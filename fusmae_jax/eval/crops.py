@@ -1,4 +1,4 @@
-"""What part of a record one image is: the whole of it, or one of its four quarters.
+"""Crops of records: an image is the whole of one, or one of its four quarters.
 
 `crops` cuts a record of 256 px into four of 128 px, which is nearer the ground that models pretrained on
 1.2 km saw at once. The cut is made on the native grids, before anything is resampled, so that no pixel

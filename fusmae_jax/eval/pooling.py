@@ -1,4 +1,4 @@
-"""What is read off a model or off the raw bands for each image: traceable functions of a batch."""
+"""Pooled features of a model, or of the raw bands, for each image: traceable functions of a batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

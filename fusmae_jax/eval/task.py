@@ -1,4 +1,4 @@
-"""What a run evaluates: the labels of a data set by split, and the systems with the sensors they are given.
+"""The task of an evaluation: labels of a data set by split, systems with the sensors they are given.
 
 No record is in two of the splits.
 """

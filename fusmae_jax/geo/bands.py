@@ -64,17 +64,17 @@ def by_setting(texts: Sequence[str], modality: str, names: Sequence[str], settin
     Raises UnusableError where the number of names, or a description, says otherwise.
     """
     if len(names) != len(texts):
-        found = f'{len(texts)} channels, but {setting} has {len(names)} names for them'
+        message = f'{len(texts)} channels, but {setting} has {len(names)} names for them'
         raise UnusableError(
-            'bands', found, f'{setting} must name every channel, {SKIP!r} for one to leave out'
+            'bands', message, f'{setting} must name every channel, {SKIP!r} for one to leave out'
         )
     bands = tuple('' if name == SKIP else spelt(name, modality) for name in names)
     for index, (band, text) in enumerate(zip(bands, texts), 1):
-        said = band_of(text, modality)
-        if band and said and band != said:
+        stated = band_of(text, modality)
+        if band and stated and band != stated:
             raise UnusableError(
                 'bands',
-                f'channel {index} is described as {said}, but {setting} says {band}',
+                f'channel {index} is described as {stated}, but {setting} says {band}',
                 f'correct {setting} or the description',
             )
     return bands

@@ -1,4 +1,4 @@
-"""Where a raster lies: its grid, the ground that grids share, and how long their metres are on the ground."""
+"""Grids of rasters, the ground that they share, and how long their metres are on the ground."""
 
 import functools
 import math
@@ -102,9 +102,9 @@ def check_grid(grid: Grid, points: bool = False) -> None:
     """
     crs = grid.crs
     if crs is None or not grid.placed:
-        found = 'no geotransform' if crs else 'no reference system'
-        found += ', ground control points only' if points else ''
-        raise UnusableError('CRS', found, rio.georeference('IN.tif'))
+        message = 'no geotransform' if crs else 'no reference system'
+        message += ', ground control points only' if points else ''
+        raise UnusableError('CRS', message, rio.georeference('IN.tif'))
     if not crs.is_projected or abs(crs.linear_units_factor[1] - 1) > 1e-9:
         unit = crs.linear_units_factor[0] if crs.is_projected else 'degree'
         advice = warp(utm_near(grid)) if crs.is_geographic and not grid.turned else warp()
@@ -112,11 +112,11 @@ def check_grid(grid: Grid, points: bool = False) -> None:
             'CRS', f'{name_of(crs)} counts in {unit}, expected a projected one in metres', advice
         )
     if grid.turned or grid.step_x <= 0 or grid.step_y <= 0:
-        found = f'{"rotated" if grid.turned else "not north up"}, expected square pixels, north up'
-        raise UnusableError('pixel size', found, warp(name_of(crs)))
+        message = f'{"rotated" if grid.turned else "not north up"}, expected square pixels, north up'
+        raise UnusableError('pixel size', message, warp(name_of(crs)))
     if abs(grid.step_x - grid.step_y) > 1e-6 * grid.step_x:
-        found = f'{grid.step_x:g} x {grid.step_y:g} m are not square'
-        raise UnusableError('pixel size', found, warp(name_of(crs), grid.step_x))
+        message = f'{grid.step_x:g} x {grid.step_y:g} m are not square'
+        raise UnusableError('pixel size', message, warp(name_of(crs), grid.step_x))
     _check_ground(grid, crs)
 
 
@@ -125,11 +125,11 @@ def _check_ground(grid: Grid, crs: CRS) -> None:
     right, down, skew = ground_scale(grid)
     if max(abs(right - 1), abs(down - 1), abs(skew)) <= DISTORTION:
         return
-    found = f'a metre of {name_of(crs)} is {right:.3f} m of ground from west to east here, {down:.3f} m from '
-    found += f'north to south: pixels of {grid.step_x:g} m are not what they say'
+    message = f'a metre of {name_of(crs)} is {right:.3f} m of ground from west to east here, {down:.3f} m '
+    message += f'from north to south: pixels of {grid.step_x:g} m are not what they say'
     if not math.isfinite(right + down + skew):
-        found = f'{name_of(crs)} does not reach to where the image is said to lie'
-    raise UnusableError('CRS', found, warp(utm_near(grid)))
+        message = f'{name_of(crs)} does not reach to where the image is said to lie'
+    raise UnusableError('CRS', message, warp(utm_near(grid)))
 
 
 def ground_scale(grid: Grid) -> tuple[float, float, float]:
@@ -144,6 +144,7 @@ def ground_scale(grid: Grid) -> tuple[float, float, float]:
         *((x, y) for x in (left, right) for y in (bottom, top)),
     ]
     places = {(round(x / _BLOCK) * _BLOCK, round(y / _BLOCK) * _BLOCK) for x, y in points}
+    # By code where there is one: results are kept under this text, and a definition is long.
     key = grid.crs.to_wkt() if grid.epsg is None else f'EPSG:{grid.epsg}'
     scales = [_local_scale(key, *place) for place in sorted(places)]
     return max(scales, key=lambda scale: math.inf if math.isnan(sum(scale)) else _distortion(scale))
@@ -216,6 +217,7 @@ def common(grids: Sequence[Grid]) -> Grid | None:
     left, bottom = (max(grid.bounds[i] for grid in grids) for i in (0, 1))
     right, top = (min(grid.bounds[i] for grid in grids) for i in (2, 3))
     finest = min(grids, key=lambda grid: grid.step_x)
+    # With SLACK a last pixel counts in full though rounding in a file has made it a little shorter.
     rows = math.floor((top - bottom) / finest.step_y + SLACK)
     columns = math.floor((right - left) / finest.step_x + SLACK)
     if rows < 1 or columns < 1:
@@ -223,8 +225,8 @@ def common(grids: Sequence[Grid]) -> Grid | None:
     return finest._replace(left=left, top=top, rows=rows, columns=columns)
 
 
-def _same_system(one: Grid, other: Grid) -> bool:
-    return one.epsg == other.epsg and (one.epsg is not None or one.crs == other.crs)
+def _same_system(grid: Grid, other: Grid) -> bool:
+    return grid.epsg == other.epsg and (grid.epsg is not None or grid.crs == other.crs)
 
 
 def window_onto(grid: Grid, shared: Grid, window: Window | None = None) -> Window:
@@ -233,6 +235,7 @@ def window_onto(grid: Grid, shared: Grid, window: Window | None = None) -> Windo
     column = round((shared.left + window.col_off * shared.step_x - grid.left) / grid.step_x)
     row = round((grid.top - shared.top + window.row_off * shared.step_y) / grid.step_y)
     column, row = min(column, grid.columns - 1), min(row, grid.rows - 1)
+    # Pixels that are covered in part are read too, but none that only rounding makes a part of it.
     width = math.ceil(window.width * shared.step_x / grid.step_x - SLACK)
     height = math.ceil(window.height * shared.step_y / grid.step_y - SLACK)
     return Window(column, row, min(width, grid.columns - column), min(height, grid.rows - row))

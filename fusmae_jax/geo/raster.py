@@ -109,8 +109,8 @@ def _damaged(file: Path, error: Exception) -> UnusableError:
         return UnusableError(
             '', f'cannot be read in full ({file.stat().st_size:,} bytes): it is no GeoTIFF', _MAKE
         )
-    found = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
-    return UnusableError('', found, 'the GeoTIFF is truncated or damaged')
+    message = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
+    return UnusableError('', message, 'the GeoTIFF is truncated or damaged')
 
 
 class Header(NamedTuple):
@@ -230,6 +230,7 @@ def _alpha(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> int:
 def _has_mask(dataset: rasterio.DatasetReader, kept: Sequence[int]) -> bool:
     """Whether there is a mask in the file or beside it, which is one for all channels."""
     flags = dataset.mask_flag_enums[kept[0]] if kept else ()
+    # Not by alpha: `_alpha` has looked at that channel, which may be a band all the same.
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 

@@ -1,4 +1,4 @@
-"""What stored numbers mean: scale, offset and nodata, from the metadata first and the settings second."""
+"""Scale, offset and nodata of stored numbers, from the metadata first and the settings second."""
 
 import math
 import re
@@ -60,9 +60,9 @@ def stated_offset(header: Header, one: float) -> float | None:
 
     `one` is a digital number in the unit. Raises UnusableError where they contradict themselves.
     """
-    said, _ = _said_offset(header, one)
-    if said is not None or header.dtype.startswith('float'):
-        return said
+    outright, _ = _said_offset(header, one)
+    if outright is not None or header.dtype.startswith('float'):
+        return outright
     # As in tags, 05.09, and as in names of products, N0509.
     match = re.fullmatch(r'N?(\d{1,2})\.(\d+)|N?(\d\d)(\d\d)', baseline(header).upper())
     if not match or (number := float('.'.join(filter(None, match.groups())))) >= REPROCESSED:
@@ -88,24 +88,24 @@ def _check_descriptions(header: Header, modality: str, declared: Declared) -> No
     """SNAP writes into the description what the values are; it must be what the settings say."""
     for text, band in zip(header.descriptions, header.bands):
         there = described(text, modality)
-        for fact, said, setting in (
+        for fact, wanted, setting in (
             ('unit', declared.unit, f'{declared.prefix}unit'),
             ('calibration', declared.calibration, f'{declared.prefix}{declared.product}calibration'),
         ):
-            if band and said and getattr(there, fact) not in ('', said):
-                found = f'a channel is described as {text!r}, but {setting}={said!r}'
-                raise UnusableError(fact, found, 'correct the setting or the description')
+            if band and wanted and getattr(there, fact) not in ('', wanted):
+                message = f'a channel is described as {text!r}, but {setting}={wanted!r}'
+                raise UnusableError(fact, message, 'correct the setting or the description')
 
 
 def _scale(header: Header, modality: str, declared: Declared) -> float:
     unit, tagged, setting = declared.unit, header.scale, f'{declared.prefix}scale'
     if declared.scale and tagged != 1 and not math.isclose(declared.scale, tagged):
-        found = f'the tag says {tagged:g}, but {setting}={declared.scale:g}'
-        raise UnusableError('scale', found, f'leave {setting} out, or correct the tag')
+        message = f'the tag says {tagged:g}, but {setting}={declared.scale:g}'
+        raise UnusableError('scale', message, f'leave {setting} out, or correct the tag')
     if modality == 's2' and unit == 'DN' and tagged < FEW:
-        found = f'the tags (scale {tagged:g}, offset {header.offset:g}) make reflectance of the numbers'
+        message = f'the tags (scale {tagged:g}, offset {header.offset:g}) make reflectance of the numbers'
         advice = f"set {declared.prefix}unit='reflectance'; the numbers are stored as they are either way"
-        raise UnusableError('scale', found, advice)
+        raise UnusableError('scale', message, advice)
     whole, bare = not header.dtype.startswith('float'), not declared.scale and tagged == 1
     if whole and bare and unit and (modality == 's1' or unit == 'reflectance'):
         raise UnusableError(
@@ -115,40 +115,41 @@ def _scale(header: Header, modality: str, declared: Declared) -> float:
             f'(1 to insist); if they were cast from decimals, take the original files',
         )
     if header.dtype == 'uint8' and bare:
-        found = 'uint8 has 256 values: a picture, not digital numbers'
+        message = 'uint8 has 256 values: a picture, not digital numbers'
         raise UnusableError(
-            'scale', found, f'take the original product, or set {setting} to what makes DN of them'
+            'scale', message, f'take the original product, or set {setting} to what makes DN of them'
         )
     return declared.scale or tagged
 
 
 def _tagged_offset(header: Header, declared: Declared) -> float:
     if declared.offset is not None and header.offset not in (0, declared.offset):
-        found = f'the tag says {header.offset:g}, but {declared.prefix}offset={declared.offset:g}'
-        raise UnusableError('offset', found, f'leave {declared.prefix}offset out, or correct the tag')
+        message = f'the tag says {header.offset:g}, but {declared.prefix}offset={declared.offset:g}'
+        raise UnusableError('offset', message, f'leave {declared.prefix}offset out, or correct the tag')
     return header.offset if declared.offset is None else declared.offset
 
 
 def _s2_offset(header: Header, declared: Declared) -> float:
     """The offset in the declared unit; what adds it is taken off by it."""
-    one = DN.get(declared.unit, 1.0)
+    dn = DN.get(declared.unit, 1.0)
     if declared.offset is not None:
-        said, where = _said_offset(header, one)
-        if said is not None and not math.isclose(said, declared.offset, abs_tol=1e-9):
+        outright, where = _said_offset(header, dn)
+        if outright is not None and not math.isclose(outright, declared.offset, abs_tol=1e-9):
             raise UnusableError(
                 'offset',
-                f'{where} says {said / declared.step:g}, but '
+                f'{where} says {outright / declared.step:g}, but '
                 f'{declared.prefix}offset={declared.offset / declared.step:g}',
                 f'leave {declared.prefix}offset out to believe the file, or correct its metadata',
             )
         return declared.offset
-    stated = stated_offset(header, one)
+    stated = stated_offset(header, dn)
     if stated is None and declared.unit:
         raise unknown_offset(header, declared)
+    # Without a unit nothing is claimed of the numbers, so that an unknown offset does no harm.
     return stated or 0.0
 
 
-def _said_offset(header: Header, one: float) -> tuple[float | None, str]:
+def _said_offset(header: Header, dn: float) -> tuple[float | None, str]:
     """What the metadata state outright, and where. A baseline does not: the offset may be off already."""
     for name in QUANTIFICATION_TAGS:
         text = header.tags.get(name, '10000')
@@ -161,7 +162,7 @@ def _said_offset(header: Header, one: float) -> tuple[float | None, str]:
         if any(key == name or key.startswith(f'{name}_') for name in OFFSET_TAGS)
     }
     try:
-        values = {float(text) * one for text in stated.values()}
+        values = {float(text) * dn for text in stated.values()}
     except ValueError:
         values = {math.nan}
     if header.offset:
@@ -169,9 +170,10 @@ def _said_offset(header: Header, one: float) -> tuple[float | None, str]:
         stated['band offset'] = f'{header.offset:g}'
     if not values:
         return None, ''
+    # Equal offsets may differ by a rounding: one is a product with 1e-4, another a tag.
     if not all(math.isfinite(v) for v in values) or max(values) - min(values) > 1e-9:
-        found = ', '.join(f'{key}={text}' for key, text in stated.items())
-        raise UnusableError('offset', found, 'one number for all bands is needed; correct the tags')
+        message = ', '.join(f'{key}={text}' for key, text in stated.items())
+        raise UnusableError('offset', message, 'one number for all bands is needed; correct the tags')
     return values.pop(), next(iter(stated))
 
 
@@ -182,6 +184,7 @@ def _lowest(header: Header) -> float | None:
     window = Window(column, row, min(_LOOK, header.columns), min(_LOOK, header.rows))
     with opened(header.file, **BESIDE) as dataset:
         pixels = dataset.read(kept, window=window) * header.scale
+    # 0 is where Sentinel-2 has measured nothing, and would be the lowest of all.
     lowest = [np.percentile(band[band > 0], 1) for band in pixels if (band > 0).any()]
     return min(lowest, default=None)
 
@@ -191,8 +194,8 @@ def _nodata(header: Header, modality: str, declared: Declared) -> tuple[float, .
     if not declared.nodata and tagged is None and modality == 's2' and not dtype.startswith('float'):
         return (0.0,)  # Sentinel-2 products keep 0 for this
     # A tag that cannot be is put right by the setting.
-    own = () if tagged is None or (declared.nodata and not _fits(tagged, dtype)) else (tagged,)
-    values = tuple(dict.fromkeys([*declared.nodata, *own]))
+    stated = () if tagged is None or (declared.nodata and not _fits(tagged, dtype)) else (tagged,)
+    values = tuple(dict.fromkeys([*declared.nodata, *stated]))
     for value in values:
         if not _fits(value, dtype):
             advice = f'rio edit-info --nodata VALUE IN.tif, or set {declared.prefix}nodata'

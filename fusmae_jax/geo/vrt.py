@@ -59,6 +59,7 @@ def _copy(element: ET.Element, folder: Path, check_source: Callable[[Path], None
     result.text = element.text
     if element.tag == 'SourceFilename':
         result.text = _source(element, folder, check_source)
+        # The copy is text and lies in no folder, so its sources are named in full.
         result.set('relativeToVRT', '0')
     for part in element:
         if part.tag in _IDLE or (part.tag == 'Metadata' and 'domain' in part.attrib):

@@ -1,4 +1,4 @@
-"""The one door to TFDS: the builder of a converted data set, opened only where its files name no code.
+"""The TFDS builder of a converted data set, the one door to it, opened only where its files name no code.
 
 TFDS imports the module of every class that `features.json` names. A data set comes from anywhere, so what its
 two metadata files may say is checked before TFDS acts on it: the three feature classes that a conversion
@@ -86,8 +86,8 @@ def _check_features(folder: epath.Path) -> None:
             raise _refusal(file, f'{name}: dtype', feature.tensor.dtype)
 
 
-def _refusal(file: epath.Path, field: str, found: str) -> InputError:
+def _refusal(file: epath.Path, field: str, value: str) -> InputError:
     return InputError(
-        f'{file}: {field}: {found!r} is nothing that a conversion writes, and nothing was loaded; take the '
+        f'{file}: {field}: {value!r} is nothing that a conversion writes, and nothing was loaded; take the '
         'data set from whoever converted it, or convert it yourself'
     )

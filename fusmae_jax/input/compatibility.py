@@ -1,4 +1,4 @@
-"""Do these data fit this model? Every difference between two input contracts, sorted into three classes.
+"""Compatibility of data and model: every difference between two input contracts, in three classes.
 
 `converted`: the values become the same (unit, scale, offset, band order, more bands than needed); done and
 logged. `shift`: they stay different in kind (L1C for L2A, gamma0 for sigma0, other statistics) or are not

@@ -113,9 +113,9 @@ def from_json(text: str, source: str) -> Contract:
 
 def from_values(values: Any, source: str) -> Contract:
     """A contract from plain data, as JSON files and checkpoints hold it; `source` names where it stood."""
-    if isinstance(values, Mapping) and (found := values.get('format', 1)) != FORMAT:
+    if isinstance(values, Mapping) and (version := values.get('format', 1)) != FORMAT:
         raise InputError(
-            f'{source}: an input contract of format {found}, this version reads {FORMAT}; convert the data '
+            f'{source}: an input contract of format {version}, this version reads {FORMAT}; convert the data '
             'set again, or use the version of fusmae_jax that wrote it'
         )
     return from_dict(Contract, values, source)

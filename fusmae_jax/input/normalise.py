@@ -1,4 +1,4 @@
-"""Which mean and standard deviation a model's inputs are normalised with, and where they come from."""
+"""Mean and standard deviation that a model's inputs are normalised with, and where they come from."""
 
 import dataclasses
 from typing import NamedTuple

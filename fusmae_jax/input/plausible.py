@@ -1,4 +1,4 @@
-"""Do images look like what they are said to be? What the doctor asks of a sample, of a few pixels.
+"""Plausibility of images, from a few pixels of a sample: do they look like what they are said to be?
 
 Limits in `ranges` are of what can be; here it is about what is likely. Two faults leave no doubt (swapped
 polarisations or bands out of order, dB cast to whole numbers, borders of zeros in dB), the others may be a

@@ -1,4 +1,4 @@
-"""From raw record fields to normalised patches, inside jit: what a model sees of a batch.
+"""Preparation of a batch inside jit: from raw record fields to the normalised patches a model sees.
 
 For each group of bands: native validity, unit, z-score, fill with the mean, one resample from the native
 grid to the model grid through the shared crop box, clip; then patches. Driven by the input contract.

@@ -1,4 +1,4 @@
-"""Which values can be in a unit: one table for conversion, for `encode` and for the Python API.
+"""Ranges of the values of a unit: one table for conversion, for `encode` and for the Python API.
 
 The limits are generous, because refusing a measurement is worse than passing an oddity: a whole number of a
 GRD product is -54 dB at least, calm water lies near -25, bright targets reach 30; optical numbers saturate at
@@ -188,12 +188,12 @@ def _median(pixels: Sample) -> Problem | None:
         return None
     kind = 'below' if median[at] < limits.lowest else 'above'
     where = _stored(pixels.group)
-    found = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.5g}'
+    message = f'median {median[at]:.4g} {unit}{where}, possible are {limits.lowest:g} to {limits.highest:.5g}'
     values = pixels.ordered[at][: pixels.counts[at]]
     # A fill value repeats at one end of what was measured; another unit spreads to both sides of its median.
     if values[0] < values[-1] and median[at] in (values[0], values[-1]):
-        return Problem('tail', at[0], bands[at[1]], found, _FILL)
-    return Problem(kind, at[0], bands[at[1]], found, getattr(limits, kind))
+        return Problem('tail', at[0], bands[at[1]], message, _FILL)
+    return Problem(kind, at[0], bands[at[1]], message, getattr(limits, kind))
 
 
 def _together(samples: Sequence[Sample]) -> Problem | None:
@@ -214,10 +214,10 @@ def _together(samples: Sequence[Sample]) -> Problem | None:
         return None
     i = int(np.argmax(wrong))
     if unit == 'dB':
-        found = f'no negative value (from {lowest[i]:.4g} to {highest[i]:.4g}): not dB'
-        return Problem('sign', i, '', found, 'is it linear power, or does 0 fill what was not measured?')
-    found = f'no value above {highest[i]:.4g}: not DN'
-    return Problem('small', i, '', found, 'is it reflectance, or does 0 fill what was not measured?')
+        message = f'no negative value (from {lowest[i]:.4g} to {highest[i]:.4g}): not dB'
+        return Problem('sign', i, '', message, 'is it linear power, or does 0 fill what was not measured?')
+    message = f'no value above {highest[i]:.4g}: not DN'
+    return Problem('small', i, '', message, 'is it reflectance, or does 0 fill what was not measured?')
 
 
 def _wrapped(pixels: Sample) -> Problem | None:
@@ -232,9 +232,9 @@ def _wrapped(pixels: Sample) -> Problem | None:
     count = ((pixels.ordered >= low) & (pixels.ordered <= high) & (pixels.ordered < top)).sum(axis=2)
     if (at := _first((count >= FEWEST) & (count > SHARE * pixels.counts))) is None:
         return None
-    found = f'{count[at] / pixels.counts[at]:.1%} of the pixels lie between {low:g} and {high:g}'
+    message = f'{count[at] / pixels.counts[at]:.1%} of the pixels lie between {low:g} and {high:g}'
     advice = 'negative numbers wrapped into an unsigned type; subtract offsets in signed numbers'
-    return Problem('wrapped', at[0], pixels.group.bands[at[1]], found, advice)
+    return Problem('wrapped', at[0], pixels.group.bands[at[1]], message, advice)
 
 
 def _tail(images: np.ndarray, group: Group) -> Problem | None:
@@ -248,11 +248,11 @@ def _tail(images: np.ndarray, group: Group) -> Problem | None:
     limits = RANGES[group.unit]
     values = image[_beyond(image, group)].astype(np.float64)
     worst = values[np.argmax(np.abs(values))]
-    found = (
+    message = (
         f'{count[at] / valid[at]:.1%} of the pixels lie outside {limits.low:g} to {limits.high:g} '
         f'{group.unit}, such as {worst * group.scale + group.offset:.6g}'
     )
-    return Problem('tail', at[0], group.bands[at[1]], f'{found}{_stored(group)}', _FILL)
+    return Problem('tail', at[0], group.bands[at[1]], f'{message}{_stored(group)}', _FILL)
 
 
 def _stored(group: Group) -> str:

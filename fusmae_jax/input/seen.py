@@ -1,4 +1,4 @@
-"""Which records a model has learned from, and how many of a test set are among them.
+"""Records that a model has learned from, and how many of a test set are among them.
 
 A record is recognised in five ways, each of which finds what the ones before cannot:
 
@@ -180,14 +180,14 @@ def from_bytes(packed: bytes, where: str) -> Seen:
 def recognise(records: RecordNames, seen: Seen) -> dict[str, np.ndarray]:
     """Which records were seen, in each of the ways and in `any` of them; each (records,) bool."""
     there = seen.names
-    found: dict[str, np.ndarray] = {
+    matches: dict[str, np.ndarray] = {
         'id': _same_name(records.id, there.id),
         'twin': np.isin(records.twin, there.twin),
         'cell': np.isin(records.cell, there.cell),
         'place': place.overlap(records.place, there.place),
         'content': np.asarray(np.isin(records.content, there.content).any(axis=1)),
     }
-    return found | {'any': np.logical_or.reduce(list(found.values()))}
+    return matches | {'any': np.logical_or.reduce(list(matches.values()))}
 
 
 def _same_name(here: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -208,7 +208,7 @@ def count(records: RecordNames, seen: Seen) -> dict[str, int]:
     """
     return {
         'records': len(records.id),
-        **{way: int(found.sum()) for way, found in recognise(records, seen).items()},
+        **{way: int(matches.sum()) for way, matches in recognise(records, seen).items()},
         'with_twin': int((records.twin != b'').sum()),
         'with_cell': int((records.cell != b'').sum()),
         'with_place': int((records.place != b'').sum()),

@@ -30,24 +30,24 @@ class Moments:
         # take five times as long.
         stored = np.ascontiguousarray(image.reshape(-1, bands).T)
         valid = validity(stored, group)
-        one = Moments(bands)
-        one.count = valid.sum(axis=1)
-        one.invalid = valid.shape[1] - one.count
+        moments = Moments(bands)
+        moments.count = valid.sum(axis=1)
+        moments.invalid = valid.shape[1] - moments.count
         values = stored.astype(np.float64)
-        if one.invalid.any():
-            one.minimum = np.where(valid, values, np.inf).min(axis=1)
-            one.maximum = np.where(valid, values, -np.inf).max(axis=1)
+        if moments.invalid.any():
+            moments.minimum = np.where(valid, values, np.inf).min(axis=1)
+            moments.maximum = np.where(valid, values, -np.inf).max(axis=1)
             values = np.where(valid, values, 0.0)
         else:
-            one.minimum, one.maximum = stored.min(axis=1), stored.max(axis=1)
-        one.outside = ranges.outside(image[None], group)[0]
-        one.mean = values.sum(axis=1) / np.maximum(one.count, 1)
-        values -= one.mean[:, None]
-        if one.invalid.any():
+            moments.minimum, moments.maximum = stored.min(axis=1), stored.max(axis=1)
+        moments.outside = ranges.outside(image[None], group)[0]
+        moments.mean = values.sum(axis=1) / np.maximum(moments.count, 1)
+        values -= moments.mean[:, None]
+        if moments.invalid.any():
             values *= valid
-        one.m2 = np.einsum('bn,bn->b', values, values)
-        self.merge(one)
-        return int(one.invalid.sum())
+        moments.m2 = np.einsum('bn,bn->b', values, values)
+        self.merge(moments)
+        return int(moments.invalid.sum())
 
     def merge(self, other: 'Moments') -> None:
         """Takes in the moments of other pixels of the same bands."""

@@ -1,4 +1,4 @@
-"""Which stored values are measurements, in which units, and how units become each other.
+"""Units of stored values, which of them are measurements, and how units become each other.
 
 One table and one rule for training, statistics and use, on the host and inside jit alike.
 

@@ -158,6 +158,7 @@ def compare_bfloat16(config: Config, *, params: Params | None = None, seeds: int
         weights = _cast(params or sides.fresh_params(config, seed, jnp.float32), jnp.float32)
         for key, value in _bfloat16_errors(config, weights, seed, run_ours).items():
             errors.setdefault(key, []).append(value)
+    # Over batches, as roundings of a single one may add up or cancel.
     medians = {key: [float(x) for x in np.median(np.asarray(v), axis=0)] for key, v in errors.items()}
     largest = max(theirs for (kind, _), (_, _, theirs) in medians.items() if kind == 'stage')
     rows = []

@@ -60,7 +60,7 @@ class Encoder(nnx.Module):
         if model.final_norm:
             self.norm = layer_norm(model.width, arithmetic, rngs=rngs)
 
-    def positions(self, ids: Int[Array, 'b k'] | None, count: int) -> Float[Array, '... k d']:
+    def positions(self, ids: Int[Array, 'b k'] | None) -> Float[Array, '... k d']:
         """Positional embeddings of the given patches, or of all of them in raster order."""
         wide = self.arithmetic.wide_dtype
         if self.model.positions == 'sincos':
@@ -99,7 +99,7 @@ class Encoder(nnx.Module):
         tokens: dict[str, Array] = {}
         for name, x in patches.items():
             projected = self.patch[name](x).astype(wide)
-            position = self.positions(None if ids is None else ids[name], x.shape[1])
+            position = self.positions(None if ids is None else ids[name])
             tokens[name] = projected + jnp.broadcast_to(position, projected.shape)
             stages |= {f'patch/{name}': projected, f'tokens/{name}': tokens[name]}
         names = list(tokens)
@@ -143,7 +143,7 @@ class Encoder(nnx.Module):
         Returns:
             The tokens of the slots, the CLS token, and named intermediates (empty without `capture`).
         """
-        x = self.positions(position, position.shape[1])
+        x = self.positions(position)
         for name, values in patches.items():
             # Projected in every slot, then selected: the gradient of a gather by sensor would be a scatter.
             x = x + jnp.where(

@@ -122,21 +122,21 @@ def context_of(
     Only with `self`, samples without a valid token of another modality get their own tokens instead.
     The choice is a select, so that nothing is projected twice.
     """
-    own, own_valid = tokens[name], valid[name]
+    self_tokens, self_valid = tokens[name], valid[name]
     others = [key for key in tokens if key != name]
     # Of one modality alone: invalid keys, of which the cross-attention makes exactly 0.
     if not others:
-        return own, own_valid if absent == 'self' else jnp.zeros_like(own_valid)
+        return self_tokens, self_valid if absent == 'self' else jnp.zeros_like(self_valid)
     context = jnp.concatenate([tokens[key] for key in others], axis=1)
     context_valid = jnp.concatenate([valid[key] for key in others], axis=1)
     if absent != 'self':
         return context, context_valid
     # A select needs equal lengths: the shorter one gets slots that are not valid.
-    length = max(context.shape[1], own.shape[1])
+    length = max(context.shape[1], self_tokens.shape[1])
     there = jnp.any(context_valid, axis=1)[:, None]
     return (
-        jnp.where(there[..., None], _pad(context, length), _pad(own, length)),
-        jnp.where(there, _pad(context_valid, length), _pad(own_valid, length)),
+        jnp.where(there[..., None], _pad(context, length), _pad(self_tokens, length)),
+        jnp.where(there, _pad(context_valid, length), _pad(self_valid, length)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which patches are visible: masks with fixed counts, and joint sequences with counts that vary.
+"""Masks of patches: those with fixed counts, and joint sequences with counts that vary.
 
 The paper has two strategies (section 3.3), both with ratio r = 0.75 of n patches a sensor hidden. A mask is a
 permutation pi_i of the patches of sensor i, the first k = int(n (1 - r)) of which are visible:

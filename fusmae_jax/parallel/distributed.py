@@ -1,4 +1,4 @@
-"""Many processes as one run: how they find each other, and how one of them leaves.
+"""Start and end of a run of many processes: how they find each other, and how one of them leaves.
 
 TPU pods, SLURM and Open MPI tell a process where it belongs; elsewhere `parallel.coordinator`,
 `parallel.num_processes` and `parallel.process_id` do.

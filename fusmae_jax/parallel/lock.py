@@ -1,4 +1,4 @@
-"""One writer a place: a lock that a run which was killed does not leave behind.
+"""A lock file for one writer a place, which a run that was killed does not leave behind.
 
 On a disk of this machine the kernel holds the lock (`flock`) and drops it with its process, however that
 ends. A bucket knows no locks, and those of a network file system may end at the machine. So the file also
@@ -79,6 +79,7 @@ class Lock:
         except InputError:
             self._close()
             raise
+        # Where no kernel has decided, whoever has written last keeps the place.
         if self._remote or not self._flocked:
             time.sleep(SETTLE)
             if (owner := _owner(self._read())) and owner['token'] != self._about['token']:

@@ -1,4 +1,4 @@
-"""SIGTERM: the machine is about to be taken away, and all processes have to stop at the same step."""
+"""Preemption by SIGTERM: the machine is about to go, and all processes have to stop at the same step."""
 
 import contextlib
 import signal

@@ -22,6 +22,7 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     packed = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # Arrays of one shape alone can be exchanged: the sizes first, then all padded to the largest.
     sizes = multihost_utils.process_allgather(np.int32(packed.size))
     rows = multihost_utils.process_allgather(np.pad(packed, (0, int(max(sizes)) - packed.size)))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]

@@ -65,6 +65,7 @@ def _undo_norm_pix(
     if masked.slots is None:
         hidden = {name: np.asarray(masked.order[name])[:, masked.visible :, None] for name in targets}
         targets = {name: np.take_along_axis(x, hidden[name], axis=1) for name, x in targets.items()}
+    # A token of stacked bands was normalised over the numbers of all sensors together.
     if config.model.fusion.encoder == 'stack':
         targets = dict.fromkeys(targets, np.concatenate(list(targets.values()), axis=-1))
     return {
@@ -127,5 +128,6 @@ def summary(panels: Mapping[str, Sequence[Panel]], snow: Sequence[bool], config:
 
 
 def _ratio(each: Sequence[Mapping[str, float]], guess: str) -> float | None:
+    # Of sums: a mean of ratios would be ruled by the images with next to no variation.
     total = sum(e['mean'] for e in each)
     return round(sum(e[guess] for e in each) / total, 4) if total > 0 else None

@@ -1,1 +1,1 @@
-"""What a run will need on a named machine, from its compiled train step, before anything is rented."""
+"""The plan of a run: its needs on a named machine, from the compiled step, before anything is rented."""

@@ -66,6 +66,7 @@ def make_plan(
     if line is None:
         best = sizes[0].batch_size if sizes else 0
     elif step.memory is None:
+        # A refusal states less than is needed, so the line is asked as well (see `_sizes`).
         step = step._replace(total=max(step.total, int(line.at(batches.rows(batch_size)))))
     changes = []
     if step.total > limit:
@@ -118,6 +119,7 @@ def _sizes(setup: Setup, step: CompiledStep, limit: int) -> list[CompiledStep]:
         rows = batches.rows(last.batch_size)
         near = second_point(rows, last.total, state, limit)
         if last.memory is None:
+            # Well below, as a guess from what the refusal stated would come out too large again.
             most, near = rows - 1, max(1, min(near, rows) * 2 // 3)
         size = batches.near(near, most, {s.batch_size for s in made})
         if not size:

@@ -1,4 +1,4 @@
-"""What the records of a run look like when its data are not on this machine: the BigEarthNet-MM layout."""
+"""Stand-in records for a run whose data are not on this machine: the BigEarthNet-MM layout."""
 
 from etils import epath
 

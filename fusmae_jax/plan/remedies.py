@@ -1,4 +1,4 @@
-"""What makes a step fit that does not: the cheapest remedies first, and what each of them saves."""
+"""Remedies for a step that does not fit into memory, the cheapest first, and what each of them saves."""
 
 import dataclasses
 import math
@@ -82,6 +82,7 @@ def _shard(
 ) -> Remedy | None:
     """Parameters and optimizer over as many devices of a slice as can share them."""
     slices = len({getattr(device, 'slice_index', 0) for device in setup.mesh.devices.flat})
+    # A power of two, as MOST_SHARDS is, which the sides of the parameters can be divided by.
     now, wanted = setup.mesh.shape['fsdp'], math.gcd(setup.mesh.size // slices, MOST_SHARDS)
     if wanted <= now:
         return None

@@ -65,7 +65,9 @@ class MachinePlan(NamedTuple):
 def lines(plan: MachinePlan) -> list[str]:
     """The plan in words, the most important first."""
     out = [f'note        {note}' for note in plan.notes]
-    out += [_title(plan), _memory(plan), _largest(plan), _operations(plan), _collectives(plan)]
+    flops = f'{plan.estimate.flops_per_image / 1e9:,.1f} GFLOP an image'
+    operations = f'operations  {flops}, forward and backward, recomputation not counted'
+    out += [_title(plan), _memory(plan), _largest(plan), operations, _collectives(plan)]
     compiled = f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
     return [*out, *_estimate(plan), compiled]
 
@@ -114,11 +116,6 @@ def _largest(plan: MachinePlan) -> str:
         verdict = 'fits' if share <= 1 else 'does NOT fit'
         return f'{text}); compiled in full: {verdict}, {plan.verified.total / GIB:.2f} GiB ({share:.0%})'
     return f'{text}; --verify compiles it)'
-
-
-def _operations(plan: MachinePlan) -> str:
-    flops = plan.estimate.flops_per_image
-    return f'operations  {flops / 1e9:,.1f} GFLOP an image, forward and backward, recomputation not counted'
 
 
 def _collectives(plan: MachinePlan) -> str:

@@ -152,6 +152,7 @@ class Goodput:
         self.write()
         split, away = shares(self.sittings())
         wall = sum(sum(sitting.seconds.values()) for sitting in self.sittings())
+        # A smaller share would be printed as 0.0%.
         parts = ', '.join(f'{name} {share:.1%}' for name, share in split.items() if share >= 0.0005)
         count = len(self._before) + 1
         pause = f', {_duration(away)} between them' if count > 1 else ''
@@ -185,6 +186,7 @@ def shares(sittings: Sequence[Sitting]) -> tuple[dict[str, float], float]:
         kept.append({**sitting._asdict(), **{name: sitting.seconds.get(name, 0.0) for name in REDONE}})
         if number:
             previous = sittings[number - 1]
+            # Begins are read off the clock of a machine, seconds are measured: the two may overlap a little.
             away += max(0.0, sitting.begin - previous.begin - sum(previous.seconds.values()))
     total['lost'] = lost
     wall = sum(total.values())

@@ -1,4 +1,4 @@
-"""What the shell or the host program has set of jax that changes the numbers of a run.
+"""Flags of jax that change the numbers of a run, as the shell or the host program has set them.
 
 A resume goes on with the same random keys, types and roundings, or it is another run: another generator of
 random numbers alone gives every record another mask, without a word. Flags of speed and memory are left out,
@@ -27,12 +27,12 @@ TF32 = 'NVIDIA_TF32_OVERRIDE'  # of cuBLAS
 
 def values() -> dict[str, Any]:
     """Flag -> value, as JSON can hold it."""
-    found = {name: jax.config.values.get(name) for name in NAMES}
+    flags = {name: jax.config.values.get(name) for name in NAMES}
     given = [flag for name in COMPILER for flag in os.environ.get(name, '').split()]
     named = {flag: flag.partition('=')[0] for flag in given}
-    found['compiler flags'] = sorted(f for f, name in named.items() if any(w in name for w in ROUNDING))
-    found[TF32] = os.environ.get(TF32)
-    return {name: value if isinstance(value, list) else _plain(value) for name, value in found.items()}
+    flags['compiler flags'] = sorted(f for f, name in named.items() if any(w in name for w in ROUNDING))
+    flags[TF32] = os.environ.get(TF32)
+    return {name: value if isinstance(value, list) else _plain(value) for name, value in flags.items()}
 
 
 def differences(stored: Mapping[str, Any]) -> list[str]:

@@ -30,12 +30,13 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     from PIL import Image
 
     workdir = epath.Path(workdir)
+    # A few records need one device, whatever mesh the run had.
     config = dataclasses.replace(read_config(workdir), parallel=Parallel())
     if not recipe_of(config).masks:
         raise InputError(f'{workdir}: this run reconstructs nothing; only masked autoencoders do')
     if data_path:
-        one = dataclasses.replace(config.data, path=data_path, mixture={})
-        config = dataclasses.replace(config, data=one)
+        data = dataclasses.replace(config.data, path=data_path, mixture={})
+        config = dataclasses.replace(config, data=data)
     held = open_validation(config)
     source = next(iter((held or open_train(config).sources).values()))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture={}, path=source.path))

@@ -44,6 +44,7 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
             f'process {jax.process_index()} has {jax.local_device_count()} of {jax.device_count()} devices, '
             f'and there are {jax.process_count()} processes: all must have equally many'
         )
+    # First of all: with other settings each process would fail later, and for another reason.
     settings = flatten(to_dict(config))
     paths = {name for name in settings if name.startswith('data.mixture.') and name.endswith('.path')}
     shared = {name: value for name, value in settings.items() if name not in {*HOST, *paths}}

@@ -1,4 +1,4 @@
-"""What is looked at during training: the held-out masked loss, neighbours by features, a few pictures."""
+"""Validation during training: the held-out masked loss, neighbours by features, a few pictures."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a working directory and its checkpoints say about the run in it: settings, data, skipped updates."""
+"""Settings, data and skipped updates of a run, as its working directory and its checkpoints tell them."""
 
 import json
 import math
@@ -46,6 +46,7 @@ def write_config(workdir: epath.Path, config: Config) -> None:
 
 def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> None:
     """Raises InputError with every setting that matters and differs from the one stored in a checkpoint."""
+    # Through JSON, as the stored ones came: tuples are lists there.
     here, there = flatten(json.loads(json.dumps(to_dict(config)))), flatten(stored)
     problems = []
     for key in sorted(here.keys() | there.keys()):

@@ -194,6 +194,7 @@ class StepLog:
 
     def add(self, step: int, metrics: Any, names: dict[str, Any]) -> None:
         """Takes over the metrics of `step`, which may still be running."""
+        # To read the metrics of a step at once would keep the host from dispatching the next one.
         before, self._pending = self._pending, (step, metrics, names)
         if before is not None:
             self._look(*before)

@@ -1,4 +1,4 @@
-"""From finished stages to numbers: the seeds of a system together, and its paired differences from others."""
+"""Numbers from finished stages: the seeds of a system together, and its paired differences from others."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -182,9 +182,9 @@ def difference(
     if first.mean is None or second.mean is None:
         return None
     for name in names_of(metric, table):
-        require_same_protocol([rows[name] for one in (first, second) for rows in one.rows], OWN)
-    one, other = (mean_of(m.mean, names_of(metric, table)) for m in (first, second) if m.mean is not None)
-    interval = intervals.intervals(intervals.difference(one, other))['']
+        require_same_protocol([rows[name] for system in (first, second) for rows in system.rows], OWN)
+    left, right = (mean_of(m.mean, names_of(metric, table)) for m in (first, second) if m.mean is not None)
+    interval = intervals.intervals(intervals.difference(left, right))['']
     seeds = max(len(first.rows), len(second.rows))
     return Number(
         _known(interval.estimate), _known(interval.low), _known(interval.high), None, None, 0, seeds

@@ -1,4 +1,4 @@
-"""From the settings of a study to its stages."""
+"""The plan of a study: from its settings to its stages."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Whether the copies of the parameters on different devices still agree, bit for bit.
+"""Checksums of the parameters: whether the copies on different devices still agree, bit for bit.
 
 Replicas are never compared in training: a device that computes wrongly, or a bit that flips in its memory,
 makes them drift apart in silence. Each device hashes the shards that it holds; those that hold the same

@@ -1,4 +1,4 @@
-"""Everything a run is made of, built from a configuration and a contract."""
+"""The setup of a run: everything that it is made of, built from a configuration and a contract."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises, and the scores of what it has learned: traceable functions of raw batches."""
+"""The objective of fine-tuning, and the scores of what it has learned: traceable functions of raw batches."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What the rows of `finetune` say of a run, and what each point of it is known by."""
+"""Rows of `finetune`: what they say of a run, and what each point of it is known by."""
 
 import json
 from collections.abc import Mapping, Sequence

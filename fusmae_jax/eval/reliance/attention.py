@@ -1,4 +1,4 @@
-"""How much attention tokens of one sensor pay to those of another, block by block.
+"""Attention between sensors: how much tokens of one pay to those of another, block by block.
 
 Formed from the queries and keys that every block names among its intermediates: the weights themselves exist
 only inside the attention.

@@ -1,4 +1,4 @@
-"""What is done to the images of one sensor to see how much a model relies on it: exchanged, or clouded.
+"""Exchanged and clouded images of one sensor, which show how much a model relies on it.
 
 Both are functions of a seed and the records' positions alone, so that every system is shown the same.
 """

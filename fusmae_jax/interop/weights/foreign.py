@@ -310,6 +310,7 @@ def _inflate(plan: ImportPlan, source: str, bands: int, target: str) -> str:
     if weight is None:
         return source
     if weight.ndim == 4 and weight.shape[1] == 3 != bands:
+        # Times 3 / bands: an image that is the same in all channels is projected as before.
         mean = weight.mean(axis=1, keepdims=True) * weight.dtype.type(3 / bands)
         weight = np.repeat(mean, bands, axis=1)
         plan.notes.append(f'{source}: RGB to {bands} bands, each the mean over RGB times 3/{bands}')

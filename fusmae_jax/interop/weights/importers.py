@@ -61,6 +61,7 @@ def import_weights(
         return _import_stacked(layout, state, model, base, options)
     plan = LAYOUTS[layout](state, model, options)
     report = ImportReport(notes=plan.notes)
+    # Apart from the rules, which know no tables: ours may be of another kind or grid.
     tables = {name: plan.state.pop(name) for name in (plan.table, plan.decoder_table) if name in plan.state}
     problems, report.unused = check_state(plan.rules, plan.state, plan.ignore)
     problems += plan.problems
@@ -71,6 +72,7 @@ def import_weights(
     lacking = [path for path in report.kept if path not in flat_base]
     if lacking:
         problems.append(f'the file has no weights for {", ".join(lacking)}; give `base` parameters for them')
+    # Not yet raised: one message names what is wrong with the tables too.
     params = {} if problems else to_ours(plan.rules, plan.state)
     table = _Tables(model, options)
     if plan.table:
@@ -86,6 +88,7 @@ def import_weights(
         # Our CLS has no position: the token with its row added is the same sum.
         params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
         report.notes.append('the positional row of CLS was added to CLS')
+    # Before those that are kept come in, which are in our order already.
     params = positions.turn(params, table.turned)
     report.imported = sorted(params)
     params.update({path: flat_base[path] for path in report.kept})

@@ -136,7 +136,7 @@ def describe(config: WeightFile, preset: str) -> tuple[Model, Config]:
         name=f'{config.name or kind.title}, {preset} preset',
         data=_data(config.kind, common),
         model=model,
-        preset=_preset(config, kind, preset, len(bands), side),
+        preset=_preset(config, preset, len(bands), side),
     )
     return source, settings
 
@@ -181,7 +181,7 @@ def _data(kind: str, common: bool) -> Data:
     return Data(clip=FAR) if kind == 'satvit' else Data(normalisation='mean_2sigma')
 
 
-def _preset(config: WeightFile, kind: PublishedKind, preset: str, bands: int, side: int) -> Preset:
+def _preset(config: WeightFile, preset: str, bands: int, side: int) -> Preset:
     shared = bands if config.kind.startswith('imagenet') else 0
     if preset == 'common':
         return Preset('common', bands=shared)

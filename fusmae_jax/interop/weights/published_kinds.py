@@ -1,4 +1,4 @@
-"""What has been published of other encoders, and what has to be said of a weight file to import it."""
+"""Kinds of published encoders, and what has to be said of a weight file to import it."""
 
 import dataclasses
 from typing import Literal
