@@ -36,11 +36,6 @@ opened = functools.cache(open_system)
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
-
-
-@pytest.fixture(scope='module')
 def run(tmp_path_factory, data):
     return checkpoint(tmp_path_factory.mktemp('run'), data)
 

@@ -26,12 +26,7 @@ from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import measure, read_task
 from fusmae_jax.input.source import Source, read_index
-from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 
 
 @pytest.fixture(scope='module')

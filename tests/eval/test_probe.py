@@ -28,14 +28,9 @@ from fusmae_jax.eval.probe import (
 )
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import read_index
-from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 
 SHORT = {'epochs': 8.0, 'batch_size': 16, 'learning_rates': (1e-3, 1e-2), 'head_seeds': (0, 1)}
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')

@@ -30,7 +30,7 @@ from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.models import fusmae
 from tests.support.helpers import CONTRACT, random_patches, raw_batch
-from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint, weights
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint, weights
 from tests.support.tiny import tiny_config, tiny_model
 
 
@@ -236,11 +236,6 @@ def test_tokens_that_are_alike_share_by_their_number():
 
 
 HEAD = CleanHead(epochs=30.0, batch_size=16, learning_rates=(1e-2, 3e-2), seeds=(0, 1), batch_norm=True)
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')

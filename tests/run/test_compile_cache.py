@@ -3,16 +3,11 @@
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fusmae_jax.run import compile_cache, jax_flags
-
-
-def program():
-    """A new function each time, so that only the folder remembers it."""
-    return jax.jit(lambda x: jnp.sin(x) * 1.2345 + x[::-1])
+from tests.support.programs import new_program
 
 
 @pytest.fixture
@@ -35,7 +30,7 @@ INPUT = np.arange(64, dtype=np.float32)
 def run(workdir):
     """Compiles and runs the program as a run does; its result."""
     with compile_cache.enabled(workdir) as cache:
-        result = np.asarray(program()(INPUT))
+        result = np.asarray(new_program()(INPUT))
         cache.seal()
     return result
 
@@ -84,7 +79,7 @@ def test_an_entry_without_digest_is_not_trusted(tmp_path, hits):
 
 def test_what_was_never_whole_is_not_sealed(tmp_path):
     with compile_cache.enabled(tmp_path) as cache:
-        np.asarray(program()(INPUT))
+        np.asarray(new_program()(INPUT))
         for file in entries(tmp_path):
             os.truncate(file, 50)  # as a full disk leaves it
         cache.seal()

@@ -20,15 +20,10 @@ from fusmae_jax.tables.config import StudySystem, StudyTable, StudyTask
 from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
 from fusmae_jax.tables.run import run_tables
-from tests.support.probe_fixtures import archive, checkpoint
+from tests.support.probe_fixtures import checkpoint
 from tests.support.tables_fixtures import SHORT, TINY, never, study, with_features
 
 BOTH = ('s1', 's2')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')

@@ -19,13 +19,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.tables.config import StudyArchive, StudySystem, StudyTable, Tables, check, digest
 from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.stages import Stage, changes, run, state
-from tests.support.probe_fixtures import archive, checkpoint
+from tests.support.probe_fixtures import checkpoint
 from tests.support.tables_fixtures import never, study
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 def test_other_weights_behind_a_path_are_another_cell(data, tmp_path):

@@ -17,7 +17,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.models import dino as models
 from fusmae_jax.train import dino_objective
 from fusmae_jax.train.dino_optimizer import clip, decay_mask, make_optimizer
-from tests.support.dino_helpers import DEFAULT, tiny
+from tests.support.dino_helpers import DEFAULT, published_cosine, tiny
 
 STEPS, WARMUP, FREEZE, LIMIT = 20, 4, 5, 0.05
 RATE, LAST_RATE, DECAY, LAST_DECAY, MOMENTUM = 1e-2, 1e-4, 0.04, 0.4, 0.9
@@ -25,13 +25,6 @@ STUDENT_T, TEACHER_T = 0.1, 0.04
 
 
 # ------------------------------------------------------------ twenty steps in NumPy, float64
-
-
-def published_cosine(start, end, steps, warmup=0):
-    """The list of values of DINO's schedules."""
-    rise = np.linspace(0, start, warmup)
-    step = np.arange(steps - warmup)
-    return np.concatenate([rise, end + 0.5 * (start - end) * (1 + np.cos(np.pi * step / len(step)))])
 
 
 def softmax(x):

@@ -13,10 +13,9 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.setup import make_setup
-from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny
+from tests.support.dino_helpers import CONTRACT, DEFAULT, published_cosine, records, tiny
 from tests.support.helpers import placed
 from tests.support.programs import on, scatters
-from tests.train.test_dino import published_cosine
 
 ROWS, EXAMPLES, STEPS = 16, 32, 200
 # Every distortion is there, but rare or weak: with the published ones a tiny model needs far more steps.
