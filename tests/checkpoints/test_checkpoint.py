@@ -20,7 +20,8 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.storage import SaveError, explain_full_disk
-from tests.support.checkpoint_files import abstract, flip, largest, state_on, three_steps
+from tests.support.checkpoint_files import abstract, largest, state_on, three_steps
+from tests.support.files import flip
 
 
 def test_saved_on_eight_devices_restored_on_two(tmp_path):

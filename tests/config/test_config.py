@@ -1,4 +1,4 @@
-"""Configuration files, settings on the command line, variants, and what is refused or cannot be combined."""
+"""Configuration files, settings and their ranges, variants, and what is refused or cannot be combined."""
 
 import dataclasses
 import importlib

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 
 from data import sharded
 from data.bigearthnet_mm import pairs
@@ -22,22 +21,8 @@ from data.ssl4eo_s12 import locations
 from data.ssl4eo_s12.patches import FOLDERS
 from fusmae_jax.errors import InputError
 from tests.support.data_fixtures import Folders, assert_same_records, by_name, metadata, read
+from tests.support.files import cut, pixels, rewrite, shift
 from tests.support.paired_folder_files import archive, pair
-
-
-def rewrite(file: Path, values=None, **changes):
-    """Writes a GeoTIFF again with other pixels or another profile."""
-    with rasterio.open(file) as old:
-        profile, values = old.profile, old.read() if values is None else values
-    profile.update(count=values.shape[0], height=values.shape[1], width=values.shape[2], dtype=values.dtype)
-    file.unlink()
-    with rasterio.open(file, 'w', **{**profile, **changes}) as new:
-        new.write(values)
-
-
-def pixels(file: Path) -> np.ndarray:
-    with rasterio.open(file) as dataset:
-        return dataset.read()
 
 
 def band(archive: Folders, name: str) -> Path:
@@ -57,10 +42,6 @@ def remove_patch(archive: Folders, sensor: str):
     archive.patch(sensor).rmdir()
 
 
-def truncate(file: Path, size: int):
-    file.write_bytes(file.read_bytes()[:size])
-
-
 def linear(archive: Folders):
     for name in ('VV', 'VH'):
         rewrite(band(archive, name), 10 ** (pixels(band(archive, name)) / 10))
@@ -72,17 +53,11 @@ def filled(archive: Folders):
     rewrite(band(archive, 'VH'), values)
 
 
-def shifted(file: Path):
-    with rasterio.open(file) as dataset:
-        transform = dataset.transform @ type(dataset.transform).translation(1, 0)
-    rewrite(file, transform=transform)
-
-
 BAD = {
     'missing_band': (lambda a: band(a, 'B8A').unlink(), r'_B8A\.tif: B8A: the file is missing'),
-    'truncated': (lambda a: truncate(band(a, 'B04'), 20_000), r'_B04\.tif: B04: cannot be read in full'),
-    'one_byte_short': (lambda a: truncate(band(a, 'VH'), 58_023), r'_VH\.tif: VH: cannot be read in full'),
-    'empty_file': (lambda a: truncate(band(a, 'VV'), 0), r'_VV\.tif: VV: cannot be read in full \(0 bytes\)'),
+    'truncated': (lambda a: cut(band(a, 'B04'), 20_000), r'_B04\.tif: B04: cannot be read in full'),
+    'one_byte_short': (lambda a: cut(band(a, 'VH'), 58_023), r'_VH\.tif: VH: cannot be read in full'),
+    'empty_file': (lambda a: cut(band(a, 'VV'), 0), r'_VV\.tif: VV: cannot be read in full \(0 bytes\)'),
     'size': (
         lambda a: rewrite(band(a, 'B05'), np.ones((1, 120, 120), np.uint16)),
         r'_B05\.tif: B05 size: \(120, 120\), expected \(60, 60\)',
@@ -95,9 +70,9 @@ BAD = {
         lambda a: rewrite(band(a, 'B01'), np.ones((2, 20, 20), np.uint16)),
         r'_B01\.tif: B01 number of channels: 2, expected 1',
     ),
-    'position_of_a_band': (lambda a: shifted(band(a, 'B03')), r'_B03\.tif: B03 position: .* but B02 has'),
+    'position_of_a_band': (lambda a: shift(band(a, 'B03'), 1), r'_B03\.tif: B03 position: .* but B02 has'),
     'position_of_a_sensor': (
-        lambda a: [shifted(band(a, name)) for name in ('VV', 'VH')],
+        lambda a: [shift(band(a, name), 1) for name in ('VV', 'VH')],
         r's2_10m position: .* but the Sentinel-1 patch has',
     ),
     'crs': (
@@ -119,7 +94,7 @@ BAD = {
         r'labels: .* but the Sentinel-2 patch has',
     ),
     'broken_json': (
-        lambda a: truncate(metadata(a.patch('s1'))[0], 50),
+        lambda a: cut(metadata(a.patch('s1'))[0], 50),
         r'_metadata\.json: metadata: not valid JSON',
     ),
     'no_json': (

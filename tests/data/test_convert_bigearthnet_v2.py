@@ -36,10 +36,10 @@ from tests.support.bigearthnet_v2_raw import (
     Raw,
     assert_as_in_the_files,
     pixels,
-    rewrite,
     write,
 )
 from tests.support.data_fixtures import assert_same_records, by_name, read
+from tests.support.files import rewrite, shift
 
 
 @pytest.fixture(scope='module')
@@ -295,12 +295,6 @@ def test_wrong_tables_and_folders(raw, tmp_path):
         raw.source(reference_maps=True, maps_root=str(tmp_path / 'nowhere'))
 
 
-def shift(file: Path):
-    with rasterio.open(file) as dataset:
-        transform = dataset.transform @ type(dataset.transform).translation(1, 0)
-    rewrite(file, transform=transform)
-
-
 FILES = {
     'band': (lambda a, s1, s2: a.file(s2, 'B8A').unlink(), r'_B8A\.tif: B8A: the file is missing'),
     'cut': (
@@ -316,7 +310,7 @@ FILES = {
         r'_B01\.tif: B01 size: \(120, 120\), expected \(20, 20\)',
     ),
     'place': (
-        lambda a, s1, s2: [shift(a.file(s1, band)) for band in ('VV', 'VH')],
+        lambda a, s1, s2: [shift(a.file(s1, band), 1) for band in ('VV', 'VH')],
         r's2_10m position: .* but the Sentinel-1 patch has',
     ),
     'power': (
@@ -330,7 +324,7 @@ FILES = {
         r'S1\w+: folder: the patch is missing',
     ),
     'map': (lambda a, s1, s2: a.map(s2).unlink(), r'_reference_map\.tif: reference_map: the file is missing'),
-    'map_place': (lambda a, s1, s2: shift(a.map(s2)), r'reference_map position: .* but the images have'),
+    'map_place': (lambda a, s1, s2: shift(a.map(s2), 1), r'reference_map position: .* but the images have'),
     'map_codes': (
         lambda a, s1, s2: rewrite(a.map(s2), classes_of_map(pixels(a.map(s2))).astype(np.uint16) + 1),
         r'_reference_map\.tif: reference_map: \[\d+.*\], no CORINE level-3 codes',

@@ -21,6 +21,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.source import read_index
 from tests.support.data_fixtures import assert_same_records, read
+from tests.support.files import cut, pixels, rewrite
 from tests.support.sen12ms_fixtures import (
     CONFIG,
     TRIPLETS,
@@ -28,8 +29,6 @@ from tests.support.sen12ms_fixtures import (
     assert_holds_the_files,
     dataset,
     files,
-    pixels,
-    rewrite,
     shift,
     source,
 )
@@ -216,10 +215,6 @@ def test_two_thousand_triplets(tmp_path):
         for index in rng.choice(len(found), 40, replace=False):
             assert_holds_the_files(found[int(index)], tmp_path / 'SEN12MS')
     shutil.rmtree(tmp_path)  # 7 GB
-
-
-def cut(file: Path, size: int):
-    file.write_bytes(file.read_bytes()[:size])
 
 
 def escape(file: Path):

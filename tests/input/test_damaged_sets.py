@@ -19,6 +19,7 @@ from fusmae_jax.input import seen as leak
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import Source, read_index
+from tests.support.files import cut, flip
 from tests.support.probe_fixtures import archive, checkpoint
 
 SIZES = {'train': 24, 'val': 12, 'test': 12}
@@ -43,17 +44,6 @@ def copy(data, tmp_path):
 
 def shard(folder, split='train'):
     return folder / f'probe-{split}.array_record-00000-of-00001'
-
-
-def cut(file):
-    with file.open('r+b') as stream:
-        stream.truncate(file.stat().st_size // 2)
-
-
-def flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 def exchange(folder, one='val', other='test'):

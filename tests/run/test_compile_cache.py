@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fusmae_jax.run import compile_cache, jax_flags
+from tests.support.files import cut, flip
 from tests.support.programs import new_program
 
 
@@ -48,15 +49,7 @@ def test_the_second_run_compiles_nothing(tmp_path, hits):
     assert not jax.config.jax_compilation_cache_dir  # what follows is not cached
 
 
-def flipped(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    'damage', [flipped, lambda file: os.truncate(file, 40), lambda file: os.truncate(file, 0)]
-)
+@pytest.mark.parametrize('damage', [flip, lambda file: cut(file, 40), lambda file: cut(file, 0)])
 def test_a_damaged_entry_is_deleted_and_written_anew(damage, tmp_path, hits):
     first = run(tmp_path)
     whole = {file.name for file in entries(tmp_path)}

@@ -15,7 +15,8 @@ from fusmae_jax.run import compile_cache, goodput, writers
 from fusmae_jax.run.writers import JsonLines, TensorBoard, Writers
 from fusmae_jax.storage import absolute
 from tests.support import object_store
-from tests.support.checkpoint_files import flip, largest, three_steps
+from tests.support.checkpoint_files import largest, three_steps
+from tests.support.files import flip
 from tests.support.programs import new_program
 
 BUCKET = 'gs://bucket/run'
