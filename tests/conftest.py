@@ -39,3 +39,11 @@ def strict():
     """Our own float32 code must neither promote types nor stretch ranks silently."""
     with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
         yield
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A small converted archive with labels and scenes, for the tests of probes; read-only."""
+    from tests.support.probe_fixtures import archive
+
+    return archive(tmp_path_factory.mktemp('data'))

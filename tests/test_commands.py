@@ -1,13 +1,18 @@
-"""Every command that has a configuration and a working directory gets as far as what it is asked to read."""
+"""Commands: those in the documentation can be given, and each gets as far as what it is asked to read."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import main
+from fusmae_jax import cli  # whose commands the import registers
 from fusmae_jax.config import options
+from fusmae_jax.config.files import load_config
 from fusmae_jax.parallel import lock
 
 MISSING = '--config.data.path=nothing/here'
@@ -183,3 +188,35 @@ def test_a_working_directory_is_for_one_command_of_a_kind(tmp_path, capsys):
     assert 'is at work here' in capsys.readouterr().err
     assert main.main(arguments) == 2
     assert 'is at work here' not in capsys.readouterr().err
+
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('data/**/*.md'))]
+FILES += [*sorted(ROOT.glob('benchmarks/**/*.md')), *sorted(ROOT.glob('configs/*.py'))]
+START = re.compile(r'python main\.py ((?:[^\n`]*\\\n)*[^\n`]*)')
+
+
+def commands():
+    """Of each file, the commands that name all they need; those with a `...` are only sketched."""
+    for file in FILES:
+        for words in START.findall(file.read_text()):
+            line = re.sub(r'\\+\n', ' ', words).strip()  # a backslash is doubled in a docstring
+            if line.count("'") % 2:  # the end of what is quoted for another machine
+                line = line.removesuffix("'")
+            argv = shlex.split(line, comments=True)
+            if '...' not in line and not re.search(r'\b(COMMAND|FILE\.py|VARIANT|key=value)\b', line):
+                yield pytest.param(argv, id=f'{file.relative_to(ROOT)}: {argv[0]}')
+
+
+@pytest.mark.parametrize('argv', [*commands()])
+def test_a_command_names_what_exists(argv):
+    """The command, its options, the file of settings with its variant, and each setting."""
+    if ' '.join(argv) in cli.options.COMMANDS:  # named, not given
+        return
+    given = cli.options.parse(argv)[1]
+    if 'config' in given:
+        load_config(given.config, given.config_settings)
+
+
+def test_there_are_commands():
+    assert len(list(commands())) > 50

@@ -16,12 +16,12 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
-from fusmae_jax.eval import row
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.tables.config import Tables
 from fusmae_jax.tables.run import run_tables
 from main import main
+from tests.support.result_rows import rows_of
 from tests.support.tables_fixtures import never
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_an_encoder_gives_the_same_features(stored, name, feature):
 
 
 def test_rows_are_read(stored):
-    rows = [row.from_json(line, 'probe') for line in Path('probe/rows-linear.jsonl').read_text().splitlines()]
+    rows = rows_of(Path('probe'))
     assert {(r.system, tuple(r.modalities)) for r in rows} == {
         ('pretrain', ('s1', 's2')),
         ('band statistics', ('s1', 's2')),

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint._src.serialization import ocdbt_utils
 
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints, difference, find, open_step
+from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
+from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.storage import SaveError, explain_full_disk
-from tests.support.checkpoint_files import abstract, flip, largest, state_on, three_steps
+from tests.support.checkpoint_files import abstract, largest, state_on, three_steps
+from tests.support.files import flip
 
 
 def test_saved_on_eight_devices_restored_on_two(tmp_path):
@@ -310,3 +314,31 @@ def test_difference_names_types_and_extra_leaves():
     assert difference(left, left) == []
     lines = '\n'.join(difference(left, right))
     assert 'bfloat16[2]' in lines and 'c: in the checkpoint only' in lines
+
+
+@pytest.mark.parametrize(('rows', 'cut'), [(8, False), (2**15, True)])
+def test_replicas_share_the_writing_of_large_arrays_only(rows, cut, tmp_path):
+    """To cut an array compiles a program for each part; of small ones there are hundreds."""
+    compiled = []
+
+    def listen(event, *_, fun_name='', **__):
+        compiled.extend([fun_name] * event.endswith('backend_compile_duration'))
+
+    everywhere = NamedSharding(make_mesh(cfg.Parallel(8, 1), jax.devices()), PartitionSpec())
+    values = np.arange(8.0 * rows, dtype=np.float32).reshape(rows, 8)
+    state = {
+        'step': jnp.int32(1),
+        'params': {'x': jax.device_put(values, everywhere)},
+        'opt_state': {},
+        'extra': {},
+    }
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert bool(compiled) == cut
+    np.testing.assert_array_equal(checkpoints.restore(abstract(state), 1)['params']['x'], values)
+    checkpoints.close()

@@ -11,7 +11,8 @@ from etils import epath
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import InputError
-from tests.support.checkpoint_files import flip, largest, state_on, three_steps
+from tests.support.checkpoint_files import largest, state_on, three_steps
+from tests.support.files import flip
 
 
 def names(folder):

@@ -1,31 +1,28 @@
-"""Damaged archives: one clear error each, or a listed skip, and never a half-written data set."""
+"""Damaged archives, and names that are no text: one clear error each, or a listed skip, never half a set."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 
 from data import sharded
 from data.bigearthnet_mm import pairs
+from data.bigearthnet_v2.names import patch_folder
+from data.generate import bigearthnet_mm as made_up
+from data.generate import sen12ms, ssl4eo_s12
+from data.generate.scene import SceneConfig
+from data.paired_folder import pairs as paired_folders
+from data.records import RecordError
+from data.sen12ms import triplets
+from data.ssl4eo_s12 import locations
+from data.ssl4eo_s12.patches import FOLDERS
 from fusmae_jax.errors import InputError
 from tests.support.data_fixtures import Folders, assert_same_records, by_name, metadata, read
-
-
-def rewrite(file: Path, values=None, **changes):
-    """Writes a GeoTIFF again with other pixels or another profile."""
-    with rasterio.open(file) as old:
-        profile, values = old.profile, old.read() if values is None else values
-    profile.update(count=values.shape[0], height=values.shape[1], width=values.shape[2], dtype=values.dtype)
-    file.unlink()
-    with rasterio.open(file, 'w', **{**profile, **changes}) as new:
-        new.write(values)
-
-
-def pixels(file: Path) -> np.ndarray:
-    with rasterio.open(file) as dataset:
-        return dataset.read()
+from tests.support.files import cut, pixels, rewrite, shift
+from tests.support.paired_folder_files import archive, pair
 
 
 def band(archive: Folders, name: str) -> Path:
@@ -45,10 +42,6 @@ def remove_patch(archive: Folders, sensor: str):
     archive.patch(sensor).rmdir()
 
 
-def truncate(file: Path, size: int):
-    file.write_bytes(file.read_bytes()[:size])
-
-
 def linear(archive: Folders):
     for name in ('VV', 'VH'):
         rewrite(band(archive, name), 10 ** (pixels(band(archive, name)) / 10))
@@ -60,17 +53,11 @@ def filled(archive: Folders):
     rewrite(band(archive, 'VH'), values)
 
 
-def shifted(file: Path):
-    with rasterio.open(file) as dataset:
-        transform = dataset.transform @ type(dataset.transform).translation(1, 0)
-    rewrite(file, transform=transform)
-
-
 BAD = {
     'missing_band': (lambda a: band(a, 'B8A').unlink(), r'_B8A\.tif: B8A: the file is missing'),
-    'truncated': (lambda a: truncate(band(a, 'B04'), 20_000), r'_B04\.tif: B04: cannot be read in full'),
-    'one_byte_short': (lambda a: truncate(band(a, 'VH'), 58_023), r'_VH\.tif: VH: cannot be read in full'),
-    'empty_file': (lambda a: truncate(band(a, 'VV'), 0), r'_VV\.tif: VV: cannot be read in full \(0 bytes\)'),
+    'truncated': (lambda a: cut(band(a, 'B04'), 20_000), r'_B04\.tif: B04: cannot be read in full'),
+    'one_byte_short': (lambda a: cut(band(a, 'VH'), 58_023), r'_VH\.tif: VH: cannot be read in full'),
+    'empty_file': (lambda a: cut(band(a, 'VV'), 0), r'_VV\.tif: VV: cannot be read in full \(0 bytes\)'),
     'size': (
         lambda a: rewrite(band(a, 'B05'), np.ones((1, 120, 120), np.uint16)),
         r'_B05\.tif: B05 size: \(120, 120\), expected \(60, 60\)',
@@ -83,9 +70,9 @@ BAD = {
         lambda a: rewrite(band(a, 'B01'), np.ones((2, 20, 20), np.uint16)),
         r'_B01\.tif: B01 number of channels: 2, expected 1',
     ),
-    'position_of_a_band': (lambda a: shifted(band(a, 'B03')), r'_B03\.tif: B03 position: .* but B02 has'),
+    'position_of_a_band': (lambda a: shift(band(a, 'B03'), 1), r'_B03\.tif: B03 position: .* but B02 has'),
     'position_of_a_sensor': (
-        lambda a: [shifted(band(a, name)) for name in ('VV', 'VH')],
+        lambda a: [shift(band(a, name), 1) for name in ('VV', 'VH')],
         r's2_10m position: .* but the Sentinel-1 patch has',
     ),
     'crs': (
@@ -107,7 +94,7 @@ BAD = {
         r'labels: .* but the Sentinel-2 patch has',
     ),
     'broken_json': (
-        lambda a: truncate(metadata(a.patch('s1'))[0], 50),
+        lambda a: cut(metadata(a.patch('s1'))[0], 50),
         r'_metadata\.json: metadata: not valid JSON',
     ),
     'no_json': (
@@ -181,3 +168,60 @@ def test_wrong_folders(tmp_path, example_archive):
         pairs.source(pairs.Archive(str(tmp_path / 'nowhere'), str(example_archive.s2)))
     with pytest.raises(InputError, match='s1_root: no folder here has a name starting with S1'):
         pairs.find(example_archive.s2, example_archive.s2)
+
+
+NO_TEXT = os.fsdecode(b'\xe9')
+
+
+def paired_folder(folder):
+    for name in ('a', 'b', 'folder/c'):
+        pair(folder, name)
+    # GDAL writes no such name, but finds it.
+    for sensor in ('s1', 's2'):
+        (folder / sensor / 'b.tif').rename(folder / sensor / f'b{NO_TEXT}.tif')
+        (folder / sensor / 'folder').rename(folder / sensor / NO_TEXT)
+    return lambda on_error: paired_folders.source(archive(folder), on_error), 4
+
+
+def bigearthnet(folder):
+    settings = made_up.write(folder, 3, SceneConfig())
+    root = folder / made_up.S2_ROOT
+    shutil.copytree(next(root.iterdir()), root / f'S2A_{NO_TEXT}')
+    settings = pairs.Archive(**(settings | {'splits': 'one', 'split_lists': ()}))
+    return lambda on_error: pairs.source(settings, on_error), 3
+
+
+def scenes(folder):
+    settings = triplets.Archive(**sen12ms.write(folder, 2, SceneConfig(size=256, level='L1C')), val='none')
+    file = next(folder.rglob('*s2*_p*.tif'))
+    shutil.copy(file, file.with_name(file.name.replace('_p', f'_p{NO_TEXT}')))
+    return lambda on_error: triplets.source(settings, on_error), 2
+
+
+@pytest.mark.parametrize('make', [paired_folder, bigearthnet, scenes])
+def test_a_name_that_is_no_text_is_said_or_skipped(make, tmp_path):
+    source, records = make(tmp_path / 'raw')
+    with pytest.raises(InputError) as error:
+        source('fail')
+    str(error.value).encode()  # raises for half of a surrogate pair
+    assert '\\xe9' in str(error.value)
+    folder, report = sharded.convert(source('skip'), tmp_path / 'out', on_error='skip')
+    assert len(read(folder, '+'.join(report['splits']))) == records
+    assert any('\\xe9' in skip['record'] for skip in report['skips'])
+
+
+def test_an_image_of_ssl4eo_s12_whose_name_is_no_text_leaves_its_location_out(tmp_path):
+    settings = ssl4eo_s12.write(tmp_path / 'raw', 8, SceneConfig(size=264), version='1.0')
+    image = next(path for path in (tmp_path / 'raw' / FOLDERS['S1']).glob('*/*') if path.is_dir())
+    image.rename(image.with_name(image.name + NO_TEXT))
+    source = locations.source(locations.Archive(**settings), 'skip')
+    items = [item for split in source.splits.values() for item in split]
+    with pytest.raises(RecordError, match=r'xe9.*is not UTF-8') as error:
+        [source.read(item) for item in items]
+    str(error.value).encode()
+
+
+def test_a_patch_of_bigearthnet_v2_whose_name_is_no_text_is_said(tmp_path):
+    with pytest.raises(RecordError, match=r'xe9.*is not UTF-8') as error:
+        patch_folder(tmp_path, f'S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_{NO_TEXT}')
+    str(error.value).encode()

@@ -9,6 +9,7 @@ from data.paired_folder import pairs
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.bands import band_of
 from tests.support.data_fixtures import read
+from tests.support.files import cut
 from tests.support.paired_folder_files import NO_TAGS, S2, TOP, archive, optical, pair, radar
 
 
@@ -17,13 +18,9 @@ def masked(folder):
         dataset.write_mask(np.eye(48, dtype=bool))
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 # What happens to the second of three pairs (b), and what is said about it.
 FILES = {
-    'truncated': (lambda d: truncate(d / 's2/b.tif'), r's2/b\.tif: s2: cannot be read in full'),
+    'truncated': (lambda d: cut(d / 's2/b.tif'), r's2/b\.tif: s2: cannot be read in full'),
     'no GeoTIFF': (lambda d: (d / 's1/b.tif').write_bytes(b'II*'), r's1/b\.tif: s1: cannot be read in full'),
     'no partner': (
         lambda d: (d / 's1/b.tif').unlink(),

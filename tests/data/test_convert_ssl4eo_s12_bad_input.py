@@ -16,6 +16,7 @@ from data.ssl4eo_s12 import locations
 from fusmae_jax.errors import InputError
 from tests.support import ssl4eo_s12_archives as archives
 from tests.support.data_fixtures import read
+from tests.support.files import cut, shift
 
 
 @pytest.fixture(scope='module')
@@ -52,10 +53,6 @@ def read_all(archive):
         source.read(item)
 
 
-def truncate(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 def flip_a_byte(file, member):
     with zipfile.ZipFile(file) as archive:
         start = archive.getinfo(member).header_offset + 5000
@@ -81,8 +78,8 @@ def linear(group):
 
 # What is done to the archive, and what the error must say.
 CUBES = {
-    's2 truncated': (lambda a: truncate(s2_zip(a)), r'S2L2A/\S+1.zarr.zip: zip: cannot be read'),
-    's1 truncated': (lambda a: truncate(s1_zip(a)), r'S1GRD/\S+1.zarr.zip: zip: cannot be read'),
+    's2 truncated': (lambda a: cut(s2_zip(a)), r'S2L2A/\S+1.zarr.zip: zip: cannot be read'),
+    's1 truncated': (lambda a: cut(s1_zip(a)), r'S1GRD/\S+1.zarr.zip: zip: cannot be read'),
     's1 missing': (lambda a: s1_zip(a).unlink(), r'S1GRD/\S+1.zarr.zip: file: missing'),
     's2 missing': (lambda a: s2_zip(a).unlink(), r'S2L2A/\S+1.zarr.zip: file: missing'),
     'a flipped byte': (
@@ -162,15 +159,9 @@ def rewrite_tiff(file, change=lambda image: image, **changes):
         dataset.write(image, 1)
 
 
-def shift(file, pixels):
-    with rasterio.open(file) as dataset:
-        step = dataset.transform
-    rewrite_tiff(file, transform=step @ rasterio.Affine.translation(pixels, 0))
-
-
 PATCHES = {
     'missing band': (lambda a: (season(a, 's2a') / 'B8A.tif').unlink(), r's2a/\S+/B8A.tif: B8A: .*missing'),
-    'truncated': (lambda a: truncate(season(a, 's1') / 'VH.tif'), r's1/\S+/VH.tif: VH: cannot be read'),
+    'truncated': (lambda a: cut(season(a, 's1') / 'VH.tif'), r's1/\S+/VH.tif: VH: cannot be read'),
     'an extra row': (
         lambda a: rewrite_tiff(season(a, 's2a') / 'B5.tif', lambda x: np.pad(x, ((0, 1), (0, 0)))),
         r's2a/\S+/B5.tif: B05 size: \(133, 132\), expected \(132, 132\)',
@@ -226,11 +217,11 @@ def test_damage_is_one_clear_error(version, name, case, copy, tmp_path):
 def lose_five(archive):
     """Damages one image, and all four of another location."""
     if archive.version == '1.1':
-        truncate(s1_zip(archive, 0))
+        cut(s1_zip(archive, 0))
         flip_a_byte(s2_zip(archive, 1), 'bands/0.2.0.0.0')
     else:
         shutil.rmtree(season(archive, 's1').parent)
-        truncate(season(archive, 's2a', -1) / 'B1.tif')
+        cut(season(archive, 's2a', -1) / 'B1.tif')
 
 
 @pytest.mark.parametrize('version', ['1.1', '1.0'])

@@ -9,7 +9,6 @@ import rasterio
 from rasterio.transform import Affine
 
 from fusmae_jax.embed.run import encode
-from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
 from tests.support.embed_fixtures import (
     BANDS,
@@ -18,32 +17,14 @@ from tests.support.embed_fixtures import (
     LEFT,
     TOP,
     changed,
-    compiled_once,
     embedded,
     image,
     run,
     write,
-    write_checkpoint,
     write_pair,
 )
 
 UNITS = {'s1': 'dB', 's2': 'DN'}
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp('checkpoint'))
-
-
-@pytest.fixture(scope='module')
-def model(checkpoint):
-    return load(checkpoint)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def few_programs(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp('programs')):
-        yield
 
 
 def windows_of(pixels, stride):

@@ -25,25 +25,12 @@ from tests.support.embed_fixtures import (
     BANDS,
     CONFIG,
     changed,
-    compiled_once,
     embedded,
     image,
     run,
     write,
-    write_checkpoint,
     write_pair,
 )
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-    return load(write_checkpoint(tmp_path_factory.mktemp('checkpoint')))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def few_programs(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp('programs')):
-        yield
 
 
 def test_the_size_of_a_batch_changes_nothing_and_nothing_is_compiled_twice(tmp_path, model):

@@ -1,4 +1,4 @@
-"""Pooled features against the model, band statistics against NumPy, and what a stored file may answer."""
+"""Pooled features against the model, statistics of bands, crops of a record, and what a file may answer."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import json
 import operator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -22,6 +23,7 @@ from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
 from fusmae_jax.eval.metrics import multi_label, values
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.input.source import Source, read_index
 from fusmae_jax.models.fusmae import graph
@@ -31,11 +33,6 @@ from fusmae_jax.train.setup import make_setup
 from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint, quarter
 
 opened = functools.cache(open_system)
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')
@@ -322,3 +319,28 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
     np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
     assert ready.row_fields()['image'] == 'crops 4 x 12, resize 32 x 32'
     assert ready.row_fields()['accepted'] == ('resolution',)
+
+
+def test_crops_are_the_four_quarters():
+    groups = {'s1': Group('s1', ('VV', 'VH'), (4, 6))}
+    contract = Contract(dataset='test', groups=groups)
+    assert crops.view_contract(contract, 'crops').groups['s1'].size == (2, 3)
+    assert crops.view_contract(contract, 'resize') == contract
+    batch = {'s1': np.arange(2 * 4 * 6 * 2).reshape(2, 4, 6, 2), 'label': np.array([7, 8])}
+    every = crops.all_crops(batch, contract)
+    quarters = [quarter({'s1': batch['s1']}, top, left)['s1'] for top in (0, 1) for left in (0, 1)]
+    np.testing.assert_array_equal(every['s1'], np.concatenate(quarters))
+    np.testing.assert_array_equal(every['label'], [7, 8] * 4)
+    one = crops.one_crop(batch, contract, jnp.array([2, 1]))
+    np.testing.assert_array_equal(one['s1'], [quarters[2][0], quarters[1][1]])
+    np.testing.assert_array_equal(one['label'], [7, 8])
+    drawn = np.asarray(crops.crop_index(jax.random.split(jax.random.key(0), 4000)))
+    np.testing.assert_allclose(np.bincount(drawn) / 4000, 0.25, atol=0.03)
+    seen = jnp.array([1, 0, 1, 0, 0, 0, 1, 0], bool)  # of record 0 three crops, of record 1 none
+    mean, some = crops.crop_mean(jnp.arange(8.0)[:, None], seen)
+    np.testing.assert_allclose(mean[:, 0], [(0 + 2 + 6) / 3, 0])
+    assert some.tolist() == [True, False]
+    with pytest.raises(InputError, match='cannot be cut into four'):
+        crops.view_contract(Contract(groups={'s1': Group('s1', ('VV',), (5, 4))}), 'crops')
+    with pytest.raises(InputError, match="did you mean 'crops'"):
+        crops.view_contract(contract, 'crop')

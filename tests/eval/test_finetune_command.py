@@ -14,7 +14,6 @@ from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import row
 from fusmae_jax.eval.config import Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.finetune import command, rows
@@ -26,12 +25,8 @@ from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import measure, read_task
 from fusmae_jax.input.source import Source, read_index
-from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
+from tests.support.result_rows import rows_of
 
 
 @pytest.fixture(scope='module')
@@ -197,17 +192,13 @@ def lines_of(workdir):
     return (workdir / 'rows-finetune.jsonl').read_text().splitlines()
 
 
-def rows_of(workdir):
-    return [row.from_json(line, 'rows.jsonl') for line in lines_of(workdir)]
-
-
 def results_of(workdir):
     return {str(f.relative_to(workdir)): json.loads(f.read_text()) for f in workdir.rglob(RESULT)}
 
 
 @pytest.mark.slow
 def test_rows_say_everything(first):
-    rows = {r.system: r for r in rows_of(first) if (r.metric, r.averaging) == ('ap', 'micro')}
+    rows = {r.system: r for r in rows_of(first, 'finetune') if (r.metric, r.averaging) == ('ap', 'micro')}
     assert list(rows) == ['pretrain', 'train prior']
     one, prior = rows.values()
     assert (one.method, one.preset, one.pooled, one.head_seeds) == ('finetune', 'custom', 'mean_patch', (0,))
@@ -252,7 +243,7 @@ def test_test_labels_change_neither_what_is_learned_nor_what_is_chosen(first, da
     np.savez(copy / 'index-test.npz', **index)
     run_finetune(settings(copy, run), tmp_path / 'out')
     assert results_of(tmp_path / 'out') == results_of(first)
-    pairs = list(zip(rows_of(first), rows_of(tmp_path / 'out')))
+    pairs = list(zip(rows_of(first, 'finetune'), rows_of(tmp_path / 'out', 'finetune')))
     assert all(a.chosen == b.chosen for a, b in pairs)
     assert any(a.estimate != b.estimate for a, b in pairs)
 
@@ -282,7 +273,7 @@ def test_one_class_a_record_in_four_crops_by_the_recommended_preset(data, run, t
         preset='recommended',
     )
     run_finetune(config, tmp_path)
-    rows = {(r.system, r.label_fraction): r for r in rows_of(tmp_path) if r.metric == 'top1'}
+    rows = {(r.system, r.label_fraction): r for r in rows_of(tmp_path, 'finetune') if r.metric == 'top1'}
     assert len(rows) == 6
     one = rows['pretrain', 0.1]
     assert (one.runs, one.draw_seeds, one.train_records, one.modalities) == (4, (0, 1), 6, ('s1', 's2'))

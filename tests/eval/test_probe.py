@@ -14,7 +14,6 @@ from fusmae_jax.config.files import load_config
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import row
 from fusmae_jax.eval.config import Intervals, Knn, Labels, LinearProbe, Task
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.probe import (
@@ -28,14 +27,10 @@ from fusmae_jax.eval.probe import (
 )
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import read_index
-from tests.support.probe_fixtures import CLASSES, SIZES, archive, checkpoint
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
+from tests.support.result_rows import rows_of
 
 SHORT = {'epochs': 8.0, 'batch_size': 16, 'learning_rates': (1e-3, 1e-2), 'head_seeds': (0, 1)}
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')
@@ -65,11 +60,6 @@ def first(data, run, stored, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('first')
     assert run_linear_probe(LinearProbe(**settings(data, run), **SHORT), workdir) == 0
     return workdir
-
-
-def rows_of(workdir, command='linear'):
-    lines = (workdir / f'rows-{command}.jsonl').read_text().splitlines()
-    return [row.from_json(line, 'rows.jsonl') for line in lines]
 
 
 def heads_of(workdir):

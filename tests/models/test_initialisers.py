@@ -1,7 +1,8 @@
-"""Fresh parameters: the distribution of every kind of them against the formula of its source."""
+"""Fresh parameters of every kind and tables of positions, against the formulas of their sources."""
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -12,6 +13,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import resolve
 from fusmae_jax.interop.weights.rules import flatten
 from fusmae_jax.models import dino, fusmae, heads
+from fusmae_jax.models.positions import sincos_2d
 from tests.support.dino_helpers import tiny
 from tests.support.tiny import tiny_model
 
@@ -92,3 +94,25 @@ def test_a_fresh_head_is_small_and_has_no_bias():
     head = heads.init_head(jax.random.key(2), 300, 40)
     np.testing.assert_allclose(np.std(head['kernel']), 0.01, rtol=0.03)
     assert not np.asarray(head['bias']).any()
+
+
+@pytest.mark.parametrize('grid', [(3, 3), (2, 5)])
+def test_every_entry_follows_the_formula_row_half_first(grid):
+    width = 16
+    table = sincos_2d(grid, width)
+    quarter = width // 4
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            token = table[row * grid[1] + column]
+            for i in range(quarter):
+                w = 10000 ** (-i / quarter)
+                assert token[i] == pytest.approx(math.sin(row * w), abs=1e-15)
+                assert token[quarter + i] == pytest.approx(math.cos(row * w), abs=1e-15)
+                assert token[2 * quarter + i] == pytest.approx(math.sin(column * w), abs=1e-15)
+                assert token[3 * quarter + i] == pytest.approx(math.cos(column * w), abs=1e-15)
+
+
+def test_positions_are_distinct_and_width_is_checked():
+    assert len(np.unique(sincos_2d((14, 14), 64).round(9), axis=0)) == 196
+    with pytest.raises(ValueError, match='multiple of 4'):
+        sincos_2d((2, 2), 6)

@@ -1,15 +1,23 @@
-"""Metrics of a run that is killed and resumed, on a disk, in a bucket and in TensorBoard."""
+"""What a run writes: metrics on a disk and in TensorBoard, and a working directory in a bucket."""
 
 import json
 import math
+import shutil
 
+import jax.numpy as jnp
 import pytest
 from etils import epath
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fusmae_jax.run import writers
+from fusmae_jax.checkpoints import manifest
+from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
+from fusmae_jax.run import compile_cache, goodput, writers
 from fusmae_jax.run.writers import JsonLines, TensorBoard, Writers
+from fusmae_jax.storage import absolute
 from tests.support import object_store
+from tests.support.checkpoint_files import largest, three_steps
+from tests.support.files import flip
+from tests.support.programs import new_program
 
 BUCKET = 'gs://bucket/run'
 
@@ -83,3 +91,71 @@ def test_tensorboard_forgets_what_a_killed_sitting_wrote_after_its_checkpoint(tm
     events.Reload()
     expected = [(step, 1.0) for step in (1, 2, 3)] + [(step, 2.0) for step in (4, 5, 6, 7, 8)]
     assert [(event.step, event.value) for event in events.Scalars('x')] == expected
+
+
+WORKDIR = 'gs://bucket/run'
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    return object_store.install(monkeypatch)
+
+
+@pytest.fixture
+def run(bucket, tmp_path):
+    """Three checkpoints in a bucket; tensorstore would write them past `epath`, so they are made on disk."""
+    newest = three_steps(tmp_path)
+    flip(largest(newest / 'params'))
+    for file in newest.parent.rglob('*'):
+        if file.is_file():
+            (epath.Path(WORKDIR) / file.relative_to(tmp_path)).write_bytes(file.read_bytes())
+    shutil.rmtree(newest.parent)
+    return epath.Path(WORKDIR)
+
+
+def test_paths_in_a_bucket_stay_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(absolute('gs://bucket/a')) == 'gs://bucket/a'
+    assert str(absolute('a/../b')) == str(tmp_path / 'b')
+
+
+def test_checkpoints_are_found_and_opened_where_they_are(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (WORKDIR, f'{WORKDIR}/checkpoints', f'{WORKDIR}/checkpoints/3'):
+        reader, step = open_step(name)
+        assert (str(reader.directory), step) == (f'{WORKDIR}/checkpoints', 3)
+        reader.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_moved_and_an_unfinished_one_is_none(run, capsys):
+    (run / 'checkpoints' / '4' / 'params' / '_METADATA').write_text('{}')
+    assert manifest.saved_steps(run / 'checkpoints') == [1, 2, 3]
+    checkpoints = Checkpoints(run, keep=3)
+    assert checkpoints.latest() == 2 and 'falling back to checkpoint 2' in capsys.readouterr().out
+    checkpoints.close()
+    assert (run / manifest.ASIDE / '3' / manifest.NAME).exists()
+    assert not (run / 'checkpoints' / '3').exists()
+    (run / 'checkpoints' / '2' / 'meta' / '_METADATA').unlink()
+    Checkpoints(run, keep=3).close()
+    assert {path.name for path in (run / manifest.ASIDE).iterdir()} == {'README', '2', '3'}
+
+
+def test_compiled_programs_are_kept_in_the_bucket(bucket):
+    for _ in range(2):  # into a place where nothing is, and into one with entries
+        with compile_cache.enabled(WORKDIR):
+            new_program()(jnp.arange(4.0)).block_until_ready()
+    kept = [path.name for path in (epath.Path(WORKDIR) / compile_cache.FOLDER).iterdir()]
+    assert compile_cache.DIGESTS in kept and any(name.endswith('-cache') for name in kept)
+
+
+def test_a_bucket_that_does_not_answer_stops_no_run_for_its_goodput(bucket, monkeypatch):
+    class HttpError(Exception):  # that of gcsfs is no OSError
+        pass
+
+    def refuses(*_, **__):
+        raise HttpError('503')
+
+    measured = goodput.Goodput(WORKDIR, active=True)
+    monkeypatch.setattr(bucket, 'open', refuses)
+    measured.write()

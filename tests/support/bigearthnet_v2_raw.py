@@ -58,16 +58,6 @@ def pixels(file: Path) -> np.ndarray:
         return dataset.read(1)
 
 
-def rewrite(file: Path, values=None, **changes):
-    """Writes a GeoTIFF again with other pixels or another profile."""
-    with rasterio.open(file) as old:
-        profile, values = old.profile, old.read(1) if values is None else values
-    profile |= {'height': values.shape[0], 'width': values.shape[1], 'dtype': values.dtype, **changes}
-    file.unlink()
-    with rasterio.open(file, 'w', **profile) as new:
-        new.write(values, 1)
-
-
 def assert_as_in_the_files(record: dict, raw: Raw):
     """Every band of a record holds the values of its file, bit for bit and in their type."""
     for field, group in GROUPS.items():

@@ -36,9 +36,3 @@ def three_steps(folder):
 
 def largest(folder):
     return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def flip(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)

@@ -197,14 +197,25 @@ SHARE = 'of the patches'
 SIDE = 'of the side'
 
 
-def whole(name: str, codes: tuple[str, ...], modality: str, change: Callable, **more) -> Fault:
-    """A fault of whole patches: plain in all or half of them, marginal in a few."""
-    return Fault(
-        name,
-        codes,
-        on_images(modality, change),
-        SHARE,
-        developed=Strengths(1.0, 0.06),
-        judged=Strengths(0.7, 0.04),
-        **more,
-    )
+def fault(name: str, code: str, apply: Apply, unit: str, developed: tuple, judged: tuple, **more) -> Fault:
+    """A fault of one finding; `developed` and `judged` are (plain, marginal) or (plain,)."""
+    return Fault(name, (code,), apply, unit, Strengths(*developed), Strengths(*judged), **more)
+
+
+def whole(name: str, codes: tuple[str, ...], change: Callable, **more) -> Fault:
+    """A fault of whole patches of the sensor of `codes`: plain in all or half of them, marginal in a few."""
+    apply = on_images(codes[0][:2], change)
+    return Fault(name, codes, apply, SHARE, Strengths(1.0, 0.06), Strengths(0.7, 0.04), **more)
+
+
+def in_all(
+    name: str, code: str, change: Callable, unit: str, developed: tuple, judged: tuple, **more
+) -> Fault:
+    """A fault of every band of every patch of the sensor of `code`; the strength is that of the change."""
+    apply = on_images(code[:2], each(change), by_share=False)
+    return fault(name, code, apply, unit, developed, judged, **more)
+
+
+def along_border(name: str, code: str, change: Callable) -> Fault:
+    """A fault that fills one side: plain in a tenth of it, marginal in a pixel or two."""
+    return in_all(name, code, change, SIDE, (0.1, 0.01), (0.08, 0.015))

@@ -1,8 +1,9 @@
-"""Compiled steps in tests: what their programs hold, and batches where they want them."""
+"""Compiled programs in tests: what a step holds, its batches where it wants them, and a new program."""
 
 import re
 
 import jax
+import jax.numpy as jnp
 
 from fusmae_jax.parallel.mesh import batch_sharding
 
@@ -18,3 +19,8 @@ def scatters(lowered, compiled):
 
 def on(setup, batch):
     return jax.device_put(batch, batch_sharding(setup.mesh))
+
+
+def new_program():
+    """A new function each time, so that only a folder of compiled programs remembers it."""
+    return jax.jit(lambda x: jnp.sin(x) * 1.2345 + x[::-1])

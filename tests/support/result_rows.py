@@ -1,4 +1,6 @@
-"""The fields of a result row that can be."""
+"""Result rows: the fields of one that can be, and those that an evaluation wrote."""
+
+from fusmae_jax.eval.row import ResultRow, from_json
 
 VALUES = {
     'system': 'Fus-MAE XAE, independent masks',
@@ -47,3 +49,8 @@ VALUES = {
     'highest': 0.73,
     'runs': 15,
 }
+
+
+def rows_of(workdir, command='linear') -> list[ResultRow]:
+    file = workdir / f'rows-{command}.jsonl'
+    return [from_json(line, str(file)) for line in file.read_text().splitlines()]

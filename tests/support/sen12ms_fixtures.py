@@ -11,6 +11,7 @@ from data.generate import sen12ms
 from data.generate.scene import SceneConfig, scene
 from data.sen12ms import images, triplets
 from data.sen12ms.schema import GROUPS
+from tests.support.files import rewrite
 
 TRIPLETS, CONFIG = 20, SceneConfig(seed=3, size=256, level='L1C', cloud_share=0.3)
 
@@ -35,21 +36,6 @@ def files(root: Path, index: int) -> dict[str, Path]:
     """The three files of generated triplet `index`."""
     member = sen12ms.triplet(index, scene(CONFIG, index).season)
     return {kind: member.file(root, kind) for kind in images.KINDS}
-
-
-def pixels(file: Path) -> np.ndarray:
-    with rasterio.open(file) as opened:
-        return opened.read()
-
-
-def rewrite(file: Path, values=None, **changes):
-    """Writes a GeoTIFF again with other pixels or another profile."""
-    with rasterio.open(file) as old:
-        profile, values = old.profile, old.read() if values is None else values
-    profile |= {'count': values.shape[0], 'height': values.shape[1], 'width': values.shape[2]}
-    file.unlink()
-    with rasterio.open(file, 'w', **{**profile, 'dtype': values.dtype, **changes}) as new:
-        new.write(values)
 
 
 def assert_holds_the_files(record, root: Path):

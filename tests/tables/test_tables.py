@@ -12,7 +12,6 @@ import pytest
 
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
-from fusmae_jax.eval import row
 from fusmae_jax.eval.config import LinearProbe
 from fusmae_jax.eval.intervals import read_replicates
 from fusmae_jax.eval.probe import run_linear_probe
@@ -20,15 +19,11 @@ from fusmae_jax.tables.config import StudySystem, StudyTable, StudyTask
 from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.published import FINETUNE, LINEAR, METRICS, SEN12MS, SENSORS, published
 from fusmae_jax.tables.run import run_tables
-from tests.support.probe_fixtures import archive, checkpoint
+from tests.support.probe_fixtures import checkpoint
+from tests.support.result_rows import rows_of
 from tests.support.tables_fixtures import SHORT, TINY, never, study, with_features
 
 BOTH = ('s1', 's2')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    return archive(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')
@@ -50,11 +45,6 @@ def numbers(workdir):
     lines = csv.DictReader(io.StringIO((workdir / 'tables.csv').read_text()))
     keys = ('table', 'kind', 'system', 'source', 'sensors', 'metric')
     return {tuple(line[key] for key in keys): line for line in lines}
-
-
-def rows_of(folder):
-    lines = (folder / 'rows-linear.jsonl').read_text().splitlines()
-    return [row.from_json(line, str(folder)) for line in lines]
 
 
 def test_the_paper_is_quoted_as_its_versions_differ():
@@ -235,8 +225,7 @@ def test_one_learning_rate_is_settled_over_all_rows(data, weights, tmp_path):
     assert means.shape == (4, 3)
     best = (1e-4, 3e-3, 3e-2)[int(np.argmax(means.mean(axis=0)))]
     for name in ('xae', 'random'):
-        text = (tmp_path / 'tuned' / f'{name}-0' / 'rows-finetune.jsonl').read_text()
-        rows = [row.from_json(line, name) for line in text.splitlines()]
+        rows = rows_of(tmp_path / 'tuned' / f'{name}-0', 'finetune')
         assert {one.chosen['learning_rate'] for one in rows} == {(best,)}
         assert rows[0].sweep['learning_rate'] == (1e-4, 3e-3, 3e-2)
     stages = {one.name: one for one in StudyPlan(config, tmp_path, never).stages()}
