@@ -75,6 +75,7 @@ def test_a_killed_conversion_resumes_to_the_same_files(larger, tmp_path):
     assert not state.parent.exists()
 
 
+@pytest.mark.slow  # a killed conversion is compared every time
 def test_two_workers_write_the_same_files_without_tensorflow_or_torch(larger, tmp_path):
     archive, whole = larger
     process = start(archive, tmp_path, workers=2)

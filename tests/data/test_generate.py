@@ -262,6 +262,7 @@ def check_difficulty(s1, s2, both, prevalence):
     assert both[joint].mean() - max(s1[joint].mean(), s2[joint].mean()) > 0.1
 
 
+@pytest.mark.slow  # of the generator alone
 def test_a_linear_probe_finds_something_to_learn_and_nothing_trivial():
     check_difficulty(*probes(SceneConfig(seed=2024), 500, 300))
 

@@ -22,7 +22,8 @@ from tests.support.tiny import tiny_config, tiny_model
 
 pytestmark = pytest.mark.usefixtures('strict')
 FAMILY = {'xaed': ('xae', 'xad'), 'joint': ('none', 'none'), 'multimae': ('none', 'multimae')}
-CASES = [('xaed', 'self'), ('xaed', 'bypass'), ('joint', 'self'), ('multimae', 'self')]
+CASES = [('xaed', 'self'), ('joint', 'self'), ('multimae', 'self')]
+CASES += [pytest.param('xaed', 'bypass', marks=pytest.mark.slow)]
 K, N = 4, 16  # visible patches of a sensor, patches
 
 
@@ -129,7 +130,9 @@ def equal(one, two, check):
         check(a, b)
 
 
-@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize(
+    'name', ['xaed', *(pytest.param(name, marks=pytest.mark.slow) for name in ('joint', 'multimae'))]
+)
 def test_what_an_invalid_slot_holds_changes_no_bit(name):
     patches, slots = case(name)
     moved = Slots(

@@ -142,7 +142,7 @@ def test_the_rules_for_absent_sensors_differ():
     [
         ('xaed', 'self'),
         pytest.param('xaed', 'bypass', marks=pytest.mark.slow),
-        ('joint', 'self'),
+        pytest.param('joint', 'self', marks=pytest.mark.slow),
         pytest.param('xaed', 'zero_image', marks=pytest.mark.slow),
     ],
 )

@@ -162,6 +162,7 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, w
     assert 'no checkpoints/ folder here' in capsys.readouterr().out
 
 
+@pytest.mark.slow  # tests/encoders/test_late_fusion.py runs every time
 def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
     alone = {
         f'mae_{s}': StudySystem(
@@ -247,6 +248,7 @@ def test_a_finished_cell_does_not_need_what_it_was_made_from(done, tmp_path):
     assert found['one', 'numbers', 'random', 'here', 's1', 'ap_micro']['note'] == 'not run'
 
 
+@pytest.mark.slow  # a study of its own
 def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
     config, workdir = done
     two = dataclasses.replace(config, seeds=(0, 4), run=('evaluate',))

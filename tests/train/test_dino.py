@@ -377,6 +377,7 @@ def test_the_last_layer_rests_for_an_epoch():
     assert np.any(np.asarray(state['params']['head']['last']['kernel']) != first)
 
 
+@pytest.mark.slow  # 60 steps
 def test_the_loss_falls_and_the_teacher_does_not_collapse():
     """Collapse is an entropy of 0 or of log(256) = 5.55 for every view, or no spread over the images."""
     setup, _, compiled = program(1)

@@ -89,7 +89,7 @@ def test_no_scatter_in_the_compiled_step(mesh):
     assert scatters(lowered, compiled) == []
 
 
-@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize('name', [FULL, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_no_scatter_in_the_lowered_step(name):
     assert re.findall(STABLE, lower(name, ONE)[1].as_text()) == []
 

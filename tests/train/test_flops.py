@@ -77,7 +77,13 @@ def test_the_baselines_match_the_compiler(fusion, joint):
     assert analytic < counted
 
 
-@pytest.mark.parametrize('fusion', [('xae', 'none'), ('none', 'xad'), ('xae', 'multimae')])
+@pytest.mark.parametrize(
+    'fusion',
+    [
+        ('xae', 'multimae'),
+        *(pytest.param(f, marks=pytest.mark.slow) for f in (('xae', 'none'), ('none', 'xad'))),
+    ],
+)
 def test_the_whole_training_step_matches_the_compiler(fusion):
     """Within 2 %: so wide, all but matrix products (softmax, norms, AdamW, preparation) is little."""
     width, batch = 2048, 64
