@@ -14,6 +14,7 @@ import numpy as np
 from data.doctor.evidence import Evidence, Grid, Split
 from data.doctor.findings import Finding, Severity, share
 from fusmae_jax.geo import rio
+from fusmae_jax.input.place import DEGREES
 
 REMEDY = 'reproject all images of a pair to one grid, or unpack the pair again'
 NORTH_UP = 'bring them onto a grid that is north up: ' + rio.warp(crs='EPSG:326NN', step=10)
@@ -213,8 +214,10 @@ def _overlaps(splits: Mapping[str, Split]) -> Iterator[Finding]:
 
 
 def _rows(places: np.ndarray) -> np.ndarray:
-    """Rows of an array (n, 3) as one value each."""
-    whole = np.ascontiguousarray(np.rint(places * 10).astype(np.int64))
+    """Places (n, 3: EPSG, left, top) as one value each."""
+    # To a tenth of a metre, also where the corner is in degrees.
+    steps = np.where(places[:, :1] == DEGREES, 1e6, 10.0)
+    whole = np.ascontiguousarray(np.rint(places * steps).astype(np.int64))
     return whole.view([('', np.int64)] * 3).reshape(-1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fusmae_jax.input.contract import Contract
 
-_DEGREES = 4326
+DEGREES = 4326
 _EDGE = 0.01  # of a side: rectangles that share less are neighbours
 # Across reference systems centres are compared. A metre of a projection is up to 0.1 % off one of ground, and
 # grids stand at an angle to each other.
@@ -62,7 +62,7 @@ def _rectangles(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Which of ours overlap one of theirs in the same projected system."""
     shared = np.zeros(len(ours), bool)
     for code in np.intersect1d(ours[:, 0], theirs[:, 0]):
-        if code == _DEGREES:  # sides are metres
+        if code == DEGREES:  # sides are metres
             continue
         rows = np.flatnonzero(ours[:, 0] == code)
         shared[rows] = _nearer(ours[rows], theirs[theirs[:, 0] == code], _middle, 1 - _EDGE, np.inf)
@@ -79,7 +79,7 @@ def _centres(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     near = np.zeros(len(ours), bool)
     for code in np.unique(ours[:, 0]):
         # Of the same projected system all that overlaps is known; what is near there only touches.
-        others = theirs[(theirs[:, 0] != code) | (code == _DEGREES)]
+        others = theirs[(theirs[:, 0] != code) | (code == DEGREES)]
         rows = np.flatnonzero(ours[:, 0] == code)
         if len(others):
             near[rows] = _nearer(ours[rows], others, _geocentric, _NEAR, 2)
@@ -125,7 +125,7 @@ def _longitude_latitude(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     longitude, latitude = np.full(len(places), np.nan), np.full(len(places), np.nan)
     for code in np.unique(places[:, 0]):
         rows = places[:, 0] == code
-        if code == _DEGREES:
+        if code == DEGREES:
             top = places[rows, 2]
             latitude[rows] = top - places[rows, 4] / 2 / _METRES
             across = _METRES * np.cos(np.radians(top))
@@ -135,5 +135,5 @@ def _longitude_latitude(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             system = CRS.from_epsg(int(code))
         except CRSError:
             continue
-        longitude[rows], latitude[rows] = transform(system, CRS.from_epsg(_DEGREES), *_middle(places[rows]).T)
+        longitude[rows], latitude[rows] = transform(system, CRS.from_epsg(DEGREES), *_middle(places[rows]).T)
     return longitude, latitude

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from data.doctor.checks import examine
+from data.doctor.evidence import Split
 from data.doctor.own_range import scaled
+from data.doctor.splits import check_splits
 from tests.support.doctor_checks import QUICK, grave
 from tests.support.faults import SEEDS, clean, own_range, with_sensor
 
@@ -182,3 +184,18 @@ def test_names_of_mixed_baselines_are_an_error_unless_the_values_were_harmonised
     assert [f.severity for f in found(mixed, 's2.offset_mixed')] == ['error']
     harmonised = changed(evidence, 's2', lambda x: x, baselines=(300, 510))
     assert [f.severity for f in found(harmonised, 's2.offset_mixed')] == ['note']
+
+
+@pytest.mark.parametrize(('epsg', 'near', 'same'), [(4326, 0.01, 1e-9), (32633, 960.0, 0.01)])
+def test_records_share_ground_whatever_their_places_are_measured_in(evidence, epsg, near, same):
+    """Corners in degrees lie hundredths apart where those in metres lie hundreds apart."""
+
+    def of(*lefts):
+        return Split(len(lefts), places=np.array([(epsg, left, 48.0) for left in lefts]))
+
+    def shared(left):
+        splits = {'train': of(11.0), 'val': of(left)}
+        changed = dataclasses.replace(evidence, splits=splits)
+        return 'split.place' in {finding.code for finding in check_splits(changed)}
+
+    assert shared(11.0 + same) and not shared(11.0 + near)
