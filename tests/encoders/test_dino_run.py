@@ -70,6 +70,7 @@ def run(tmp_path_factory, data):
     return str(folder), jax.tree.map(np.asarray, state)
 
 
+@pytest.mark.slow  # features of a stored DINO-MM run are compared every time
 def test_the_system_is_the_teacher(data, run):
     folder, state = run
     system = open_system(folder, EncoderSettings(checkpoint=folder))

@@ -159,7 +159,9 @@ def test_another_capacity_changes_next_to_nothing(name):
     np.testing.assert_allclose(*latents, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', FAMILY)
+@pytest.mark.parametrize(
+    'name', ['xaed', *(pytest.param(name, marks=pytest.mark.slow) for name in ('joint', 'multimae'))]
+)
 def test_hidden_patches_are_never_seen(name):
     patches, slots = case(name)
     _, (_, gradient) = gradients(name, patches, slots)
