@@ -64,6 +64,7 @@ def summarise(
         name: np.array([[cell[name] for cell in row] for row in rows]).reshape(len(rows), len(bands))
         for name in names
     }
+    columns['present'] = columns['present'].astype(bool)  # of no images at all NumPy makes float64
     dtypes = tuple(next((str(i[band].dtype) for i in images if band in i), '') for band in bands)
     return Summary(
         **columns, dtypes=dtypes, samples=tuple(tuple(cell['sample'] for cell in row) for row in rows)

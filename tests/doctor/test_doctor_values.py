@@ -199,3 +199,10 @@ def test_records_share_ground_whatever_their_places_are_measured_in(evidence, ep
         return 'split.place' in {finding.code for finding in check_splits(changed)}
 
     assert shared(11.0 + same) and not shared(11.0 + near)
+
+
+def test_evidence_without_a_single_image_is_judged_by_the_rest(evidence):
+    """Lists of records whose images cannot be read, or were not asked for."""
+    bare = first(evidence, 0)
+    assert {sensor.summary.present.dtype for sensor in bare.sensors.values()} == {np.dtype(bool)}
+    assert not grave(examine(bare))
