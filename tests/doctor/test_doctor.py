@@ -23,7 +23,7 @@ from tests.support.faults import LAYOUTS, SEEDS, clean, found
 from tests.support.faults_s1 import S1
 from tests.support.faults_s2 import S2
 
-# Not in the measured tables until `python -m tests.support.doctor_table` writes them again.
+# Not in the table of layouts until `python -m tests.support.doctor_table` writes it again.
 UNMEASURED = ('S1 scaled to its own range', 'S2 scaled to its own range', 'a wrong geotransform of S2')
 DOCUMENT = Path(__file__).parents[2] / 'docs' / 'doctor.md'
 
