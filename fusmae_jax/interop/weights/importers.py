@@ -53,7 +53,6 @@ def import_weights(
     Raises:
         InputError: one message with every difference between the file and the model.
     """
-
     options = options or ImportOptions()
     if layout not in LAYOUTS:
         raise_all('import', [f'layout={layout!r}; {nearest(layout, LAYOUTS)}'])
@@ -69,27 +68,21 @@ def import_weights(
     flat_base = flatten(base or {})
     made = {rule.ours for rule in plan.rules} | ({positions.TABLE} if plan.table else set())
     report.kept = [path for path in shapes if path not in made]
-    lacking = [path for path in report.kept if path not in flat_base]
-    if lacking:
+    if lacking := [path for path in report.kept if path not in flat_base]:
         problems.append(f'the file has no weights for {", ".join(lacking)}; give `base` parameters for them')
     # Not yet raised: one message names what is wrong with the tables too.
     params = {} if problems else to_ours(plan.rules, plan.state)
-    table = _Tables(model, options)
-    if plan.table:
-        table.read(plan, plan.table, tables.get(plan.table), 'e')
-    if plan.decoder_table:
-        table.read(plan, plan.decoder_table, tables.get(plan.decoder_table), 'd')
-    report.notes += table.notes
-    report.unused += table.unused
-    problems += table.problems
-    raise_all(f'{layout} weights do not fit the model', problems)
-    params.update(table.learned)
+    placed = _Tables(plan, tables, model, options)
+    report.notes += placed.notes
+    report.unused += placed.unused
+    raise_all(f'{layout} weights do not fit the model', problems + placed.problems)
+    params.update(placed.learned)
     if plan.cls_row and plan.table:
         # Our CLS has no position: the token with its row added is the same sum.
         params['encoder/cls'] = params['encoder/cls'] + tables[plan.table].reshape(-1, model.width)[0]
         report.notes.append('the positional row of CLS was added to CLS')
     # Before those that are kept come in, which are in our order already.
-    params = positions.turn(params, table.turned)
+    params = positions.turn(params, placed.turned)
     report.imported = sorted(params)
     params.update({path: flat_base[path] for path in report.kept})
     return unflatten({path: params[path] for path in shapes}), report
@@ -124,17 +117,23 @@ def stacked_order(model: Model) -> np.ndarray:
 
 
 class _Tables:
-    """What the positional tables of a file ask for, one table after the other."""
+    """What the positional tables of a file, those of the encoder and of the decoders, ask for."""
 
-    def __init__(self, model: Model, options: ImportOptions):
+    def __init__(
+        self, plan: ImportPlan, tables: Mapping[str, np.ndarray], model: Model, options: ImportOptions
+    ):
         self.model, self.options = model, options
         self.turned = ''  # streams whose residual features are to be turned: '', 'e', 'd' or 'ed'
         self.learned: dict[str, np.ndarray] = {}  # the encoder's table, if the model has one
         self.notes: list[str] = []
         self.unused: list[str] = []
         self.problems: list[str] = []
+        if plan.table:
+            self._read(plan, plan.table, tables.get(plan.table), 'e')
+        if plan.decoder_table:
+            self._read(plan, plan.decoder_table, tables.get(plan.decoder_table), 'd')
 
-    def read(self, plan: ImportPlan, name: str, table: np.ndarray | None, stream: Literal['e', 'd']) -> None:
+    def _read(self, plan: ImportPlan, name: str, table: np.ndarray | None, stream: Literal['e', 'd']) -> None:
         """Takes in the table of the encoder (e) or the decoders (d)."""
         model = self.model
         width = model.width if stream == 'e' else model.decoder.width
