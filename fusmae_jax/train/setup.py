@@ -9,10 +9,9 @@ from jax.typing import DTypeLike
 
 from fusmae_jax.config.run import MAX_STEPS, Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.input.compatibility import check, compare
+from fusmae_jax.input.compatibility import settle
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.mixture import check_rows, row_counts
-from fusmae_jax.input.normalise import resolve
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
 from fusmae_jax.train.objective import Objective
 from fusmae_jax.train.recipes import Recipe, recipe_of
@@ -97,6 +96,6 @@ def _fit(config: Config, contract: Contract) -> tuple[Config, tuple[str, ...]]:
     notes: list[str] = []
     for prefix, part in contract.each.items():
         where = f'{prefix}{part.dataset}' if prefix else config.data.path
-        notes += check(compare(config, part), config.data.accept, where)
-        config = resolve(config, part)
+        fitted = settle(config, part, config.data.accept, where)
+        config, notes = fitted.config, notes + fitted.notes
     return config, tuple(dict.fromkeys(notes))
