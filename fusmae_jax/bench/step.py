@@ -62,7 +62,7 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
     # The median: the first steps after a compile, and those that the machine disturbs, are slower.
     seconds = float(np.median(times[WARMUP:]))
     flops = train_flops_per_image(config) * size / seconds
-    peak = peak_flops(jax.devices()[0])
+    peak = peak_flops(jax.devices()[0].device_kind)
     share = f'{flops / (peak * jax.device_count()):.1%}' if peak else 'unknown (chip peak not listed)'
     return {
         'batch': f'{size}',

@@ -33,7 +33,7 @@ def estimate(setup: Setup, machine: Machine, mfu: float) -> Estimate:
     batch = abstract_batch(setup.contract, setup.objective.fields, rows, setup.mesh)
     image_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) / batch_size
     flops = train_flops_per_image(config)
-    peak = peak_flops(machine.devices[0])
+    peak = peak_flops(machine.devices[0].device_kind)
     if peak is None:
         return Estimate(flops, image_bytes, mfu, None, None, None)
     rate = mfu * peak * len(machine.devices) / flops

@@ -144,7 +144,7 @@ def make_neighbours(setup: Setup) -> Neighbours | None:
 
 def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
-    config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0])
+    config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0].device_kind)
     count = setup.recipe.flops_per_image
     flops = count(config) * config.train.batch_size if count and peak else 0.0
     lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size

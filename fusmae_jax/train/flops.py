@@ -6,8 +6,6 @@ products, at two operations for a multiply-add; the backward pass costs twice th
 
 import re
 
-import jax
-
 from fusmae_jax.config.run import JOINT, Config, Model
 from fusmae_jax.models.encoder import streams
 from fusmae_jax.models.masking import num_slots, num_visible
@@ -121,9 +119,8 @@ def _parts(config: Config) -> dict[str, float]:
     return forward(model, slots if joint else visible, joint=joint)
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """The chip's bfloat16 peak, or None where it is not known."""
-    kind = device.device_kind
+def peak_flops(kind: str) -> float | None:
+    """The bfloat16 peak of a chip, by its `jax.Device.device_kind`; None where it is not known."""
     # Whole words: 'NVIDIA L40S' is no 'NVIDIA L4'.
     known = [name for name in PEAK_BF16 if re.match(rf'{re.escape(name)}\b', kind)]
     best = max(known, key=len, default=None)

@@ -68,7 +68,7 @@ def test_quantiles_are_those_of_the_valid_pixels():
     batch = records(2)
     batch['s1'][0, 0, 0] = 1000.0
     batch['s1'][0, 1, 1] = np.nan
-    result = crops.clip_quantiles(batch, CONTRACT, 's1', (0.01, 0.99))
+    result = crops.clip_quantiles(jax.tree.map(jnp.asarray, batch), CONTRACT, 's1', (0.01, 0.99))
     clipped = np.asarray(result['s1'])
     for i in range(2):
         for band in range(2):

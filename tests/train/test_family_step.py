@@ -5,6 +5,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,6 +119,7 @@ def test_held_out_loss_and_pictures():
     evaluate = make_eval_step(settings, DATA, setup.dtype, setup.mesh, total=2)
     batch = batch_of(4, 0)
     other = batch | {name: np.concatenate([batch[name][:2], batch[name][1::-1]]) for name in ('s1', 's2')}
+    batch, other = (jax.tree.map(jnp.asarray, given) for given in (batch, other))
     first, again = (evaluate(params, given, jax.random.key(0)) for given in (batch, other))
     for name in first:
         np.testing.assert_allclose(first[name], again[name], rtol=1e-6)
