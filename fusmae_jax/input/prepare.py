@@ -161,9 +161,9 @@ def patchify(image: Shaped[Array, 'b h w c'], patch_size: int) -> Shaped[Array, 
 
 
 def unpatchify(
-    patches: Shaped[Array | np.ndarray, 'b n p'], grid: tuple[int, int], patch_size: int
-) -> Shaped[Array | np.ndarray, 'b h w c']:
-    """The inverse of `patchify`, on the host or the device."""
+    patches: Shaped[np.ndarray, 'b n p'], grid: tuple[int, int], patch_size: int
+) -> Shaped[np.ndarray, 'b h w c']:
+    """The inverse of `patchify`, on the host."""
     batch, (rows, columns) = patches.shape[0], grid
     x = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
     return x.swapaxes(2, 3).reshape(batch, rows * patch_size, columns * patch_size, -1)

@@ -136,8 +136,8 @@ def test_dataset_statistics_become_explicit_numbers_in_the_unit_of_the_model():
 
 def prepared(config, contract, batch):
     out = jax.jit(make_prepare(config, contract, None))(batch, None)
-    return {name: np.asarray(unpatchify(p.values, config.model.grid, 8)) for name, p in out.items()}, {
-        name: np.asarray(unpatchify(p.valid, config.model.grid, 8)) for name, p in out.items()
+    return {name: unpatchify(np.asarray(p.values), config.model.grid, 8) for name, p in out.items()}, {
+        name: unpatchify(np.asarray(p.valid), config.model.grid, 8) for name, p in out.items()
     }
 
 

@@ -110,7 +110,7 @@ def prepared(config, batch, augment=None, seed=0):
 
 def images(config, patches):
     model = config.model
-    return {n: np.asarray(unpatchify(p.values, model.grid, model.patch_size)) for n, p in patches.items()}
+    return {n: unpatchify(np.asarray(p.values), model.grid, model.patch_size) for n, p in patches.items()}
 
 
 def test_sensors_share_the_crop_exactly():
@@ -156,10 +156,10 @@ def test_missing_pixels_are_filled_with_the_mean_and_marked():
     batch['s2_20m'][1] = 0  # DN 0 is nodata
     out = prepared(config, batch)
     assert all(np.isfinite(p.values).all() for p in out.values())
-    s1 = np.asarray(unpatchify(out['s1'].valid, config.model.grid, 8))
+    s1 = unpatchify(np.asarray(out['s1'].valid), config.model.grid, 8)
     assert not s1[0, :, :15].any() and s1[0, :, 18:].all()
     assert s1[1, ..., 0].all() and not s1[1, ..., 1].all()
-    s2 = np.asarray(unpatchify(out['s2'].valid, config.model.grid, 8))
+    s2 = unpatchify(np.asarray(out['s2'].valid), config.model.grid, 8)
     lost = [config.model.modalities['s2'].bands.index(b) for b in ('B05', 'B12')]
     assert s2[0].all() and not s2[1][..., lost].any()
 
@@ -197,4 +197,4 @@ def test_patchify_is_row_major_channel_last_and_invertible():
     assert patches.shape == (2, 6, 12)
     np.testing.assert_array_equal(patches[0, 1].reshape(2, 2, 3), image[0, :2, 2:4])
     np.testing.assert_array_equal(patches[0, 3].reshape(2, 2, 3), image[0, 2:, :2])
-    np.testing.assert_array_equal(unpatchify(patches, (2, 3), 2), image)
+    np.testing.assert_array_equal(unpatchify(np.asarray(patches), (2, 3), 2), image)
