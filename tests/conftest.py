@@ -22,14 +22,17 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.support.typed  # noqa: F401  # by its name below
+
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 # Less of LLVM: machine code is slower and sooner there. The passes over HLO, which tests of the compiled
 # program look at, stay as in a run.
 jax.config.update('jax_disable_most_optimizations', True)
 
-with install_import_hook('fusmae_jax', 'beartype.beartype'):
-    import fusmae_jax  # noqa: F401
+# For the whole session: the package imports its modules when they are first used.
+CHECKED = ['fusmae_jax.models', 'fusmae_jax.train', 'fusmae_jax.input']
+install_import_hook(CHECKED, 'tests.support.typed.checked')
 
 pytest_plugins = ['tests.support.data_fixtures']
 
