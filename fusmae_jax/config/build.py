@@ -126,9 +126,11 @@ def _value(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _dataclass(typing.cast(type, hint), value, path, problems)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in args:
+        # A command line gives text for every field whose default is text.
+        chosen = [arg for arg in args if arg is value or str(arg) == str(value)]
+        if not chosen:
             problems.append(f'{path}={value!r}; {nearest(str(value), map(str, args))}')
-        return value
+        return chosen[0] if chosen else value
     if origin is types.UnionType:
         # None, or a value of the other type.
         return None if value is None else _value(args[0], value, path, problems)

@@ -109,8 +109,14 @@ class Model:
     fusion: Fusion = dataclasses.field(default_factory=Fusion)
     decoder: Decoder = dataclasses.field(default_factory=Decoder)
     numerics: Numerics = dataclasses.field(default_factory=Numerics)
-    scan: bool = True  # run the stacked blocks as a scan (short compile) or unrolled (faster step)
+    # The stacked blocks as a loop (True: short compile) or one after the other (False: faster step). auto:
+    # as is fastest on the platform.
+    scan: Literal['auto', True, False] = 'auto'
     remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
+    # Which implementation computes attention, and residual sums with their LayerNorm. auto: fused kernels in
+    # bfloat16 on a GPU, plain operations elsewhere.
+    norm: Literal['auto', 'xla', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
+    attention: Literal['auto', 'xla', 'cudnn', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
     # False: no CLS token among those of the blocks (SatViT); imported encoders of stacked sensors alone
     cls: bool = dataclasses.field(default=True, metadata=SPARSE)
 

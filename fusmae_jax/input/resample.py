@@ -1,4 +1,4 @@
-"""Separable resampling of a crop box onto the model grid, as two small matrix products.
+"""Separable resampling of a crop box onto the model grid, along rows and then along columns.
 
 Pixel centres lie at half-integers. A kernel is widened only when shrinking (no antialias when enlarging);
 rows of weights are normalised at the border of the image. Values and validity use the same weights: a
@@ -10,15 +10,18 @@ which pixels a cubic kernel touched, since its weights change sign and may add u
 a = -0.75, never widened, the border repeated.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config.run import Augment
+from fusmae_jax.parallel.mesh import target_platform
 
 Kernel = Literal['bilinear', 'bicubic', 'opencv_cubic']
 
@@ -82,17 +85,28 @@ def weights(
     kernel: Kernel,
 ) -> Float[Array, 'b out in']:
     """Rows of interpolation weights along one axis, for the crop [start, start + length) of the image."""
-    scale = length * (in_size / out_size)  # source pixels in one model pixel
-    index = jnp.arange(out_size, dtype=jnp.float32)[None]
-    centres = (start * in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
-    # A flip is an order of the same centres, so that a flipped crop is the flip of the crop, to the last bit.
-    centres = jnp.where(flip[:, None], centres[:, ::-1], centres)
+    centres, scale = _centres(out_size, in_size, start, length, flip)
     if kernel == 'opencv_cubic':
         return _border_repeated(centres, in_size)
     # Every source pixel has a weight, most of them 0: a product with a small dense matrix needs no gather.
     distance = centres[:, :, None] - jnp.arange(in_size, dtype=jnp.float32)[None, None]
     weight = kernel_weight(distance / jnp.maximum(scale, 1)[:, None, None], kernel)
     return weight / jnp.sum(weight, axis=2, keepdims=True)
+
+
+def _centres(
+    out_size: int,
+    in_size: int,
+    start: Float[Array, ' b'],
+    length: Float[Array, ' b'],
+    flip: Bool[Array, ' b'],
+) -> tuple[Float[Array, 'b out'], Float[Array, ' b']]:
+    """Where the model pixels of an axis lie among the source pixels, and how many of these each covers."""
+    scale = length * (in_size / out_size)
+    index = jnp.arange(out_size, dtype=jnp.float32)[None]
+    centres = (start * in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
+    # A flip is an order of the same centres, so that a flipped crop is the flip of the crop, to the last bit.
+    return jnp.where(flip[:, None], centres[:, ::-1], centres), scale
 
 
 def _border_repeated(centres: Float[Array, 'b out'], in_size: int) -> Float[Array, 'b out in']:
@@ -104,6 +118,48 @@ def _border_repeated(centres: Float[Array, 'b out'], in_size: int) -> Float[Arra
     return jnp.einsum('boi,ij->boj', weight, jnp.asarray(inside, jnp.float32), precision='highest')
 
 
+class Axis(NamedTuple):
+    """Rows or columns to resample: the arguments of `weights` and `taps`."""
+
+    out_size: int
+    in_size: int
+    start: Float[Array, ' b']  # of the crop, as a share of the image
+    length: Float[Array, ' b']
+    flip: Bool[Array, ' b']
+    kernel: Kernel
+
+
+class Taps(NamedTuple):
+    """For each model pixel of an axis: the source pixels that it rests on, and their weights."""
+
+    index: Int[Array, 'b out taps']
+    weight: Float[Array, 'b out taps']
+
+
+def taps(
+    out_size: int,
+    in_size: int,
+    start: Float[Array, ' b'],
+    length: Float[Array, ' b'],
+    flip: Bool[Array, ' b'],
+    kernel: Kernel,
+) -> Taps:
+    """The weights of `weights` that can be other than 0: two or four of a row, more where it shrinks."""
+    centres, scale = _centres(out_size, in_size, start, length, flip)
+    stretch = jnp.ones_like(scale) if kernel == 'opencv_cubic' else jnp.maximum(scale, 1)
+    reach = 1 if kernel == 'bilinear' else 2
+    count = 2 * reach if kernel == 'opencv_cubic' else math.ceil(2 * reach * max(in_size / out_size, 1))
+    # The first whole number within reach of the centre; with it no more than `count` are.
+    first = jnp.floor(centres - reach * stretch[:, None]) + 1
+    index = first[:, :, None] + jnp.arange(count, dtype=jnp.float32)[None, None]
+    weight = kernel_weight((centres[:, :, None] - index) / stretch[:, None, None], kernel)
+    if kernel != 'opencv_cubic':
+        weight = jnp.where((index >= 0) & (index < in_size), weight, 0)
+        weight = weight / jnp.sum(weight, axis=2, keepdims=True)
+    # What falls outside has no weight, or is the pixel at the border.
+    return Taps(jnp.clip(index, 0, in_size - 1).astype(jnp.int32), weight)
+
+
 def resample(
     image: Float[Array, 'b h w c'],
     valid: Bool[Array, 'b h w c'],
@@ -113,23 +169,47 @@ def resample(
 ) -> tuple[Float[Array, 'b oh ow c'], Bool[Array, 'b oh ow c']]:
     """Resamples the crop of an image, and its validity, to `size`.
 
-    Invalid pixels must hold a finite number. Values are computed at the highest precision: bfloat16
-    products would err by up to 0.2 standard deviations.
+    Invalid pixels must hold a finite number. Values are computed in full float32: bfloat16 products would err
+    by up to 0.2 standard deviations.
     """
-    rows = weights(size[0], image.shape[1], box.top, box.height, box.vflip, kernel)
-    columns = weights(size[1], image.shape[2], box.left, box.width, box.hflip, kernel)
-    values = _apply(rows, columns, image, 'highest')
-    # Of weights, only whether there is one: a negative one is a contribution too.
-    # Counts of zeros and ones are exact in any precision, as far as "is there any" goes.
-    missing = _apply(
-        (rows != 0).astype(jnp.float32),
-        (columns != 0).astype(jnp.float32),
-        (~valid).astype(jnp.float32),
-        'default',
-    )
-    return values, missing < 0.5
+    axes = [
+        Axis(size[0], image.shape[1], box.top, box.height, box.vflip, kernel),
+        Axis(size[1], image.shape[2], box.left, box.width, box.hflip, kernel),
+    ]
+    # A GPU reads a few pixels for each result sooner than it multiplies with a dense matrix outside its
+    # tensor cores; for a CPU and a TPU the opposite holds.
+    return (by_taps if target_platform() == 'gpu' else by_products)(image, valid, axes)
 
 
-def _apply(rows: Array, columns: Array, image: Array, precision: str) -> Array:
+def by_taps(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array, Array]:
+    """`resample` by gathering, along rows and then along columns, the pixels that each result rests on."""
+    for number, axis in enumerate(axes, start=1):
+        image, valid = _along(taps(*axis), image, valid, number)
+    return image, valid
+
+
+def by_products(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array, Array]:
+    """`resample` as products with two dense matrices, most of whose weights are 0."""
+    rows, columns = (weights(*axis) for axis in axes)
+    values = _multiply(rows, columns, image, 'highest')
+    # Zeros and ones are exact in bfloat16, and so is whether a sum of them is 0. Of weights, only whether
+    # there is one: a negative one is a contribution too.
+    dtype = jnp.float32 if target_platform() == 'cpu' else jnp.bfloat16
+    touched = ((weight != 0).astype(dtype) for weight in (rows, columns))
+    return values, _multiply(*touched, (~valid).astype(dtype), 'default') < 0.5
+
+
+def _along(near: Taps, image: Array, valid: Array, axis: int) -> tuple[Array, Array]:
+    """Values and validity resampled along one axis of (b, h, w, c)."""
+    values, good = [], []
+    for index, weight in zip(jnp.moveaxis(near.index, 2, 0), jnp.moveaxis(near.weight, 2, 0)):
+        shape = (len(index), *(index.shape[1] if a == axis else 1 for a in (1, 2, 3)))
+        index, weight = index.reshape(shape), weight.reshape(shape)
+        values.append(weight * jnp.take_along_axis(image, index, axis, mode='clip'))
+        good.append((weight == 0) | jnp.take_along_axis(valid, index, axis, mode='clip'))
+    return functools.reduce(jnp.add, values), functools.reduce(jnp.logical_and, good)
+
+
+def _multiply(rows: Array, columns: Array, image: Array, precision: str) -> Array:
     x = jnp.einsum('byi,bijc->byjc', rows, image, precision=precision)
     return jnp.einsum('bxj,byjc->byxc', columns, x, precision=precision)

@@ -4,16 +4,30 @@
              = softmax(Q_x K_y^T / sqrt(d_q)) V_y                            (5)
 
 for each head, whose width is d_q; the heads stand side by side and go through one more linear layer.
+
+There are three implementations, with the same rule for slots that hold nothing: the weight of an invalid key
+is exactly 0, and the result where no key is valid is exactly 0 (a masked softmax alone would give the mean of
+V). `xla` is plain products, in every type; `cudnn` and `pallas` are fused kernels for half precision on a
+GPU, which keep the scores out of the memory.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fusmae_jax.errors import InputError
+from fusmae_jax.models.kernels.attention import Layout, fused_attention, supports
 from fusmae_jax.models.layers import Arithmetic, layer_norm, linear
+from fusmae_jax.parallel.mesh import target_platform
+
+Kept = tuple[Array, Array, Array, Array]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
     query: Float[Array, 'b n h e'],
     key: Float[Array, 'b m h e'],
@@ -23,32 +37,120 @@ def attend(
 ) -> Float[Array, 'b n h e']:
     """Softmax(Q K^T / sqrt(e)) V over the valid keys, eq. (5); softmax in float32 or wider.
 
-    b samples, n queries, m keys, h heads of width e = d_q.
-
-    An invalid key has weight exactly 0. Where no key is valid the result is exactly 0; a masked softmax
-    alone would give the mean of V. (jax.nn.dot_product_attention has a float32 softmax for float64 too.)
+    b samples, n queries, m keys, h heads of width e = d_q. (jax.nn.dot_product_attention has a float32
+    softmax for float64 too.)
     """
+    return _attend_forward(query, key, value, key_valid, precision)[0]
+
+
+def _attend_forward(
+    query: Array, key: Array, value: Array, key_valid: Array, precision: str
+) -> tuple[Array, Kept]:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum('bnhe,bmhe->bhnm', query, key, precision=precision, preferred_element_type=wide)
     # Scaled in the wide type, not in the query: the compute type would round it once more.
     scores = scores * jnp.asarray(query.shape[-1] ** -0.5, wide)
-    # The least finite number and not -inf: a row without any valid key would be NaN, in its gradient too.
-    scores = jnp.where(key_valid[:, None, None, :], scores, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    there = key_valid[:, None, None, :]
+    # The least finite number and not -inf: a row without any valid key would be NaN.
+    weights = jax.nn.softmax(jnp.where(there, scores, jnp.finfo(wide).min), axis=-1)
+    weights = jnp.where(there, weights, 0).astype(value.dtype)
     out = jnp.einsum('bhnm,bmhe->bnhe', weights, value, precision=precision)
+    return out, (query, key, value, weights)
+
+
+def _attend_backward(precision: str, kept: Kept, gradient: Array) -> tuple[Array, Array, Array, None]:
+    # With weights P, dP = dO V^T and dS = P * (dP - sum(dP * P)): dV = P^T dO, dQ = dS K, dK = dS^T Q.
+    # By hand, since the derivative of a product with a wide result is a product of wide operands: slow, and
+    # Q and K would be written out in the wide type for it.
+    query, key, value, weights = kept
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    inner = jnp.einsum('bnhe,bmhe->bhnm', gradient, value, precision=precision, preferred_element_type=wide)
+    p = weights.astype(wide)
+    inner = p * (inner - jnp.sum(inner * p, axis=-1, keepdims=True))
+    inner = (inner * jnp.asarray(query.shape[-1] ** -0.5, wide)).astype(query.dtype)
+    return (
+        jnp.einsum('bhnm,bmhe->bnhe', inner, key, precision=precision),
+        jnp.einsum('bhnm,bnhe->bmhe', inner, query, precision=precision),
+        jnp.einsum('bhnm,bnhe->bmhe', weights, gradient, precision=precision),
+        None,
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_cudnn(
+    query: Float[Array, 'b n h e'],
+    key: Float[Array, 'b m h e'],
+    value: Float[Array, 'b m h e'],
+    key_valid: Bool[Array, 'b m'],
+) -> Float[Array, 'b n h e']:
+    """The same by cuDNN, in half precision."""
+    length = query.shape[1]
+    # cuDNN takes even lengths alone.
+    query, key, value, key_valid = (
+        jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), *[(0, 0)] * (x.ndim - 2)])
+        for x in (query, key, value, key_valid)
+    )
+    mask = jnp.broadcast_to(key_valid[:, None, None], (len(query), 1, query.shape[1], key.shape[1]))
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation='cudnn')[:, :length]
     return jnp.where(jnp.any(key_valid, axis=1)[:, None, None, None], out, 0)
 
 
-def _heads(x: Float[Array, 'b n d'], parts: int, heads: int) -> list[Float[Array, 'b n h e']]:
-    batch, length, _ = x.shape
-    return [part.reshape(batch, length, heads, -1) for part in jnp.split(x, parts, axis=-1)]
+def implementation_for(setting: str, dtype: DTypeLike, head_width: int, keys: int) -> str:
+    """'xla', 'cudnn' or 'pallas': what `model.attention` comes to for heads of a type and width.
+
+    Raises InputError where the setting names an implementation that cannot compute them.
+    """
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    gpu = target_platform() == 'gpu'
+    if setting == 'auto':
+        if not (gpu and half):
+            return 'xla'
+        return 'pallas' if supports(dtype, head_width, keys) else 'cudnn' if head_width % 8 == 0 else 'xla'
+    if setting == 'cudnn' and not (gpu and half and head_width % 8 == 0):
+        raise InputError(
+            f'model.attention=cudnn computes in bfloat16 on a GPU, with heads of a multiple of 8, found '
+            f'{jnp.dtype(dtype)} on {target_platform()} with heads of {head_width}; set model.attention=auto'
+        )
+    # Interpreted, where there is no GPU, the kernel takes every type.
+    if setting == 'pallas' and not supports(dtype if gpu else jnp.bfloat16, head_width, keys):
+        raise InputError(
+            f'model.attention=pallas computes in bfloat16, heads of 16, 32, 64 or 128, up to 256 keys; '
+            f'found {jnp.dtype(dtype)}, heads of {head_width} and {keys} keys; set model.attention=auto'
+        )
+    return setting
+
+
+def _attention(
+    queries: Float[Array, 'b n _'],
+    context: Float[Array, 'b m _'],
+    valid: Bool[Array, 'b m'],
+    layout: Layout,
+    arithmetic: Arithmetic,
+) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
+    """From fused products of linear layers to the attended tokens, and the queries and keys by head."""
+    width = layout.heads * layout.head_width
+    query, key, value = (
+        x[..., start : start + width].reshape(*x.shape[:2], layout.heads, -1)
+        for x, start in ((queries, 0), (context, layout.key), (context, layout.value))
+    )
+    how = implementation_for(arithmetic.attention, queries.dtype, layout.head_width, context.shape[1])
+    if how == 'pallas':
+        out = fused_attention(queries, None if context is queries else context, valid, layout)
+    elif how == 'cudnn':
+        out = attend_cudnn(query, key, value, valid)
+    else:
+        out = attend(query, key, value, valid, arithmetic.numerics.matmul_precision)
+    return out.reshape(*queries.shape[:2], width), {'query': query, 'key': key}
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with a fused query, key and value projection."""
 
     def __init__(self, width: int, heads: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
-        self.heads, self.precision = heads, arithmetic.numerics.matmul_precision
+        self.layout = Layout(heads, width // heads, width, 2 * width)
+        self.arithmetic = nnx.static(arithmetic)
         bias = arithmetic.numerics.qkv_bias
         self.qkv = linear(width, 3 * width, arithmetic, parts=3, bias=bias, rngs=rngs)
         self.out = linear(width, width, arithmetic, rngs=rngs)
@@ -57,16 +159,17 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n']
     ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
         """The attended tokens, and the queries and keys (b, n, heads, d / heads)."""
-        query, key, value = _heads(self.qkv(x), 3, self.heads)
-        attended = attend(query, key, value, valid, self.precision)
-        return self.out(attended.reshape(x.shape)), {'query': query, 'key': key}
+        qkv = self.qkv(x)
+        attended, inner = _attention(qkv, qkv, valid, self.layout, self.arithmetic)
+        return self.out(attended), inner
 
 
 class CrossAttention(nnx.Module):
     """CA(x, y) of eqs (4)-(5) for normalised x and y: queries from x, keys and values from y."""
 
     def __init__(self, width: int, heads: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
-        self.heads, self.precision = heads, arithmetic.numerics.matmul_precision
+        self.layout = Layout(heads, width // heads, 0, width)
+        self.arithmetic = nnx.static(arithmetic)
         bias = arithmetic.numerics.qkv_bias
         self.query_norm = layer_norm(width, arithmetic, rngs=rngs)
         self.context_norm = layer_norm(width, arithmetic, rngs=rngs)
@@ -78,9 +181,7 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, 'b n d'], context: Float[Array, 'b m d'], valid: Bool[Array, 'b m']
     ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
         """The cross-attention term; exactly 0, output bias included, where no context token is valid."""
-        (query,) = _heads(self.query(self.query_norm(x)), 1, self.heads)
-        key, value = _heads(self.kv(self.context_norm(context)), 2, self.heads)
-        attended = self.out(attend(query, key, value, valid, self.precision).reshape(x.shape))
+        queries, keys = self.query(self.query_norm(x)), self.kv(self.context_norm(context))
+        attended, inner = _attention(queries, keys, valid, self.layout, self.arithmetic)
         # Once more behind the output layer, whose bias would otherwise stand in for an absent sensor.
-        attended = jnp.where(jnp.any(valid, axis=1)[:, None, None], attended, 0)
-        return attended, {'query': query, 'key': key}
+        return jnp.where(jnp.any(valid, axis=1)[:, None, None], self.out(attended), 0), inner

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
 from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm
+from fusmae_jax.parallel.mesh import target_platform
 
 Paths = Float[Array, 'blocks b 2']
 
@@ -44,15 +46,29 @@ class Block(nnx.Module):
 
         `path` multiplies the two branches, sample by sample (stochastic depth); None keeps both as they are.
         """
-        x = constrain_batch(x)
-        # Branches may come in bfloat16; the residual stream, and so each sum, stays in the wide type.
-        attended, inner = self.attention(self.norm1(x), valid)
-        x = x + _scaled(attended.astype(x.dtype), path, 0)
-        return x + _scaled(self.mlp(self.norm2(x)).astype(x.dtype), path, 1), inner
+        x, branch, inner = self.without_last_sum(x, None, valid, path)
+        return x + branch.astype(x.dtype), inner
+
+    def without_last_sum(
+        self,
+        x: Float[Array, 'b n d'],
+        branch: Float[Array, 'b n d'] | None,
+        valid: Bool[Array, 'b n'],
+        path: Float[Array, 'b 2'] | None,
+    ) -> tuple[Float[Array, 'b n d'], Float[Array, 'b n d'], dict[str, Array]]:
+        """Tokens x and the branch that is still to be added to them, which the norm behind it does as well.
+
+        The same for what is given: tokens, and the last branch of the block before.
+        """
+        x, normed = self.norm1.after(constrain_batch(x), branch)
+        attended, inner = self.attention(normed, valid)
+        x, normed = self.norm2.after(x, _scaled(attended, path, 0, x.dtype))
+        return x, _scaled(self.mlp(normed), path, 1, x.dtype), inner
 
 
-def _scaled(branch: Float[Array, 'b n d'], path: Float[Array, 'b 2'] | None, index: int) -> Array:
-    return branch if path is None else branch * path[:, index, None, None].astype(branch.dtype)
+def _scaled(branch: Array, path: Float[Array, 'b 2'] | None, index: int, dtype: DTypeLike) -> Array:
+    """A branch times its factors, in the type of the residual stream."""
+    return branch if path is None else branch.astype(dtype) * path[:, index, None, None].astype(dtype)
 
 
 def stack(depth: int, make: Callable[[nnx.Rngs], Block], rngs: nnx.Rngs) -> Block:
@@ -86,17 +102,34 @@ def run_stack(
         x, inner = block(x, valid, path)
         return x, {} if keep is None else keep(x, inner)
 
+    scan = scanned(model)
     if model.remat != 'none':
         # Inside a scan XLA cannot merge the recomputation away, so no barrier is needed there.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if model.remat == 'dots' else None
-        body = jax.checkpoint(body, prevent_cse=not model.scan, policy=policy)
-    if model.scan:
+        body = jax.checkpoint(body, prevent_cse=not scan, policy=policy)
+    if scan:
         return jax.lax.scan(body, x, (blocks, paths))
-    kept = []
+    kept, branch = [], None
     for index, block in enumerate(_unstack(blocks)):
-        x, some = body(x, (block, None if paths is None else paths[index]))
+        path = None if paths is None else paths[index]
+        if model.remat == 'none':
+            x, branch, inner = block.without_last_sum(x, branch, valid, path)
+            some = {} if keep is None else keep(x + branch.astype(x.dtype), inner)
+        else:
+            # Here a block is what it is given and nothing else, so that this alone is kept.
+            x, some = body(x, (block, path))
         kept.append(some)
+    x = x if branch is None else x + branch.astype(x.dtype)
     return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+
+
+def scanned(model: Model) -> bool:
+    """Whether stacked blocks run as a loop; `auto` decides by the platform that the program is for.
+
+    A loop writes every activation that the backward pass needs twice, into an array of all blocks that it
+    has filled with zeros before, and cuts it out again.
+    """
+    return target_platform() == 'cpu' if model.scan == 'auto' else model.scan
 
 
 def _unstack(blocks: Block) -> list[Block]:

@@ -20,7 +20,7 @@ from fusmae_jax.config.run import Model
 from fusmae_jax.input.prepare import patchify
 from fusmae_jax.models.blocks import Block, Paths, run_stack, stack
 from fusmae_jax.models.encoder import STACK
-from fusmae_jax.models.layers import Arithmetic, layer_norm, linear
+from fusmae_jax.models.layers import Arithmetic, gelu, layer_norm, linear
 from fusmae_jax.models.positions import cubic_matrix
 
 
@@ -53,7 +53,7 @@ class Backbone(nnx.Module):
         self.block1 = block(rngs)
         if model.depth > 1:
             self.blocks = stack(model.depth - 1, block, rngs)
-        self.norm = layer_norm(model.width, arithmetic, rngs=rngs)
+        self.norm = layer_norm(model.width, arithmetic, rngs=rngs, wide=True)
 
     def __call__(
         self,
@@ -111,7 +111,7 @@ class ProjectionHead(nnx.Module):
         wide, dtype = self.arithmetic.wide_dtype, self.arithmetic.compute_dtype
         for index in range(self.layers):
             if index:
-                x = jax.nn.gelu(x.astype(wide), approximate=self.arithmetic.numerics.gelu == 'tanh')
+                x = gelu(x, wide, self.arithmetic.numerics.gelu == 'tanh')
             x = self.mlp[f'layer{index}'](x.astype(dtype))
         x = _unit(x.astype(wide), 1)
         columns = _unit(self.last.kernel[...], 0)
@@ -129,7 +129,7 @@ class DinoModel(nnx.Module):
     """Backbone and head; student and teacher are two sets of its parameters."""
 
     def __init__(self, model: Model, dino: Dino, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        arithmetic = Arithmetic(model.numerics, dtype)
+        arithmetic = Arithmetic(model.numerics, dtype, model.attention, model.norm)
         self.backbone = Backbone(model, dino.position_offset, arithmetic, rngs=rngs)
         self.head = ProjectionHead(model.width, dino.head, arithmetic, rngs=rngs)
 

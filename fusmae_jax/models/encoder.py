@@ -58,7 +58,7 @@ class Encoder(nnx.Module):
         if model.depth > 1:
             self.blocks = stack(model.depth - 1, block, rngs)
         if model.final_norm:
-            self.norm = layer_norm(model.width, arithmetic, rngs=rngs)
+            self.norm = layer_norm(model.width, arithmetic, rngs=rngs, wide=True)
 
     def positions(self, ids: Int[Array, 'b k'] | None) -> Float[Array, '... k d']:
         """Positional embeddings of the given patches, or of all of them in raster order."""

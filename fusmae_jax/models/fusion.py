@@ -61,8 +61,8 @@ class XAttnEncoder(nnx.Module):
             attended, qk = cross(x, *context_of(name, tokens, valid, self.absent))
             fused.append(x + attended.astype(x.dtype))
             inner |= {f'{key}/{name}': value for key, value in qk.items()}
-        x = jnp.concatenate(fused, axis=1)
-        return x + self.mlp(self.norm(x)).astype(x.dtype), inner
+        x, normed = self.norm.after(jnp.concatenate(fused, axis=1))
+        return x + self.mlp(normed).astype(x.dtype), inner
 
     def joint(
         self, x: Float[Array, 'b k d'], members: Valid
@@ -76,8 +76,8 @@ class XAttnEncoder(nnx.Module):
             # A slot belongs to one modality at most, so a select is the sum over directions.
             total = jnp.where(mine[..., None], attended.astype(x.dtype), total)
             inner |= {f'{key}/{name}': value for key, value in qk.items()}
-        x = x + total
-        return x + self.mlp(self.norm(x)).astype(x.dtype), inner
+        x, normed = self.norm.after(x, total)
+        return x + self.mlp(normed).astype(x.dtype), inner
 
 
 class XAttnDecoder(nnx.Module):
@@ -93,8 +93,8 @@ class XAttnDecoder(nnx.Module):
     ) -> Float[Array, 'b n d']:
         """The fused latents; `context` are those of the others, of which `valid` ones are attended to."""
         z = constrain_batch(z)
-        z = z + self.cross(z, context, valid)[0].astype(z.dtype)
-        return z + self.mlp(self.norm(z)).astype(z.dtype)
+        z, normed = self.norm.after(z, self.cross(z, context, valid)[0])
+        return z + self.mlp(normed).astype(z.dtype)
 
 
 def fuse_latents(

@@ -5,8 +5,9 @@ when that is the compute type), parameters too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,18 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fusmae_jax.config.run import Numerics
+from fusmae_jax.models.kernels.norm import fused_add_norm
+from fusmae_jax.parallel.mesh import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """How a layer computes: numerics, and the types of matrix products and of everything else."""
+    """How a layer computes: numerics, the type of matrix products, and the implementation of attention."""
 
     numerics: Numerics
     compute_dtype: DTypeLike  # of matrix products
+    attention: str = 'auto'  # see models.attention
+    norm: str = 'auto'  # 'xla', or 'pallas' for the fused kernel of models.kernels.norm
 
     @property
     def wide_dtype(self) -> Any:
@@ -74,17 +79,135 @@ def linear(
     )
 
 
-def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, in the wide type."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=arithmetic.numerics.norm_eps,
-        # 'fast' is E[x^2] - E[x]^2: one pass less, and it cancels where the mean is large.
-        use_fast_variance=arithmetic.numerics.norm_variance == 'fast',
-        dtype=arithmetic.wide_dtype,
-        param_dtype=arithmetic.wide_dtype,
-        rngs=rngs,
-    )
+def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs, wide: bool = False) -> 'LayerNorm':
+    """LayerNorm over the last axis; the result has the compute type, or the wide one if `wide` is set."""
+    return LayerNorm(width, arithmetic, wide, rngs=rngs)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, computed in the wide type."""
+
+    def __init__(self, width: int, arithmetic: Arithmetic, wide: bool, *, rngs: nnx.Rngs):
+        super().__init__(width, param_dtype=arithmetic.wide_dtype, rngs=rngs)
+        self.kernel = arithmetic.norm
+        self.settings = NormSettings(
+            arithmetic.numerics.norm_eps,
+            arithmetic.numerics.norm_variance == 'fast',
+            jnp.dtype(arithmetic.wide_dtype),
+            jnp.dtype(arithmetic.wide_dtype if wide else arithmetic.compute_dtype),
+        )
+
+    def __call__(self, x: Float[Array, '*_ d']) -> Float[Array, '*_ d']:
+        """The normalised tokens."""
+        return normalise(x.astype(self.settings.dtype), *self._affine(), self.settings)
+
+    def after(
+        self, x: Float[Array, 'b n d'], branch: Float[Array, 'b n d'] | None = None
+    ) -> tuple[Float[Array, 'b n d'], Float[Array, 'b n d']]:
+        """The residual stream x after a branch was added to it, and its normalised tokens.
+
+        Both from one function, so that a fused kernel can add up their gradients as well.
+        """
+        if self.fused:
+            return fused_add_norm(x, branch, *self._affine(), self.settings.eps, self.settings.out_dtype)
+        # Branches may come in bfloat16; the residual stream, and so each sum, stays in its own type.
+        x = x if branch is None else x + branch.astype(x.dtype)
+        return x, self(x)
+
+    def _affine(self) -> tuple[Array, Array]:
+        return self.scale[...].astype(self.settings.dtype), self.bias[...].astype(self.settings.dtype)
+
+    @property
+    def fused(self) -> bool:
+        """Whether `after` is one kernel; see `model.norm`."""
+        if self.kernel != 'auto':
+            return self.kernel == 'pallas'
+        half = self.settings.out_dtype in (jnp.bfloat16, jnp.float16)
+        return half and target_platform() == 'gpu' and not self.settings.fast
+
+
+class NormSettings(NamedTuple):
+    """How a LayerNorm computes."""
+
+    eps: float
+    fast: bool  # variance as E[x^2] - E[x]^2: one pass less, and it cancels where the mean is large
+    dtype: DTypeLike
+    out_dtype: DTypeLike
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(
+    x: Float[Array, '*_ d'], scale: Float[Array, ' d'], bias: Float[Array, ' d'], settings: NormSettings
+) -> Float[Array, '*_ d']:
+    """LayerNorm of which only x is kept for the backward pass, not what follows from it.
+
+    Left to itself the compiler keeps x - mean and its quotient beside x, or normalises again in each
+    consumer.
+    """
+    centred, inverse = _standardise(x, settings)
+    return (centred * inverse * _row(scale, x) + _row(bias, x)).astype(settings.out_dtype)
+
+
+def _row(vector: Array, like: Array) -> Array:
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
+
+
+def _standardise(x: Array, settings: NormSettings) -> tuple[Array, Array]:
+    """x - mean, and 1 / sqrt(variance + eps)."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    centred = x - mean
+    squares = jnp.mean(jnp.square(x if settings.fast else centred), axis=-1, keepdims=True)
+    variance = jnp.maximum(squares - jnp.square(mean), 0) if settings.fast else squares
+    return centred, jax.lax.rsqrt(variance + jnp.asarray(settings.eps, x.dtype))
+
+
+def _normalise_forward(
+    x: Array, scale: Array, bias: Array, settings: NormSettings
+) -> tuple[Array, tuple[Array, Array]]:
+    return normalise(x, scale, bias, settings), (x, scale)
+
+
+def _normalise_backward(
+    settings: NormSettings, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array, Array]:
+    x, scale = kept
+    # With y = (x - mean) * inverse and g the gradient times scale:
+    #     dx = inverse * (g - mean(g) - y * mean(g * y)),  dscale = sum(gradient * y),  dbias = sum(gradient).
+    # The barrier keeps what the forward pass computed of x from being kept for here.
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    centred, inverse = _standardise(x, settings)
+    y, gradient = centred * inverse, gradient.astype(x.dtype)
+    g = gradient * _row(scale, x)
+    projection = jnp.mean(g * y, axis=-1, keepdims=True)
+    dx = inverse * (g - jnp.mean(g, axis=-1, keepdims=True) - y * projection)
+    rows = tuple(range(x.ndim - 1))
+    return dx, jnp.sum(gradient * y, axis=rows), jnp.sum(gradient, axis=rows)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gelu(x: Float[Array, '*_ d'], wide: DTypeLike, approximate: bool) -> Float[Array, '*_ d']:
+    """x Phi(x), computed in the wide type and rounded to that of x; only x is kept for the backward pass.
+
+    In bfloat16 throughout it would put the error of the model a fifth above PyTorch's.
+    """
+    return jax.nn.gelu(x.astype(wide), approximate=approximate).astype(x.dtype)
+
+
+def _gelu_forward(x: Array, wide: DTypeLike, approximate: bool) -> tuple[Array, Array]:
+    return gelu(x, wide, approximate), x
+
+
+def _gelu_backward(wide: DTypeLike, approximate: bool, x: Array, gradient: Array) -> tuple[Array]:
+    # Otherwise the factors of the derivative are computed in the forward pass and kept, in the wide type.
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    _, pull = jax.vjp(lambda x: jax.nn.gelu(x, approximate=approximate), x.astype(wide))
+    return (pull(gradient.astype(wide))[0].astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nnx.Module):
@@ -93,11 +216,9 @@ class Mlp(nnx.Module):
     def __init__(self, width: int, hidden: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs):
         self.up = linear(width, hidden, arithmetic, rngs=rngs)
         self.down = linear(hidden, width, arithmetic, rngs=rngs)
-        self.wide, self.dtype = arithmetic.wide_dtype, arithmetic.compute_dtype
+        self.wide = arithmetic.wide_dtype
         self.approximate = arithmetic.numerics.gelu == 'tanh'
 
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         """Token by token; the result has the compute type."""
-        # The GELU in bfloat16 alone would put the error of the model a fifth above PyTorch's.
-        hidden = jax.nn.gelu(self.up(x).astype(self.wide), approximate=self.approximate)
-        return self.down(hidden.astype(self.dtype))
+        return self.down(gelu(self.up(x), self.wide, self.approximate))

@@ -100,7 +100,8 @@ class MultiMaeDecoder(nnx.Module):
         # No residual around it, as published; the MLP after it has one.
         x, inner = self.cross(queries, keys, valid)
         x = x.astype(wide)
-        x = x + self.mlp(self.norm2(x)).astype(wide)
+        x, normed = self.norm2.after(x)
+        x = x + self.mlp(normed).astype(wide)
         stages |= {'cross': x} | {f'cross/{key}': value for key, value in inner.items()}
         visible = context.members[self.name][:, part]
         hidden = jnp.ones(masked.shape, bool) if hidden is None else hidden

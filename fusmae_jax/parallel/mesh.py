@@ -1,5 +1,8 @@
 """The device mesh, with axes `data` and `fsdp`, and the layout of a batch on it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -57,3 +60,25 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
             f'config.train.batch_size={batch_size} cannot be split over {devices}; '
             f'the nearest that can: {max(parts, round(batch_size / parts) * parts)}'
         )
+
+
+def target_platform() -> str:
+    """'gpu', 'tpu' or 'cpu': what the program that is being traced will run on.
+
+    That is the platform of the mesh where one is set, since it may be compiled for a machine that is not
+    there, and otherwise the one that jax has found.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function of arrays with a leading batch axis on the rows of each device by itself.
+
+    For kernels, which the compiler cannot split: it would gather the whole batch on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
