@@ -208,7 +208,7 @@ class Data:
 class Optimizer:
     """AdamW with linear warm-up and cosine decay to 0; the schedule counts updates that were not skipped."""
 
-    learning_rate: float = setting(1.5625e-4, least=0)  # absolute peak; nothing rescales it
+    learning_rate: float = setting(1.5625e-4, least=0, most=1e3)  # absolute peak; nothing rescales it
     b1: float = setting(0.9, least=0, below=1)
     b2: float = setting(0.95, least=0, below=1)
     eps: float = setting(1e-8, above=0)

@@ -113,8 +113,7 @@ def implementation_for(setting: str, dtype: DTypeLike, head_width: int, keys: in
             f'model.attention=cudnn computes in bfloat16 on a GPU, with heads of a multiple of 8, found '
             f'{jnp.dtype(dtype)} on {target_platform()} with heads of {head_width}; set model.attention=auto'
         )
-    # Interpreted, where there is no GPU, the kernel takes every type.
-    if setting == 'pallas' and not supports(dtype if gpu else jnp.bfloat16, head_width, keys):
+    if setting == 'pallas' and not supports(dtype, head_width, keys):
         raise InputError(
             f'model.attention=pallas computes in bfloat16, heads of 16, 32, 64 or 128, up to 256 keys; '
             f'found {jnp.dtype(dtype)}, heads of {head_width} and {keys} keys; set model.attention=auto'

@@ -72,13 +72,15 @@ def target_platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs a function of arrays with a leading batch axis on the rows of each device by itself.
+def on_each_device(function: Callable[..., Any], *batch: Any, shared: tuple[Any, ...] = ()) -> Any:
+    """`function(*batch, *shared)`, run by each device on its own rows of the arrays in `batch`.
 
-    For kernels, which the compiler cannot split: it would gather the whole batch on every device.
+    For kernels, which the compiler cannot split: it would gather the whole batch on every device. The results
+    have a leading axis of rows too.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return function
-    rows = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(function, in_specs=rows, out_specs=rows, check_vma=False)
+        return function(*batch, *shared)
+    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = (*[rows] * len(batch), *[whole] * len(shared))
+    return jax.shard_map(function, in_specs=specs, out_specs=rows, check_vma=False)(*batch, *shared)

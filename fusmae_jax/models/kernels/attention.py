@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
     def columns(self, part: int, head: Any) -> Any:
         """The columns of a head in the part that starts at `part`."""
-        return pl.ds(part + head * self.head_width, self.head_width)
+        return _window(part + head * self.head_width, self.head_width)
 
 
 class Tile(NamedTuple):
@@ -56,7 +56,9 @@ BACKWARD = {16: Tile(16, 4), 32: Tile(32, 4), 64: Tile(32, 4), 128: Tile(32, 8),
 
 
 def supports(dtype: DTypeLike, head_width: int, keys: int) -> bool:
-    """Whether the kernel takes heads of this type and width and this many keys."""
+    """Whether the kernel takes heads of this type and width, and so many keys."""
+    if target_platform() != 'gpu':
+        return keys <= MOST_KEYS  # interpreted, it takes every type and width
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return half and head_width in HEAD_WIDTHS and keys <= MOST_KEYS
 
@@ -92,7 +94,7 @@ def _forward(queries: Array, context: Array | None, valid: Array, layout: Layout
             **_how(tile, 'attention_forward'),
         )(valid, *sources)
 
-    return on_each_device(call)(valid.astype(jnp.int8), *_sources(queries, context))
+    return on_each_device(call, valid.astype(jnp.int8), *_sources(queries, context))
 
 
 def _backward(
@@ -101,7 +103,7 @@ def _backward(
     queries, context, valid = kept
     tile = BACKWARD[_power_of_two(valid.shape[1])]
 
-    def call(valid: Array, gradient: Array, *sources: Array) -> list[Array]:
+    def call(valid: Array, gradient: Array, *sources: Array) -> Any:
         return pl.pallas_call(
             functools.partial(_backward_kernel, layout=layout, rows=tile.rows, count=len(sources)),
             grid=(len(valid), layout.heads),
@@ -111,7 +113,7 @@ def _backward(
             **_how(tile, 'attention_backward'),
         )(valid, gradient, *sources)
 
-    gradients = on_each_device(call)(valid.astype(jnp.int8), gradient, *_sources(queries, context))
+    gradients = on_each_device(call, valid.astype(jnp.int8), gradient, *_sources(queries, context))
     return gradients[0], None if context is None else gradients[1], None
 
 
@@ -154,7 +156,7 @@ def _backward_kernel(
         _store(out_refs[0], index * rows, layout.columns(0, head), pltriton.dot(inner, key))
         return key_sum + pltriton.dot(inner, query, trans_a=True), value_sum
 
-    zero = jnp.zeros(key.shape, jnp.float32)
+    zero = jnp.zeros(key.shape, jnp.promote_types(key.dtype, jnp.float32))
     tiles = -(-query_ref.shape[0] // rows)
     key_sum, value_sum = jax.lax.fori_loop(0, tiles, body, (zero, zero))
     _store(out_refs[-1], 0, layout.columns(layout.key, head), key_sum)
@@ -167,7 +169,7 @@ def _keys(context_ref: Any, valid_ref: Any, layout: Layout, head: Any) -> tuple[
     padded = _power_of_two(count)
     key = _load(context_ref, 0, padded, layout.columns(layout.key, head))
     value = _load(context_ref, 0, padded, layout.columns(layout.value, head))
-    valid = pltriton.load(valid_ref.at[pl.ds(0, padded)], mask=jnp.arange(padded) < count, other=0)
+    valid = pltriton.load(valid_ref.at[_window(0, padded)], mask=jnp.arange(padded) < count, other=0)
     return key, value, valid != 0
 
 
@@ -183,13 +185,18 @@ def _weights(query: Array, key: Array, valid: Array, layout: Layout) -> Array:
 def _load(ref: Any, start: Any, rows: int, columns: Any) -> Array:
     """Rows from `start` on, zeros where there are none left."""
     there = (start + jnp.arange(rows) < ref.shape[0])[:, None] & (jnp.arange(columns.size) >= 0)[None]
-    return pltriton.load(ref.at[pl.ds(start, rows), columns], mask=there, other=0.0)
+    return pltriton.load(ref.at[_window(start, rows), columns], mask=there, other=0.0)
 
 
 def _store(ref: Any, start: Any, columns: Any, values: Array) -> None:
     """Writes those rows that are there."""
     there = (start + jnp.arange(len(values)) < ref.shape[0])[:, None] & (jnp.arange(columns.size) >= 0)[None]
-    pltriton.store(ref.at[pl.ds(start, len(values)), columns], values.astype(ref.dtype), mask=there)
+    pltriton.store(ref.at[_window(start, len(values)), columns], values.astype(ref.dtype), mask=there)
+
+
+def _window(start: Any, size: int) -> Any:
+    # All indices of one type, also where whole numbers have 64 bits.
+    return pl.ds(jnp.asarray(start, jnp.int32), size)
 
 
 def _whole(x: Array) -> pl.BlockSpec:

@@ -40,7 +40,8 @@ def fused_add_norm(
 def _forward(
     x: Array, branch: Array | None, scale: Array, bias: Array, eps: float, out_dtype: Any
 ) -> tuple[Array, Array]:
-    def call(*rows: Array) -> list[Array]:
+    def call(*arrays: Array) -> list[Array]:
+        *rows, scale, bias = arrays
         flat = [_flat(part) for part in rows]
         count, width = flat[0].shape
         types = [x.dtype, out_dtype] if len(rows) == 2 else [out_dtype]
@@ -55,8 +56,8 @@ def _forward(
         return [part.reshape(rows[0].shape) for part in outputs]
 
     if branch is None:
-        return x, on_each_device(call)(x)[0]
-    total, normed = on_each_device(call)(x, branch)
+        return x, on_each_device(call, x, shared=(scale, bias))[0]
+    total, normed = on_each_device(call, x, branch, shared=(scale, bias))
     return total, normed
 
 
@@ -73,12 +74,12 @@ def _backward(
 ) -> tuple[Array, Array | None, Array, Array]:
     total, scale, branch = kept
 
-    def call(total: Array, of_total: Array, of_normed: Array) -> list[Array]:
+    def call(total: Array, of_total: Array, of_normed: Array, scale: Array) -> list[Array]:
         flat = [_flat(part) for part in (total, of_total, of_normed)]
         count, width = flat[0].shape
         programs = min(PROGRAMS, -(-count // ROWS))
         types = [total.dtype] if branch is None else [total.dtype, branch.dtype]
-        sums = jax.ShapeDtypeStruct((programs, width), jnp.float32)
+        sums = jax.ShapeDtypeStruct((programs, width), scale.dtype)
         rows = [jax.ShapeDtypeStruct((count, width), kind) for kind in types]
         outputs = pl.pallas_call(
             functools.partial(_backward_kernel, eps=eps, programs=programs),
@@ -90,8 +91,8 @@ def _backward(
         )(*flat, scale)
         return [*outputs[:2], *(part.reshape(total.shape) for part in outputs[2:])]
 
-    of_scale, of_bias, of_x, *of_branch = on_each_device(call)(total, *gradients)
-    of_scale, of_bias = (jnp.sum(part, axis=0).astype(scale.dtype) for part in (of_scale, of_bias))
+    of_scale, of_bias, of_x, *of_branch = on_each_device(call, total, *gradients, shared=(scale,))
+    of_scale, of_bias = jnp.sum(of_scale, axis=0), jnp.sum(of_bias, axis=0)
     return of_x, of_branch[0] if of_branch else None, of_scale, of_bias
 
 
@@ -138,10 +139,10 @@ def _backward_kernel(
             _store(ref, start, of_x)
         return sums[0] + jnp.sum(gradient * y, axis=0), sums[1] + jnp.sum(gradient, axis=0)
 
-    zero = jnp.zeros(scale.shape, jnp.float32)
+    zero = jnp.zeros(scale.shape, scale.dtype)
     groups = -(-count // (ROWS * programs))
     of_scale, of_bias = jax.lax.fori_loop(0, groups, body, (zero, zero))
-    columns = pl.ds(0, len(scale))
+    columns = _from(0, len(scale))
     there = jnp.arange(len(scale)) < width
     pltriton.store(of_scale_ref.at[first, columns], of_scale, mask=there)
     pltriton.store(of_bias_ref.at[first, columns], of_bias, mask=there)
@@ -156,9 +157,9 @@ def _standardised(x: Array, width: int, eps: float) -> tuple[Array, Array]:
 
 
 def _load(ref: Any, start: Any) -> Array:
-    """`ROWS` rows as float32, filled up with zeros to a power of two of columns."""
+    """`ROWS` rows as float32 or wider, filled up with zeros to a power of two of columns."""
     slices, there = _window(ref, start)
-    return pltriton.load(ref.at[slices], mask=there, other=0.0).astype(jnp.float32)
+    return _wide(pltriton.load(ref.at[slices], mask=there, other=0.0))
 
 
 def _store(ref: Any, start: Any, values: Array) -> None:
@@ -170,13 +171,22 @@ def _window(ref: Any, start: Any) -> tuple[Any, Array]:
     count, width = ref.shape
     padded = _power_of_two(width)
     there = (start + jnp.arange(ROWS) < count)[:, None] & (jnp.arange(padded) < width)[None]
-    return (pl.ds(start, ROWS), pl.ds(0, padded)), there
+    return (_from(start, ROWS), _from(0, padded)), there
 
 
 def _vector(ref: Any) -> Array:
     padded = _power_of_two(ref.shape[0])
     columns = jnp.arange(padded) < ref.shape[0]
-    return pltriton.load(ref.at[pl.ds(0, padded)], mask=columns, other=0.0).astype(jnp.float32)
+    return _wide(pltriton.load(ref.at[_from(0, padded)], mask=columns, other=0.0))
+
+
+def _from(start: Any, size: int) -> Any:
+    # All indices of one type, also where whole numbers have 64 bits.
+    return pl.ds(jnp.asarray(start, jnp.int32), size)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _flat(x: Array) -> Array:

@@ -1,0 +1,167 @@
+"""Fused kernels against the plain operations: values, gradients, exact zeros, rows on several devices.
+
+Without a GPU the kernels are interpreted, so these are their mathematics and not the code of a GPU.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.models.attention import attend, implementation_for
+from fusmae_jax.models.kernels import attention, norm
+from fusmae_jax.models.layers import NormSettings, normalise
+
+KINDS = [jnp.float32, jnp.float64]
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def close(ours, theirs, dtype):
+    tolerance = 1e-12 if dtype == jnp.float64 else 3e-6
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, float(jnp.abs(b).max())))
+
+
+# (queries, keys, heads, width of a head); None: as many keys as queries, in the same rows.
+LENGTHS = [(99, None, 3, 64), (37, None, 2, 16), (12, 21, 2, 8), (18, 130, 1, 32)]
+
+
+def attention_case(length, keys, heads, width, dtype):
+    whole = heads * width
+    queries = normal(0, 3, length, 3 * whole if keys is None else whole, dtype=dtype)
+    context = None if keys is None else normal(1, 3, keys, 2 * whole, dtype=dtype)
+    layout = attention.Layout(heads, width, *((whole, 2 * whole) if keys is None else (0, whole)))
+    valid = jax.random.bernoulli(jax.random.key(2), 0.7, (3, keys or length))
+    return queries, context, valid.at[0].set(True).at[2].set(False), layout
+
+
+def plain_attention(queries, context, valid, layout):
+    source = queries if context is None else context
+    whole = layout.heads * layout.head_width
+    query, key, value = (
+        x[..., start : start + whole].reshape(*x.shape[:2], layout.heads, -1)
+        for x, start in ((queries, 0), (source, layout.key), (source, layout.value))
+    )
+    return attend(query, key, value, valid, 'highest').reshape(*query.shape[:2], whole)
+
+
+@pytest.mark.parametrize('dtype', KINDS)
+@pytest.mark.parametrize('lengths', LENGTHS)
+def test_attention_is_that_of_plain_products(lengths, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        queries, context, valid, layout = attention_case(*lengths, dtype)
+        fused, pull = jax.vjp(lambda q, c: attention.fused_attention(q, c, valid, layout), queries, context)
+        plain, pull_plain = jax.vjp(lambda q, c: plain_attention(q, c, valid, layout), queries, context)
+        gradient = normal(3, *plain.shape, dtype=dtype)
+        gradients = pull(gradient)
+        close((fused, gradients), (plain, pull_plain(gradient)), dtype)
+    # No sample without a valid key has anything but zeros, and an invalid key has no part in any other.
+    assert not fused[2].any() and not any(g[2].any() for g in jax.tree.leaves(gradients))
+    of_keys = jax.tree.leaves(gradients)[-1][..., layout.key :]
+    assert not of_keys[~valid].any() and of_keys[valid].any(axis=-1).all()
+
+
+def test_attention_by_hand_has_the_gradient_of_its_own_formula():
+    """The backward pass is written out; here it is held against the derivative of eq. (5)."""
+    with jax.enable_x64(True):
+        query, key, value = (normal(i, 2, 5, 2, 4, dtype=jnp.float64) for i in range(3))
+        valid = jnp.array([[True, False, True, True, False], [False] * 5])
+
+        def formula(query, key, value):
+            scores = jnp.einsum('bnhe,bmhe->bhnm', query, key) / 2
+            powers = jnp.exp(scores) * valid[:, None, None]
+            weights = powers / jnp.maximum(jnp.sum(powers, axis=-1, keepdims=True), 1e-30)
+            return jnp.einsum('bhnm,bmhe->bnhe', weights, value)
+
+        ours, pull = jax.vjp(lambda *x: attend(*x, valid), query, key, value)
+        theirs, pull_formula = jax.vjp(formula, query, key, value)
+        gradient = normal(3, *ours.shape, dtype=jnp.float64)
+        close((ours, pull(gradient)), (theirs, pull_formula(gradient)), jnp.float64)
+
+
+@pytest.mark.parametrize('dtype', KINDS)
+@pytest.mark.parametrize(
+    ('rows', 'width', 'summed'), [((3, 7), 24, True), ((2, 9), 64, False), ((1, 1), 5, True)]
+)
+def test_sum_and_norm_are_those_of_plain_operations(rows, width, summed, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        x = 2 * normal(0, *rows, width, dtype=dtype) + 1
+        branch = normal(1, *rows, width, dtype=dtype) if summed else None
+        scale, bias = normal(2, width, dtype=dtype), normal(3, width, dtype=dtype)
+        settings = NormSettings(1e-6, False, jnp.dtype(dtype), jnp.dtype(dtype))
+
+        def plain(x, branch, scale, bias):
+            total = x if branch is None else x + branch
+            return total, normalise(total, scale, bias, settings)
+
+        def fused(x, branch, scale, bias):
+            return norm.fused_add_norm(x, branch, scale, bias, 1e-6, jnp.dtype(dtype))
+
+        ours, pull = jax.vjp(fused, x, branch, scale, bias)
+        theirs, pull_plain = jax.vjp(plain, x, branch, scale, bias)
+        gradients = tuple(normal(4 + i, *x.shape, dtype=dtype) for i in range(2))
+        close((ours, pull(gradients)), (theirs, pull_plain(gradients)), dtype)
+
+
+def test_norm_by_hand_has_the_gradient_of_its_own_formula():
+    def formula(x, scale, bias):
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        deviation = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
+        return centred / deviation * scale[None] + bias[None]
+
+    with jax.enable_x64(True):
+        x, scale, bias = (normal(i, *s, dtype=jnp.float64) for i, s in enumerate([(6, 8), (8,), (8,)]))
+        gradient = normal(3, 6, 8, dtype=jnp.float64)
+        theirs, pull_formula = jax.vjp(formula, x, scale, bias)
+        for fast in (False, True):
+            settings = NormSettings(1e-6, fast, x.dtype, x.dtype)
+            ours, pull = jax.vjp(lambda *a, s=settings: normalise(*a, s), x, scale, bias)
+            close((ours, pull(gradient)), (theirs, pull_formula(gradient)), jnp.float64)
+
+
+def test_each_device_works_on_its_own_rows():
+    """The same numbers, and nothing sent but the gradients of what all rows share."""
+    mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*s)) for s in ([('data', 'fsdp')], []))
+    x, scale, bias = normal(0, 8, 6, 48), normal(1, 48), normal(2, 48)
+    valid = jnp.ones((8, 6), bool)
+    layout = attention.Layout(2, 8, 16, 32)
+
+    def loss(x, scale, bias):
+        total, normed = norm.fused_add_norm(x, 2 * x, scale, bias, 1e-6, x.dtype)
+        attended = attention.fused_attention(normed, None, valid, layout)
+        return jnp.sum(jnp.sin(attended)) + jnp.sum(jnp.cos(total))
+
+    expected = jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=(rows, whole, whole))
+    with jax.set_mesh(mesh):
+        program = gradient.lower(x, scale, bias).compile()
+    close(program(jax.device_put(x, rows), *jax.device_put((scale, bias), whole)), expected, jnp.float32)
+    assert all(f' {kind}(' not in program.as_text() for kind in ('all-gather', 'all-to-all'))
+
+
+def test_which_implementation_computes_attention():
+    assert implementation_for('auto', jnp.bfloat16, 64, 99) == 'xla'  # of a CPU
+    assert implementation_for('pallas', jnp.float32, 64, 99) == 'pallas'
+    with pytest.raises(
+        InputError, match=r'cudnn computes in bfloat16 on a GPU.*float32 on cpu.*attention=auto'
+    ):
+        implementation_for('cudnn', jnp.float32, 64, 99)
+    with pytest.raises(InputError, match=r'up to 256 keys; found float32, heads of 64 and 257 keys'):
+        implementation_for('pallas', jnp.float32, 64, 257)
+
+
+def test_on_a_gpu_short_sequences_in_half_precision_are_fused(monkeypatch):
+    for module in ('attention', 'kernels.attention'):
+        monkeypatch.setattr(f'fusmae_jax.models.{module}.target_platform', lambda: 'gpu')
+    assert implementation_for('auto', jnp.bfloat16, 64, 256) == 'pallas'
+    assert implementation_for('auto', jnp.bfloat16, 64, 393) == 'cudnn'  # all patches of two sensors
+    assert implementation_for('auto', jnp.bfloat16, 24, 99) == 'cudnn'
+    assert implementation_for('auto', jnp.bfloat16, 20, 99) == 'xla'
+    assert implementation_for('auto', jnp.float32, 64, 99) == 'xla'
