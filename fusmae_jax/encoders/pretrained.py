@@ -226,5 +226,5 @@ def _patches(config: Config, fields: Mapping[str, Mapping[str, Field]]) -> dict[
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=given))
     arrays = {field: x for parts in fields.values() for field, x in parts.items()}
     contract = Contract(groups={field: x.group for field, x in arrays.items()})
-    values: dict[str, Any] = {field: x.values for field, x in arrays.items()}
-    return dict(make_inputs(config, contract)(values, None))
+    batch = {field: jnp.asarray(x.values) for field, x in arrays.items()}
+    return dict(make_inputs(config, contract)(batch, None))

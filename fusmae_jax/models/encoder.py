@@ -74,13 +74,13 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        patches: Mapping[str, Float[Array, 'b _ p']],
+        patches: Mapping[str, Float[Array, 'b _ _']],
         valid: Mapping[str, Bool[Array, 'b _']],
         ids: Mapping[str, Int[Array, 'b _']] | None = None,
         *,
         paths: Paths | None = None,
         capture: bool = False,
-    ) -> tuple[dict[str, Float[Array, 'b _ d']], Float[Array, 'b d'], dict[str, Array]]:
+    ) -> tuple[dict[str, Float[Array, 'b _ d']], Float[Array, 'b _'], dict[str, Array]]:
         """Encodes patches.
 
         Args:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -51,7 +52,7 @@ class Reconstructor:
             if masked.slots is None:
                 drawn = in_raster_order(target, valid, predicted, masked.order[name], masked.visible)
             else:
-                hidden = np.asarray(masked.targets(name)[1])
+                hidden = np.asarray(jax.tree.map(jnp.asarray, masked).targets(name)[1])
                 drawn = in_place(target, valid, predicted, hidden)
             panels[name] = drawn[: len(records)]
         return panels

@@ -174,7 +174,7 @@ def _inputs(
 
 
 def _logits(
-    model: dino_model.DinoModel, views: tuple[Float[Array, 'b _ h w c'], ...], paths: list[Array] | None
+    model: dino_model.DinoModel, views: tuple[Float[Array, 'b _ _ _ c'], ...], paths: list[Array] | None
 ) -> Float[Array, 'b v k']:
     """Logits of the crops of each size, side by side; the head runs once over all of them."""
     features = []

@@ -63,7 +63,8 @@ def net_of(modalities=('s1', 's2'), absent='self', image='resize', depth=2, **ch
 def gradients(net, params, settings):
     loss = classification(net, settings).loss
     extra = {'seed': jnp.uint32(0)}
-    grads = jax.jit(jax.grad(lambda p: loss(p, extra, batch(4), jax.random.key(0))[0]))(params)
+    of_records = jax.grad(lambda p, records: loss(p, extra, records, jax.random.key(0))[0])
+    grads = jax.jit(of_records)(params, batch(4))
     return {path_name(path): np.asarray(g) for path, g in jax.tree_util.tree_leaves_with_path(grads)}
 
 

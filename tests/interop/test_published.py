@@ -52,7 +52,7 @@ def given(settings, *names):
 def seen(settings, side, batch, *names):
     """What goes into the patches of some modalities: name -> (b, h, w, bands)."""
     config = given(settings, *(names or ('s1', 's2')))
-    patches = make_inputs(config, contract(side))(batch, None)
+    patches = make_inputs(config, contract(side))(jax.tree.map(jnp.asarray, batch), None)
     model = config.model
     return {
         name: unpatchify(np.asarray(p.values), model.grid, model.patch_size) for name, p in patches.items()

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ from tests.support.tiny import tiny_config
 def scene():
     config = tiny_config()
     image = np.random.default_rng(0).normal(size=(1, 32, 32, 12)).astype(np.float32)
-    target = np.asarray(patchify(image, 8))[0]
+    target = np.asarray(patchify(jnp.asarray(image), 8))[0]
     valid = np.ones_like(target, bool)
     visible = np.arange(16) < 4
     return config, image[0], Panel(target, target.copy(), valid, visible)
@@ -36,12 +37,12 @@ def test_ratios_of_known_guesses(scene):
     perfect = errors(panel, config)
     assert perfect['model'] == 0
     means = np.broadcast_to(image.mean((0, 1)), image.shape)
-    guess = panel._replace(predicted=np.asarray(patchify(means[None], 8))[0])
+    guess = panel._replace(predicted=np.asarray(patchify(jnp.asarray(means[None]), 8))[0])
     assert errors(guess, config)['model'] == pytest.approx(errors(guess, config)['mean'], rel=1e-5)
     # White noise: the mean of a block of 64 pixels leaves 63/64 of the variance.
     assert perfect['block'] / perfect['mean'] == pytest.approx(63 / 64, rel=0.01)
     blocks = image.reshape(4, 8, 4, 8, 12).mean((1, 3)).repeat(8, 0).repeat(8, 1)
-    guess = panel._replace(predicted=np.asarray(patchify(blocks[None], 8))[0])
+    guess = panel._replace(predicted=np.asarray(patchify(jnp.asarray(blocks[None]), 8))[0])
     assert errors(guess, config)['model'] == pytest.approx(perfect['block'], rel=1e-5)
 
 

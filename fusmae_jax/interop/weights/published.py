@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -209,7 +210,7 @@ def _stacked(params: Mapping[str, Any], source: Model, model: Model, offset: flo
     patch = encoder['patch'][STACK]
     encoder['patch'] = {STACK: {**patch, 'kernel': patch['kernel'][stacked_order(model)]}}
     if 'position_table' in encoder:
-        table = encoder['position_table']
+        table = jnp.asarray(encoder['position_table'])
         encoder['position_table'] = np.asarray(resize_positions(table, source.grid, model.grid, offset))
     return {'encoder': encoder, 'decoders': params['decoders']}
 
