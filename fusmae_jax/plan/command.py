@@ -58,7 +58,7 @@ def make_plan(
 
     setup = build(config)
     batch_size, limit = config.train.batch_size, target.memory
-    step = compile_step(setup, batch_size, quick=True, list_collectives=True)
+    step = compile_step(setup, batch_size, quick=True, inspect=True)
     sizes = _sizes(setup, step, limit)
     line, batches = _line(setup, sizes), batches_of(setup)
     rows = largest_rows(line, limit) if line else None
