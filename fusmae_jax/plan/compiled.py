@@ -1,9 +1,7 @@
 """The real train step, compiled for a machine: its program, and what it holds on one device."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -59,8 +57,7 @@ def compile_step(setup: Setup, batch_size: int, *, quick: bool, inspect: bool = 
     A program that is too large for the device is an answer, not an error.
     """
     begin = time.perf_counter()
-    with _whole_stacks() if inspect else contextlib.nullcontext():
-        lowered = setup.lower(batch_size)
+    lowered = setup.lower(batch_size)
     try:
         compiled = lowered.compile(compiler_options=_options(setup.mesh.devices.flat[0], quick))
     except jax.errors.JaxRuntimeError as error:
@@ -81,17 +78,6 @@ def _options(device: jax.Device, quick: bool) -> dict[str, Any] | None:
     if device.platform == 'gpu' and not is_here(device):
         return NO_AUTOTUNER
     return QUICK if quick and device.platform == 'tpu' else None
-
-
-@contextlib.contextmanager
-def _whole_stacks() -> Iterator[None]:
-    """Lowers with the whole stack of each operation, by which its part of the model is told."""
-    limit = jax.config.jax_traceback_in_locations_limit
-    jax.config.update('jax_traceback_in_locations_limit', -1)
-    try:
-        yield
-    finally:
-        jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def held(compiled: jax.stages.Compiled) -> Memory:

@@ -33,7 +33,7 @@ class Shape(NamedTuple):
     dims: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Numbers in it."""
         return math.prod(self.dims)
 
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
     def bytes(self) -> int:
         """Bytes of it, without the padding of tiled layouts."""
         bits = BITS.get(self.dtype) or int(re.findall(r'\d+', self.dtype)[0])
-        return self.count * bits // 8
+        return self.size * bits // 8
 
 
 class Frame(NamedTuple):

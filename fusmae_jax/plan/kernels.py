@@ -12,11 +12,8 @@ from typing import NamedTuple
 from fusmae_jax.plan.hlo import CONTROL, Computation, Instruction, Module, Shape, Step
 
 # They move nothing: names for buffers, containers, and ends of what was counted at its start.
-FREE = frozenset(
-    ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'opt-barrier', 'domain')
-    + ('after-all', 'add-dependency', 'partition-id', 'replica-id')
-    + (*CONTROL, 'async-update')
-)
+NAMES = 'parameter constant tuple get-tuple-element bitcast opt-barrier domain after-all add-dependency'
+FREE = frozenset({*NAMES.split(), *CONTROL, 'async-update', 'partition-id', 'replica-id'})
 # The same numbers in another place; `pad` writes them with zeros around.
 MOVES = ('pad', 'copy', 'transpose', 'concatenate', 'slice', 'dynamic-slice', 'dynamic-update-slice')
 FILL = 'fill'  # a constant, written all over a buffer
@@ -36,9 +33,10 @@ class Product(NamedTuple):
     flops: int  # two for a multiply-add
     dtype: str  # of its operands, the wider one
     exact: bool  # float32 operands stay float32 (precision 'highest'); else tensor cores take them as tf32
-    rows: int  # of the output, or of all outputs of a batch together where it is one matrix a sample
+    rows: int  # of the output, of one of them where they are batched
     columns: int
     batched: bool
+    sums_rows: bool = False  # runs over the leading axis of its left side, as gradients of weights do
 
 
 class Kernel(NamedTuple):
@@ -165,7 +163,7 @@ def _hero(fused: Computation, fusion: Instruction, outside: Computation) -> str:
 
 
 def _constant(known: Computation, name: str) -> bool:
-    return name in known and known[name].opcode == 'constant' and known[name].shapes[0].count == 1
+    return name in known and known[name].opcode == 'constant' and known[name].shapes[0].size == 1
 
 
 def _products(module: Module, fused: Computation) -> Iterator[Product]:
@@ -199,20 +197,21 @@ def _product(
 ) -> Product:
     inner = _count(left, contracted)
     samples = _count(left, batch)
-    rows = left.count // max(inner * samples, 1)
+    rows = left.size // max(inner * samples, 1)
     # cuBLAS pads what is no multiple of 8: the output, with the padding, is what is computed.
     return Product(
-        flops=2 * out.count * inner,
-        dtype=max(left, right, key=lambda shape: shape.bytes / max(shape.count, 1)).dtype,
+        flops=2 * out.size * inner,
+        dtype=max(left, right, key=lambda shape: shape.bytes / max(shape.size, 1)).dtype,
         exact=exact,
         rows=rows,
-        columns=out.count // max(rows * samples, 1),
+        columns=out.size // max(rows * samples, 1),
         batched=samples > 1,
+        sums_rows=contracted == [0],
     )
 
 
 def _count(shape: Shape, axes: list[int]) -> int:
-    return Shape('', tuple(shape.dims[axis] for axis in axes)).count
+    return Shape('', tuple(shape.dims[axis] for axis in axes)).size
 
 
 def _call_traffic(call: Instruction, known: Computation) -> tuple[int, int]:
@@ -244,7 +243,7 @@ def _call_product(call: Instruction, known: Computation) -> Product | None:
         return _product(shapes[0], shapes[1], call.shapes[0], contracted, batch, exact)
     if call.target.startswith(ATTENTION) and len(shapes) > 2:
         way = 'backward' if 'Backward' in call.target else 'forward'
-        return _attention(shapes[0], shapes[0].count, shapes[1].dims[1], way)
+        return _attention(shapes[0], shapes[0].size, shapes[1].dims[1], way)
     name = KERNEL_NAME.search(call.attributes) if TRITON.search(call.target) else None
     return _fused_attention(call, shapes, name[1]) if name else None
 
@@ -259,8 +258,8 @@ def _fused_attention(call: Instruction, shapes: list[Shape], way: str) -> Produc
     if len(tokens) < 2 or len(shapes[0].dims) < 3:
         return None
     first = tokens[0]
-    thirds = any(first.count == 3 * other.count for other in tokens[1:])
-    count = first.count // 3 if thirds else first.count
+    thirds = any(first.size == 3 * other.size for other in tokens[1:])
+    count = first.size // 3 if thirds else first.size
     keys = first if thirds else tokens[1]
     return _attention(first, count, keys.dims[1], way)
 

@@ -6,9 +6,10 @@ kernels, products of shapes that fill the chip badly, arithmetic outside product
 devices are not in it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from fusmae_jax.plan.collectives import kind_of
 from fusmae_jax.plan.gpus import Gpu
 from fusmae_jax.plan.hlo import Module
 from fusmae_jax.plan.kernels import FILL, MOVES, Kernel, Product, kernels
@@ -52,21 +53,12 @@ class Roofline(NamedTuple):
         """The whole step."""
         return _sum(self.kernels)
 
-    def by_part(self) -> dict[str, Share]:
-        """The parts of the model, the longest first."""
-        return self._by(lambda placed: placed.place.part)
-
-    def by_kind(self, part: str) -> dict[str, Share]:
-        """The kinds of work within one part, the longest first."""
-        return Roofline(self.gpu, tuple(k for k in self.kernels if k.place.part == part))._by(
-            lambda placed: placed.place.kind
-        )
-
-    def _by(self, key: Callable[[Placed], str]) -> dict[str, Share]:
-        groups: dict[str, list[Placed]] = {}
+    def by_place(self) -> dict[Place, Share]:
+        """What each part of the model and kind of work adds up to, the longest first."""
+        groups: dict[Place, list[Placed]] = {}
         for placed in self.kernels:
-            groups.setdefault(key(placed), []).append(placed)
-        sums = {name: _sum(group) for name, group in groups.items()}
+            groups.setdefault(placed.place, []).append(placed)
+        sums = {where: _sum(group) for where, group in groups.items()}
         return dict(sorted(sums.items(), key=lambda item: -item[1].seconds))
 
     def wide_products(self) -> list[tuple[Placed, Product]]:
@@ -90,8 +82,12 @@ class Roofline(NamedTuple):
 
 
 def _sum(placed: Iterable[Placed]) -> Share:
-    shares = [each.share for each in placed]
-    return Share(*map(sum, zip(*shares))) if shares else Share()
+    return add(each.share for each in placed)
+
+
+def add(shares: Iterable[Share]) -> Share:
+    """Several shares as one."""
+    return Share(*map(sum, zip(*shares, Share())))
 
 
 def roofline(module: Module, gpu: Gpu) -> Roofline:
@@ -108,13 +104,18 @@ def roofline(module: Module, gpu: Gpu) -> Roofline:
 
 def _settled(place: Place, kernel: Kernel) -> Place:
     """What a kernel does for the loops around it, or for the network, has a kind of its own."""
-    if kernel.instruction.opcode.startswith(('all-', 'reduce-scatter', 'collective-')):
+    if kind_of(kernel.instruction):
         return Place(place.part, COLLECTIVES)
+    return stacked(place, kernel.hero)
+
+
+def stacked(place: Place, hero: str) -> Place:
+    """The place of what only moves the numbers of stacked blocks in and out of their stacks."""
     if place.part not in (BLOCKS, DECODERS):
         return place
-    if kernel.hero == FILL:
+    if hero == FILL:
         return Place(place.part, FILLS)
-    return Place(place.part, SLICES) if kernel.hero in ('dynamic-slice', 'dynamic-update-slice') else place
+    return Place(place.part, SLICES) if hero in ('dynamic-slice', 'dynamic-update-slice') else place
 
 
 def _share(kernel: Kernel, gpu: Gpu) -> Share:

@@ -33,15 +33,18 @@ class Chip(NamedTuple):
     hbm: int  # bytes; cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e
     axes: int  # dimensions of its network
     options: dict[str, Any]  # for libtpu
+    clock: float  # Hz at which its matrix units, all busy, give the peak of the data sheet
 
 
 # Both cores of a v4 or v5p chip are one device.
 MEGACORE = {'chip_config_name': 'megacore'}
 CHIPS = {
-    'v4': Chip(32 * GIB, 3, MEGACORE),
-    'v5e': Chip(16 * GIB, 2, {}),
-    'v5p': Chip(95 * GIB, 3, MEGACORE),
-    'v6e': Chip(32 * GIB, 2, {}),
+    'v4': Chip(32 * GIB, 3, MEGACORE, 1.05e9),  # 275 TFLOP/s of 8 units of 128 x 128 multiply-adds
+    'v5e': Chip(16 * GIB, 2, {}, 1.5e9),  # 197 of 4
+    'v5p': Chip(95 * GIB, 3, MEGACORE, 1.75e9),  # 459 of 8
+    # 918 of what is taken as 4 units of 256 x 256: the compiler reckons with more multiply-adds a cycle for a
+    # large product than the 2 units of its data sheet have.
+    'v6e': Chip(32 * GIB, 2, {}, 1.75e9),
 }
 
 
@@ -54,6 +57,7 @@ class Machine(NamedTuple):
     hosts: int
     memory: int  # bytes of one device that a program can have
     memory_source: str
+    clock: float | None = None  # Hz, of a TPU
 
     @property
     def kind(self) -> str:
@@ -88,7 +92,7 @@ def machine(name: str) -> Machine:
     limit, source = _compiler_limit(devices[0]), 'limit of the compiler'
     if limit is None:
         limit, source = chip.hbm, 'the whole HBM of the data sheet'
-    return Machine(name, devices, slices, hosts, limit, source)
+    return Machine(name, devices, slices, hosts, limit, source, chip.clock)
 
 
 def is_here(device: jax.Device) -> bool:
