@@ -22,7 +22,9 @@ PLAIN = ('bitcast', 'reshape', 'convert')  # behind them a value is still the sa
 GEMM = '__cublas'
 ATTENTION = '__cudnn$fmha'
 TRITON = re.compile(r'triton|mosaic_gpu')
+UNTOLD = re.compile(rf'{TRITON.pattern}|fmha')  # targets that multiply, perhaps in ways that are not known
 KERNEL_NAME = re.compile(r'attention_(forward|backward)')
+ALIASES = re.compile(r'output_to_operand_aliasing=\{((?:\{[\d, ]*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)*)')
 # Products of attention, each 2 b h n m e: scores and output; and backward scores, dV, dP, dQ, dK.
 PRODUCTS = {'forward': 2, 'backward': 5}
 
@@ -86,7 +88,7 @@ def _kernel(module: Module, step: Step) -> Kernel:
         read, written = _call_traffic(instruction, known)
         product = _call_product(instruction, known)
         products = (product,) if product else ()
-        unknown = not product and bool(TRITON.search(instruction.target))
+        unknown = not product and bool(UNTOLD.search(instruction.target))
         hero = instruction.target
     elif instruction.opcode == 'dot':
         products = (_dot(instruction, known),)
@@ -230,7 +232,7 @@ def _call_traffic(call: Instruction, known: Computation) -> tuple[int, int]:
 
 def _aliased(call: Instruction) -> list[int]:
     """Numbers of the operands whose buffers a call writes its results into."""
-    match = re.search(r'output_to_operand_aliasing=\{(.*?\})\}', call.attributes)
+    match = ALIASES.search(call.attributes)
     return [int(index) for index in re.findall(r': \((\d+)', match[1])] if match else []
 
 
@@ -242,10 +244,19 @@ def _call_product(call: Instruction, known: Computation) -> Product | None:
         exact = 'HIGHEST' in call.attributes
         return _product(shapes[0], shapes[1], call.shapes[0], contracted, batch, exact)
     if call.target.startswith(ATTENTION) and len(shapes) > 2:
-        way = 'backward' if 'Backward' in call.target else 'forward'
-        return _attention(shapes[0], shapes[0].size, shapes[1].dims[1], way)
-    name = KERNEL_NAME.search(call.attributes) if TRITON.search(call.target) else None
-    return _fused_attention(call, shapes, name[1]) if name else None
+        return _library_attention(call, shapes[0])
+    names = KERNEL_NAME.findall(call.op_name) if TRITON.search(call.target) else []
+    return _fused_attention(call, shapes, names[-1]) if names else None
+
+
+def _library_attention(call: Instruction, query: Shape) -> Product | None:
+    """The products of cuDNN's attention, whose configuration has the shape (b, h, n, m) of its scores."""
+    scores = _dims(r'"intermediate_tensor_shape":\{.*?"dimensions":\[([^\]]*)\]', call)
+    if len(scores) != 4:
+        return None
+    width = query.dims[-1]
+    way = 'backward' if 'Backward' in call.target else 'forward'
+    return _attention(query, Shape('', tuple(scores[:3])).size * width, scores[3], way)
 
 
 def _fused_attention(call: Instruction, shapes: list[Shape], way: str) -> Product | None:

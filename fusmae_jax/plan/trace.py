@@ -14,7 +14,9 @@ from etils import epath
 from fusmae_jax.errors import InputError
 from fusmae_jax.plan.hlo import CONTROL, Module, read
 
-FILES = '*.xplane.pb'
+# jax writes profiles below the folder that it is given; `run/profiling.py` gives it one of the workdir.
+BELOW = 'plugins/profile/*/*.xplane.pb'
+PLACES = ('*.xplane.pb', BELOW, f'profile/{BELOW}', f'profile/process_0/{BELOW}')
 # Lines of a device's plane on which each kernel stands once; others repeat them.
 KERNEL_LINES = re.compile(r'Stream|XLA Ops$')
 METADATA = b'/host:metadata'
@@ -65,13 +67,15 @@ def read_trace(path: epath.PathLike) -> Measured:
 
 
 def _newest(path: epath.Path) -> epath.Path:
-    files = [path] if path.is_file() else sorted(path.glob(f'**/{FILES}')) if path.is_dir() else []
+    if path.is_file():
+        return path
+    files = [file for place in PLACES for file in path.glob(place)] if path.is_dir() else []
     if not files:
         raise InputError(
-            f'--against={path}: no profile ({FILES}) is there; pretrain --profile=FIRST:LAST writes one to '
-            'the folder `profile` of its workdir'
+            f'--against={path}: no profile (*.xplane.pb) is there; pretrain --profile=FIRST:LAST writes one '
+            'to the folder `profile` of its workdir'
         )
-    return files[-1]  # folders are named by date and time
+    return max(files, key=str)  # folders are named by date and time
 
 
 def _devices(content: bytes) -> list[list[Event]]:

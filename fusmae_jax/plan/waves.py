@@ -12,7 +12,7 @@ from fusmae_jax.plan.batches import Batches
 from fusmae_jax.plan.roofline import Roofline
 
 TILE = (128, 256)
-REACH = (0.75, 1.5)  # rows to look at, as a share of the configured ones
+REACH = (0.5, 2.0)  # rows to look at, as a share of the configured ones
 SHOWN = 3
 MANY = 64
 
@@ -47,21 +47,31 @@ def linears(roofline: Roofline, rows: int) -> list[Linear]:
     ]
 
 
+def tiles(product: Linear, rows: int) -> int:
+    """Output tiles of a product, for so many rows of a batch."""
+    return math.ceil(product.tokens * rows / TILE[0]) * math.ceil(product.columns / TILE[1])
+
+
 def lost(products: Iterable[Linear], rows: int, cores: int) -> float:
     """The share of their time that incomplete waves cost, for so many rows of a batch."""
     full = actual = 0.0
-    for tokens, columns, flops in products:
-        tiles = math.ceil(tokens * rows / TILE[0]) * math.ceil(columns / TILE[1])
-        outputs = tokens * rows * columns / math.prod(TILE)
-        full += flops
-        actual += flops * math.ceil(tiles / cores) * cores / outputs
+    for product in products:
+        outputs = product.tokens * rows * product.columns / math.prod(TILE)
+        full += product.flops
+        actual += product.flops * math.ceil(tiles(product, rows) / cores) * cores / outputs
     return 1 - full / actual if actual else 0.0
 
 
-def waves(roofline: Roofline, batches: Batches, batch_size: int, largest: int | None) -> Waves:
-    """What incomplete waves cost at a batch size, and up to three near it that lose at most half as much."""
-    rows = batches.rows(batch_size)
-    products, cores = linears(roofline, rows), roofline.gpu.cores
+def waves(roofline: Roofline, batches: Batches, batch_size: int, largest: int | None) -> Waves | None:
+    """What incomplete waves cost at a batch size, and up to three near it that lose at most half as much.
+
+    None where no product has as many tiles as the chip has cores.
+    """
+    rows, cores = batches.rows(batch_size), roofline.gpu.cores
+    # Of what does not fill the chip once, the library makes smaller tiles.
+    products = [product for product in linears(roofline, rows) if tiles(product, rows) >= cores]
+    if not products:
+        return None
     now = lost(products, rows, cores)
     first, last = math.ceil(REACH[0] * rows), math.floor(REACH[1] * rows)
     losses = {}
