@@ -47,10 +47,9 @@ tpu: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[dev,tpu]'
 	$(BIN)/python -m pytest -m tpu
 
-# Plans for GPUs, compiled without hardware; the plugin must be of the version of jax.
+# Plans for GPUs, compiled without hardware.
 gpu-plan: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --editable '.[dev,cuda-plan]' \
-	  "jax-cuda13-plugin==$$($(BIN)/python -c 'import jax; print(jax.__version__)')"
+	$(BIN)/python -m pip install --quiet --editable '.[dev,cuda-plan]'
 	$(BIN)/python -m pytest -m gpu_plan
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
