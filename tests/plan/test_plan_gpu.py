@@ -120,7 +120,9 @@ def test_the_plan_of_a_small_model(monkeypatch):
     # Nearly everything has a place.
     rest = [share.seconds for place, share in plan.speed.places.items() if place.part == parts.OTHER]
     assert sum(rest) < 0.1 * total.seconds
-    assert total.flops == pytest.approx(plan.estimate.flops_per_image * 32 / 8, rel=0.5)
+    # Resampling is not part of the analytic figure, and what is no multiple of 8 is padded.
+    model = sum(share.flops for place, share in plan.speed.places.items() if place.part != parts.PREPARE)
+    assert 0.9 <= model / (plan.estimate.flops_per_image * 32 / 8) < 2
     assert plan.estimate.mfu_source == speed.MODELLED
     assert plan.estimate.images_per_second == pytest.approx(32 / total.seconds)
     text = '\n'.join(report.lines(plan))
