@@ -1,8 +1,9 @@
 """Which part of the model an instruction of the compiled step belongs to, and which kind of work it is.
 
-A part is told by a `jax.named_scope` of its name (see SCOPES) in the instruction's path, or else by the
-functions that were being traced when the instruction was made. The backward pass carries the stack frames of
-the forward pass, so it goes to the same part.
+Both are told by a `jax.named_scope` of their name (SCOPES, KIND_SCOPES) in the instruction's path, or else by
+the functions that were being traced when the instruction was made. The backward pass carries path and stack
+of the forward pass, so it goes to the same place. What a `jax.custom_vjp` function does has the frames of its
+caller and not its own: only a scope, or a plain function around it, names it.
 """
 
 import re
@@ -26,6 +27,13 @@ SCOPES = {
     'decoders': DECODERS,
     'loss': LOSS,
     'optimizer': OPTIMIZER,
+}
+KIND_SCOPES = {
+    'attend': 'attention core',
+    'attention_forward': 'attention core',
+    'attention_backward': 'attention core',
+    'layer_norm': 'LayerNorm',
+    'gelu': 'GELU',
 }
 # (part, file, function), each a pattern; the first that some frame of the stack matches.
 FRAMES = (
@@ -69,9 +77,8 @@ def place(op_name: str, stack: tuple[Frame, ...]) -> Place:
 
 
 def _part(op_name: str, stack: tuple[Frame, ...]) -> str:
-    scopes = [SCOPES[word] for word in re.split(r'[/()]+', op_name) if word in SCOPES]
-    if scopes:
-        return scopes[-1]
+    if part := _scope(op_name, SCOPES):
+        return part
     for part, file, function in FRAMES:
         if _any(stack, file, function):
             return part
@@ -82,15 +89,21 @@ def _part(op_name: str, stack: tuple[Frame, ...]) -> str:
 
 
 def _kind(op_name: str, stack: tuple[Frame, ...]) -> str:
+    if kind := _scope(op_name, KIND_SCOPES):
+        return kind
     for kind, file, function in KINDS:
         if _any(stack, file, function):
             return kind
-    if 'gelu' in op_name:
-        return 'GELU'
     mlp, linear = _any(stack, '', MLP), _any(stack, '', LINEAR)
     if linear:
         return 'MLP linears' if mlp else 'other linears'
     return 'GELU' if mlp else 'residual, rest'
+
+
+def _scope(op_name: str, scopes: Mapping[str, str]) -> str:
+    """What the innermost scope that has a meaning says; '' where there is none."""
+    meanings = [scopes[word] for word in re.split(r'[/()]+', op_name) if word in scopes]
+    return meanings[-1] if meanings else ''
 
 
 def _any(stack: tuple[Frame, ...], file: str, function: str) -> bool:

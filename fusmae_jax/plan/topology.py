@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+from argparse import ArgumentTypeError
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from packaging.requirements import Requirement
 
+from fusmae_jax.config.options import share
 from fusmae_jax.errors import InputError
 from fusmae_jax.plan.gpus import GPUS, Gpu, description
 
@@ -119,9 +121,16 @@ def _gpus(name: str, gpu: Gpu, count: int, hosts: int) -> Machine:
     except Exception as error:  # a class of jaxlib that differs between versions
         raise InputError(f"--topology={name}: jax's CUDA plugin refuses it ({error})") from error
     variable = next((v for v in SHARE_VARIABLES if os.environ.get(v)), '')
-    share = float(os.environ[variable]) if variable else SHARE
-    source = f'{share:.0%} of the card, which is what jax takes' + (f'; {variable}' if variable else '')
-    return Machine(name, list(described.devices), 1, hosts, int(share * gpu.memory), source)
+    taken = _share(variable) if variable else SHARE
+    source = f'{taken:.0%} of the card, which is what jax takes' + (f'; {variable}' if variable else '')
+    return Machine(name, list(described.devices), 1, hosts, int(taken * gpu.memory), source)
+
+
+def _share(variable: str) -> float:
+    try:
+        return share(os.environ[variable])
+    except ArgumentTypeError as error:
+        raise InputError(f'the environment variable {variable}: {error}') from error
 
 
 def _leave_accelerators_alone() -> None:

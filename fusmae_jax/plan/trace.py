@@ -109,14 +109,17 @@ def _measured(module: Module, devices: list[list[Event]], name: str) -> Measured
         times[instruction.name] = times.get(instruction.name, 0) + step.times
         if instruction.opcode in CONTROL:
             around.add(instruction.name)
+    # Where a kernel does not say which instruction it is, its own name is that of the instruction, nearly.
+    names = {n.replace('.', '_'): n for n in times} | {n: n for n in times}
     counts: collections.Counter[str] = collections.Counter()
     sums: dict[str, float] = {}
     spans = []
     for device in devices:
         step_events = [e for e in device if e.module in (name, '') and e.name not in around]
         for event in step_events:
-            counts[event.name] += event.name in times
-            sums[event.name] = sums.get(event.name, 0.0) + event.duration
+            instruction = names.get(event.name, event.name)
+            counts[instruction] += instruction in times
+            sums[instruction] = sums.get(instruction, 0.0) + event.duration
         starts = [event.start for event in step_events]
         ends = [event.start + event.duration for event in step_events]
         spans.append(max(ends, default=0.0) - min(starts, default=0.0))

@@ -88,6 +88,13 @@ def test_the_share_that_jax_takes_can_be_another(monkeypatch):
     assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' in machine.memory_source
 
 
+@pytest.mark.parametrize('text', ['much', '7', '0'])
+def test_a_share_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', text)
+    with pytest.raises(InputError, match='XLA_PYTHON_CLIENT_MEM_FRACTION'):
+        topology._share('XLA_PYTHON_CLIENT_MEM_FRACTION')
+
+
 @planned
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
 @pytest.mark.usefixtures('_as_a_run_compiles')

@@ -212,6 +212,26 @@ def test_the_stack_of_a_real_program():
     assert any(frame.file == __file__ for stack in stacks for frame in stack)
 
 
+def test_a_custom_derivative_is_named_by_a_scope_both_ways():
+    """Its function is in no stack; the scope is in the path of forward and backward pass."""
+
+    @jax.custom_vjp
+    def curve(x):
+        return jnp.tanh(x)
+
+    curve.defvjp(lambda x: (curve(x), x), lambda x, g: (g * jnp.cos(x),))
+
+    def loss(x):
+        with jax.named_scope('decoders'), jax.named_scope('gelu'):
+            return jnp.sum(curve(x))
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones((4, 4))).compile()
+    where = {
+        i.opcode: parts.place(i.op_name, ()) for i, *_ in read(compiled.as_text()).walk(into_fusions=True)
+    }
+    assert where['tanh'] == where['cosine'] == parts.Place(parts.DECODERS, 'GELU')
+
+
 def test_waves_of_tiles():
     # 256 samples of 99 tokens are 198 tiles high, and 3 wide: 594 tiles in 5 waves of 132.
     product = [Linear(99.0, 768, 1.0)]
