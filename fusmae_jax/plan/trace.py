@@ -117,9 +117,9 @@ def _measured(module: Module, devices: list[list[Event]], name: str) -> Measured
     for device in devices:
         step_events = [e for e in device if e.module in (name, '') and e.name not in around]
         for event in step_events:
-            instruction = names.get(event.name, event.name)
-            counts[instruction] += instruction in times
-            sums[instruction] = sums.get(instruction, 0.0) + event.duration
+            ran = names.get(event.name, event.name)
+            counts[ran] += ran in times
+            sums[ran] = sums.get(ran, 0.0) + event.duration
         starts = [event.start for event in step_events]
         ends = [event.start + event.duration for event in step_events]
         spans.append(max(ends, default=0.0) - min(starts, default=0.0))
