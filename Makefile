@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow storm tpu parity lint types bench clean
+.PHONY: help demo test slow storm tpu gpu-plan parity lint types bench clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | storm | tpu | parity | lint | types | bench | clean'
+	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | types | bench | clean'
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -31,12 +31,12 @@ demo: $(VENV)/.ready
 	@echo 'summary      runs/demo/summary.json'
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu_plan'
 	@echo 'Not run here: the comparison with PyTorch (make parity) and long checks (make slow).'
 
 # The archives at full test size, memory, kills; half an hour.
 slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'slow and not parity'
+	$(BIN)/python -m pytest -m 'slow and not parity and not gpu_plan'
 
 # Thirty kills at random moments over one run, which must end as if nothing had happened.
 storm: $(VENV)/.ready
@@ -46,6 +46,11 @@ storm: $(VENV)/.ready
 tpu: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[dev,tpu]'
 	$(BIN)/python -m pytest -m tpu
+
+# Plans for GPUs, compiled without hardware.
+gpu-plan: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev,cuda-plan]'
+	$(BIN)/python -m pytest -m gpu_plan
 
 # Against PyTorch and Hugging Face transformers, on the CPU.
 parity: $(VENV)/.ready

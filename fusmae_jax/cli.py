@@ -371,9 +371,11 @@ def _import(args: argparse.Namespace) -> int:
 @command(
     'plan',
     *config_file(),
-    option('--topology', 'NAME', 'v5e:16x16, v4:4x4x8, v5e:16x16x2slices, ..., or local', required=True),
+    option('--topology', 'NAME', 'v5e:16x16, v5e:16x16x2slices, h100:8x4hosts, ..., or local', required=True),
     options.Option('--verify', {'action': 'store_true', 'help': 'also compiles the largest batch'}),
-    option('--mfu', 'SHARE', 'utilisation that the estimate assumes; 0.4', type=options.share, default=0.4),
+    options.Option('--speed', {'action': 'store_true', 'help': "also a TPU compiler's estimate of the time"}),
+    option('--mfu', 'SHARE', 'utilisation, instead of what the program tells', type=options.share),
+    folder('--against', 'a profile of a run, to lay beside the model instead of planning', default=''),
     option('--examples', 'N', 'records of the training split', type=whole(0), default=0),
     JSON,
 )
@@ -382,9 +384,8 @@ def _plan(args: argparse.Namespace) -> int:
     config = _build(args)
     from fusmae_jax.plan.command import run_plan
 
-    return run_plan(
-        config, args.topology, verify=args.verify, as_json=args.json, mfu=args.mfu, examples=args.examples
-    )
+    chosen = {name: getattr(args, name) for name in ('verify', 'speed', 'against', 'mfu', 'examples')}
+    return run_plan(config, args.topology, as_json=args.json, **chosen)
 
 
 @command('tables', *config_file('configs/tables.py'), WORKDIR)

@@ -4,13 +4,19 @@ import dataclasses
 import json
 
 from fusmae_jax.config.run import Config
+from fusmae_jax.errors import InputError
 from fusmae_jax.parallel.mesh import make_mesh
+from fusmae_jax.plan.against import compare
+from fusmae_jax.plan.against import data as data_of
+from fusmae_jax.plan.against import lines as lines_of
 from fusmae_jax.plan.batches import Batches, MemoryLine, batches_of, largest_rows, line_through, second_point
 from fusmae_jax.plan.compiled import CompiledStep, compile_step, state_bytes
 from fusmae_jax.plan.records import layout
 from fusmae_jax.plan.remedies import remedies
 from fusmae_jax.plan.report import MachinePlan, data, estimate, lines
+from fusmae_jax.plan.speed import speed as speed_of
 from fusmae_jax.plan.topology import Machine, machine
+from fusmae_jax.plan.trace import read_trace
 from fusmae_jax.train.setup import Setup, make_setup
 
 MOST_TRIES = 5  # sizes to compile beside the configured one
@@ -22,32 +28,49 @@ def run_plan(
     topology: str,
     *,
     verify: bool = False,
+    speed: bool = False,
+    against: str = '',
     as_json: bool = False,
-    mfu: float = 0.4,
+    mfu: float | None = None,
     examples: int = 0,
 ) -> int:
     """Prints what a run needs on a machine; returns 1 if the configured batch does not fit it.
 
     Args:
         config: of a masked pretraining run.
-        topology: a TPU topology such as `v5e:16x16`, or `local`.
+        topology: TPUs or GPUs such as `v5e:16x16` or `h100:8`, or `local`.
         verify: also compile the largest batch, as a run would.
+        speed: also compile the step for a TPU as a run would, for its compiler's estimate of the time.
+        against: a profile of a run on that machine, to lay beside the model instead of planning.
         as_json: numbers instead of lines.
-        mfu: assumed model FLOPs utilisation, in (0, 1].
+        mfu: model FLOPs utilisation in (0, 1], where it is not to be taken from the program.
         examples: records of the training split; 0 takes the data's, or the published number.
 
     Raises:
         InputError: there is no such machine, or the settings do not fit together.
     """
-    plan = make_plan(config, machine(topology), verify=verify, mfu=mfu, examples=examples)
+    target = machine(topology)
+    if against:
+        comparison = compare(read_trace(against), target, config)
+        print(json.dumps(data_of(comparison), indent=2) if as_json else '\n'.join(lines_of(comparison)))
+        return 0
+    plan = make_plan(config, target, verify=verify, speed=speed, mfu=mfu, examples=examples)
     print(json.dumps(data(plan), indent=2) if as_json else '\n'.join(lines(plan)))
     return 0 if plan.fits else 1
 
 
 def make_plan(
-    config: Config, target: Machine, *, verify: bool = False, mfu: float = 0.4, examples: int = 0
+    config: Config,
+    target: Machine,
+    *,
+    verify: bool = False,
+    speed: bool = False,
+    mfu: float | None = None,
+    examples: int = 0,
 ) -> MachinePlan:
     """The plan of a run on a machine; see `run_plan`."""
+    if speed and target.platform == 'cpu':
+        raise InputError('--speed: nothing is known of the speed of a CPU; name TPUs or GPUs with --topology')
     config, notes = _settled(config, target)
     contract, examples, assumed = layout(config, examples)
     if assumed and config.data.stats == 'dataset':
@@ -58,7 +81,7 @@ def make_plan(
 
     setup = build(config)
     batch_size, limit = config.train.batch_size, target.memory
-    step = compile_step(setup, batch_size, quick=True, list_collectives=True)
+    step = compile_step(setup, batch_size, quick=True, inspect=True)
     sizes = _sizes(setup, step, limit)
     line, batches = _line(setup, sizes), batches_of(setup)
     rows = largest_rows(line, limit) if line else None
@@ -71,6 +94,12 @@ def make_plan(
     changes = []
     if step.total > limit:
         changes = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
+    timed = step
+    if speed and target.platform == 'tpu':
+        timed = compile_step(setup, batch_size, quick=False, inspect=True)
+    fast = None
+    if target.platform == 'gpu' or speed:
+        fast = speed_of(target, timed, batches, best)
     return MachinePlan(
         machine=target,
         setup=setup,
@@ -80,7 +109,8 @@ def make_plan(
         largest=best,
         verified=compile_step(setup, best, quick=False) if verify and best else None,
         remedies=changes,
-        estimate=estimate(setup, target, mfu),
+        speed=fast,
+        estimate=estimate(setup, target, fast, mfu),
         examples=examples,
         notes=(*notes, *assumed, *setup.notes),
     )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fusmae_jax.input.mixture import row_counts
+from fusmae_jax.plan import speed
 from fusmae_jax.plan.batches import MARGIN
 from fusmae_jax.plan.compiled import CompiledStep
 from fusmae_jax.plan.remedies import Remedy, sentence
@@ -13,20 +14,31 @@ from fusmae_jax.train.flops import peak_flops, train_flops_per_image
 from fusmae_jax.train.setup import Setup
 from fusmae_jax.train.step import abstract_batch
 
+ASSUMED_MFU = 0.4
+ASSUMED, GIVEN = 'assumed', 'given'  # or the source of a Speed
+
 
 class Estimate(NamedTuple):
     """What follows from the shapes and, for the last three, from `mfu`: None where the peak is unknown."""
 
     flops_per_image: float
     bytes_per_image: float  # as the host sends it to the device
-    mfu: float  # assumed
+    mfu: float
+    mfu_source: str  # ASSUMED, GIVEN, or where the speed of the step is from
     images_per_second: float | None
     hours: float | None  # in steps: evaluation, checkpoints and compilation come on top
     host_bytes_per_second: float | None  # into each host
 
 
-def estimate(setup: Setup, machine: Machine, mfu: float) -> Estimate:
-    """The estimate of a whole run at a model FLOPs utilisation in (0, 1]."""
+def estimate(setup: Setup, machine: Machine, known: speed.Speed | None, mfu: float | None) -> Estimate:
+    """The estimate of a whole run.
+
+    Args:
+        setup: the run.
+        machine: that it runs on.
+        known: speed of its step, where there is one.
+        mfu: model FLOPs utilisation in (0, 1] that the user gave; it goes before the speed.
+    """
     config = setup.config
     batch_size = config.train.batch_size
     rows = row_counts(config.data, batch_size)
@@ -34,11 +46,16 @@ def estimate(setup: Setup, machine: Machine, mfu: float) -> Estimate:
     image_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) / batch_size
     flops = train_flops_per_image(config)
     peak = peak_flops(machine.devices[0].device_kind)
+    source = GIVEN if mfu else known.source if known else ASSUMED
     if peak is None:
-        return Estimate(flops, image_bytes, mfu, None, None, None)
-    rate = mfu * peak * len(machine.devices) / flops
+        return Estimate(flops, image_bytes, mfu or ASSUMED_MFU, source, None, None, None)
+    peak *= len(machine.devices)
+    if known and not mfu:
+        mfu = batch_size * flops / (known.total.seconds * peak)
+    mfu = mfu or ASSUMED_MFU
+    rate = mfu * peak / flops
     hours = setup.total_steps * batch_size / rate / 3600
-    return Estimate(flops, image_bytes, mfu, rate, hours, rate * image_bytes / machine.hosts)
+    return Estimate(flops, image_bytes, mfu, source, rate, hours, rate * image_bytes / machine.hosts)
 
 
 class MachinePlan(NamedTuple):
@@ -52,6 +69,7 @@ class MachinePlan(NamedTuple):
     largest: int | None  # global batch; 0 if not even one row fits, None where memory does not grow
     verified: CompiledStep | None  # the largest batch, compiled as a run would
     remedies: list[Remedy]  # empty if the configured batch fits
+    speed: speed.Speed | None  # of a GPU, and of a TPU where it was asked for
     estimate: Estimate
     examples: int
     notes: tuple[str, ...]
@@ -69,7 +87,7 @@ def lines(plan: MachinePlan) -> list[str]:
     operations = f'operations  {flops}, forward and backward, recomputation not counted'
     out += [_title(plan), _memory(plan), _largest(plan), operations, _collectives(plan)]
     compiled = f'compiled    the train step of this configuration in {plan.step.seconds:.0f} s'
-    return [*out, *_estimate(plan), compiled]
+    return [*out, *(speed.lines(plan.speed) if plan.speed else []), *_estimate(plan), compiled]
 
 
 def _title(plan: MachinePlan) -> str:
@@ -136,10 +154,15 @@ def _estimate(plan: MachinePlan) -> list[str]:
     time = f'{e.hours:,.1f} h' if e.hours >= 1 else f'{e.hours * 60:,.1f} min'
     train = plan.setup.config.train
     length = 'over' if train.steps else f'{train.epochs:g} epochs of'
+    how = {
+        ASSUMED: f'if the MFU is {e.mfu:.0%} (an assumption)',
+        GIVEN: f'if the MFU is {e.mfu:.0%} (as given)',
+        speed.MODELLED: f'at most, MFU {e.mfu:.1%} by the floor above (modelled)',
+        speed.ESTIMATED: f"at MFU {e.mfu:.1%}, by the compiler's estimate above",
+    }[e.mfu_source]
     return [
-        f'estimate    {e.images_per_second:,.0f} images/s if the MFU is {e.mfu:.0%} (an assumption); '
-        f'{time} for {steps:,} steps, {length} {plan.examples:,} records, '
-        'without evaluation, checkpoints and compilation',
+        f'estimate    {e.images_per_second:,.0f} images/s {how}; {time} for {steps:,} steps, {length} '
+        f'{plan.examples:,} records, without evaluation, checkpoints and compilation',
         f'input       {e.host_bytes_per_second / 1e6:,.0f} MB/s and '
         f'{e.images_per_second / plan.machine.hosts:,.0f} records/s into each host '
         f'({e.bytes_per_image / 1e3:,.0f} kB a record)',
@@ -182,6 +205,7 @@ def data(plan: MachinePlan) -> dict[str, Any]:
             'exact': sent.exact,
             **{kind: traffic._asdict() for kind, traffic in sent.kinds.items()},
         },
+        'speed': plan.speed and speed.data(plan.speed),
         'estimate': plan.estimate._asdict(),
         'steps': setup.total_steps,
         'examples': plan.examples,

@@ -1,8 +1,9 @@
-"""The machine that a plan is for: a named TPU topology without hardware, or the devices at hand."""
+"""The machine that a plan is for: named TPU slices or GPUs that need not be there, or the devices at hand."""
 
 import importlib.util
 import os
 import re
+from argparse import ArgumentTypeError
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -11,12 +12,21 @@ import jax.numpy as jnp
 from absl import logging
 from packaging.requirements import Requirement
 
+from fusmae_jax.config.options import share
 from fusmae_jax.errors import InputError
+from fusmae_jax.plan.gpus import GPUS, Gpu, description
 
 GIB = 2**30
 LOCAL = 'local'
 SYNTAX = re.compile(r'(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2}?)(?:x(\d+)slices)?')
-EXAMPLES = 'v5e:16x16, v5p:4x4x4, v5e:16x16x2slices (two slices of 16 x 16), or local'
+GPU_SYNTAX = re.compile(rf'({"|".join(GPUS)}):(\d+)(?:x(\d+)hosts)?')
+EXAMPLES = (
+    'v5e:16x16, v5p:4x4x4, v5e:16x16x2slices (two slices of 16 x 16), h100:8, h100:8x4hosts (four hosts of 8 '
+    'GPUs), or local'
+)
+PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
+# Share of a GPU's memory that jax takes, and the variables that change it, the first that is set.
+SHARE, SHARE_VARIABLES = 0.75, ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 
 
 class Chip(NamedTuple):
@@ -25,15 +35,18 @@ class Chip(NamedTuple):
     hbm: int  # bytes; cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e
     axes: int  # dimensions of its network
     options: dict[str, Any]  # for libtpu
+    clock: float  # Hz at which its matrix units, all busy, give the peak of the data sheet
 
 
 # Both cores of a v4 or v5p chip are one device.
 MEGACORE = {'chip_config_name': 'megacore'}
 CHIPS = {
-    'v4': Chip(32 * GIB, 3, MEGACORE),
-    'v5e': Chip(16 * GIB, 2, {}),
-    'v5p': Chip(95 * GIB, 3, MEGACORE),
-    'v6e': Chip(32 * GIB, 2, {}),
+    'v4': Chip(32 * GIB, 3, MEGACORE, 1.05e9),  # 275 TFLOP/s of 8 units of 128 x 128 multiply-adds
+    'v5e': Chip(16 * GIB, 2, {}, 1.5e9),  # 197 of 4
+    'v5p': Chip(95 * GIB, 3, MEGACORE, 1.75e9),  # 459 of 8
+    # 918 of what is taken as 4 units of 256 x 256: the compiler reckons with more multiply-adds a cycle for a
+    # large product than the 2 units of its data sheet have.
+    'v6e': Chip(32 * GIB, 2, {}, 1.75e9),
 }
 
 
@@ -46,6 +59,7 @@ class Machine(NamedTuple):
     hosts: int
     memory: int  # bytes of one device that a program can have
     memory_source: str
+    clock: float | None = None  # Hz, of a TPU
 
     @property
     def kind(self) -> str:
@@ -62,6 +76,8 @@ def machine(name: str) -> Machine:
     """The machine of a `--topology`; raises InputError if there is none of that name."""
     if name == LOCAL:
         return _local()
+    if gpus := GPU_SYNTAX.fullmatch(name):
+        return _gpus(name, GPUS[gpus[1]], int(gpus[2]), int(gpus[3] or 1))
     match = SYNTAX.fullmatch(name)
     if not match:
         raise InputError(f'--topology={name}: not understood; write {EXAMPLES}')
@@ -78,7 +94,49 @@ def machine(name: str) -> Machine:
     limit, source = _compiler_limit(devices[0]), 'limit of the compiler'
     if limit is None:
         limit, source = chip.hbm, 'the whole HBM of the data sheet'
-    return Machine(name, devices, slices, hosts, limit, source)
+    return Machine(name, devices, slices, hosts, limit, source, chip.clock)
+
+
+def is_here(device: jax.Device) -> bool:
+    """Whether a device is one of this machine, and not of a description."""
+    return device in jax.devices()
+
+
+def _gpus(name: str, gpu: Gpu, count: int, hosts: int) -> Machine:
+    """Hosts of so many GPUs each, none of which need be there."""
+    if not count or not hosts:
+        raise InputError(f'--topology={name}: there must be at least one GPU and one host')
+    if not any(importlib.util.find_spec(plugin) for plugin in PLUGINS):
+        raise InputError(
+            f"--topology={name} is compiled by jax's CUDA plugin, which is not installed: "
+            'pip install -e ".[cuda-plan]" (no GPU is needed), or use --topology=local'
+        )
+    _leave_accelerators_alone()
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(
+            platform='cuda', topology_name='', target_config=description(gpu), topology=f'{hosts}x1x{count}'
+        )
+    except Exception as error:  # a class of jaxlib that differs between versions
+        raise InputError(f"--topology={name}: jax's CUDA plugin refuses it ({error})") from error
+    variable = next((v for v in SHARE_VARIABLES if os.environ.get(v)), '')
+    taken = _share(variable) if variable else SHARE
+    source = f'{taken:.0%} of the card, which is what jax takes' + (f'; {variable}' if variable else '')
+    return Machine(name, list(described.devices), 1, hosts, int(taken * gpu.memory), source)
+
+
+def _share(variable: str) -> float:
+    try:
+        return share(os.environ[variable])
+    except ArgumentTypeError as error:
+        raise InputError(f'the environment variable {variable}: {error}') from error
+
+
+def _leave_accelerators_alone() -> None:
+    # Sharded constants are made on this host's own devices: a CPU will do, where nobody asked for another.
+    if not os.environ.get('JAX_PLATFORMS'):
+        jax.config.update('jax_platforms', 'cpu')
 
 
 def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Device]:
@@ -98,11 +156,9 @@ def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Devic
         ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'),
     ):
         os.environ.setdefault(key, value)
+    _leave_accelerators_alone()
     from jax.experimental import topologies
 
-    # Sharded constants are made on this host's own devices: a CPU will do, where nobody asked for another.
-    if not os.environ.get('JAX_PLATFORMS'):
-        jax.config.update('jax_platforms', 'cpu')
     several = {'num_slices': slices} if slices > 1 else {}
     try:
         described = topologies.get_topology_desc(

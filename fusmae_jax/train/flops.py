@@ -23,6 +23,7 @@ PEAK_BF16 = {
     'NVIDIA A100-SXM4': 312e12,
     'NVIDIA H100': 989e12,
     'NVIDIA H200': 989e12,
+    'NVIDIA B200': 2250e12,
     'NVIDIA L4': 121e12,
 }
 # Slower cards with the same chip, and a part of one.

@@ -17,7 +17,8 @@ from fusmae_jax.input.mixture import check_rows, row_counts
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.plan import batches, command, compiled, remedies, report, topology
 from fusmae_jax.plan.batches import Batches, batches_of
-from fusmae_jax.plan.compiled import Traffic, of_program, read_program
+from fusmae_jax.plan.collectives import Traffic, of_module, of_program
+from fusmae_jax.plan.hlo import read
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config, tiny_model
@@ -220,7 +221,7 @@ ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
 
 def test_the_text_of_a_tpu_program():
     """Loop lengths stand in the condition, layouts have brackets, asynchronous results repeat operands."""
-    found = read_program(TPU)
+    found = of_module(read(TPU))
     assert found.exact
     assert found.kinds == {
         'all-reduce': Traffic(11, 11 * (8 * 4 * 2 + 4 * 4)),
