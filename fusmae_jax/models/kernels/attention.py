@@ -83,18 +83,18 @@ def _forward(queries: Array, context: Array | None, valid: Array, layout: Layout
     width = layout.heads * layout.head_width
     tile = FORWARD[_power_of_two(valid.shape[1])]
 
-    def call(valid: Array, *sources: Array) -> Array:
-        batch = len(valid)
+    def call(*arrays: Array) -> Array:
+        batch = len(arrays[0])
         return pl.pallas_call(
             functools.partial(_forward_kernel, layout=layout, rows=tile.rows),
             grid=(batch, layout.heads, -(-length // tile.rows)),
-            in_specs=[_whole(x) for x in (valid, *sources)],
+            in_specs=[_whole(x) for x in arrays],
             out_specs=pl.BlockSpec((None, length, width), lambda b, *_: (b, 0, 0)),
             out_shape=jax.ShapeDtypeStruct((batch, length, width), queries.dtype),
             **_how(tile, 'attention_forward'),
-        )(valid, *sources)
+        )(*arrays)
 
-    return on_each_device(call, valid.astype(jnp.int8), *_sources(queries, context))
+    return on_each_device(call, *_sources(queries, context), valid.astype(jnp.int8))
 
 
 def _backward(
@@ -103,17 +103,19 @@ def _backward(
     queries, context, valid = kept
     tile = BACKWARD[_power_of_two(valid.shape[1])]
 
-    def call(valid: Array, gradient: Array, *sources: Array) -> Any:
+    def call(*arrays: Array) -> Any:
+        sources = arrays[:-2]
         return pl.pallas_call(
             functools.partial(_backward_kernel, layout=layout, rows=tile.rows, count=len(sources)),
-            grid=(len(valid), layout.heads),
-            in_specs=[_whole(x) for x in (valid, gradient, *sources)],
+            grid=(len(sources[0]), layout.heads),
+            in_specs=[_whole(x) for x in arrays],
             out_specs=[_whole(x) for x in sources],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in sources],
             **_how(tile, 'attention_backward'),
-        )(valid, gradient, *sources)
+        )(*arrays)
 
-    gradients = on_each_device(call, valid.astype(jnp.int8), gradient, *_sources(queries, context))
+    arrays = (*_sources(queries, context), valid.astype(jnp.int8), gradient)
+    gradients = on_each_device(call, *arrays)
     return gradients[0], None if context is None else gradients[1], None
 
 
@@ -125,9 +127,9 @@ def _sources(queries: Array, context: Array | None) -> list[Array]:
 fused_attention.defvjp(lambda q, c, v, layout: (_forward(q, c, v, layout), (q, c, v)), _backward)
 
 
-def _forward_kernel(valid_ref: Any, *refs: Any, layout: Layout, rows: int) -> None:
+def _forward_kernel(*refs: Any, layout: Layout, rows: int) -> None:
     """The result of one head for `rows` queries."""
-    *sources, out_ref = refs
+    *sources, valid_ref, out_ref = refs
     head, start = pl.program_id(1), pl.program_id(2) * rows
     key, value, valid = _keys(sources[-1], valid_ref, layout, head)
     query = _load(sources[0], start, rows, layout.columns(0, head))
@@ -136,11 +138,10 @@ def _forward_kernel(valid_ref: Any, *refs: Any, layout: Layout, rows: int) -> No
     _store(out_ref, start, layout.columns(0, head), out)
 
 
-def _backward_kernel(
-    valid_ref: Any, gradient_ref: Any, *refs: Any, layout: Layout, rows: int, count: int
-) -> None:
-    """The gradients of one head, `rows` queries at a time."""
-    sources, out_refs = refs[:count], refs[count:]
+def _backward_kernel(*refs: Any, layout: Layout, rows: int, count: int) -> None:
+    """The gradients of one head, `rows` queries at a time; `count` arrays to read and to write."""
+    sources, out_refs = refs[:count], refs[-count:]
+    valid_ref, gradient_ref = refs[count : count + 2]
     head, query_ref = pl.program_id(1), sources[0]
     key, value, valid = _keys(sources[-1], valid_ref, layout, head)
 
