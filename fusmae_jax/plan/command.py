@@ -14,6 +14,7 @@ from fusmae_jax.plan.compiled import CompiledStep, compile_step, state_bytes
 from fusmae_jax.plan.records import layout
 from fusmae_jax.plan.remedies import remedies
 from fusmae_jax.plan.report import MachinePlan, data, estimate, lines
+from fusmae_jax.plan.speed import Speed
 from fusmae_jax.plan.speed import speed as speed_of
 from fusmae_jax.plan.topology import Machine, machine
 from fusmae_jax.plan.trace import read_trace
@@ -94,12 +95,7 @@ def make_plan(
     changes = []
     if step.total > limit:
         changes = remedies(setup, step, line, limit, build, lambda s: compile_step(s, batch_size, quick=True))
-    timed = step
-    if speed and target.platform == 'tpu':
-        timed = compile_step(setup, batch_size, quick=False, inspect=True)
-    fast = None
-    if target.platform == 'gpu' or speed:
-        fast = speed_of(target, timed, batches, best)
+    fast = _speed(setup, target, step, best, speed)
     return MachinePlan(
         machine=target,
         setup=setup,
@@ -114,6 +110,18 @@ def make_plan(
         examples=examples,
         notes=(*notes, *assumed, *setup.notes),
     )
+
+
+def _speed(
+    setup: Setup, target: Machine, step: CompiledStep, largest: int | None, asked: bool
+) -> Speed | None:
+    """The speed of the configured step: of a GPU always, of a TPU where it was asked for."""
+    if target.platform == 'tpu' and asked:
+        # With the effort of a run: what the compiler expects of a quick program is three times too slow.
+        step = compile_step(setup, step.batch_size, quick=False, inspect=True)
+    elif target.platform != 'gpu':
+        return None
+    return speed_of(target, step, batches_of(setup), largest)
 
 
 def _settled(config: Config, target: Machine) -> tuple[Config, tuple[str, ...]]:

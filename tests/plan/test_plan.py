@@ -10,7 +10,11 @@ from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
-from fusmae_jax.plan import batches, command, records, report, topology
+from fusmae_jax.plan import batches, command, records, report, speed, topology
+from fusmae_jax.plan.parts import Place
+from fusmae_jax.plan.roofline import Share
+from fusmae_jax.train.setup import make_setup
+from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config, tiny_model
 
 MEBIBYTE = 2**20
@@ -98,6 +102,32 @@ def test_a_batch_that_the_machine_cannot_split_is_planned_as_the_nearest(here, c
 def test_half_precision_is_chosen_for_the_machine_and_not_for_this_host(here):
     config, notes = command._settled(tiny_config(), here)
     assert config.train.compute_dtype == 'auto' and not notes
+
+
+def test_an_estimate_says_where_its_mfu_is_from(here):
+    class Device:
+        device_kind, platform = 'NVIDIA H200', 'gpu'
+
+    machine = here._replace(devices=[Device(), Device()])
+    setup = make_setup(small_config(), CONTRACT, 100, jax.devices()[:2])
+    second = speed.Speed(speed.MODELLED, {Place('loss', ''): Share(seconds=1.0)}, True)
+
+    def made(*args):
+        return report.estimate(setup, machine, *args)
+
+    modelled, assumed, given = made(second, None), made(None, None), made(second, 0.5)
+    assert (modelled.mfu_source, assumed.mfu_source, given.mfu_source) == ('modelled', 'assumed', 'given')
+    assert modelled.images_per_second == pytest.approx(8)  # a batch in a second
+    assert modelled.mfu == pytest.approx(8 * modelled.flops_per_image / (2 * 989e12))
+    assert modelled.hours == pytest.approx(setup.total_steps / 3600)
+    assert assumed.mfu == 0.4 and given.images_per_second == pytest.approx(
+        0.5 * 2 * 989e12 / given.flops_per_image
+    )
+
+
+def test_nothing_is_known_of_the_speed_of_a_cpu(here):
+    with pytest.raises(InputError, match='--speed'):
+        command.make_plan(small_config(), here, speed=True)
 
 
 @pytest.mark.parametrize(
