@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder, split_name
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.example import Example, Image
 from fusmae_jax.storage import read_npz
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
@@ -32,8 +30,8 @@ class Source:
     """Random access to one split: `source[i]` is a dict of arrays with the wanted image fields and LABELS.
 
     Splits and files are TFDS's; a record is decoded here, from the contract: an image is stored as plain
-    bytes, and TFDS's general decoder takes a quarter of the time that reading takes. Pickles small: the
-    reader opens on first use, in whichever thread or process that is.
+    bytes, and a view of them is all that it takes (`input/example.py`). Pickles small: the reader opens on
+    first use, in whichever thread or process that is.
 
     Raises:
         InputError: no such data set or split, a shard that is missing or not as long as it was written;
@@ -46,6 +44,7 @@ class Source:
             raise InputError(f'{path!r} does not exist; give the folder of a converted data set (data.path)')
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
+        self._images: dict[str, Image] = {}
         self._records: Any = None
         self._keys: np.ndarray | None = None  # of the records, by the index; None without one
         self._check(split)
@@ -98,14 +97,19 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         data = self.raw(index)
         try:
-            example = tf_example_pb2.Example.FromString(data).features.feature
+            example = Example(data)
             self._check_key(index, example)
-            record = {name: _image(example[name], self.contract.groups[name]) for name in self.fields}
-            return record | {name: _label(example[name]) for name in LABELS if name in example}
-        except (DecodeError, IndexError, ValueError) as error:
+            record = {name: example.image(self._image(name)) for name in self.fields}
+            return record | {name: example.label(name) for name in LABELS if name in example}
+        except (IndexError, KeyError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise self._damaged(index, f'not as the contract says ({error})') from error
+
+    def _image(self, name: str) -> Image:
+        if name not in self._images:
+            self._images[name] = Image(name, self.contract.groups[name])
+        return self._images[name]
 
     def index(self, fields: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Fields of the index for the records of this split, in their order.
@@ -133,14 +137,16 @@ class Source:
         """Reads a record; raises InputError if it is damaged or not the one that the index names."""
         data = self.raw(index)
         try:
-            self._check_key(index, tf_example_pb2.Example.FromString(data).features.feature)
-        except (DecodeError, IndexError) as error:
+            self._check_key(index, Example(data))
+        except (IndexError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise self._damaged(index, f'not as the contract says ({error})') from error
 
-    def _check_key(self, index: int, example: Any) -> None:
+    def _check_key(self, index: int, example: Example) -> None:
         if self._keys is None:
             return
-        key = example[self.contract.key].bytes_list.value[0]
+        key = example.text(self.contract.key)
         if key != self._keys[index]:
             file, position = self._where(index)
             raise InputError(
@@ -183,19 +189,6 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_records': None, '_keys': None}
-
-
-def _image(feature: Any, group: Group) -> np.ndarray:
-    """(rows, columns, bands), read-only, of the stored bytes."""
-    stored = np.frombuffer(feature.bytes_list.value[0], group.dtype)
-    return stored.reshape(*group.size, len(group.bands))
-
-
-def _label(feature: Any) -> np.ndarray:
-    """A name or a number."""
-    if feature.bytes_list.value:
-        return np.asarray(feature.bytes_list.value[0])
-    return np.asarray(feature.int64_list.value[0] if feature.int64_list.value else b'')
 
 
 def index_file(path: epath.PathLike, split: str) -> epath.Path:
