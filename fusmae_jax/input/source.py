@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.input import cache, shards
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder, split_name
 from fusmae_jax.input.example import Example, Image
 from fusmae_jax.storage import read_npz
@@ -45,6 +46,7 @@ class Source:
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
         self._images: dict[str, Image] = {}
+        self._files: list[Any] = []  # of a copy; none: of the data set itself
         self._records: Any = None
         self._keys: np.ndarray | None = None  # of the records, by the index; None without one
         self._check(split)
@@ -70,14 +72,26 @@ class Source:
             more = f' ({len(damaged) - 1:,} more like it)' if damaged[1:] else ''
             raise InputError(damaged[0] + more)
 
+    def copy_to(self, folder: str) -> None:
+        """Reads from copies of the shards in a folder of this machine from now on; makes those that lack.
+
+        Raises:
+            InputError: see `cache.copies`.
+        """
+        self._files = cache.copies(folder, self.contract, self._instructions())
+        self._records = None
+
+    def _instructions(self) -> list[Any]:
+        """TFDS's file instructions of this split, of its shards as they lie in the data set."""
+        return list(open_builder(self.path).info.splits[self.split].file_instructions)
+
     @property
     def records(self) -> Any:
-        """The TFDS data source behind this split."""
+        """The serialised records by position."""
         if self._records is None:
-            builder = open_builder(self.path)
             # Before the records: a thread that finds them finds the keys too.
-            self._keys = self._index(builder, (), ())[0]
-            self._records = builder.as_data_source(split=self.split)
+            self._keys = self._index(open_builder(self.path), (), ())[0]
+            self._records = ArrayRecordDataSource(self._files or self._instructions())
         return self._records
 
     def __len__(self) -> int:
@@ -86,7 +100,7 @@ class Source:
     def raw(self, index: int) -> bytes:
         """The serialised record."""
         try:
-            return self.records.data_source[index]
+            return self.records[index]
         except InputError:
             raise
         except Exception as error:  # ArrayRecord's own, which do not name the file
@@ -184,8 +198,7 @@ class Source:
 
     def _where(self, index: int) -> tuple[str, int]:
         """The shard of a record and its position there."""
-        splits = open_builder(self.path).info.splits
-        return shards.locate(splits[self.split].file_instructions, int(index))
+        return shards.locate(self._files or self._instructions(), int(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_records': None, '_keys': None}
