@@ -60,7 +60,7 @@ def bench_input(path: str, split: str, batch_size: int, threads: int, as_json: b
         )
     print(
         f'by the last line {cost.CORES} cores read {cost.CORES / last.cpu_seconds:,.0f} records/s, one '
-        f'process at most {1 / cost.LOCKED:,.0f} (Python holds a lock for {1e3 * cost.LOCKED:.2f} ms of a record)'
+        f'process at most {1 / cost.LOCKED:,.0f} (it holds a lock for {1e3 * cost.LOCKED:.2f} ms of a record)'
     )
     return 0
 

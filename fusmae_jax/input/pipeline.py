@@ -36,10 +36,10 @@ class Batches(grain.MapDataset):
     hold it; to gather records and stack them afterwards reads each from memory again.
     """
 
-    def __init__(self, source: Any, order: grain.MapDataset, place: BatchPlace, rows: Sequence[int]):
+    def __init__(self, source: Any, order: Callable[[int], int], place: BatchPlace, rows: Sequence[int]):
         """`order` gives the index of a record in `source` for each place among the rows of this set."""
-        super().__init__(order)
-        self._source, self._place, self._rows = source, place, tuple(rows)
+        super().__init__(grain.MapDataset.range(len(source)).repeat())
+        self._source, self._order, self._place, self._rows = source, order, place, tuple(rows)
 
     def __len__(self) -> int:
         # An endless parent has the largest length that there is, and grain adds to that of what it is given.
@@ -48,8 +48,8 @@ class Batches(grain.MapDataset):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        first, order = index * self._place.rows, self._parent
-        batch = _assemble((self._source[int(order[first + row])] for row in self._rows), len(self._rows))
+        first = index * self._place.rows
+        batch = _assemble((self._source[self._order(first + row)] for row in self._rows), len(self._rows))
         # Random keys fold the position in as 32 bits. Those repeat after 4.3e9 samples, which is a hundred
         # times the 120 epochs of 354,196 records of the paper's pretraining.
         start = index * self._place.total + self._place.first
@@ -88,8 +88,28 @@ def train_batches(
 
     `place` is needed where the `batch_size` rows of this source are but a part of the global batch.
     """
-    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-    return Batches(source, order, place or BatchPlace(batch_size, 0, batch_size), rows)
+    place = place or BatchPlace(batch_size, 0, batch_size)
+    return Batches(source, _shuffle(len(source), seed), place, rows)
+
+
+def _shuffle(records: int, seed: int) -> Callable[[int], int]:
+    """The index of a record for each position of an endless order, in which every epoch is shuffled anew.
+
+    It is that of grain's `seed(seed).shuffle().repeat()`, without the bookkeeping of its data sets, which
+    takes longer than the shuffle itself, under Python's lock. Where grain does otherwise, it is asked itself.
+    """
+    dataset = grain.MapDataset.range(records).seed(seed).shuffle()
+    endless = dataset.repeat()
+    fast = functools.partial(_shuffled, records, getattr(dataset, '_seed', 0))
+    same = all(fast(position) == endless[position] for position in (0, records + records // 2))
+    return fast if same else lambda position: int(endless[position])
+
+
+def _shuffled(records: int, key: int, position: int) -> int:
+    epoch, index = divmod(position, records)
+    return grain.experimental.index_shuffle(
+        index, max_index=records - 1, seed=(key + epoch) % 2**32, rounds=4
+    )
 
 
 def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[grain.MapDataset, int]:
@@ -99,8 +119,12 @@ def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[gra
     such repeats and must be left out of sums.
     """
     steps = -(-len(source) // batch_size)
-    order = grain.MapDataset.range(len(source)).repeat()
-    return Batches(source, order, BatchPlace(batch_size, 0, batch_size), rows), steps
+    place = BatchPlace(batch_size, 0, batch_size)
+    return Batches(source, functools.partial(_in_turn, len(source)), place, rows), steps
+
+
+def _in_turn(records: int, position: int) -> int:
+    return position % records
 
 
 def iterate(
