@@ -13,7 +13,7 @@ CORES = 16  # of the host that `bench input` extrapolates to
 ZSTD, PLAIN = 3.0, 1.5
 # Seconds of a record in which one process holds Python's lock, so that no more threads help: of the same
 # records, the steps of `Batches` that are Python's, and a copy of the bytes that were read.
-LOCKED = 1e-4
+LOCKED = 1.3e-4
 
 
 class Rate(NamedTuple):
