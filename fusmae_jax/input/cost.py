@@ -9,7 +9,7 @@ from fusmae_jax.errors import InputError
 
 CORES = 16  # of the host that `bench input` extrapolates to
 # Nanoseconds of one core for a byte of the images of a record, from the page cache to an array of the device:
-# `python main.py bench input --data=DIR --threads=1` on generated records of BigEarthNet-MM.
+# `python main.py bench input --data=DIR --threads=1` on generated records of BigEarthNet-MM, busy cores.
 ZSTD, PLAIN = 3.0, 1.5
 # Seconds of a record in which one process holds Python's lock, so that no more threads help: of the same
 # records, the steps of `Batches` that are Python's, and a copy of the bytes that were read.
