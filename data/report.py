@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from data import plan, records
+from data import plan, records, s1_storage
 from data.records import RecordSource, Schema
 from data.statistics import Tally
 from fusmae_jax.config.build import to_dict
@@ -35,6 +35,7 @@ def build(
     """
     schema = source.schema
     splits: dict[str, Any] = {}
+    losses: dict[str, float] = {}
     skips = [dict(skip) for skip in source.skips]
     written = 0
     for name in dict.fromkeys(shard.split for shard in shards):
@@ -44,6 +45,7 @@ def build(
         for sidecar in sidecars:
             tally.merge(Tally.from_json(schema, sidecar['tally']))
             skips += sidecar['skips']
+            losses = s1_storage.largest(losses, sidecar.get('losses', {}))
         if not tally.records:
             raise InputError(
                 f"split '{name}' is empty: all its {len(skips)} records were left out: {skips[:3]}"
@@ -64,6 +66,7 @@ def build(
         'published_but_absent': [name for name in source.published if name not in splits],
         'notes': [*source.notes],
         'skips': skips,
+        'largest_change': losses,  # of a value by the type that it is stored in, dB; by field
         'timing': {
             'finished': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             'seconds': round(seconds, 3),
@@ -168,6 +171,10 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f'  without records, left out: {", ".join(report["published_but_absent"])}')
     if left_out := report['settings'].get('left_out'):
         lines.append(f'  left out as asked: {left_out}')
+    lines += [
+        f'  {field} is stored with a loss: no value changed by more than {loss:.4g} dB'
+        for field, loss in report.get('largest_change', {}).items()
+    ]
     lines.append(f'  skipped: {len(report["skips"])}')
     lines += [f'    {s["record"]}: {s["file"]}: {s["field"]}: {s["reason"]}' for s in report['skips'][:5]]
     timing = report['timing']

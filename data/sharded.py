@@ -25,7 +25,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from data import fractions, plan, records, report
+from data import fractions, plan, records, report, s1_storage
 from data.records import Item, Record, RecordSource, Schema
 from data.report import Progress
 from data.statistics import Tally
@@ -46,15 +46,30 @@ class Beam:
     flags: tuple[str, ...] = ()  # passed to Beam as they are, such as '--flink_master=host:8081'
 
 
+# As ArrayRecord's writer takes them. The lowest level of zstd takes half the time of the default, and the
+# files are as small.
+COMPRESSIONS = {'zstd': 'zstd:1', 'none': 'uncompressed'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storing:
+    """How records are stored; reading costs less of a processor the less there is to undo."""
+
+    s1: s1_storage.Kind = 'float32'
+    compression: Literal['zstd', 'none'] = 'zstd'
+
+
 @dataclasses.dataclass(frozen=True)
 class ShardJob:
     """What a worker needs to know besides the name of its shard."""
 
     folder: tuple[str, str, str]  # the arguments of plan.Folder
-    schema: Schema
+    given: Schema  # of what `read` returns
+    schema: Schema  # of what is written
     read: Callable[[Item], Record]
     on_error: Literal['fail', 'skip']
     max_skips: int
+    compression: str
 
 
 def convert(
@@ -64,6 +79,7 @@ def convert(
     on_error: Literal['fail', 'skip'] = 'fail',
     max_skips: int = 100,
     beam: Beam | None = None,
+    storing: Storing = Storing(),
 ) -> tuple[epath.Path, dict[str, Any]]:
     """Writes a data set to `<output>/<name>/<version>`; returns that folder and the conversion report.
 
@@ -77,20 +93,36 @@ def convert(
       on_error: 'fail' stops at the first record that cannot be used, 'skip' leaves it out and reports it.
       max_skips: with 'skip', stop when more records than this were left out.
       beam: where to run; one process of this machine by default.
+      storing: the type of backscatter, and whether shards are compressed.
 
     Raises:
       InputError: unusable input, an empty split, too many skips, other work in the folder, or a full disk.
     """
-    schema = source.schema
+    given, schema = source.schema, s1_storage.stored_schema(source.schema, storing.s1)
+    source = dataclasses.replace(source, schema=schema)
     folder = plan.Folder(output, schema.name, schema.version)
     shards = plan.make_shards(source, records_per_shard)
     settings = plan.settings(source, shards, records_per_shard)
+    # Named where they are not what conversions of before had: those are still recognised.
+    settings |= {
+        f'storing.{field.name}': value
+        for field in dataclasses.fields(storing)
+        if (value := getattr(storing, field.name)) != field.default
+    }
     # Without the lock, where nothing is left to do: a data set may lie where nothing can be written.
     if folder.final.exists() and not folder.incomplete.exists():
         return folder.final, _existing(folder, settings)
     if not folder.final.exists():
         check_skips(source.skips, max_skips)
-    job = ShardJob((os.fspath(output), schema.name, schema.version), schema, source.read, on_error, max_skips)
+    job = ShardJob(
+        (os.fspath(output), schema.name, schema.version),
+        given,
+        schema,
+        source.read,
+        on_error,
+        max_skips,
+        storing.compression,
+    )
     name = f'.{schema.version}.lock'  # beside the two folders, which are renamed and removed
     with lock.hold(folder.final.parent, 'a conversion', name), explain_full_disk(folder.incomplete):
         # Looked at again: another process may have finished it before this one got the lock.
@@ -229,11 +261,12 @@ def convert_shard(name: str, job: ShardJob) -> str:
     features = records.features(job.schema)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     tally, skips, content = Tally(job.schema), [], hashlib.blake2b(digest_size=8)
-    rows = records.IndexRows(job.schema)
-    with _writer(folder.data / name) as writer:
+    rows, losses = records.IndexRows(job.schema), dict[str, float]()
+    with _writer(folder.data / name, job.compression) as writer:
         for item in items:
             try:
-                record = records.read_checked(job.read, item, job.schema)
+                read = records.read_checked(job.read, item, job.given)
+                record, loss = s1_storage.store(read, job.given, job.schema)
             except records.RecordError as error:
                 if job.on_error == 'fail':
                     plan.write(folder.stop, {'message': str(error)})
@@ -246,26 +279,29 @@ def convert_shard(name: str, job: ShardJob) -> str:
             writer.write(data)
             content.update(data)
             tally.add(record)
-            rows.add(record)
+            # As read: one image has one digest, however it is stored.
+            rows.add(read)
+            losses = s1_storage.largest(losses, loss)
     write_npz(folder.index_file(name), rows.arrays())
     size = (folder.data / name).stat().length
     done = {'bytes': size, 'digest': content.hexdigest(), 'skips': skips, 'tally': tally.to_json()}
+    done |= {'losses': losses}
     # Last of all: a shard that has this file is not done again.
     plan.write(folder.done_file(name), done)
     return name
 
 
 @contextlib.contextmanager
-def _writer(target: epath.Path) -> Iterator[Any]:
+def _writer(target: epath.Path, compression: str) -> Iterator[Any]:
     """An ArrayRecord writer whose file gets its name only when it is complete."""
     with tempfile.TemporaryDirectory() as local:
         remote = is_remote(target)
         # A name of its own: Beam may run a shard twice, and both would write into one file.
         name = f'{target.name}.{uuid.uuid4().hex}.tmp'
         temporary = epath.Path(local) / name if remote else target.parent / name
-        # One record to a group, as TFDS writes: reading one does not decompress its neighbours. The lowest
-        # level of zstd takes half the time of the default, and the files are as small.
-        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), 'group_size:1,zstd:1')
+        # One record to a group, as TFDS writes: reading one does not decompress its neighbours.
+        options = f'group_size:1,{COMPRESSIONS[compression]}'
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), options)
         try:
             yield writer
         except BaseException:

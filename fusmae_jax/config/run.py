@@ -202,6 +202,8 @@ class Data:
     clip: float = setting(5.0, above=0)  # z-scores are clipped to [-clip, clip]
     threads: int = setting(4, least=1)  # reader threads of one process
     prefetch: int = setting(4, least=1)  # batches read ahead
+    # A folder of this machine that shards are copied to, without compression, before the first step
+    cache: str = dataclasses.field(default='', metadata=SPARSE | {'path': True})
 
 
 @dataclasses.dataclass(frozen=True)

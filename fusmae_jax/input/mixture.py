@@ -57,6 +57,11 @@ class Mixture:
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources.values())
 
+    def copy_to(self, folder: str) -> None:
+        """`Source.copy_to` of every set."""
+        for source in self.sources.values():
+            source.copy_to(folder)
+
     def batches(self, seed: int, sharding: NamedSharding) -> grain.MapDataset:
         """Endless batches of this process, `batches[step]`; each record carries its global position."""
         total, first, parts = sum(self.rows.values()), 0, {}
@@ -120,7 +125,10 @@ def open_validation(config: Config) -> dict[str, Source]:
     """The sets to validate on, by prefix; empty where validation is off."""
     splits = {f'{name}/': (part.path, part.val_split) for name, part in sorted(config.data.mixture.items())}
     splits = splits or {'': (config.data.path, config.data.val_split)}
-    return {prefix: _open(config, path, split) for prefix, (path, split) in splits.items() if split}
+    sources = {prefix: _open(config, path, split) for prefix, (path, split) in splits.items() if split}
+    for source in sources.values() if config.data.cache else ():
+        source.copy_to(config.data.cache)
+    return sources
 
 
 def _open(config: Config, path: str, split: str) -> Source:

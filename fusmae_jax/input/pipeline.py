@@ -8,7 +8,7 @@ resume, and process count or row order change no result.
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -21,24 +21,6 @@ POSITION = 'position'
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
-class BatchRows(grain.MapDataset):
-    """Of each global batch of `batch_size` records only the given rows, in that order."""
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, rows: Sequence[int]):
-        super().__init__(parent)
-        self._batch_size, self._rows = batch_size, tuple(rows)
-
-    def __len__(self) -> int:
-        # An endless parent has the largest length that there is, and grain adds to that of what it is given.
-        return min(len(self._parent), sys.maxsize // 2) // self._batch_size * len(self._rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        step, row = divmod(index, len(self._rows))
-        return self._parent[step * self._batch_size + self._rows[row]]
-
-
 class BatchPlace(NamedTuple):
     """Where the rows of one data set stand in each global batch."""
 
@@ -47,11 +29,50 @@ class BatchPlace(NamedTuple):
     rows: int  # how many it has
 
 
-def _tag(place: BatchPlace, index: int, record: dict[str, Any]) -> dict[str, Any]:
-    step, row = divmod(index, place.rows)
-    # Random keys fold the position in as 32 bits. Those repeat after 4.3e9 samples, which is a hundred times
-    # the 120 epochs of 354,196 records of the paper's pretraining.
-    return record | {POSITION: np.uint32((step * place.total + place.first + row) % 2**32)}
+class Batches(grain.MapDataset):
+    """Of each global batch the rows of this process: `batches[step]`, field -> (rows, ...), and POSITION.
+
+    An image is copied once, from the bytes that were read into the batch, while the processor's caches still
+    hold it; to gather records and stack them afterwards reads each from memory again.
+    """
+
+    def __init__(self, source: Any, order: Callable[[int], int], place: BatchPlace, rows: Sequence[int]):
+        """`order` gives the index of a record in `source` for each place among the rows of this set."""
+        super().__init__(grain.MapDataset.range(len(source)).repeat())
+        self._source, self._order, self._place, self._rows = source, order, place, tuple(rows)
+
+    def __len__(self) -> int:
+        # An endless parent has the largest length that there is, and grain adds to that of what it is given.
+        return min(len(self._parent), sys.maxsize // 2) // self._place.rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        first = index * self._place.rows
+        batch = _assemble((self._source[self._order(first + row)] for row in self._rows), len(self._rows))
+        # Random keys fold the position in as 32 bits. Those repeat after 4.3e9 samples, which is a hundred
+        # times the 120 epochs of 354,196 records of the paper's pretraining.
+        start = index * self._place.total + self._place.first
+        return batch | {POSITION: np.array([(start + row) % 2**32 for row in self._rows], np.uint32)}
+
+
+def _assemble(records: Iterable[Mapping[str, Any]], count: int) -> dict[str, np.ndarray]:
+    """One array a field of `count` records with the same fields."""
+    images: dict[str, np.ndarray] = {}
+    values: dict[str, list[Any]] = {}
+    for row, record in enumerate(records):
+        if row == 0:
+            values = {name: [] for name in record}
+            images = {n: np.empty((count, *v.shape), v.dtype) for n, v in record.items() if np.ndim(v)}
+        for name, value in record.items():
+            if name not in images:
+                values[name].append(value)
+            elif value.shape != images[name].shape[1:] or value.dtype != images[name].dtype:
+                raise ValueError(f'{name}: {value.dtype} {value.shape} beside {images[name].dtype} others')
+            else:
+                images[name][row] = value
+    # Texts differ in length: their type is known when all are.
+    return {name: images[name] if name in images else np.stack(rows) for name, rows in values.items()}
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
@@ -67,9 +88,28 @@ def train_batches(
 
     `place` is needed where the `batch_size` rows of this source are but a part of the global batch.
     """
-    tag = functools.partial(_tag, place or BatchPlace(batch_size, 0, batch_size))
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map_with_index(tag)
-    return BatchRows(dataset, batch_size, rows).batch(len(rows))
+    place = place or BatchPlace(batch_size, 0, batch_size)
+    return Batches(source, _shuffle(len(source), seed), place, rows)
+
+
+def _shuffle(records: int, seed: int) -> Callable[[int], int]:
+    """The index of a record for each position of an endless order, in which every epoch is shuffled anew.
+
+    It is that of grain's `seed(seed).shuffle().repeat()`, without the bookkeeping of its data sets, which
+    takes longer than the shuffle itself, under Python's lock. Where grain does otherwise, it is asked itself.
+    """
+    dataset = grain.MapDataset.range(records).seed(seed).shuffle()
+    endless = dataset.repeat()
+    fast = functools.partial(_shuffled, records, getattr(dataset, '_seed', 0))
+    same = all(fast(position) == endless[position] for position in (0, records + records // 2))
+    return fast if same else lambda position: int(endless[position])
+
+
+def _shuffled(records: int, key: int, position: int) -> int:
+    epoch, index = divmod(position, records)
+    return grain.experimental.index_shuffle(
+        index, max_index=records - 1, seed=(key + epoch) % 2**32, rounds=4
+    )
 
 
 def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[grain.MapDataset, int]:
@@ -79,9 +119,12 @@ def eval_batches(source: Any, batch_size: int, rows: Sequence[int]) -> tuple[gra
     such repeats and must be left out of sums.
     """
     steps = -(-len(source) // batch_size)
-    tag = functools.partial(_tag, BatchPlace(batch_size, 0, batch_size))
-    dataset = grain.MapDataset.source(source).repeat().map_with_index(tag)
-    return BatchRows(dataset, batch_size, rows).batch(len(rows)), steps
+    place = BatchPlace(batch_size, 0, batch_size)
+    return Batches(source, functools.partial(_in_turn, len(source)), place, rows), steps
+
+
+def _in_turn(records: int, position: int) -> int:
+    return position % records
 
 
 def iterate(

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.input import cache, shards
 from fusmae_jax.input import contract as contracts
-from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder, split_name
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.example import Example, Image
 from fusmae_jax.storage import read_npz
 
 # Fields kept beside the images, on the host: they name a record in logs and pictures.
@@ -32,8 +31,8 @@ class Source:
     """Random access to one split: `source[i]` is a dict of arrays with the wanted image fields and LABELS.
 
     Splits and files are TFDS's; a record is decoded here, from the contract: an image is stored as plain
-    bytes, and TFDS's general decoder takes a quarter of the time that reading takes. Pickles small: the
-    reader opens on first use, in whichever thread or process that is.
+    bytes, and a view of them is all that it takes (`input/example.py`). Pickles small: the reader opens on
+    first use, in whichever thread or process that is.
 
     Raises:
         InputError: no such data set or split, a shard that is missing or not as long as it was written;
@@ -46,6 +45,8 @@ class Source:
             raise InputError(f'{path!r} does not exist; give the folder of a converted data set (data.path)')
         self.contract = contracts.read(path)
         self.split = self.contract.split_aliases.get(split, split)
+        self._images: dict[str, Image] = {}
+        self._files: list[Any] = []  # of a copy; none: of the data set itself
         self._records: Any = None
         self._keys: np.ndarray | None = None  # of the records, by the index; None without one
         self._check(split)
@@ -71,14 +72,26 @@ class Source:
             more = f' ({len(damaged) - 1:,} more like it)' if damaged[1:] else ''
             raise InputError(damaged[0] + more)
 
+    def copy_to(self, folder: str) -> None:
+        """Reads from copies of the shards in a folder of this machine from now on; makes those that lack.
+
+        Raises:
+            InputError: see `cache.copies`.
+        """
+        self._files = cache.copies(folder, self.contract, self._instructions())
+        self._records = None
+
+    def _instructions(self) -> list[Any]:
+        """TFDS's file instructions of this split, of its shards as they lie in the data set."""
+        return list(open_builder(self.path).info.splits[self.split].file_instructions)
+
     @property
     def records(self) -> Any:
-        """The TFDS data source behind this split."""
+        """The serialised records by position."""
         if self._records is None:
-            builder = open_builder(self.path)
             # Before the records: a thread that finds them finds the keys too.
-            self._keys = self._index(builder, (), ())[0]
-            self._records = builder.as_data_source(split=self.split)
+            self._keys = self._index(open_builder(self.path), (), ())[0]
+            self._records = ArrayRecordDataSource(self._files or self._instructions())
         return self._records
 
     def __len__(self) -> int:
@@ -87,7 +100,7 @@ class Source:
     def raw(self, index: int) -> bytes:
         """The serialised record."""
         try:
-            return self.records.data_source[index]
+            return self.records[index]
         except InputError:
             raise
         except Exception as error:  # ArrayRecord's own, which do not name the file
@@ -98,14 +111,19 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         data = self.raw(index)
         try:
-            example = tf_example_pb2.Example.FromString(data).features.feature
+            example = Example(data)
             self._check_key(index, example)
-            record = {name: _image(example[name], self.contract.groups[name]) for name in self.fields}
-            return record | {name: _label(example[name]) for name in LABELS if name in example}
-        except (DecodeError, IndexError, ValueError) as error:
+            record = {name: example.image(self._image(name)) for name in self.fields}
+            return record | {name: example.label(name) for name in LABELS if name in example}
+        except (IndexError, KeyError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise self._damaged(index, f'not as the contract says ({error})') from error
+
+    def _image(self, name: str) -> Image:
+        if name not in self._images:
+            self._images[name] = Image(name, self.contract.groups[name])
+        return self._images[name]
 
     def index(self, fields: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Fields of the index for the records of this split, in their order.
@@ -133,14 +151,16 @@ class Source:
         """Reads a record; raises InputError if it is damaged or not the one that the index names."""
         data = self.raw(index)
         try:
-            self._check_key(index, tf_example_pb2.Example.FromString(data).features.feature)
-        except (DecodeError, IndexError) as error:
+            self._check_key(index, Example(data))
+        except (IndexError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise self._damaged(index, f'not as the contract says ({error})') from error
 
-    def _check_key(self, index: int, example: Any) -> None:
+    def _check_key(self, index: int, example: Example) -> None:
         if self._keys is None:
             return
-        key = example[self.contract.key].bytes_list.value[0]
+        key = example.text(self.contract.key)
         if key != self._keys[index]:
             file, position = self._where(index)
             raise InputError(
@@ -178,24 +198,10 @@ class Source:
 
     def _where(self, index: int) -> tuple[str, int]:
         """The shard of a record and its position there."""
-        splits = open_builder(self.path).info.splits
-        return shards.locate(splits[self.split].file_instructions, int(index))
+        return shards.locate(self._files or self._instructions(), int(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {'_records': None, '_keys': None}
-
-
-def _image(feature: Any, group: Group) -> np.ndarray:
-    """(rows, columns, bands), read-only, of the stored bytes."""
-    stored = np.frombuffer(feature.bytes_list.value[0], group.dtype)
-    return stored.reshape(*group.size, len(group.bands))
-
-
-def _label(feature: Any) -> np.ndarray:
-    """A name or a number."""
-    if feature.bytes_list.value:
-        return np.asarray(feature.bytes_list.value[0])
-    return np.asarray(feature.int64_list.value[0] if feature.int64_list.value else b'')
 
 
 def index_file(path: epath.PathLike, split: str) -> epath.Path:

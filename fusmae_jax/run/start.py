@@ -29,7 +29,7 @@ from fusmae_jax.train.flops import peak_flops
 from fusmae_jax.train.setup import Setup, make_setup
 
 # What may differ between the processes of one run.
-HOST = ('data.path', 'data.threads', 'data.prefetch', 'parallel.process_id')
+HOST = ('data.path', 'data.threads', 'data.prefetch', 'data.cache', 'parallel.process_id')
 PATIENCE = 10  # seconds that a network file system may take to show a new file to the other hosts
 
 
@@ -57,6 +57,8 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
         {'data fingerprint': source.contract.digest, 'records': len(source)},
         f'their data are not the same set (data.path={config.data.path}); copy it again',
     )
+    if config.data.cache:
+        together(lambda: source.copy_to(config.data.cache))
     return setup, source
 
 

@@ -32,6 +32,7 @@ FREE = (
     'data.path',
     'data.threads',
     'data.prefetch',
+    'data.cache',
     'train.max_skips',
     'train.accumulation',
     'train.compilation_cache',

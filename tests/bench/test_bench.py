@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import pytest
@@ -57,3 +58,17 @@ def test_errors_other_than_memory_are_not_swallowed(example_dataset, monkeypatch
     config = tiny_config(data=cfg.Data(path=str(example_dataset)))
     with pytest.raises(jax.errors.JaxRuntimeError):
         bench.bench(config, [1])
+
+
+def test_input_prints_rates_processor_time_and_what_16_cores_reach(example_dataset, capsys, monkeypatch):
+    monkeypatch.setattr(bench_input, 'SECONDS', 0.05)
+    monkeypatch.setattr(bench_input, 'ROUNDS', 1)
+    assert bench_input.bench_input(str(example_dataset), 'train', 4, 1, as_json=True) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result['image_bytes'] == 120 * 120 * (2 * 4 + 4 * 2) + 60 * 60 * 6 * 2 + 20 * 20 * 2 * 2
+    assert (
+        list(result['cpu_ms']) == list(result['records_per_second']) == ['raw', 'source', 'batches', 'device']
+    )
+    assert min(result['cpu_ms'].values()) > 0 and result['records_per_second_16_cores'] > 0
+    assert bench_input.bench_input(str(example_dataset), 'train', 4, 1) == 0
+    assert 'by the last line 16 cores read' in capsys.readouterr().out

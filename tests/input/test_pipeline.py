@@ -79,6 +79,30 @@ def test_any_number_of_records_in_batches_of_any_size(records, batch):
     assert [i for one in ids(whole, 0, steps) for i in one][:records] == list(range(records))
 
 
+def test_the_order_is_that_of_runs_already_begun():
+    """Steps of another version must read the same records, or a resumed run would see some of them twice."""
+    source = [{'id': np.int32(i)} for i in range(37)]
+    batches = pipeline.train_batches(source, 3, 4, range(4))
+    read = [batches[step]['id'].tolist() for step in (0, 1, 9)]
+    assert read == [[29, 30, 31, 7], [26, 3, 18, 19], [8, 36, 24, 15]]
+
+
+def test_a_batch_holds_its_records_in_their_types():
+    """Texts of any length, numbers, and images whose bytes begin anywhere."""
+    stored = np.arange(19, dtype=np.uint8).tobytes()
+    image = np.frombuffer(stored, np.float32, 4, 3).reshape(2, 2)
+    records = [{'name': np.asarray(b'x' * n), 'flag': np.asarray(n), 'image': image + n} for n in (1, 5, 3)]
+    records[0]['image'] = image
+    batches, _ = pipeline.eval_batches(records, 3, range(3))
+    batch = batches[0]
+    assert batch['name'].tolist() == [b'x', b'xxxxx', b'xxx'] and batch['flag'].tolist() == [1, 5, 3]
+    assert batch['image'].dtype == np.float32 and batch['image'].flags.writeable
+    np.testing.assert_array_equal(batch['image'][0], image)
+    other = [records[0], records[1] | {'image': image[:1]}]
+    with pytest.raises(ValueError, match='image: '):
+        pipeline.eval_batches(other, 2, range(2))[0][0]
+
+
 def test_positions_count_over_all_steps():
     batches = list(pipeline.iterate(train((1, 3)), 5, 7, threads=1, prefetch=1))
     assert [list(b[pipeline.POSITION]) for b in batches] == [[21, 23], [25, 27]]
