@@ -135,12 +135,13 @@ def _attention(
         for x, start in ((queries, 0), (context, layout.key), (context, layout.value))
     )
     how = implementation_for(arithmetic.attention, queries.dtype, layout.head_width, context.shape[1])
-    if how == 'pallas':
-        out = fused_attention(queries, None if context is queries else context, valid, layout)
-    elif how == 'cudnn':
-        out = attend_cudnn(query, key, value, valid)
-    else:
-        out = attend(query, key, value, valid, arithmetic.numerics.matmul_precision)
+    with jax.named_scope('attend'):
+        if how == 'pallas':
+            out = fused_attention(queries, None if context is queries else context, valid, layout)
+        elif how == 'cudnn':
+            out = attend_cudnn(query, key, value, valid)
+        else:
+            out = attend(query, key, value, valid, arithmetic.numerics.matmul_precision)
     return out.reshape(*queries.shape[:2], width), {'query': query, 'key': key}
 
 

@@ -99,7 +99,8 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: Float[Array, '*_ d']) -> Float[Array, '*_ d']:
         """The normalised tokens."""
-        return normalise(x.astype(self.settings.dtype), *self._affine(), self.settings)
+        with jax.named_scope('layer_norm'):
+            return normalise(x.astype(self.settings.dtype), *self._affine(), self.settings)
 
     def after(
         self, x: Float[Array, 'b n d'], branch: Float[Array, 'b n d'] | None = None
@@ -221,4 +222,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: Float[Array, 'b n d']) -> Float[Array, 'b n d']:
         """Token by token; the result has the compute type."""
-        return self.down(gelu(self.up(x), self.wide, self.approximate))
+        hidden = self.up(x)
+        with jax.named_scope('gelu'):
+            hidden = gelu(hidden, self.wide, self.approximate)
+        return self.down(hidden)

@@ -24,6 +24,7 @@ ATTENTION = '__cudnn$fmha'
 TRITON = re.compile(r'triton|mosaic_gpu')
 UNTOLD = re.compile(rf'{TRITON.pattern}|fmha')  # targets that multiply, perhaps in ways that are not known
 KERNEL_NAME = re.compile(r'attention_(forward|backward)')
+NO_PRODUCTS = re.compile(r'add_norm_(forward|backward)')  # kernels of ours that multiply no matrices
 ALIASES = re.compile(r'output_to_operand_aliasing=\{((?:\{[\d, ]*\}: \(\d+, \{[\d, ]*\}\)(?:, )?)*)')
 # Products of attention, each 2 b h n m e: scores and output; and backward scores, dV, dP, dQ, dK.
 PRODUCTS = {'forward': 2, 'backward': 5}
@@ -88,7 +89,8 @@ def _kernel(module: Module, step: Step) -> Kernel:
         read, written = _call_traffic(instruction, known)
         product = _call_product(instruction, known)
         products = (product,) if product else ()
-        unknown = not product and bool(UNTOLD.search(instruction.target))
+        ours = NO_PRODUCTS.search(instruction.op_name)
+        unknown = not product and not ours and bool(UNTOLD.search(instruction.target))
         hero = instruction.target
     elif instruction.opcode == 'dot':
         products = (_dot(instruction, known),)

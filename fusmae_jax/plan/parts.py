@@ -33,6 +33,8 @@ KIND_SCOPES = {
     'attention_forward': 'attention core',
     'attention_backward': 'attention core',
     'layer_norm': 'LayerNorm',
+    'add_norm_forward': 'LayerNorm',
+    'add_norm_backward': 'LayerNorm',
     'gelu': 'GELU',
 }
 # (part, file, function), each a pattern; the first that some frame of the stack matches.

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fusmae_jax.input import cost
 from fusmae_jax.input.mixture import row_counts
 from fusmae_jax.plan import speed
 from fusmae_jax.plan.batches import MARGIN
@@ -166,7 +167,18 @@ def _estimate(plan: MachinePlan) -> list[str]:
         f'input       {e.host_bytes_per_second / 1e6:,.0f} MB/s and '
         f'{e.images_per_second / plan.machine.hosts:,.0f} records/s into each host '
         f'({e.bytes_per_image / 1e3:,.0f} kB a record)',
+        f'            {_input_limit(plan)}',
     ]
+
+
+def _input_limit(plan: MachinePlan) -> str:
+    """Whether a host can read as many records as its devices compute."""
+    e = plan.estimate
+    assert e.images_per_second is not None
+    packed = not plan.setup.config.data.cache
+    limit = cost.limit(e.images_per_second / plan.machine.hosts, cost.cpu_seconds(e.bytes_per_image, packed))
+    how = 'compressed shards' if packed else 'shards without compression'
+    return f'with {how}, {cost.CORES} cores and one process a host, {limit}'
 
 
 def data(plan: MachinePlan) -> dict[str, Any]:
