@@ -125,6 +125,11 @@ def _check_masking(config: Config) -> list[str]:
             f"masking.strategy={strategy!r}: with model.fusion.encoder='stack' a token holds all modalities, "
             "so they are hidden together; use 'consistent'"
         )
+    if strategy in JOINT and masking.decode_ratio < 1:
+        problems.append(
+            f'masking.decode_ratio={masking.decode_ratio} needs fixed counts: strategy independent or '
+            f'consistent, found {strategy!r}'
+        )
     if strategy in JOINT and len(model.modalities) < 2:
         problems.append(
             f"masking.strategy={strategy!r} needs two modalities or more; use 'independent' for one"

@@ -117,6 +117,8 @@ class Model:
     # bfloat16 on a GPU, plain operations elsewhere.
     norm: Literal['auto', 'xla', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
     attention: Literal['auto', 'xla', 'cudnn', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
+    # Type of the residual stream where products are in bfloat16: bfloat16 moves less, and rounds every sum
+    residual_dtype: Literal['float32', 'bfloat16'] = dataclasses.field(default='float32', metadata=SPARSE)
     # False: no CLS token among those of the blocks (SatViT); imported encoders of stacked sensors alone
     cls: bool = dataclasses.field(default=True, metadata=SPARSE)
 
@@ -148,6 +150,10 @@ class Masking:
     # modality (a whole sensor hidden at times, else equal shares).
     strategy: Literal['independent', 'consistent', 'joint_uniform', 'dirichlet', 'modality'] = 'independent'
     ratio: float = setting(0.75, above=0, below=1)
+    # Share of the masked patches that the decoders predict in training, drawn anew for each sample: less work
+    # and memory for a noisier gradient (CrossMAE). Validation and pictures always predict all. Not with
+    # masks whose counts vary.
+    decode_ratio: float = setting(1.0, above=0, most=1, sparse=True)
     # With dirichlet: of each sensor's share; 1 makes all shares equally likely
     concentration: float = setting(1.0, above=0)
     # With modality: probability that one of the sensors is hidden as a whole

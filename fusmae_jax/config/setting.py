@@ -17,6 +17,7 @@ def setting(
     most: int | float | None = None,
     below: int | float | None = None,
     path: bool = False,
+    sparse: bool = False,
 ) -> Any:
     """A dataclass field whose values lie in a range, or name a file or folder.
 
@@ -27,10 +28,11 @@ def setting(
         most: the greatest value.
         below: what a value must be smaller than.
         path: True: a path, or several; `~` is the home folder.
+        sparse: True: see SPARSE.
     """
     limits = {'least': least, 'above': above, 'most': most, 'below': below}
     metadata = {name: value for name, value in limits.items() if value is not None} | {'path': path}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | (SPARSE if sparse else {}))
 
 
 def range_problems(config: Any, path: str = '') -> list[str]:

@@ -69,9 +69,10 @@ class Decoder(nnx.Module):
         x = x + jnp.take(table, order, axis=0, mode='clip')
         hidden = jnp.ones((batch, masked), bool) if hidden is None else hidden
         valid = jnp.concatenate([valid, hidden], axis=1)
+        x = x.astype(self.arithmetic.residual_dtype)
         if settings.cls and cls is not None:
             # Last, so that the slices of visible and hidden tokens stay where they are.
-            x = jnp.concatenate([x, self.project(cls[:, None]).astype(wide)], axis=1)
+            x = jnp.concatenate([x, self.project(cls[:, None]).astype(x.dtype)], axis=1)
             valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)
         stages = {'tokens': x}
         if settings.depth:

@@ -129,7 +129,7 @@ class DinoModel(nnx.Module):
     """Backbone and head; student and teacher are two sets of its parameters."""
 
     def __init__(self, model: Model, dino: Dino, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        arithmetic = Arithmetic(model.numerics, dtype, model.attention, model.norm)
+        arithmetic = Arithmetic.of(model, dtype)
         self.backbone = Backbone(model, dino.position_offset, arithmetic, rngs=rngs)
         self.head = ProjectionHead(model.width, dino.head, arithmetic, rngs=rngs)
 

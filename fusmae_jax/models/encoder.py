@@ -94,13 +94,13 @@ class Encoder(nnx.Module):
             Tokens of each stream, the CLS token (of width 0 where the model has none), and named
             intermediates (empty without `capture`).
         """
-        wide = self.arithmetic.wide_dtype
+        residual = self.arithmetic.residual_dtype
         stages: dict[str, Array] = {}
         tokens: dict[str, Array] = {}
         for name, x in patches.items():
-            projected = self.patch[name](x).astype(wide)
+            projected = self.patch[name](x).astype(self.arithmetic.wide_dtype)
             position = self.positions(None if ids is None else ids[name])
-            tokens[name] = projected + jnp.broadcast_to(position, projected.shape)
+            tokens[name] = (projected + jnp.broadcast_to(position, projected.shape)).astype(residual)
             stages |= {f'patch/{name}': projected, f'tokens/{name}': tokens[name]}
         names = list(tokens)
         cls = self._cls(tokens[names[0]])
@@ -149,6 +149,7 @@ class Encoder(nnx.Module):
             x = x + jnp.where(
                 members[name][..., None], self.patch[name](values).astype(self.arithmetic.wide_dtype), 0
             )
+        x = x.astype(self.arithmetic.residual_dtype)
         stages, cls = {'tokens': x}, self._cls(x)
         valid = jnp.any(jnp.stack(list(members.values())), axis=0)
         slots = jnp.concatenate([valid, jnp.ones(cls.shape[:2], bool)], axis=1)
@@ -165,7 +166,7 @@ class Encoder(nnx.Module):
     def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b _ d']:
         count = int(self.model.cls)  # no token, where there is none, joins those of the blocks
         return jnp.broadcast_to(
-            self.cls[...].astype(self.arithmetic.wide_dtype), (len(tokens), count, self.model.width)
+            self.cls[...].astype(self.arithmetic.residual_dtype), (len(tokens), count, self.model.width)
         )
 
     def _after_block1(

@@ -38,7 +38,7 @@ class FusMAE(nnx.Module):
     """
 
     def __init__(self, model: Model, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        arithmetic = Arithmetic(model.numerics, dtype, model.attention, model.norm)
+        arithmetic = Arithmetic.of(model, dtype)
         self.model = nnx.static(model)
         self.encoder = Encoder(model, arithmetic, rngs=rngs)
         if model.fusion.decoder == 'xad':

@@ -1,7 +1,7 @@
 """Linear, LayerNorm and MLP, built with the numerics and the initialisation of the model.
 
-Matrix products run in the compute type; norms, softmax and the residual stream stay in float32 (float64
-when that is the compute type), parameters too.
+Matrix products run in the compute type; norms, softmax and parameters stay in float32 (float64 when that is
+the compute type), and the residual stream too unless it is asked to be narrow.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.run import Numerics
+from fusmae_jax.config.run import Model, Numerics
 from fusmae_jax.models.kernels.norm import fused_add_norm
 from fusmae_jax.parallel.mesh import target_platform
 
@@ -28,11 +28,23 @@ class Arithmetic:
     compute_dtype: DTypeLike  # of matrix products
     attention: str = 'auto'  # see models.attention
     norm: str = 'auto'  # 'xla', or 'pallas' for the fused kernel of models.kernels.norm
+    residual: str = 'float32'  # type of the residual stream; of bfloat16 products alone it can be bfloat16
+
+    @classmethod
+    def of(cls, model: Model, dtype: DTypeLike) -> 'Arithmetic':
+        """That of a model whose products run in `dtype`."""
+        return cls(model.numerics, dtype, model.attention, model.norm, model.residual_dtype)
 
     @property
     def wide_dtype(self) -> Any:
-        """Type of parameters, norms and the residual stream: float32, or float64 for that compute type."""
+        """Type of parameters, norms, softmax and loss: float32, or float64 for that compute type."""
         return jnp.promote_types(self.compute_dtype, jnp.float32)
+
+    @property
+    def residual_dtype(self) -> Any:
+        """Type of the residual stream: the wide one, unless it is asked to be as narrow as the products."""
+        narrow = self.residual == 'bfloat16' and jnp.dtype(self.compute_dtype) == jnp.bfloat16
+        return jnp.bfloat16 if narrow else self.wide_dtype
 
 
 def xavier_uniform(parts: int = 1) -> Callable[..., Array]:
@@ -100,7 +112,7 @@ class LayerNorm(nnx.LayerNorm):
     def __call__(self, x: Float[Array, '*_ d']) -> Float[Array, '*_ d']:
         """The normalised tokens."""
         with jax.named_scope('layer_norm'):
-            return normalise(x.astype(self.settings.dtype), *self._affine(), self.settings)
+            return normalise(x, *self._affine(), self.settings)
 
     def after(
         self, x: Float[Array, 'b n d'], branch: Float[Array, 'b n d'] | None = None
@@ -154,7 +166,8 @@ def _row(vector: Array, like: Array) -> Array:
 
 
 def _standardise(x: Array, settings: NormSettings) -> tuple[Array, Array]:
-    """x - mean, and 1 / sqrt(variance + eps)."""
+    """x - mean, and 1 / sqrt(variance + eps), in the wide type."""
+    x = x.astype(settings.dtype)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     centred = x - mean
     squares = jnp.mean(jnp.square(x if settings.fast else centred), axis=-1, keepdims=True)
@@ -177,12 +190,12 @@ def _normalise_backward(
     # The barrier keeps what the forward pass computed of x from being kept for here.
     x, gradient = jax.lax.optimization_barrier((x, gradient))
     centred, inverse = _standardise(x, settings)
-    y, gradient = centred * inverse, gradient.astype(x.dtype)
+    y, gradient = centred * inverse, gradient.astype(settings.dtype)
     g = gradient * _row(scale, x)
     projection = jnp.mean(g * y, axis=-1, keepdims=True)
     dx = inverse * (g - jnp.mean(g, axis=-1, keepdims=True) - y * projection)
     rows = tuple(range(x.ndim - 1))
-    return dx, jnp.sum(gradient * y, axis=rows), jnp.sum(gradient, axis=rows)
+    return dx.astype(x.dtype), jnp.sum(gradient * y, axis=rows), jnp.sum(gradient, axis=rows)
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)

@@ -28,6 +28,11 @@ def num_visible(num_patches: int, masking: Masking) -> int:
     return int(num_patches * (1 - masking.ratio))
 
 
+def num_decoded(num_patches: int, masking: Masking) -> int:
+    """Masked patches of a sensor that the decoders predict in training, one at least."""
+    return max(1, round((num_patches - num_visible(num_patches, masking)) * masking.decode_ratio))
+
+
 def sample_order(
     keys: Array, patch_valid: Mapping[str, Bool[Array, 'b n']], masking: Masking
 ) -> dict[str, Int[Array, 'b n']]:

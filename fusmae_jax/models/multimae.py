@@ -99,9 +99,8 @@ class MultiMaeDecoder(nnx.Module):
         stages = {'tokens': queries}
         # No residual around it, as published; the MLP after it has one.
         x, inner = self.cross(queries, keys, valid)
-        x = x.astype(wide)
-        x, normed = self.norm2.after(x)
-        x = x + self.mlp(normed).astype(wide)
+        x, normed = self.norm2.after(x.astype(self.arithmetic.residual_dtype))
+        x = x + self.mlp(normed).astype(x.dtype)
         stages |= {'cross': x} | {f'cross/{key}': value for key, value in inner.items()}
         visible = context.members[self.name][:, part]
         hidden = jnp.ones(masked.shape, bool) if hidden is None else hidden

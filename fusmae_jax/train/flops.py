@@ -8,7 +8,7 @@ import re
 
 from fusmae_jax.config.run import JOINT, Config, Model
 from fusmae_jax.models.encoder import streams
-from fusmae_jax.models.masking import num_slots, num_visible
+from fusmae_jax.models.masking import num_decoded, num_slots, num_visible
 
 # bfloat16 peak without sparsity, FLOP/s of one jax device, from the vendors' data sheets, by the beginning of
 # its name in jax. Chips without bfloat16 (V100) have none.
@@ -47,7 +47,7 @@ def mlp(tokens: int, width: int, ratio: float) -> float:
     return 4 * tokens * width**2 * ratio
 
 
-def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, float]:
+def forward(model: Model, visible: int, *, joint: bool = False, masked: int = 0) -> dict[str, float]:
     """Operations of one image's pretraining forward pass, part by part.
 
     Args:
@@ -55,6 +55,7 @@ def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, flo
         visible: patches of each stream of tokens, or slots of a joint sequence.
         joint: whether the sensors share one sequence of slots. Projections and cross-attention then run
             over all slots for every sensor, and each decoder sees all slots and a mask token for every patch.
+        masked: patches that a decoder predicts; 0: all that are not visible.
     """
     names, d, ratio = streams(model), model.width, model.mlp_ratio
     count = len(names)
@@ -65,7 +66,7 @@ def forward(model: Model, visible: int, *, joint: bool = False) -> dict[str, flo
     else:
         cross = block1 = count * cross_block(visible, max(count - 1, 1) * visible, d, ratio)
     decoder = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
-    masked = model.num_patches - (0 if joint else visible)
+    masked = masked or model.num_patches - (0 if joint else visible)
     return {
         'patch': sum(2.0 * visible * size * d for size in names.values()),
         'block1': block1 if model.fusion.encoder == 'xae' else block(seen + 1, d, ratio),
@@ -117,7 +118,8 @@ def _parts(config: Config) -> dict[str, float]:
     model, joint = config.model, config.masking.strategy in JOINT
     visible = num_visible(model.num_patches, config.masking)
     slots = num_slots(model.num_patches, len(model.modalities), config.masking)
-    return forward(model, slots if joint else visible, joint=joint)
+    decoded = 0 if joint else num_decoded(model.num_patches, config.masking)
+    return forward(model, slots if joint else visible, joint=joint, masked=decoded)
 
 
 def peak_flops(kind: str) -> float | None:

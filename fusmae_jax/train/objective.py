@@ -48,7 +48,8 @@ class Masked(NamedTuple):
     """A masked batch: what the model is given and what it has to predict."""
 
     patches: dict[str, Patches]
-    order: dict[str, Array]  # (b, n), visible patches first; empty for a joint sequence
+    # (b, n), visible patches first, then those to predict; empty for a joint sequence
+    order: dict[str, Array]
     visible: int  # of each sensor, or of all of them in a joint sequence
     slots: Slots | None = None  # the joint sequence, where the strategy draws one
 
@@ -76,6 +77,9 @@ def masked_inputs(
     joint = config.masking.strategy in JOINT
     count, sensors = config.model.num_patches, len(config.model.modalities)
     visible = masking.num_visible(count, config.masking)
+    # Masked patches come in random order, so the first of them are a random choice. Without augmentation the
+    # loss is one to compare, and is of all of them.
+    kept = count if augment is None else visible + masking.num_decoded(count, config.masking)
     slots = num_slots(count, sensors, config.masking)
 
     def masked(batch: Batch, key: Array) -> Masked:
@@ -88,7 +92,8 @@ def masked_inputs(
         patches, mask = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
         patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
         if not joint:
-            return Masked(patches, masking.sample_order(mask, patch_valid, config.masking), visible)
+            order = masking.sample_order(mask, patch_valid, config.masking)
+            return Masked(patches, {name: ids[:, :kept] for name, ids in order.items()}, visible)
         if config.model.fusion.absent == 'zero_image':
             # The mean image of a sensor that is not there is as good as any other.
             gone = {name: ~jnp.any(v, axis=1, keepdims=True) for name, v in patch_valid.items()}
