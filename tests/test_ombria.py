@@ -14,7 +14,7 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import compatibility, normalise
 from fusmae_jax.input import contract as contracts
-from tests.support.probe_fixtures import weights
+from tests.support.helpers import weights
 
 ROOT = Path(__file__).parents[1]
 REGIONS = 20

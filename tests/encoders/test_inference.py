@@ -8,16 +8,15 @@ from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.encoders.load import load
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
-from fusmae_jax.models.fusmae import init_params
 from tests.support.embed_fixtures import write_checkpoint
-from tests.support.helpers import CONTRACT, raw_batch
+from tests.support.helpers import CONTRACT, raw_batch, weights
 from tests.support.tiny import tiny_config
 
 
 @pytest.fixture(scope='module')
 def model():
     config = tiny_config()
-    return Pretrained(config, CONTRACT, init_params(config.model, jax.random.key(0)), 'float32')
+    return Pretrained(config, CONTRACT, weights(config.model), 'float32')
 
 
 @pytest.fixture(scope='module')

@@ -22,9 +22,8 @@ from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.interop.weights import published as importing
 from fusmae_jax.interop.weights.published_kinds import WeightFile, check
-from fusmae_jax.models.fusmae import init_params
 from tests.support import published_states as theirs
-from tests.support.helpers import CONTRACT
+from tests.support.helpers import CONTRACT, weights
 from tests.support.probe_fixtures import ACCEPT, archive, checkpoint, native
 from tests.support.published_states import DINO, SAT, SATVIT, WIDTH
 from tests.support.tiny import tiny_config, tiny_model
@@ -38,8 +37,7 @@ def models():
     found = {}
     for seed, (name, modality) in enumerate(cfg.Model().modalities.items()):
         config = tiny_config(model=tiny_model('none', 'none', modalities={name: modality}, depth=1))
-        params = jax.jit(lambda key, m=config.model: init_params(m, key))(jax.random.key(seed))
-        found[name] = Pretrained(config, CONTRACT, params, 'float32')
+        found[name] = Pretrained(config, CONTRACT, weights(config.model, seed), 'float32')
     return found
 
 

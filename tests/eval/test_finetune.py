@@ -26,7 +26,8 @@ from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.models.blocks import run_stack, sample_paths
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.rules import path_name
-from tests.support.probe_fixtures import GROUPS, weights
+from tests.support.helpers import weights
+from tests.support.probe_fixtures import GROUPS
 from tests.support.tiny import tiny_config, tiny_model
 
 CONTRACT = Contract(dataset='probe', version='1', groups=GROUPS)

@@ -29,8 +29,8 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import Patches, make_prepare
 from fusmae_jax.models import fusmae
-from tests.support.helpers import CONTRACT, random_patches, raw_batch
-from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint, weights
+from tests.support.helpers import CONTRACT, random_patches, raw_batch, weights
+from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 from tests.support.tiny import tiny_config, tiny_model
 
 

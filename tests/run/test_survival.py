@@ -27,7 +27,9 @@ from fusmae_jax.run import model_card, workdir
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.storage import SaveError
 from fusmae_jax.train.checksum import make_check
+from fusmae_jax.train.setup import Setup
 from tests.support import storm
+from tests.support.helpers import fresh_state
 from tests.support.tiny import smallest_model, tiny_config
 
 
@@ -214,6 +216,7 @@ def count_only(monkeypatch, skipped, terminated=0):
         return step, None
 
     monkeypatch.setattr(experiment.start, 'compile_step', compile_step)
+    monkeypatch.setattr(Setup, 'init_state', fresh_state)
 
 
 def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_path, monkeypatch, capsys):

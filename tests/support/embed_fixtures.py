@@ -18,8 +18,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed.run import embed
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
-from fusmae_jax.models.fusmae import init_params
-from tests.support.helpers import CONTRACT
+from tests.support.helpers import CONTRACT, weights
 from tests.support.tiny import tiny_config, tiny_model
 
 LEFT, TOP = 500_000.0, 5_000_000.0
@@ -37,7 +36,7 @@ def write_checkpoint(folder: Path) -> str:
     meta = {'config': to_dict(config), 'contract': to_dict(contract), 'dtype': 'float32'}
     state = {
         'step': jnp.int32(1),
-        'params': init_params(config.model, jax.random.key(0)),
+        'params': weights(config.model),
         'opt_state': {'mu': jnp.zeros(1)},
         'extra': {},
     }

@@ -1,5 +1,7 @@
 """Random batches and patches for the tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches
+from fusmae_jax.models.fusmae import init_params
 
 CONTRACT = Contract(dataset='test', version='1', groups=GROUPS)
 
@@ -41,6 +44,31 @@ def random_order(model, batch: int, seed: int = 1) -> dict[str, jax.Array]:
         name: jax.vmap(lambda key: jax.random.permutation(key, model.num_patches))(keys[index])
         for index, name in enumerate(model.modalities)
     }
+
+
+def weights(model, seed=0):
+    """Random weights, drawn by NumPy: compiling the initialisation of a model takes seconds."""
+    return drawn(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)), seed)
+
+
+def drawn(shapes, seed=0):
+    """Random weights of these shapes: scales about 1, everything else about 0."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        middle = 1.0 if path[-1].key == 'scale' else 0.0
+        return jnp.asarray(rng.normal(middle, 0.2, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def fresh_state(setup, seed=0):
+    """The state of a setup before its first step, but for the weights, which are `drawn`."""
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), setup.abstract_state())
+    state['params'] = drawn(state['params'], seed)
+    if 'ema' in state:
+        state['ema'] = state['params']
+    return placed(state, setup)
 
 
 def placed(values, setup):

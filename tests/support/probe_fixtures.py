@@ -17,7 +17,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.source import Source as DataSet
-from fusmae_jax.models.fusmae import init_params
+from tests.support.helpers import weights
 from tests.support.tiny import tiny_config, tiny_model
 
 SIZES = {'train': 60, 'val': 30, 'test': 30}
@@ -85,18 +85,6 @@ def _read(item, seed):
     if item.key == NO_RADAR:
         record['s1'][:] = np.nan
     return record
-
-
-def weights(model, seed):
-    """Random weights, drawn by NumPy: compiling the initialisation of a model takes seconds."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(functools.partial(init_params, model), jax.random.key(0))
-
-    def draw(path, leaf):
-        middle = 1.0 if path[-1].key == 'scale' else 0.0
-        return jnp.asarray(rng.normal(middle, 0.2, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5, modalities=('s1', 's2')):

@@ -16,6 +16,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.pictures.panels import Reconstructor
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import make_eval_step
+from tests.support.helpers import fresh_state, weights
 from tests.support.programs import GRID, ONE, STABLE, scatters
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -75,7 +76,7 @@ def program(name, mesh):
 def losses(name, mesh, steps=4):
     """(quantity, step): the loss of each sensor, the whole, skipped, the share of s1 that counts."""
     setup, _, compiled = program(name, mesh)
-    state, found = setup.init_state(), []
+    state, found = fresh_state(setup), []
     for step in range(steps):
         batch = jax.device_put(batch_of(8, step), batch_sharding(setup.mesh))
         state, metrics = compiled(state, batch)
@@ -115,7 +116,7 @@ def test_held_out_loss_and_pictures():
     """Rows that fill up the last batch do not count; a panel shows what was hidden of its sensor."""
     settings = config('joint_modality', loss=cfg.Loss(norm_pix=True))
     setup = make_setup(settings, DATA, 100, jax.devices()[:1])
-    params = setup.objective.init(jax.random.key(0))[0]
+    params = weights(settings.model)
     evaluate = make_eval_step(settings, DATA, setup.dtype, setup.mesh, total=2)
     batch = batch_of(4, 0)
     other = batch | {name: np.concatenate([batch[name][:2], batch[name][1::-1]]) for name in ('s1', 's2')}

@@ -17,7 +17,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.train.optimizer import JOINED, KERNELS
 from fusmae_jax.train.setup import make_setup
 from fusmae_jax.train.step import abstract_batch, lower_step, make_gradient, make_step
-from tests.support.helpers import CONTRACT, placed, raw_batch
+from tests.support.helpers import CONTRACT, fresh_state, placed, raw_batch
 from tests.support.programs import COMPILED, GRID, ONE, STABLE, on, scatters
 from tests.support.tiny import tiny_config
 
@@ -51,7 +51,7 @@ def program(name, mesh=ONE):
 
 @functools.cache
 def _initial(name, mesh):
-    return jax.device_get(program(name, mesh)[0].init_state())
+    return jax.device_get(fresh_state(program(name, mesh)[0]))
 
 
 def fresh(name='xaed', mesh=ONE):
@@ -202,7 +202,7 @@ def batches(count):
 
 
 def curve(setup, count=STEPS):
-    compiled, state, losses = setup.lower().compile(), setup.init_state(), []
+    compiled, state, losses = setup.lower().compile(), fresh_state(setup), []
     for batch in batches(count):
         state, metrics = compiled(state, jax.device_put(batch, batch_sharding(setup.mesh)))
         losses.append(float(metrics['loss']))
@@ -241,7 +241,7 @@ def test_loss_and_gradient_of_micro_batches_are_those_of_the_batch(masks):
     """Rows differ in their valid pixels, so that a mean of means would be another number."""
     small = cfg.Decoder(width=16, depth=1, heads=2)
     setup = setup_of(fusion=('none', 'none'), masks=masks, depth=1, decoder=small)
-    params, batch = setup.init_state()['params'], jax.device_put(batches(1)[0])
+    params, batch = fresh_state(setup)['params'], jax.device_put(batches(1)[0])
 
     def gradient(objective, count):
         make = jax.jit(make_gradient(objective, count))
@@ -287,7 +287,7 @@ def test_average_of_the_weights():
     radar = {'s1': cfg.Model().modalities['s1']}
     setup = setup_of(ema=0.9, fusion=('none', 'none'), modalities=radar, depth=1)
     given = [{name: batch[name] for name in ('s1', POSITION)} for batch in batches(3)]
-    compiled, state = setup.lower().compile(), setup.init_state()
+    compiled, state = setup.lower().compile(), fresh_state(setup)
     expected = jax.device_get(state['params'])
     for batch in given:
         state, _ = compiled(state, jax.device_put(batch, batch_sharding(setup.mesh)))
