@@ -132,7 +132,7 @@ class Axis(NamedTuple):
 class Taps(NamedTuple):
     """For each model pixel of an axis: the source pixels that it rests on, and their weights."""
 
-    index: Int[Array, 'b out taps']
+    source: Int[Array, 'b out taps']
     weight: Float[Array, 'b out taps']
 
 
@@ -195,14 +195,14 @@ def by_products(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array
     # Zeros and ones are exact in bfloat16, and so is whether a sum of them is 0. Of weights, only whether
     # there is one: a negative one is a contribution too.
     dtype = jnp.float32 if target_platform() == 'cpu' else jnp.bfloat16
-    touched = ((weight != 0).astype(dtype) for weight in (rows, columns))
-    return values, _multiply(*touched, (~valid).astype(dtype), 'default') < 0.5
+    touched = [(weight != 0).astype(dtype) for weight in (rows, columns)]
+    return values, _multiply(touched[0], touched[1], (~valid).astype(dtype), 'default') < 0.5
 
 
 def _along(near: Taps, image: Array, valid: Array, axis: int) -> tuple[Array, Array]:
     """Values and validity resampled along one axis of (b, h, w, c)."""
     values, good = [], []
-    for index, weight in zip(jnp.moveaxis(near.index, 2, 0), jnp.moveaxis(near.weight, 2, 0)):
+    for index, weight in zip(jnp.moveaxis(near.source, 2, 0), jnp.moveaxis(near.weight, 2, 0)):
         shape = (len(index), *(index.shape[1] if a == axis else 1 for a in (1, 2, 3)))
         index, weight = index.reshape(shape), weight.reshape(shape)
         values.append(weight * jnp.take_along_axis(image, index, axis, mode='clip'))

@@ -96,11 +96,14 @@ def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs, wide: bool
     return LayerNorm(width, arithmetic, wide, rngs=rngs)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * scale + bias over the last axis, computed in the wide type."""
 
     def __init__(self, width: int, arithmetic: Arithmetic, wide: bool, *, rngs: nnx.Rngs):
-        super().__init__(width, param_dtype=arithmetic.wide_dtype, rngs=rngs)
+        # A key each, as in nnx.LayerNorm: what is drawn after them is what it always was.
+        rngs(), rngs()
+        self.scale = nnx.Param(jnp.ones((width,), arithmetic.wide_dtype))
+        self.bias = nnx.Param(jnp.zeros((width,), arithmetic.wide_dtype))
         self.kernel = arithmetic.norm
         self.settings = NormSettings(
             arithmetic.numerics.norm_eps,
