@@ -14,7 +14,17 @@ from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import make_prepare, patchify, unpatchify
-from fusmae_jax.input.resample import Box, full_box, kernel_weight, resample, sample_box, weights
+from fusmae_jax.input.resample import (
+    Axis,
+    Box,
+    by_products,
+    by_taps,
+    full_box,
+    kernel_weight,
+    resample,
+    sample_box,
+    weights,
+)
 from fusmae_jax.models.layers import Arithmetic, linear
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config
@@ -87,6 +97,28 @@ def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
         assert (w[10:-10] != 0).sum(1).max() == support
     for kernel in ('bicubic', 'opencv_cubic'):
         assert [float(kernel_weight(jnp.float32(x), kernel)) for x in (0, 1, 2, 3)] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize('kernel', ['bilinear', 'bicubic', 'opencv_cubic'])
+@pytest.mark.parametrize(
+    ('stored', 'size'), [((20, 30), (48, 48)), ((40, 60), (24, 24)), ((16, 16), (16, 31))]
+)
+def test_taps_are_the_dense_weights(kernel, stored, size):
+    """Gathering a few pixels, as on a GPU, against products with dense matrices: crops, flips, borders."""
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(6, *stored, 2)), jnp.float32)
+    valid = jnp.asarray(rng.random(image.shape) > 0.02)
+    box = sample_box(jax.random.split(jax.random.key(1), 6), cfg.Augment(vflip=0.5))
+    box = Box(*(jnp.concatenate([a[:5], b[:1]]) for a, b in zip(box, full_box(1))))
+    axes = [
+        Axis(size[0], stored[0], box.top, box.height, box.vflip, kernel),
+        Axis(size[1], stored[1], box.left, box.width, box.hflip, kernel),
+    ]
+    values, good = by_taps(image, valid, axes)
+    expected, expected_good = by_products(image, valid, axes)
+    np.testing.assert_allclose(values, expected, atol=3e-6)
+    np.testing.assert_array_equal(good, expected_good)
+    assert 0 < good.mean() < 1
 
 
 def test_random_boxes_stay_inside_and_cover_the_range():

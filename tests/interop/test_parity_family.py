@@ -101,8 +101,9 @@ def test_encoding_any_subset_agrees(absent, given):
     np.testing.assert_allclose(encoded.cls, cls.numpy(), atol=2e-5)
 
 
-def test_bfloat16_errs_no_more_than_pytorch():
-    rows = compare.compare_bfloat16(FAMILY['xae_xad'])
+@pytest.mark.parametrize('name', ['xae_xad', 'fused'])
+def test_bfloat16_errs_no_more_than_pytorch(name):
+    rows = compare.compare_bfloat16(FAMILY[name])
     assert {'latents/s1', 'cls', 'decoders/s2/predictions', 'loss', 'all parameters'} <= {
         r.name for r in rows
     }

@@ -171,8 +171,16 @@ def test_what_an_invalid_slot_holds_changes_no_bit(name, absent):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
-def test_scan_unroll_and_remat_are_the_same_model():
+@pytest.mark.parametrize(
+    'how',
+    [
+        {'scan': False, 'attention': 'pallas', 'norm': 'pallas'},
+        pytest.param({'scan': False}, marks=pytest.mark.slow),
+        pytest.param({'remat': 'full'}, marks=pytest.mark.slow),
+        pytest.param({'scan': False, 'remat': 'dots'}, marks=pytest.mark.slow),
+    ],
+)
+def test_however_it_runs_it_is_the_same_model(how):
     model, module = make('xaed')
     params = nnx.to_pure_dict(nnx.state(module))
     patches, order = random_patches(model, 2), random_order(model, 2)
@@ -186,10 +194,31 @@ def test_scan_unroll_and_remat_are_the_same_model():
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    expected = run(scan=True, remat='none')
-    for how in ({'scan': False}, {'remat': 'full'}, {'scan': False, 'remat': 'dots'}):
-        for a, b in zip(jax.tree.leaves(run(**how)), jax.tree.leaves(expected)):
-            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+    expected = run(scan=True, remat='none', attention='xla', norm='xla')
+    for a, b in zip(jax.tree.leaves(run(**{'scan': True} | how)), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_a_narrow_residual_stream_is_of_bfloat16_models_alone():
+    model, module = make('xaed')
+    params = nnx.to_pure_dict(nnx.state(module))
+    patches, order = random_patches(model, 2), random_order(model, 2)
+
+    def predict(residual, dtype):
+        narrow = dataclasses.replace(model, residual_dtype=residual)
+        with jax.numpy_dtype_promotion('standard'):  # strict is around the float32 model
+            module = nnx.merge(fusmae.graph(narrow, dtype), params)
+            predictions, stages = module(patches, order, K, capture=True)
+        return predictions['s2'], stages['block1'].dtype
+
+    exact, dtype = predict('bfloat16', jnp.float32)
+    assert dtype == jnp.float32  # nothing to be narrowed to
+    wide, dtype = predict('float32', jnp.bfloat16)
+    assert dtype == jnp.float32
+    narrow, dtype = predict('bfloat16', jnp.bfloat16)
+    assert dtype == jnp.bfloat16 and narrow.dtype == jnp.float32
+    errors = [float(jnp.linalg.norm(x - exact) / jnp.linalg.norm(exact)) for x in (wide, narrow)]
+    assert 0 < errors[0] < errors[1] < 0.05
 
 
 def test_learned_positions_start_free_and_train_without_a_scatter():
