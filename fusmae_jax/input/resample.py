@@ -26,6 +26,10 @@ from fusmae_jax.parallel.mesh import target_platform
 Kernel = Literal['bilinear', 'bicubic', 'opencv_cubic']
 
 
+# A smaller weight is none to validity: at the edge of a kernel it may come from the rounding of coordinates.
+TOUCHES = 1e-4
+
+
 class Box(NamedTuple):
     """The crop of each sample, in shares of the image, and its flips; shared by all sensors."""
 
@@ -195,7 +199,7 @@ def by_products(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array
     # Zeros and ones are exact in bfloat16, and so is whether a sum of them is 0. Of weights, only whether
     # there is one: a negative one is a contribution too.
     dtype = jnp.float32 if target_platform() == 'cpu' else jnp.bfloat16
-    touched = [(weight != 0).astype(dtype) for weight in (rows, columns)]
+    touched = [(jnp.abs(weight) > TOUCHES).astype(dtype) for weight in (rows, columns)]
     return values, _multiply(touched[0], touched[1], (~valid).astype(dtype), 'default') < 0.5
 
 
@@ -206,7 +210,7 @@ def _along(near: Taps, image: Array, valid: Array, axis: int) -> tuple[Array, Ar
         shape = (len(index), *(index.shape[1] if a == axis else 1 for a in (1, 2, 3)))
         index, weight = index.reshape(shape), weight.reshape(shape)
         values.append(weight * jnp.take_along_axis(image, index, axis, mode='clip'))
-        good.append((weight == 0) | jnp.take_along_axis(valid, index, axis, mode='clip'))
+        good.append((jnp.abs(weight) <= TOUCHES) | jnp.take_along_axis(valid, index, axis, mode='clip'))
     return functools.reduce(jnp.add, values), functools.reduce(jnp.logical_and, good)
 
 
