@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import pretrain
 from fusmae_jax.config import run as cfg
+from fusmae_jax.config.build import build
 from fusmae_jax.errors import InputError
 from fusmae_jax.plan import command, parts, report, speed, topology
+from fusmae_jax.plan.compiled import compile_step
 from fusmae_jax.plan.gpus import GPUS
 from fusmae_jax.plan.hlo import read
 from fusmae_jax.plan.kernels import kernels
+from fusmae_jax.plan.records import layout
+from fusmae_jax.plan.roofline import FILLS, SLICES, roofline
 from fusmae_jax.train.flops import peak_flops
+from fusmae_jax.train.setup import make_setup
 from tests.support.tiny import tiny_config
 
 MISSING = not any(importlib.util.find_spec(plugin) for plugin in topology.PLUGINS)
@@ -135,6 +141,35 @@ def test_the_plan_of_a_small_model(monkeypatch):
     text = '\n'.join(report.lines(plan))
     assert 'a floor' in text and 'at most, MFU' in text and 'an assumption' not in text
     json.dumps(report.data(plan))
+
+
+@planned
+@pytest.mark.usefixtures('_as_a_run_compiles')
+def test_the_step_of_an_h200_wastes_nothing():
+    """ViT-B at the least depth: no product of float32, no stack of a loop, nothing moved in full size."""
+    values = pretrain.get_config('xae').to_dict()
+    values['model'] |= {'depth': 2, 'size': 'custom', 'width': 768, 'heads': 12}
+    values['train'] |= {'batch_size': 64, 'compute_dtype': 'bfloat16'}
+    config = build(values)
+    machine = topology.machine('h200:1')
+    contract, examples, _ = layout(config)
+    setup = make_setup(config, contract, examples, machine.devices)
+    step = compile_step(setup, 64, quick=False, inspect=True)
+    model = roofline(step.module, GPUS['h200'])
+    assert model.wide_products() == []
+    assert model.unknown() == []
+    traffic = model.total.traffic
+    assert model.filled() < 0.01 * traffic
+    assert {
+        name: size for name, size in model.moved().items() if name == 'pad' and size > 0.01 * traffic
+    } == {}
+    # One thing alone is copied in part: tokens of both sensors, into one sequence and out of it.
+    assert sum(model.moved().values()) < 0.06 * traffic
+    kinds = {place.kind for place in model.by_place()}
+    assert SLICES not in kinds and FILLS not in kinds
+    kernels_of = [placed.kernel.instruction.op_name for placed in model.kernels]
+    for name in ('attention_forward', 'attention_backward', 'add_norm_forward', 'add_norm_backward'):
+        assert any(name in op for op in kernels_of)
 
 
 def parameter_bytes(plan):
