@@ -19,7 +19,7 @@ from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders import store
-from fusmae_jax.encoders.load import AND, check_apart, load_one, records_seen
+from fusmae_jax.encoders.load import check_apart, load_one, records_seen, several
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import BANDS, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
@@ -48,8 +48,8 @@ def open_system(kind: str, settings: EncoderSettings) -> System:
     if kind == BANDS:
         return System('band statistics', '', None, nothing())
     path = (settings.like or settings.checkpoint) if kind == RANDOM else kind
-    if AND in path:
-        return _side_by_side(path.split(AND), kind == RANDOM, settings)
+    if parts := several(path):
+        return _side_by_side(parts, kind == RANDOM, settings)
     model, seen = load_one(path), records_seen(path)
     stacked = model.config.model.fusion.encoder == 'stack'
     if stacked and settings.absent not in ('', 'zero_image'):

@@ -8,7 +8,7 @@ permutation pi_i of the patches of sensor i, the first k = int(n (1 - r)) of whi
 
 Counts are fixed, so all shapes are static, and nothing ever has to be put back in order.
 
-The strategies in `config.JOINT` draw counts that vary from sample to sample: `joint_uniform` (the literal
+The strategies in `config.run.JOINT` draw counts that vary from sample to sample: `joint_uniform` (the literal
 reading of the paper), `dirichlet` (MultiMAE) and `modality`. Their visible patches are exactly K slots over
 all sensors. K is fixed, so all shapes are static, and no sensor is padded to the largest count it could get.
 """

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from etils import epath
 
-from fusmae_jax.encoders.load import AND
+from fusmae_jax.encoders.load import AND, several
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
 from fusmae_jax.encoders.systems import content
 from fusmae_jax.errors import InputError
@@ -177,7 +177,7 @@ class StudyPlan:
 
     def _contents(self, path: str) -> list[str]:
         if path not in self._known:
-            self._known[path] = [content(part.strip()) for part in path.split(AND)]
+            self._known[path] = [content(part) for part in several(path) or [path]]
         return self._known[path]
 
     def _weights(self, system: str, seed: int) -> SystemWeights:

@@ -162,7 +162,7 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, w
     assert 'no checkpoints/ folder here' in capsys.readouterr().out
 
 
-@pytest.mark.slow  # tests/encoders/test_late_fusion.py runs every time
+@pytest.mark.slow  # tests/encoders/test_load.py runs every time
 def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
     alone = {
         f'mae_{s}': StudySystem(
