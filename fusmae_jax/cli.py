@@ -121,6 +121,10 @@ def _reconstruct(args: argparse.Namespace) -> int:
 @command('bench step', *config_file(), DEVICE_BATCH)
 def _bench_step(args: argparse.Namespace) -> int:
     """Times the training step; `bench` alone is the same."""
+    from fusmae_jax.bench.memory import keep_all_freed
+
+    # Before anything that starts threads is imported. Only here: a run keeps the memory of its machine.
+    keep_all_freed()
     config = _build(args)
     from fusmae_jax.bench.step import bench
 

@@ -1,8 +1,6 @@
 """`python main.py bench`: how fast the real train step and the real loader are on this machine."""
 
 import dataclasses
-import resource
-import sys
 import time
 from typing import Any
 
@@ -10,6 +8,7 @@ import jax
 import numpy as np
 
 from fusmae_jax.bench.input import loader_rate
+from fusmae_jax.bench.memory import most_held
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
@@ -83,6 +82,4 @@ def _peak_memory(compiled: Any) -> str:
     stats = jax.devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return f'{stats["peak_bytes_in_use"] / 2**30:.2f} GiB (planned {planned / 2**30:.2f})'
-    unit = 1 if sys.platform == 'darwin' else 1024
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f'{planned / 2**30:.2f} GiB planned, process {held / 2**30:.2f} GiB'
+    return f'{planned / 2**30:.2f} GiB planned, process {most_held() / 2**30:.2f} GiB'
