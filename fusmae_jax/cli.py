@@ -198,13 +198,7 @@ def _records(config: 'Config') -> Iterator['Config']:
 @command(
     'compare',
     *config_file(),
-    option(
-        '--weights',
-        'FILE',
-        '.safetensors or PyTorch, with the names of the reference',
-        type=path,
-        default='',
-    ),
+    option('--weights', 'FILE', '.safetensors or PyTorch, named as in the reference', type=path, default=''),
     option(
         '--dtype',
         'TYPE',
