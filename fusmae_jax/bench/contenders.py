@@ -38,6 +38,7 @@ class Side(NamedTuple):
     device: str
     step: Callable[[], None]  # returns when the step is done
     peak: Callable[[], int]  # bytes held at most: device memory on a GPU, the process on CPU
+    program: Callable[[], str] = str  # the optimised HLO of a step that has run; '' of PyTorch's
 
 
 def serve(line: Connection, contender: Contender, config: Config, size: int, platform: str) -> None:
@@ -110,18 +111,21 @@ def _ours(scan: bool, config: Config, size: int) -> Side:
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), moments), value
 
-    compiled = jax.jit(update, donate_argnums=0)
     state: Any = (params, optimizer.init(params))
+    compiled: Any = None
 
     def step() -> None:
-        nonlocal state
-        state, value = compiled(state, masked.patches, masked.order)
+        nonlocal state, compiled
+        inputs = state, masked.patches, masked.order
+        compiled = compiled or jax.jit(update, donate_argnums=0).lower(*inputs).compile()
+        state, value = compiled(*inputs)
         jax.block_until_ready((state, value))
 
+    def peak() -> int:
+        return (device.memory_stats() or {}).get('peak_bytes_in_use', most_held())
+
     device = jax.devices()[0]
-    return Side(
-        device.device_kind, step, lambda: (device.memory_stats() or {}).get('peak_bytes_in_use', most_held())
-    )
+    return Side(device.device_kind, step, peak, lambda: compiled.as_text() or '')
 
 
 def _torch(compiled: bool, config: Config, size: int, platform: str) -> Side:
