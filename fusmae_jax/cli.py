@@ -121,6 +121,10 @@ def _reconstruct(args: argparse.Namespace) -> int:
 @command('bench step', *config_file(), DEVICE_BATCH)
 def _bench_step(args: argparse.Namespace) -> int:
     """Times the training step; `bench` alone is the same."""
+    from fusmae_jax.bench.memory import keep_all_freed
+
+    # Before anything that starts threads is imported. Only here: a run keeps the memory of its machine.
+    keep_all_freed()
     config = _build(args)
     from fusmae_jax.bench.step import bench
 
@@ -194,13 +198,7 @@ def _records(config: 'Config') -> Iterator['Config']:
 @command(
     'compare',
     *config_file(),
-    option(
-        '--weights',
-        'FILE',
-        '.safetensors or PyTorch, with the names of the reference',
-        type=path,
-        default='',
-    ),
+    option('--weights', 'FILE', '.safetensors or PyTorch, named as in the reference', type=path, default=''),
     option(
         '--dtype',
         'TYPE',

@@ -1,158 +1,192 @@
 """`python main.py bench race`: our train step and the PyTorch reference's, timed in one run.
 
-Both get the same normalised images, masks, weights and compute type, and both do forward, backward and
-AdamW. Each contender has a process of its own, so that neither holds the other's memory.
+On a CPU all contenders are alive at once and each does one step in turn, so that a slow minute of the machine
+hits them all, and what counts is the ratio of two steps of the same round. A GPU has no room for all of them:
+there they run one after the other.
 """
 
 import dataclasses
 import multiprocessing
-import resource
+import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from multiprocessing.context import SpawnContext
 from typing import Any
 
+from fusmae_jax.bench.contenders import COMPILED, EAGER, SCANNED, UNROLLED, Contender, Turn, serve
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel.rules import Params
 
-WARMUP, REPEATS = 3, 10
-CONTENDERS = ('torch eager', 'torch.compile', 'fusmae_jax scan', 'fusmae_jax unrolled')
+ROUNDS = 9
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Lap:
-    """What one contender needed."""
+    """What a contender needed."""
 
-    device: str
-    seconds: float  # median of a step
-    first: float  # seconds of the first step, compilation included
-    peak: int  # bytes held at most: device memory on a GPU, the process on CPU
+    contender: Contender
+    device: str = ''
+    first: float = 0.0  # seconds of the first step, compilation included
+    turns: list[Turn] = dataclasses.field(default_factory=list)
+    peak: int = 0  # bytes
+    error: str = ''
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, the median."""
+        return statistics.median(turn.seconds for turn in self.turns)
+
+    @property
+    def cpu(self) -> float:
+        """User and system seconds of a step, the median."""
+        return statistics.median(turn.cpu for turn in self.turns)
 
 
-def race(config: Config, sizes: list[int]) -> int:
-    """Prints a line for each batch size and contender, with the ratio to eager PyTorch (above 1: faster)."""
+def race(config: Config, sizes: list[int], rounds: int = ROUNDS) -> int:
+    """Prints a table for each batch size; returns 1 if a contender did not get to the end.
+
+    Raises InputError where PyTorch is not there, or has no device like that of jax.
+    """
     try:
         import torch
     except ImportError as error:
         raise InputError("bench race needs PyTorch: pip install -e '.[parity]'") from error
-    threads = torch.get_num_threads()
-    print(f'{config.name}, ViT-{config.model.size}, torch {torch.__version__}, {threads} threads')
-    context = multiprocessing.get_context('spawn')
-    for size in sizes or [config.train.batch_size]:
-        eager = 0.0
-        for name in CONTENDERS:
-            pool = context.Pool(1)
-            lap = pool.apply(_run, (name, config, size))
-            pool.close()
-            pool.join()
-            # The first of CONTENDERS is eager PyTorch.
-            eager = eager or lap.seconds
-            print(
-                f'batch {size} | {name:19} | {lap.device} | step {lap.seconds * 1e3:,.1f} ms | '
-                f'{size / lap.seconds:,.1f} images/s | {eager / lap.seconds:.2f} x eager | '
-                f'first step {lap.first:.1f} s | peak {lap.peak / 2**30:.2f} GiB'
-            )
-    return 0
-
-
-def _run(name: str, config: Config, size: int) -> Lap:
-    return (_torch if name.startswith('torch') else _ours)(name, config, size)
-
-
-def _time(step: Callable[[], Any]) -> tuple[float, float]:
-    """Median seconds of a step, and those of the first."""
-    times = []
-    for _ in range(1 + WARMUP + REPEATS):
-        begin = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begin)
-    return sorted(times[1 + WARMUP :])[REPEATS // 2], times[0]
-
-
-def _held() -> int:
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _ours(name: str, config: Config, size: int) -> Lap:
-    import jax
-    import optax
-    from flax import nnx
-
-    from fusmae_jax.interop import sides
-    from fusmae_jax.models import fusmae
-    from fusmae_jax.train import losses
-    from fusmae_jax.train.objective import Masked, error_sums
-    from fusmae_jax.train.optimizer import make_optimizer, schedule
-    from fusmae_jax.train.state import compute_dtype
-
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan=name.endswith('scan')))
-    dtype = compute_dtype(config)
-    case = sides.make_case(config, size, 0)
-    params = fusmae.init_params(config.model, jax.random.key(0), dtype)
-    masked = sides.masked_case(config, case, dtype)
-    graphdef = fusmae.graph(config.model, dtype)
-    weights = {key: m.loss_weight for key, m in config.model.modalities.items()}
-    optimizer = make_optimizer(config.optimizer, schedule(config.optimizer, 1000, size, size))
-
-    def loss(params: Params, patches: Any, order: Any) -> Any:
-        batch = Masked(patches, order, case.visible)
-        predictions, _ = nnx.merge(graphdef, params)(patches, order, case.visible)
-        return losses.combine(error_sums(config, batch, predictions)[0], weights)[0]
-
-    def update(state: Any, patches: Any, order: Any) -> Any:
-        params, moments = state
-        value, grads = jax.value_and_grad(loss)(params, patches, order)
-        updates, moments = optimizer.update(grads, moments, params)
-        return (optax.apply_updates(params, updates), moments), value
-
-    compiled = jax.jit(update, donate_argnums=0)
-    state: Any = (params, optimizer.init(params))
-
-    def step() -> None:
-        nonlocal state
-        state, value = compiled(state, masked.patches, masked.order)
-        jax.block_until_ready(value)
-
-    seconds, first = _time(step)
-    device = jax.devices()[0]
-    stats = device.memory_stats() or {}
-    return Lap(device.device_kind, seconds, first, stats.get('peak_bytes_in_use', _held()))
-
-
-def _torch(name: str, config: Config, size: int) -> Lap:
-    import jax
-    import torch
-
-    from fusmae_jax.interop import sides
-    from fusmae_jax.interop.reference.train import make_optimizer
-    from fusmae_jax.models import fusmae
-
-    where = 'cuda' if torch.cuda.is_available() else 'cpu'
-    low = config.train.compute_dtype == 'bfloat16' or (
-        config.train.compute_dtype == 'auto' and where == 'cuda'
+    with _context().Pool(1) as pool:
+        platform, version = pool.apply(_backend)
+    if platform == 'gpu' and not torch.cuda.is_available():
+        raise InputError(
+            f'jax runs on a GPU, and torch {torch.__version__} finds none; install a torch with CUDA, or set '
+            'JAX_PLATFORMS=cpu'
+        )
+    print(
+        f'{config.name}, ViT-{config.model.size}, jax {version}, torch {torch.__version__}, '
+        f'{torch.get_num_threads()} threads'
     )
-    # On the CPU, so that the GPU holds nothing of jax beside the model that is timed.
-    with jax.default_device(jax.devices('cpu')[0]):
-        params = fusmae.init_params(config.model, jax.random.key(0))
-        model = sides.torch_model(config, params, 'float32').to(where)
-    case = sides.make_case(config, size, 0)
-    images, ids, keep = sides.torch_inputs(case, 'float32')
-    images, ids = ({key: x.to(where) for key, x in part.items()} for part in (images, ids))
-    optimizer = make_optimizer(model, config.optimizer)
-    forward = torch.compile(model) if name == 'torch.compile' else model
+    failed = False
+    for size in sizes or [config.train.batch_size]:
+        laps = run(config, size, platform, rounds)
+        print('\n'.join(table(laps, size, together=platform == 'cpu')), flush=True)
+        failed |= any(lap.error for lap in laps)
+    return int(failed)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(where, torch.bfloat16, enabled=low):
-            loss, _ = forward(images, ids, keep)
-        loss.backward()
-        optimizer.step()
-        if where == 'cuda':
-            torch.cuda.synchronize()
 
-    seconds, first = _time(step)
-    cuda = where == 'cuda'
-    peak = torch.cuda.max_memory_allocated() if cuda else _held()
-    return Lap(torch.cuda.get_device_name() if cuda else 'cpu', seconds, first, peak)
+def contenders(platform: str) -> list[Contender]:
+    """Who races on a platform. Of PyTorch with and without freed memory kept, the faster one counts."""
+    keeps = platform == 'cpu' and sys.platform.startswith('linux')
+    both = (False, True) if keeps else (False,)
+    torch = [Contender(name, kept) for name in (EAGER, COMPILED) for kept in both]
+    return [*torch, Contender(SCANNED, keeps), Contender(UNROLLED, keeps)]
+
+
+def run(config: Config, size: int, platform: str, rounds: int) -> list[Lap]:
+    """The laps of all contenders, in their order: all at once on a CPU, one after the other elsewhere."""
+    everyone = contenders(platform)
+    groups = [everyone] if platform == 'cpu' else [[contender] for contender in everyone]
+    laps = []
+    for group in groups:
+        runners = [Runner(contender, config, size, platform) for contender in group]
+        for _ in range(rounds):
+            for runner in runners:
+                runner.turn()
+        laps += [runner.finish() for runner in runners]
+    return laps
+
+
+class Runner:
+    """A contender's process, from outside; one that fails keeps its error and is asked no more."""
+
+    def __init__(self, contender: Contender, config: Config, size: int, platform: str):
+        self.lap = Lap(contender)
+        context = _context()
+        self._line, theirs = context.Pipe()
+        arguments = (theirs, contender, config, size, platform)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process.start()
+        # Else the pipe would stay open, and nobody would see that the process has died.
+        theirs.close()
+        if (answer := self._answer()) is not None:
+            self.lap.device, first = answer
+            self.lap.first = first.seconds
+
+    def turn(self) -> None:
+        """One step."""
+        if self._ask(True) and (turn := self._answer()) is not None:
+            self.lap.turns.append(turn)
+
+    def finish(self) -> Lap:
+        """Ends the process."""
+        if self._ask(False) and (peak := self._answer()) is not None:
+            self.lap.peak = peak
+        self._line.close()
+        self._process.join()
+        return self.lap
+
+    def _ask(self, question: bool) -> bool:
+        if not self.lap.error:
+            try:
+                self._line.send(question)
+            except OSError:
+                self.lap.error = 'its process ended'
+        return not self.lap.error
+
+    def _answer(self) -> Any:
+        """What comes next down the line; None, and the error in the lap, where nothing does."""
+        if self.lap.error:
+            return None
+        try:
+            answer = self._line.recv()
+        except EOFError:
+            self._process.join()
+            answer = f'its process ended with exit code {self._process.exitcode}'
+        if isinstance(answer, str):
+            self.lap.error = answer
+            return None
+        return answer
+
+
+def table(laps: list[Lap], size: int, together: bool) -> Iterator[str]:
+    """The laps as lines; a ratio is the median over rounds, and above 1 where the contender is faster."""
+    rounds = max(len(lap.turns) for lap in laps)
+    how = 'a step each in turn' if together else 'one contender after the other'
+    yield f'batch {size}, {how}, {rounds} rounds, no input preparation; memory kept: freed pages stay mapped'
+    yield (
+        f'{"contender":<22}{"memory":<9}{"step":>12}{"images/s":>10}{"x eager":>9}{"x compile":>11}'
+        f'{"CPU a step":>12}{"first step":>12}{"peak":>11}'
+    )
+    eager, compiled = fastest(laps, EAGER), fastest(laps, COMPILED)
+    for lap in laps:
+        head = f'{lap.contender.name:<22}{"kept" if lap.contender.keeps else "as it is":<9}'
+        if lap.error:
+            yield f'{head} failed: {lap.error}'
+            continue
+        yield (
+            f'{head}{lap.seconds * 1e3:>9,.1f} ms{size / lap.seconds:>10,.1f}{_times(lap, eager):>9}'
+            f'{_times(lap, compiled):>11}{lap.cpu:>10.2f} s{lap.first:>10.1f} s{lap.peak / 2**30:>7.2f} GiB'
+        )
+    yield f'on {", ".join(sorted({lap.device for lap in laps if lap.device}))}'
+
+
+def fastest(laps: list[Lap], name: str) -> Lap | None:
+    """The quicker lap of a contender that races with memory kept and without."""
+    there = [lap for lap in laps if lap.contender.name == name and not lap.error]
+    return min(there, key=lambda lap: lap.seconds, default=None)
+
+
+def ratio(lap: Lap, base: Lap) -> float:
+    """How many times as fast as `base` a contender is: the median over rounds."""
+    return statistics.median(b.seconds / a.seconds for a, b in zip(lap.turns, base.turns))
+
+
+def _times(lap: Lap, base: Lap | None) -> str:
+    return '-' if base is None else f'{ratio(lap, base):.2f}'
+
+
+def _backend() -> tuple[str, str]:
+    """The platform of jax and its version: asked in another process, since asking takes a GPU's memory."""
+    import jax
+
+    return jax.default_backend(), jax.__version__
+
+
+def _context() -> SpawnContext:
+    return multiprocessing.get_context('spawn')

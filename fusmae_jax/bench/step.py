@@ -1,15 +1,14 @@
 """`python main.py bench`: how fast the real train step and the real loader are on this machine."""
 
 import dataclasses
-import resource
-import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from fusmae_jax.bench.input import loader_rate
+from fusmae_jax.bench.memory import most_held
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
@@ -42,8 +41,21 @@ def bench(config: Config, sizes: list[int]) -> int:
     return 0
 
 
-def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
-    """Compile time, median step time and what follows from it, of one batch size."""
+class StepTime(NamedTuple):
+    """A train step of one batch size on the devices of this machine."""
+
+    size: int  # images
+    compile_seconds: float
+    seconds: float  # of a step, the median
+    flops: float  # analytic, of a step
+    mfu: float | None  # None where the peak of the chip is not known
+    planned: int  # bytes of one device, by the compiler
+    peak: int | None  # bytes that one device has held; None where it does not say
+    compiled: jax.stages.Compiled
+
+
+def measure_step(config: Config, source: Mixture, size: int) -> StepTime:
+    """Compiles the train step and times it on one batch, again and again: reading is timed by itself."""
     setup = make_setup(config, source.contract, len(source))
     sharding = batch_sharding(setup.mesh)
     host = source.batches(config.seed, sharding)[0]
@@ -53,7 +65,6 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
     compile_seconds = time.perf_counter() - begin
     state = setup.init_state()
     times = []
-    # One batch again and again: reading is timed by itself, in `bench`.
     for _ in range(WARMUP + REPEATS):
         begin = time.perf_counter()
         state, metrics = compiled(state, batch)
@@ -61,28 +72,32 @@ def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
         times.append(time.perf_counter() - begin)
     # The median: the first steps after a compile, and those that the machine disturbs, are slower.
     seconds = float(np.median(times[WARMUP:]))
-    flops = train_flops_per_image(config) * size / seconds
+    flops = train_flops_per_image(config) * size
     peak = peak_flops(jax.devices()[0].device_kind)
-    share = f'{flops / (peak * jax.device_count()):.1%}' if peak else 'unknown (chip peak not listed)'
+    mfu = flops / seconds / (peak * jax.device_count()) if peak else None
+    held = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    return StepTime(size, compile_seconds, seconds, flops, mfu, _planned(compiled), held, compiled)
+
+
+def time_step(config: Config, source: Mixture, size: int) -> dict[str, str]:
+    """Compile time, median step time and what follows from it, of one batch size."""
+    step = measure_step(config, source, size)
+    memory = f'{step.planned / 2**30:.2f} GiB planned, process {most_held() / 2**30:.2f} GiB'
+    if step.peak is not None:
+        memory = f'{step.peak / 2**30:.2f} GiB (planned {step.planned / 2**30:.2f})'
     return {
         'batch': f'{size}',
-        'compile': f'{compile_seconds:.1f} s',
-        'step': f'{seconds * 1e3:,.1f} ms',
-        'images/s': f'{size / seconds:,.1f}',
-        'analytic TFLOP/s': f'{flops / 1e12:.3f}',
-        'MFU': share,
-        'peak memory': _peak_memory(compiled),
+        'compile': f'{step.compile_seconds:.1f} s',
+        'step': f'{step.seconds * 1e3:,.1f} ms',
+        'images/s': f'{size / step.seconds:,.1f}',
+        'analytic TFLOP/s': f'{step.flops / step.seconds / 1e12:.3f}',
+        'MFU': 'unknown (chip peak not listed)' if step.mfu is None else f'{step.mfu:.1%}',
+        'peak memory': memory,
     }
 
 
-def _peak_memory(compiled: Any) -> str:
-    """The compiler's figure for one device and, on CPU, what the process has ever held."""
-    plan = compiled.memory_analysis()
-    planned = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    planned += plan.temp_size_in_bytes
-    stats = jax.devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in stats:
-        return f'{stats["peak_bytes_in_use"] / 2**30:.2f} GiB (planned {planned / 2**30:.2f})'
-    unit = 1 if sys.platform == 'darwin' else 1024
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f'{planned / 2**30:.2f} GiB planned, process {held / 2**30:.2f} GiB'
+def _planned(compiled: jax.stages.Compiled) -> int:
+    """The compiler's figure for one device, program not counted."""
+    plan: Any = compiled.memory_analysis()
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return held + plan.temp_size_in_bytes

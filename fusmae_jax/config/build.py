@@ -23,15 +23,23 @@ from fusmae_jax.paths import user_path
 T = TypeVar('T')
 
 
-def to_dict(config: Any) -> Any:
-    """Plain dicts, tuples and scalars of a configuration (for JSON and ConfigDict)."""
+def to_dict(config: Any, *, to_change: bool = False) -> Any:
+    """Plain dicts, tuples and scalars of a configuration (for JSON and ConfigDict).
+
+    Sparse fields (`config.setting.SPARSE`) with their defaults are left out; with `to_change` those alone
+    that have no value at all.
+    """
     if dataclasses.is_dataclass(config):
         fields = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
-        return {f.name: to_dict(x) for f, x in fields if 'sparse' not in f.metadata or x != f.default}
+        return {
+            f.name: to_dict(x, to_change=to_change)
+            for f, x in fields
+            if 'sparse' not in f.metadata or x != f.default or (to_change and x is not None)
+        }
     if isinstance(config, Mapping):
-        return {key: to_dict(value) for key, value in config.items()}
+        return {key: to_dict(value, to_change=to_change) for key, value in config.items()}
     if isinstance(config, tuple | list):
-        return tuple(to_dict(value) for value in config)
+        return tuple(to_dict(value, to_change=to_change) for value in config)
     return config
 
 
@@ -51,7 +59,7 @@ def config_dict(config: Any) -> ml_collections.ConfigDict:
     Everything keeps its order, which ml_collections sorts by default: in a stack modalities are channels, and
     the tables of a study are shown one after the other.
     """
-    return _ordered(to_dict(config))
+    return _ordered(to_dict(config, to_change=True))
 
 
 def _ordered(values: Mapping[str, Any]) -> ml_collections.ConfigDict:

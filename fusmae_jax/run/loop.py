@@ -147,6 +147,7 @@ class Run:
         if self.lead:
             model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
         with self.goodput.phase('compile'):
+            start.trust_kernels(self.setup)
             compiled, self.check = start.compile_step(self.setup)
             if self.cache is not None:
                 self.cache.seal()

@@ -17,6 +17,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_train
+from fusmae_jax.models.kernels.check import check_kernels
 from fusmae_jax.parallel.lock import POLL, Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import check_same, gather, together
@@ -151,6 +152,12 @@ def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:
     flops = count(config) * config.train.batch_size if count and peak else 0.0
     lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
     return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
+
+
+def trust_kernels(setup: Setup) -> None:
+    """Raises InputError unless the fused kernels of a run on GPUs compute the same as plain operations."""
+    if setup.mesh.devices.flat[0].platform == 'gpu':
+        together(lambda: check_kernels(setup.config, setup.dtype))
 
 
 def compile_step(setup: Setup) -> tuple[Any, Callable[[Any, int], None] | None]:

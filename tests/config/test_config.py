@@ -55,6 +55,12 @@ def test_what_is_configured_keeps_its_order():
     ]
 
 
+def test_what_is_stored_only_when_it_is_set_can_be_set():
+    model = build(load_config(PRETRAIN, ['model.attention=xla', 'model.norm=pallas'])).model
+    assert (model.attention, model.norm, model.cls) == ('xla', 'pallas', True)
+    assert not {'attention', 'norm', 'cls'} & set(to_dict(build(load_config(PRETRAIN)).model))
+
+
 def test_the_paper_recipe():
     config = build(load_config(PRETRAIN))
     model = config.model
