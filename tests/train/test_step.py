@@ -86,7 +86,7 @@ def test_one_gathered_token_would_be_found():
         rows = (batch[POSITION] % 4).astype(jnp.int32)[:, None]
         return total + jnp.sum(jnp.take_along_axis(kernel, rows, axis=0) ** 2), rest
 
-    step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0)
+    step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0, ema=EMA)
     batch = abstract_batch(CONTRACT, setup.objective.fields, {'': 8}, setup.mesh)
     lowered = lower_step(step, setup.abstract_state(), batch, setup.mesh)
     assert re.findall(STABLE, lowered.as_text())
