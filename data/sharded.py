@@ -179,6 +179,18 @@ def check_skips(skips: Sequence[Any], max_skips: int) -> None:
 def _run(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Folder) -> None:
     if not missing:
         return
+    try:
+        _pipeline(missing, job, beam_settings, folder)
+    except Exception:
+        if folder.stop.exists():  # ours, known to be about the input: Beam's traceback explains nothing more
+            raise InputError(plan.read(folder.stop)['message']) from None
+        raise
+    if folder.stop.exists():
+        raise InputError(plan.read(folder.stop)['message'])
+
+
+def _pipeline(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Folder) -> None:
+    """Beam calls `convert_shard` for each missing shard."""
     # Imported here: the half second that Beam takes is paid by conversions only.
     with _quiet_import():
         import apache_beam as beam
@@ -191,16 +203,9 @@ def _run(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Fo
         runner = None
         flags += [f'--runner={beam_settings.runner}']
     options = PipelineOptions(flags=flags)
-    try:
-        with _importable(), beam.Pipeline(runner=runner, options=options) as pipeline:
-            # Reshuffle lets the runner hand the shards to different workers.
-            _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(convert_shard, job)
-    except Exception:
-        if folder.stop.exists():  # ours, known to be about the input: Beam's traceback explains nothing more
-            raise InputError(plan.read(folder.stop)['message']) from None
-        raise
-    if folder.stop.exists():
-        raise InputError(plan.read(folder.stop)['message'])
+    with _importable(), beam.Pipeline(runner=runner, options=options) as pipeline:
+        # Reshuffle lets the runner hand the shards to different workers.
+        _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(convert_shard, job)
 
 
 @contextlib.contextmanager

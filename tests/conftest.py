@@ -20,6 +20,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 
 import jax
 import pytest
+from jax._src.interpreters.partial_eval import DynamicJaxprTracer
 from jaxtyping import install_import_hook
 
 import tests.support.typed  # noqa: F401  # by its name below
@@ -29,6 +30,11 @@ jax.config.update('jax_num_cpu_devices', 8)
 # Less of LLVM: machine code is slower and sooner there. The passes over HLO, which tests of the compiled
 # program look at, stay as in a run.
 jax.config.update('jax_disable_most_optimizations', True)
+
+# Flax asks each traced weight for its sharding, and is told by an error that there is none. To write into it
+# where the weight came from is a third of the time that tracing a model takes.
+assert callable(DynamicJaxprTracer._origin_msg)
+DynamicJaxprTracer._origin_msg = lambda self: ''
 
 # For the whole session: the package imports its modules when they are first used.
 CHECKED = ['fusmae_jax.models', 'fusmae_jax.train', 'fusmae_jax.input']
@@ -41,6 +47,16 @@ pytest_plugins = ['tests.support.data_fixtures']
 def strict():
     """Our own float32 code must neither promote types nor stretch ranks silently."""
     with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+        yield
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """One device of the eight for what runs in this process: programs for one are compiled twice as fast."""
+    devices, local = jax.devices, jax.local_devices
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda *given: devices(*given)[:1])
+        patch.setattr(jax, 'local_devices', lambda **given: local(**given)[:1])
         yield
 
 

@@ -24,6 +24,7 @@ from main import main
 from tests.support.result_rows import rows_of
 from tests.support.tables_fixtures import never
 
+pytestmark = pytest.mark.usefixtures('one_device')
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / 'tests' / 'support' / 'stored' / 'before_rooms.tar.xz'
 DATA = 'data/probe/1.0.0'

@@ -15,8 +15,9 @@ from data.bigearthnet_mm import lists, pairs
 from data.bigearthnet_mm.labels import CLASSES_43, without_19_class
 from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from data.generate import bigearthnet_mm as generate
-from data.generate.scene import SceneConfig
+from data.generate.scene import SEASONS, SceneConfig
 from fusmae_jax.errors import InputError
+from tests.support import short_table
 from tests.support.data_fixtures import Folders, by_name, metadata, multiply, read
 
 NAMES = ('S2A_MSIL2A_20170613T101031_87_48', 'S2B_MSIL2A_20170924T93020_69_24')
@@ -26,7 +27,7 @@ S1_NAME = 'S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48'
 @pytest.fixture(scope='module')
 def table():
     """The published table of all pairs."""
-    return [lists.PublishedPair(*line.split(',')) for line in lists._table().splitlines()[1:]]
+    return [lists.PublishedPair(*line.split(',')) for line in short_table.whole().splitlines()[1:]]
 
 
 def test_published_pairs(table):
@@ -50,6 +51,16 @@ def test_published_pairs(table):
     assert all(lists.is_s2_name(row.s2_name) and not lists.is_s2_name(row.s1_name) for row in table)
     assert sum(len(row.s2_name.split('_')[2]) == 14 for row in table) == 69_866
     assert all(row.s1_name.split('_')[-2:] == row.s2_name.split('_')[-2:] for row in table)
+
+
+def test_the_table_of_other_tests_is_part_of_the_published_one(table):
+    assert {lists.PublishedPair(*row.split(',')) for row in short_table.ROWS} < set(table)
+
+
+def test_made_up_names_are_not_published(table):
+    made = [generate.patch(i, season) for i, season in zip(range(400), SEASONS * 100)]
+    assert not {p.s1_name for p in made} & {row.s1_name for row in table}
+    assert not {p.s2_name for p in made} & {row.s2_name for row in table}
 
 
 def test_published_lists(table):

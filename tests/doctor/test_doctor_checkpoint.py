@@ -16,8 +16,8 @@ from data.synthetic import write
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.input.contract import Contract, Statistics
-from fusmae_jax.models import fusmae
 from fusmae_jax.sensors import SENSORS
+from tests.support.helpers import weights
 from tests.support.tiny import tiny_config
 
 
@@ -52,14 +52,14 @@ def contract(**changes):
 def save(tmp_path_factory):
     """Writes a checkpoint of a tiny model with a contract, and maybe with damaged weights."""
     config = tiny_config()
-    params = jax.tree.map(np.asarray, fusmae.init_params(config.model, jax.random.key(0)))
+    params = jax.tree.map(np.asarray, weights(config.model))
 
     def write_checkpoint(about, damage=False):
-        weights = jax.tree.map(lambda x: np.full_like(x, np.nan), params) if damage else params
+        stored = jax.tree.map(lambda x: np.full_like(x, np.nan), params) if damage else params
         folder = tmp_path_factory.mktemp('run')
         checkpoints = Checkpoints(folder, keep=1)
         meta = {'config': to_dict(config), 'contract': to_dict(about), 'dtype': 'float32'}
-        state = {'params': weights, 'step': jnp.int32(7), 'opt_state': {'count': jnp.zeros(1)}}
+        state = {'params': stored, 'step': jnp.int32(7), 'opt_state': {'count': jnp.zeros(1)}}
         checkpoints.save(state, json.loads(json.dumps(meta)))
         checkpoints.close()
         return folder

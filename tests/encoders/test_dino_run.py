@@ -32,6 +32,7 @@ from fusmae_jax.train.setup import make_setup
 from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny, whole_views
 from tests.support.probe_fixtures import ACCEPT, archive, native
 
+pytestmark = pytest.mark.usefixtures('one_device')
 STEP = 40
 
 

@@ -30,6 +30,8 @@ from fusmae_jax.input.source import read_index
 from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 from tests.support.result_rows import rows_of
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 SHORT = {'epochs': 8.0, 'batch_size': 16, 'learning_rates': (1e-3, 1e-2), 'head_seeds': (0, 1)}
 
 

@@ -33,6 +33,8 @@ from tests.support.helpers import CONTRACT, random_patches, raw_batch, weights
 from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 from tests.support.tiny import tiny_config, tiny_model
 
+pytestmark = pytest.mark.usefixtures('one_device')
+
 
 def test_every_image_goes_once_to_another_cluster():
     rng = np.random.default_rng(0)

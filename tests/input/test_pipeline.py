@@ -194,14 +194,13 @@ def batch(rows, seed=0):
 def losses(mesh, steps=3):
     config = tiny_config(parallel=cfg.Parallel(*mesh), data=parts(a=1.0, b=1.0), train=cfg.Train(16, steps=9))
     setup = make_setup(config, PAIR, 100, jax.devices()[: mesh[0] * mesh[1]])
-    compiled = setup.lower().compile()
-    state = setup.init_state()
-    found = []
+    lowered = setup.lower()
+    compiled, state, found = lowered.compile(), setup.init_state(), []
     for step in range(steps):
         ready = jax.device_put(batch({'a/': 8, 'b/': 8}, step), batch_sharding(setup.mesh))
         state, metrics = compiled(state, ready)
         found.append(float(metrics['loss']))
-    return found, setup.lower().as_text()
+    return found, lowered.as_text()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from fusmae_jax.models.layers import Arithmetic
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
 from fusmae_jax.models.positions import sincos_2d
 from tests.support.equations import cross_attention, linear, mlp, norm, random_module
-from tests.support.helpers import random_patches
+from tests.support.helpers import module_of, random_patches
 from tests.support.tiny import tiny_model
 
 K = 5
@@ -80,7 +80,8 @@ def test_a_query_without_a_valid_key_gets_exactly_zero():
 
 def test_shared_directions_use_one_cross_attention():
     model = resolve(tiny_model('xae', fusion=cfg.Fusion('xae', 'none', shared_directions=True)))
-    block = XAttnEncoder(model, Arithmetic(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
+    arithmetic = Arithmetic(model.numerics, jnp.float32)
+    block = module_of(lambda: XAttnEncoder(model, arithmetic, rngs=nnx.Rngs(0)))
     assert list(nnx.to_pure_dict(nnx.state(block))['cross']) == ['shared']
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     out, _ = block({'s1': x, 's2': x}, dict.fromkeys(('s1', 's2'), jnp.ones((2, K), bool)))
@@ -91,7 +92,8 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
     """`build` refuses such a name; the block does not depend on it."""
     modality = cfg.Model().modalities['s1']
     model = resolve(tiny_model('xae', modalities={'shared': modality, 's2': modality}))
-    block = XAttnEncoder(model, Arithmetic(model.numerics, jnp.float32), rngs=nnx.Rngs(0))
+    arithmetic = Arithmetic(model.numerics, jnp.float32)
+    block = module_of(lambda: XAttnEncoder(model, arithmetic, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     tokens, valid = {'shared': x, 's2': x}, dict.fromkeys(('shared', 's2'), jnp.ones((2, K), bool))
     out, _ = block(tokens, valid)
@@ -104,7 +106,8 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
 
 def test_the_mean_of_captured_scores_can_be_formed_outside():
     model = resolve(tiny_model())
-    encoded = FusMAE(model, rngs=nnx.Rngs(0)).encode(random_patches(model, 2), capture=True)
+    module = module_of(lambda: FusMAE(model, rngs=nnx.Rngs(0)))
+    encoded = module.encode(random_patches(model, 2), capture=True)
     q, k = encoded.stages['block1/query/s1'], encoded.stages['block1/key/s1']
     weights = jax.nn.softmax(jnp.einsum('bnhe,bmhe->bhnm', q, k) / 4, axis=-1)
     assert weights.shape == (2, model.heads, model.num_patches, model.num_patches)
@@ -181,7 +184,7 @@ def test_without_anything_to_attend_to_no_token_differs():
     """The cross-attention gives exactly 0, and no residual goes around it."""
     model = resolve(tiny_model('none', 'multimae'))
     arithmetic = Arithmetic(model.numerics, jnp.float32)
-    decoder = MultiMaeDecoder(model, 's1', arithmetic, rngs=nnx.Rngs(0))
+    decoder = module_of(lambda: MultiMaeDecoder(model, 's1', arithmetic, rngs=nnx.Rngs(0)))
     for there in (False, True):
         own = {'s1': jnp.full((1, VISIBLE), there), 's2': jnp.zeros((1, VISIBLE), bool)}
         latents = jax.random.normal(jax.random.key(0), (1, VISIBLE, model.width))

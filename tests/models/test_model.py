@@ -13,7 +13,7 @@ from fusmae_jax.config.build import resolve
 from fusmae_jax.input.prepare import Patches
 from fusmae_jax.models import fusmae
 from fusmae_jax.models.fusmae import FusMAE
-from tests.support.helpers import random_order, random_patches
+from tests.support.helpers import module_of, random_order, random_patches
 from tests.support.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures('strict')
@@ -28,7 +28,7 @@ K = 4  # visible patches of a sensor
 
 def make(name='xae', **changes):
     model = resolve(tiny_model(*FAMILY[name], **changes))
-    return model, FusMAE(model, rngs=nnx.Rngs(0))
+    return model, module_of(lambda: FusMAE(model, rngs=nnx.Rngs(0)))
 
 
 @jax.jit
@@ -230,8 +230,9 @@ def test_learned_positions_start_free_and_train_without_a_scatter():
         predictions, _ = nnx.merge(graphdef, params)(patches, order, K)
         return sum(jnp.sum(p**2) for p in predictions.values())
 
-    assert 'stablehlo.scatter' not in jax.jit(jax.grad(loss)).lower(params).as_text()
-    table = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))['encoder']['position_table']
+    lowered = jax.jit(jax.grad(loss)).lower(params)
+    assert 'stablehlo.scatter' not in lowered.as_text()
+    table = nnx.to_pure_dict(lowered.compile()(params))['encoder']['position_table']
     seen = np.zeros(model.num_patches, bool)
     for ids in order.values():
         seen[np.asarray(ids[:, :K]).ravel()] = True
@@ -241,7 +242,7 @@ def test_learned_positions_start_free_and_train_without_a_scatter():
 def test_decoder_cls_and_bfloat16_keep_float32_outputs():
     model = resolve(dataclasses.replace(tiny_model(), decoder=cfg.Decoder(16, 2, 2, cls=True)))
     with jax.numpy_dtype_promotion('standard'):  # flax's LayerNorm and Linear promote between the two types
-        module = FusMAE(model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+        module = module_of(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
         predictions = forward(module, random_patches(model, 2), random_order(model, 2))
     assert predictions['s2'].shape == (2, 12, 768)
     assert {x.dtype for x in predictions.values()} == {jnp.dtype('float32')}

@@ -1,6 +1,7 @@
 """Whole runs through the real entry: kill -9, SIGTERM, resume, refusal, divergence, and what they leave."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -33,7 +34,9 @@ from tests.support.probe_fixtures import archive
 from tests.support.tiny import smallest_model, tiny_config
 
 ROOT = Path(__file__).parents[2]
-# Runs main.py, and raises a signal in this very process right after the metrics of one step were written.
+pytestmark = pytest.mark.usefixtures('one_device')
+# Runs main.py in one folder after the other, and raises a signal in this very process right after the metrics
+# of one step were written.
 DRIVER = """
 import os, signal, sys
 import main
@@ -49,7 +52,8 @@ def looked(self, step, metrics, names):
         runs[0].checkpoints.wait()  # what was due is on disk; what happens next is not foreseen
         os.kill(os.getpid(), getattr(signal, name))
 experiment.Run.train, experiment.StepLog._look = trained, looked
-code = main.main(['main.py', *sys.argv[3:]])
+for folder in sys.argv[4:]:
+    code = main.main(['main.py', 'pretrain', f'--config={sys.argv[3]}', f'--workdir={folder}'])
 print(sorted({'torch', 'tensorflow'} & {m.split('.')[0] for m in sys.modules}))
 sys.exit(code)
 """
@@ -69,15 +73,15 @@ def config_on(dataset, **changes):
 def config_file(dataset, tmp_path_factory):
     """A file in configs/ style with the tiny run."""
     file = tmp_path_factory.mktemp('configs') / 'tiny.py'
-    values = to_dict(config_on(dataset))
+    train, checkpoint = cfg.Train(batch_size=8, steps=24), cfg.Checkpoint(every_steps=8)
+    values = to_dict(config_on(dataset, train=train, checkpoint=checkpoint))
     file.write_text(
         f'import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({values!r})\n'
     )
     return file
 
 
-def command(config_file, folder, at=0, name='SIGKILL'):
-    arguments = ['pretrain', f'--config={config_file}', f'--workdir={folder}']
+def command(config_file, *folders, at=0, name='SIGKILL'):
     environment = os.environ | {
         'JAX_PLATFORMS': 'cpu',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
@@ -85,7 +89,7 @@ def command(config_file, folder, at=0, name='SIGKILL'):
         'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
     }
     return subprocess.run(
-        [sys.executable, '-c', DRIVER, str(at), name, *arguments],
+        [sys.executable, '-c', DRIVER, str(at), name, config_file, *folders],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -104,33 +108,32 @@ def computed(line):
 
 
 def test_killed_stopped_and_resumed_equals_undisturbed(config_file, tmp_path):
-    """60 steps in one go, and 37 + kill -9 + 45 + SIGTERM + resume: bit for bit the same."""
-    whole = command(config_file, tmp_path / 'whole')
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.splitlines()[-1] == '[]'  # neither torch nor tensorflow was loaded
-    # Its program too: the parts run what was stored of it, and the time goes into steps.
-    shutil.copytree(tmp_path / 'whole' / compile_cache.FOLDER, tmp_path / 'parts' / compile_cache.FOLDER)
-    killed = command(config_file, tmp_path / 'parts', at=37)
+    """24 steps in one go, and 13 + kill -9 + 18 + SIGTERM + resume: bit for bit the same."""
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    killed = command(config_file, parts, at=13)
     assert killed.returncode == -9
-    stopped = command(config_file, tmp_path / 'parts', at=45, name='SIGTERM')
+    stopped = command(config_file, parts, at=18, name='SIGTERM')
     assert stopped.returncode == 0, stopped.stderr
-    assert 'resuming from step 30' in stopped.stdout and 'stopped on request' in stopped.stdout
-    resumed = command(config_file, tmp_path / 'parts')
+    assert 'resuming from step 8' in stopped.stdout and 'stopped on request' in stopped.stdout
+    # One program for both runs: the time of a start goes into compiling it.
+    shutil.copytree(parts / compile_cache.FOLDER, whole / compile_cache.FOLDER)
+    resumed = command(config_file, parts, whole)
     assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming from step 46' in resumed.stdout
-    one, two = lines(tmp_path / 'whole'), lines(tmp_path / 'parts')
-    assert [line['step'] for line in one] == [line['step'] for line in two] == list(range(1, 61))
+    assert 'resuming from step 19' in resumed.stdout
+    assert resumed.stdout.splitlines()[-1] == '[]'  # neither torch nor tensorflow was loaded
+    one, two = lines(whole), lines(parts)
+    assert [line['step'] for line in one] == [line['step'] for line in two] == list(range(1, 25))
     for a, b in zip(one, two):
         assert computed(a) == computed(b)
-    left, right = (load(tmp_path / name).params for name in ('whole', 'parts'))
+    left, right = (load(folder).params for folder in (whole, parts))
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)):
         np.testing.assert_array_equal(a, b)
-    assert one[-1]['loss'] < 0.8 * one[0]['loss']
-    assert (tmp_path / 'parts' / 'COMPLETE').exists()
+    assert one[-1]['loss'] < 0.9 * one[0]['loss']
+    assert (parts / 'COMPLETE').exists()
 
 
 class Finished(NamedTuple):
-    """A run of 50 steps with all that a run can have, and what was seen of it from outside."""
+    """A run of 20 steps with all that a run can have, and what was seen of it from outside."""
 
     config: Config
     folder: Path
@@ -154,28 +157,28 @@ def counted_reads(patch):
 def finished(dataset, tmp_path_factory):
     labelled = archive(tmp_path_factory.mktemp('labelled'), {'train': 12, 'val': 6})
     folder = tmp_path_factory.mktemp('finished') / 'run'
-    knn = cfg.Neighbours(25, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
+    knn = cfg.Neighbours(10, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
     config = config_on(
         dataset,
         data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
-        train=cfg.Train(batch_size=8, steps=50, max_skips=3, ema=0.9),
-        log=cfg.Log(every_steps=5, images_every_steps=25, num_images=2, eval_every_steps=25, knn=knn),
-        checkpoint=cfg.Checkpoint(every_steps=20, keep=1, keep_every_steps=40),
+        train=cfg.Train(batch_size=8, steps=20, max_skips=3, ema=0.9),
+        log=cfg.Log(every_steps=5, images_every_steps=10, num_images=2, eval_every_steps=10, knn=knn),
+        checkpoint=cfg.Checkpoint(every_steps=8, keep=1, keep_every_steps=16),
     )
     traces, call, out = [], FusMAE.__call__, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         reads = counted_reads(patch)
         patch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
-        assert experiment.pretrain(config, folder, profile='49:99') == 0
+        assert experiment.pretrain(config, folder, profile='19:99') == 0
     return Finished(config, folder, len(traces), reads, out.getvalue())
 
 
 def test_a_run_traces_once_and_reads_little(finished):
     read, printed = finished.read, finished.printed
     assert 0 < printed.index('profile written to') < printed.index('goodput: ')  # without the last save
-    assert read['metrics'] == 50 and read['validation'] == read['pictures'] == 2
-    assert read.total() < 75  # and a few of the step, for checkpoints, and of the features
-    assert finished.traces == 3  # train step, evaluation and pictures: once each in 50 steps
+    assert read['metrics'] == 20 and read['validation'] == read['pictures'] == 2
+    assert read.total() < 45  # and a few of the step, for checkpoints, and of the features
+    assert finished.traces == 3  # train step, evaluation and pictures: once each in 20 steps
 
 
 def test_a_run_leaves_everything_behind(finished):
@@ -190,15 +193,15 @@ def test_a_run_leaves_everything_behind(finished):
         'profile',
     }
     kept = Checkpoints(run)
-    assert {40, 50} <= set(kept.steps()) <= {25, 40, 50}  # the best is kept as well
+    assert {16, 20} <= set(kept.steps()) <= {10, 16, 20}  # the best is kept as well
     kept.close()
     last, average = (load(run, average=which).params for which in (False, True))
     assert not np.array_equal(last['encoder']['cls'], average['encoder']['cls'])
     (events,) = run.glob('events.out.tfevents*')
     board = EventAccumulator(str(events))
     board.Reload()
-    assert [event.step for event in board.Images('reconstruction')] == [25, 50]
-    assert [event.step for event in board.Scalars('loss')] == list(range(5, 51, 5))
+    assert [event.step for event in board.Images('reconstruction')] == [10, 20]
+    assert [event.step for event in board.Scalars('loss')] == list(range(5, 21, 5))
     card = (run / 'MODEL_CARD.md').read_text()
     assert '16 records' in card and 'still training' not in card
 
@@ -206,12 +209,12 @@ def test_a_run_leaves_everything_behind(finished):
 def test_metrics_are_written_when_they_are_due(finished):
     rows = lines(finished.folder)
     train = [row for row in rows if 'loss' in row]
-    assert [row['step'] for row in train] == list(range(5, 51, 5))
+    assert [row['step'] for row in train] == list(range(5, 21, 5))
     assert {'loss', 'loss/s1', 'learning_rate', 'images_per_second', 'grad_norm'} <= train[0].keys()
     neighbours = [row for row in rows if 'knn/ap_micro' in row]
-    assert [row['step'] for row in neighbours] == [25] and 0 <= neighbours[0]['knn/ap_micro'] <= 1
+    assert [row['step'] for row in neighbours] == [10] and 0 <= neighbours[0]['knn/ap_micro'] <= 1
     held_out = [row for row in rows if 'val/loss' in row]
-    assert [row['step'] for row in held_out] == [25, 50]
+    assert [row['step'] for row in held_out] == [10, 20]
     assert held_out[1]['val/loss'] < held_out[0]['val/loss']
 
 
@@ -270,17 +273,15 @@ def test_other_data_under_the_same_path_are_refused(dataset, tmp_path):
 
 
 def test_too_many_skips_stop_the_run_and_name_checkpoint_and_records(dataset, tmp_path):
-    config = config_on(
-        dataset,
-        model=smallest_model(),
-        optimizer=cfg.Optimizer(learning_rate=1e38, warmup_steps=2),
-        checkpoint=cfg.Checkpoint(every_steps=1),
-    )
+    config = config_on(dataset, checkpoint=cfg.Checkpoint(every_steps=1))
+    # No rate that a configuration may ask for leads so far.
+    beyond = dataclasses.replace(config.optimizer, learning_rate=1e38, warmup_steps=2)
+    config = dataclasses.replace(config, optimizer=beyond)
     with pytest.raises(DivergedError) as error:
         experiment.pretrain(config, tmp_path)
     assert '3 updates in a row' in str(error.value)
-    assert str(error.value.args[0]).count('checkpoints/1.') == 1  # the last one before the trouble
-    assert [line['skips_in_row'] for line in lines(tmp_path)] == [0, 1, 2, 3]
+    assert str(error.value.args[0]).count('checkpoints/2.') == 1  # the last one before the trouble
+    assert [line['skips_in_row'] for line in lines(tmp_path)] == [0, 0, 1, 2, 3]
     skipped = [json.loads(line) for line in (tmp_path / workdir.SKIPPED).read_text().splitlines()]
     assert len(skipped) == 3 and len(skipped[0]['s2_name']) == 8
     assert skipped[0]['s2_name'][0].startswith('S2_train_')

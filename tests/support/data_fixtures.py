@@ -12,6 +12,9 @@ import tensorflow_datasets as tfds
 
 from data import sharded
 from data.bigearthnet_mm import pairs
+from tests.support import short_table
+
+short_table.install()
 
 
 class Folders(NamedTuple):
@@ -106,6 +109,17 @@ def _copy(patch: Path, target: Path, changes: dict) -> None:
     if changes:
         file, values = metadata(target)
         file.write_text(json.dumps({**values, **changes}))
+
+
+@pytest.fixture
+def in_a_loop(monkeypatch):
+    """Shards are converted one after the other without Beam, which takes longer than six records do."""
+
+    def loop(missing, job, *_):
+        for name in missing:
+            sharded.convert_shard(name, job)
+
+    monkeypatch.setattr(sharded, '_pipeline', loop)
 
 
 @pytest.fixture(scope='session')

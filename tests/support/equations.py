@@ -7,6 +7,7 @@ from flax import nnx
 from scipy.special import erf
 
 from fusmae_jax.models.layers import Arithmetic
+from tests.support.helpers import module_of
 
 
 def norm(x, p):
@@ -40,10 +41,6 @@ def cross_attention(x, y, p, heads):
 
 def random_module(kind, model, seed=0):
     """A module in float64 whose every parameter is random, biases and norms too, and its parameters."""
-    module = kind(model, Arithmetic(model.numerics, jnp.float64), rngs=nnx.Rngs(seed))
-    graphdef, state = nnx.split(module)
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    leaves = [x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
-    state = jax.tree.unflatten(structure, leaves)
-    return nnx.merge(graphdef, state), jax.tree.map(np.asarray, nnx.to_pure_dict(state))
+    arithmetic = Arithmetic(model.numerics, jnp.float64)
+    module = module_of(lambda: kind(model, arithmetic, rngs=nnx.Rngs(0)), seed)
+    return module, jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(module)))

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.input.contract import Contract
@@ -29,26 +30,28 @@ def raw_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 def random_patches(model, batch: int, seed: int = 0, dtype=jnp.float32) -> dict[str, Patches]:
     """Normal values, all valid."""
-    result = {}
-    for index, name in enumerate(model.modalities):
+    rng, result = np.random.default_rng(seed), {}
+    for name in model.modalities:
         shape = (batch, model.num_patches, model.patch_dim(name))
-        values = jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape, dtype)
-        result[name] = Patches(values, jnp.ones(shape, bool))
+        result[name] = Patches(jnp.asarray(rng.normal(size=shape), dtype), jnp.asarray(np.ones(shape, bool)))
     return result
 
 
 def random_order(model, batch: int, seed: int = 1) -> dict[str, jax.Array]:
     """An independent permutation for each sample and modality."""
-    keys = jax.random.split(jax.random.key(seed), (len(model.modalities), batch))
-    return {
-        name: jax.vmap(lambda key: jax.random.permutation(key, model.num_patches))(keys[index])
-        for index, name in enumerate(model.modalities)
-    }
+    rng, rows = np.random.default_rng(seed), np.tile(np.arange(model.num_patches, dtype=np.int32), (batch, 1))
+    return {name: jnp.asarray(rng.permuted(rows, axis=1)) for name in model.modalities}
 
 
 def weights(model, seed=0):
     """Random weights, drawn by NumPy: compiling the initialisation of a model takes seconds."""
     return drawn(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)), seed)
+
+
+def module_of(make, seed=0):
+    """The module that `make` builds, but for the weights, which are `drawn`."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    return nnx.merge(graphdef, drawn(nnx.to_pure_dict(state), seed))
 
 
 def drawn(shapes, seed=0):

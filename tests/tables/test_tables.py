@@ -23,6 +23,7 @@ from tests.support.probe_fixtures import checkpoint
 from tests.support.result_rows import rows_of
 from tests.support.tables_fixtures import SHORT, TINY, never, study, with_features
 
+pytestmark = pytest.mark.usefixtures('one_device')
 BOTH = ('s1', 's2')
 
 

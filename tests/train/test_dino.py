@@ -21,7 +21,7 @@ from fusmae_jax.train.dino_objective import final_teacher
 from fusmae_jax.train.dino_optimizer import clip, decay_mask, make_optimizer
 from fusmae_jax.train.setup import make_setup
 from tests.support.dino_helpers import CONTRACT, DEFAULT, records, tiny
-from tests.support.helpers import placed
+from tests.support.helpers import drawn, fresh_state, placed
 from tests.support.programs import on, scatters
 
 STEPS, WARMUP, FREEZE, LIMIT = 20, 4, 5, 0.05
@@ -220,7 +220,8 @@ def test_positions_are_resized_as_pytorch_does_it():
 @functools.cache
 def model_and_params():
     config = tiny()
-    params = jax.jit(lambda key: models.init_params(config.model, config.dino, key))(jax.random.key(1))
+    init = functools.partial(models.init_params, config.model, config.dino)
+    params = drawn(jax.eval_shape(init, jax.random.key(1)))
     return config, nnx.merge(models.graph(config.model, config.dino), params), params
 
 
@@ -306,13 +307,15 @@ def program(devices):
 
 
 @functools.cache
-def start(devices):
-    """A fresh state, on the host."""
-    return jax.device_get(program(devices)[0].init_state())
+def start():
+    """A state before its first step, on the host, but for the weights, which are drawn."""
+    state = fresh_state(program(1)[0])
+    state['extra']['teacher'] = state['params']
+    return jax.device_get(state)
 
 
-def begin(devices):
-    return placed(start(devices), program(devices)[0])
+def begin():
+    return placed(start(), program(1)[0])
 
 
 DATA = records(EXAMPLES)
@@ -334,7 +337,7 @@ def test_one_and_eight_devices_agree():
     losses, states = {}, {}
     for devices in (1, 8):
         setup, _, compiled = program(devices)
-        state, losses[devices] = begin(devices), []
+        state, losses[devices] = setup.init_state(), []
         for step in range(4):
             state, metrics = compiled(state, on(setup, batch_of(step)))
             losses[devices].append(float(metrics['loss']))
@@ -347,7 +350,7 @@ def test_one_and_eight_devices_agree():
 def test_the_teacher_follows_good_steps_only():
     """Against the update after each step of the published code; a bad step moves nothing."""
     setup, _, compiled = program(1)
-    state = begin(1)
+    state = begin()
     momenta = published_cosine(GENTLE['teacher_momentum'], 1, setup.total_steps)
     expected = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(state['params']))
     for step in range(3):
@@ -368,7 +371,7 @@ def test_the_teacher_follows_good_steps_only():
 
 def test_the_last_layer_rests_for_an_epoch():
     setup, _, compiled = program(1)
-    state = begin(1)
+    state = begin()
     first = np.asarray(state['params']['head']['last']['kernel'])
     for step in range(EXAMPLES // ROWS):
         state, _ = compiled(state, on(setup, batch_of(step)))
@@ -381,7 +384,7 @@ def test_the_last_layer_rests_for_an_epoch():
 def test_the_loss_falls_and_the_teacher_does_not_collapse():
     """Collapse is an entropy of 0 or of log(256) = 5.55 for every view, or no spread over the images."""
     setup, _, compiled = program(1)
-    state, history = begin(1), []
+    state, history = setup.init_state(), []
     for step in range(TRAINED):
         state, metrics = compiled(state, on(setup, batch_of(step)))
         history.append([float(metrics[name]) for name in ('loss', 'teacher/entropy', 'teacher/spread')])

@@ -56,6 +56,7 @@ def config(name, mesh=ONE, **changes):
     fusion, strategy = FAMILY[name]
     modalities = {'s1': cfg.Model().modalities['s1'], 's2': S2}
     model = tiny_model(*fusion, modalities=modalities, depth=2, scan=False)
+    model = dataclasses.replace(model, decoder=cfg.Decoder(width=16, depth=1, heads=2))
     model = dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2, cls=fusion[1] == 'multimae'))
     values = {'masking': cfg.Masking(strategy), 'augment': cfg.Augment(crop=False)} | changes
     return tiny_config(model=model, parallel=cfg.Parallel(*mesh), **values)

@@ -21,6 +21,7 @@ from tests.support.helpers import CONTRACT, fresh_state, placed, raw_batch
 from tests.support.programs import COMPILED, GRID, ONE, STABLE, on, scatters
 from tests.support.tiny import tiny_config
 
+EMA = 0.9
 FAMILY = {'xae': ('xae', 'none'), 'xad': ('none', 'xad'), 'xaed': ('xae', 'xad')}
 
 
@@ -38,8 +39,9 @@ HARDEST_FIRST = [
 
 @functools.cache
 def _program(name, mesh):
-    """Setup, lowered and compiled step."""
-    config = tiny_config(*FAMILY[name], parallel=cfg.Parallel(*mesh))
+    """Setup, lowered and compiled step; on one device with an average of the weights."""
+    train = cfg.Train(batch_size=8, steps=60, ema=EMA if mesh == ONE else 0.0)
+    config = tiny_config(*FAMILY[name], parallel=cfg.Parallel(*mesh), train=train)
     setup = make_setup(config, CONTRACT, 100, jax.devices()[: mesh[0] * mesh[1]])
     lowered = setup.lower()
     return setup, lowered, lowered.compile()
@@ -84,7 +86,7 @@ def test_one_gathered_token_would_be_found():
         rows = (batch[POSITION] % 4).astype(jnp.int32)[:, None]
         return total + jnp.sum(jnp.take_along_axis(kernel, rows, axis=0) ** 2), rest
 
-    step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0)
+    step = make_step(setup.objective._replace(loss=loss), setup.optimizer, setup.schedule, 0, ema=EMA)
     batch = abstract_batch(CONTRACT, setup.objective.fields, {'': 8}, setup.mesh)
     lowered = lower_step(step, setup.abstract_state(), batch, setup.mesh)
     assert re.findall(STABLE, lowered.as_text())
@@ -141,7 +143,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counters():
         assert (int(metrics['skipped']), int(metrics['skips_in_row'])) == (1, count)
     after = jax.device_get(state)
     assert (after['step'], after['skips']['total']) == (2, 2)
-    for name in ('params', 'opt_state'):
+    for name in ('params', 'opt_state', 'ema'):
         for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name])):
             np.testing.assert_array_equal(a, b)
     state['params'] = fresh()['params']
@@ -172,6 +174,19 @@ def test_the_learning_rate_in_the_metrics_is_the_one_applied():
     np.testing.assert_array_equal(params[0], params[1])
     moved = np.median(np.abs(params[2] - params[1]))
     assert 0.5 * peak / warmup < moved <= 1.01 * peak / warmup
+
+
+def test_average_of_the_weights():
+    setup, _, compiled = program('xaed')
+    state = fresh()
+    expected = jax.device_get(state['params'])
+    for seed in range(3):
+        state, _ = compiled(state, on(setup, raw_batch(8, seed)))
+        expected = jax.tree.map(
+            lambda e, p: EMA * e + (1 - EMA) * np.asarray(p), expected, jax.device_get(state['params'])
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state['ema'])
+    assert 'ema' not in program('xaed', GRID)[0].abstract_state()
 
 
 ROWS, STEPS = 16, 20
@@ -239,25 +254,31 @@ def test_each_alone_is_the_curve_of_one_device(how):
 @pytest.mark.parametrize('masks', ['independent', pytest.param('dirichlet', marks=pytest.mark.slow)])
 def test_loss_and_gradient_of_micro_batches_are_those_of_the_batch(masks):
     """Rows differ in their valid pixels, so that a mean of means would be another number."""
+    sensors = cfg.Model().modalities
+    few = dataclasses.replace(sensors['s2'], bands=sensors['s2'].bands[1:4])
     small = cfg.Decoder(width=16, depth=1, heads=2)
-    setup = setup_of(fusion=('none', 'none'), masks=masks, depth=1, decoder=small)
+    setup = setup_of(
+        fusion=('none', 'none'),
+        masks=masks,
+        modalities={'s1': sensors['s1'], 's2': few},
+        depth=1,
+        decoder=small,
+    )
     params, batch = fresh_state(setup)['params'], jax.device_put(batches(1)[0])
 
-    def gradient(objective, count):
-        make = jax.jit(make_gradient(objective, count))
+    def gradient(count):
+        make = jax.jit(make_gradient(setup.objective, count))
         (loss, (metrics, _)), grads = make(params, {}, batch, jax.random.key(0))
         return {'loss': loss, 'loss/s1': metrics['loss/s1'], 'valid/s2': metrics['valid/s2']}, grads
 
-    def naive(params, extra, batch, key, weights):
-        return setup.objective.loss(params, extra, batch, key)
-
-    expected, whole = gradient(setup.objective, 1)
-    found, parts = gradient(setup.objective, 4)
+    (expected, whole), (split, parts) = gradient(1), gradient(4)
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-6, err_msg=name)
+        np.testing.assert_allclose(split[name], value, rtol=2e-6, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
-    wrong, _ = gradient(setup.objective._replace(loss=naive), 4)
-    assert abs(wrong['loss'] - expected['loss']) > 1e-4
+    loss = jax.jit(setup.objective.loss)
+    quarters = [jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch) for i in range(4)]
+    means = [loss(params, {}, quarter, jax.random.key(0))[0] for quarter in quarters]
+    assert abs(np.mean(means) - expected['loss']) > 1e-4
 
 
 @pytest.mark.slow
@@ -281,24 +302,6 @@ def test_recomputation_lowers_the_temporary_memory():
 
     none, dots, full = map(temporaries, ('none', 'dots', 'full'))
     assert full < dots < none and full < 0.7 * none
-
-
-def test_average_of_the_weights():
-    radar = {'s1': cfg.Model().modalities['s1']}
-    setup = setup_of(ema=0.9, fusion=('none', 'none'), modalities=radar, depth=1)
-    given = [{name: batch[name] for name in ('s1', POSITION)} for batch in batches(3)]
-    compiled, state = setup.lower().compile(), fresh_state(setup)
-    expected = jax.device_get(state['params'])
-    for batch in given:
-        state, _ = compiled(state, jax.device_put(batch, batch_sharding(setup.mesh)))
-        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * np.asarray(p), expected, state['params'])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), expected, state['ema'])
-    before = jax.device_get(state['ema'])
-    state['params']['encoder']['cls'] *= np.nan
-    state, metrics = compiled(state, jax.device_put(given[0], batch_sharding(setup.mesh)))
-    assert metrics['skipped'] == 1
-    jax.tree.map(np.testing.assert_array_equal, before, state['ema'])
-    assert 'ema' not in setup_of().abstract_state()
 
 
 def test_batches_that_cannot_be_cut_are_refused():
