@@ -23,6 +23,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval import leaks as leak_command
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.input.example import Example
 from fusmae_jax.input.source import read_index
 from tests.support import short_table
 
@@ -220,7 +221,7 @@ def test_collected_from_a_data_set(sets):
 @pytest.mark.parametrize('split', ['train[:3]', 'train[50%:]+test', 'test+train[-2:]'])
 def test_a_part_of_a_split_is_that_which_the_reader_gives(sets, split):
     source, records = leak.read_records(sets[0], split)
-    read = [b'bigearthnet_mm/' + record['s2_name'] for record in source.records]
+    read = [b'bigearthnet_mm/' + Example(record).text('s2_name') for record in source.records]
     assert records.id.tolist() == read
 
 
