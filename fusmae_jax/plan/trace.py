@@ -52,18 +52,23 @@ def read_trace(path: epath.PathLike) -> Measured:
     content = file.read_bytes()
     try:
         devices = _devices(content)
-        programs = dict(_programs(content))
+        programs = list(_programs(content))
     except Exception as error:  # a damaged file: any error of the parser
         raise InputError(f'--against={file}: not a profile that can be read ({error})') from error
     events = [event for device in devices for event in device]
-    spent = {name: sum(e.duration for e in events if e.module == name) for name in programs}
+    spent = {name: sum(e.duration for e in events if e.module == name) for name, _ in programs}
     name = max(spent, key=lambda name: spent[name], default='')
     if not spent.get(name):
         raise InputError(
             f'--against={file}: the profile holds no kernel of a compiled program; write one with '
             'pretrain --profile=FIRST:LAST'
         )
-    return _measured(read(_text(programs[name])), devices, name)
+    # Every program of the process stands there, and several may have one name: that which ran knows the
+    # names of its kernels.
+    modules = [read(_text(proto)) for other, proto in programs if other == name]
+    ran = {e.name for e in events if e.module == name}
+    module = max(modules, key=lambda m: len(ran & {s.instruction.name for s in m.walk()}))
+    return _measured(module, devices, name)
 
 
 def _newest(path: epath.Path) -> epath.Path:

@@ -171,17 +171,18 @@ def test_what_an_invalid_slot_holds_changes_no_bit(name, absent):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow  # tests/models/test_kernels.py holds the kernels to plain operations every time
 @pytest.mark.parametrize(
     'how',
     [
         {'scan': False, 'attention': 'pallas', 'norm': 'pallas'},
-        pytest.param({'scan': False}, marks=pytest.mark.slow),
-        pytest.param({'remat': 'full'}, marks=pytest.mark.slow),
-        pytest.param({'scan': False, 'remat': 'dots'}, marks=pytest.mark.slow),
+        {'scan': False},
+        {'remat': 'full'},
+        {'scan': False, 'remat': 'dots'},
     ],
 )
 def test_however_it_runs_it_is_the_same_model(how):
-    model, module = make('xaed')
+    model, module = make('xaed', depth=2)
     params = nnx.to_pure_dict(nnx.state(module))
     patches, order = random_patches(model, 2), random_order(model, 2)
 
@@ -200,15 +201,16 @@ def test_however_it_runs_it_is_the_same_model(how):
 
 
 def test_a_narrow_residual_stream_is_of_bfloat16_models_alone():
-    model, module = make('xaed')
+    model, module = make('xae', depth=2)
     params = nnx.to_pure_dict(nnx.state(module))
     patches, order = random_patches(model, 2), random_order(model, 2)
 
     def predict(residual, dtype):
         narrow = dataclasses.replace(model, residual_dtype=residual)
         with jax.numpy_dtype_promotion('standard'):  # strict is around the float32 model
-            module = nnx.merge(fusmae.graph(narrow, dtype), params)
-            predictions, stages = module(patches, order, K, capture=True)
+            graph = fusmae.graph(narrow, dtype)
+            run = jax.jit(lambda params: nnx.merge(graph, params)(patches, order, K, capture=True))
+            predictions, stages = run(params)
         return predictions['s2'], stages['block1'].dtype
 
     exact, dtype = predict('bfloat16', jnp.float32)

@@ -21,12 +21,22 @@ def step(x, w):
     return jnp.sum(jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, TRIPS)[0])
 
 
+def named_step(number):
+    def step(x, w):
+        return jnp.sum(jnp.sin(x) @ w * number)
+
+    return step
+
+
 @pytest.fixture(scope='module')
 def profile(tmp_path_factory):
     """A profile of three runs of a compiled function on the CPU, and the text of its program."""
     folder = tmp_path_factory.mktemp('profile')
     x = jnp.ones((64, 64))
+    # Others of the same name, which a profile of the process holds too.
+    others = [jax.jit(named_step(n)).lower(x, x).compile() for n in (1, 2)]
     compiled = jax.jit(step).lower(x, x).compile()
+    assert {program.as_text().split()[1] for program in (*others, compiled)} == {'jit_step,'}
     compiled(x, x).block_until_ready()
     with jax.profiler.trace(str(folder)):
         for _ in range(STEPS):
