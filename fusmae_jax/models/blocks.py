@@ -129,7 +129,7 @@ def scanned(model: Model) -> bool:
     A loop writes every activation that the backward pass needs twice, into an array of all blocks that it
     has filled with zeros before, and cuts it out again.
     """
-    return target_platform() != 'gpu' if model.scan == 'auto' else model.scan
+    return target_platform() == 'tpu' if model.scan == 'auto' else model.scan
 
 
 def _unstack(blocks: Block) -> list[Block]:

@@ -67,7 +67,7 @@ class Encoder(nnx.Module):
             table = jnp.asarray(sincos_2d(self.model.grid, self.model.width), wide)
             return table[None] if ids is None else jnp.take(table, ids, axis=0, mode='clip')
         if ids is None:
-            return self.position_table[...][None]
+            return jnp.asarray(self.position_table[...])[None]
         # The gradient of a gather is a scatter; that of this product is another product.
         chosen = jax.nn.one_hot(ids, self.model.num_patches, dtype=wide)
         return jnp.einsum('bkn,nd->bkd', chosen, self.position_table[...], precision='highest')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fusmae_jax.bench import race
+from fusmae_jax.bench import contenders
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.prepare import Patches, patchify
 from fusmae_jax.interop import compare, sides
@@ -138,9 +138,8 @@ def test_wrong_type_and_wrong_weights_are_input_errors(tmp_path):
         compare.compare(FAMILY['unimodal'], weights=str(path), dtype='float32', as_json=False)
 
 
-def test_every_contender_of_the_race_takes_steps(monkeypatch):
-    monkeypatch.setattr(race, 'WARMUP', 0)
-    monkeypatch.setattr(race, 'REPEATS', 2)
-    for name in ('torch eager', 'fusmae_jax scan', 'fusmae_jax unrolled'):  # torch.compile needs a compiler
-        lap = race._run(name, FAMILY['xae'], 2)
-        assert lap.seconds > 0 and lap.first > 0 and lap.peak > 0
+@pytest.mark.parametrize('name', [contenders.EAGER, contenders.SCANNED, contenders.UNROLLED])
+def test_every_contender_of_the_race_takes_steps(name):  # torch.compile needs a compiler
+    side = contenders.make(name, FAMILY['xae'], 2, 'cpu')
+    turn = contenders.timed(side.step)
+    assert turn.seconds > 0 and turn.cpu > 0 and side.peak() > 0

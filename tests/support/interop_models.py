@@ -67,6 +67,8 @@ FAMILY = {
         decoder=Decoder(16, 1, 2, cls=True, final_norm=False), final_norm=False, depth=1
     ),
     # The fused kernels of a GPU, interpreted
-    'fused': family_config(fusion=Fusion('xae', 'xad'), attention='pallas', norm='pallas', scan=False),
+    'fused': family_config(
+        fusion=Fusion('xae', 'xad'), image_size=(32, 48), attention='pallas', norm='pallas', scan=False
+    ),
     'numerics': family_config(numerics=Numerics('tanh', 1e-5, 'fast', 'highest', qkv_bias=False), scan=False),
 }

@@ -17,6 +17,7 @@ def tiny_model(encoder='xae', decoder='none', modalities=None, **changes):
         'modalities': modalities,
         'fusion': cfg.Fusion(encoder, decoder),
         'decoder': cfg.Decoder(width=16, depth=2, heads=2),
+        'scan': True,  # the quicker one to compile
     }
     return dataclasses.replace(cfg.Model(), **(values | changes))
 
