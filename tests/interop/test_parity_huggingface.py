@@ -105,7 +105,8 @@ def test_vit_encoder_and_interpolated_grids(vit, size):
     assert all(path.startswith('decoders/') for path in report.kept)
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     hidden = vit(images, interpolate_pos_encoding=size != (32, 32)).last_hidden_state
-    encoded = nnx.merge(fusmae.graph(model), params).encode({'rgb': as_patches(images)})
+    module = nnx.merge(fusmae.graph(model), jax.tree.map(jnp.asarray, params))
+    encoded = module.encode({'rgb': as_patches(images)})
     assert_close(encoded.tokens['rgb'], hidden[:, 1:])
     assert_close(encoded.cls, hidden[:, 0])
 
