@@ -32,8 +32,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.model.width, config.model.depth, config.model.heads = 192, 4, 6
     config.model.image_size = (120, 120)  # the native grid: no 10 m band is resampled
     config.model.patch_size = 12  # 100 patches a sensor
-    with config.ignore_type():  # its default, 'auto', is text
-        config.model.scan = False  # unrolled: a longer compile, a quicker step
     config.model.decoder.width, config.model.decoder.depth, config.model.decoder.heads = 256, 2, 8
     config.augment.crop = False  # six images can be memorised in minutes only if they hold still
     config.augment.hflip = 0.0

@@ -4,30 +4,21 @@ XLA takes the temporaries of a step anew each time, and frees them after it. By 
 their pages back to the kernel, so the next step has to have them mapped and zeroed again.
 """
 
-import ctypes
 import resource
 import sys
 
-# Of mallopt(3) in glibc's malloc.h; in the environment of a process these are MALLOC_TRIM_THRESHOLD_,
-# MALLOC_MMAP_MAX_ and MALLOC_ARENA_MAX.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+from fusmae_jax.parallel.allocator import M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, mallopt
 
 
 def keep_all_freed() -> bool:
     """Has this process keep all memory that it frees, for its next step; True if it could.
 
-    To be called first of all: threads that have memory of their own by then go on using it.
+    To be called first of all: threads that have memory of their own by then go on using it. In the
+    environment of a process the same are MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_ and MALLOC_ARENA_MAX.
     """
-    if not sys.platform.startswith('linux'):
-        return False
-    try:
-        mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError):
-        # Another C library.
-        return False
     # -1 switches trimming off. Memory from mmap always goes back when it is freed; only the first arena can
     # grow beyond 64 MiB.
-    return bool(mallopt(M_TRIM_THRESHOLD, -1) and mallopt(M_MMAP_MAX, 0) and mallopt(M_ARENA_MAX, 1))
+    return mallopt((M_TRIM_THRESHOLD, -1), (M_MMAP_MAX, 0), (M_ARENA_MAX, 1))
 
 
 def most_held() -> int:

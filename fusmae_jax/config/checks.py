@@ -62,6 +62,11 @@ def check_model(model: Model) -> list[str]:
         problems.append(
             f'model.mlp_ratio={model.mlp_ratio} of model.width={model.width} leaves no hidden unit'
         )
+    if model.norm == 'pallas' and model.numerics.norm_variance == 'fast':
+        problems.append(
+            "model.norm='pallas' has no model.numerics.norm_variance='fast': its variance takes two passes; "
+            "use model.norm='xla'"
+        )
     if not model.modalities:
         problems.append('model.modalities is empty: name at least one')
     if model.fusion.encoder == 'xae' and len(model.modalities) < 2:

@@ -109,8 +109,8 @@ class Model:
     fusion: Fusion = dataclasses.field(default_factory=Fusion)
     decoder: Decoder = dataclasses.field(default_factory=Decoder)
     numerics: Numerics = dataclasses.field(default_factory=Numerics)
-    # The stacked blocks as a loop (True: short compile) or one after the other (False: faster step). auto:
-    # as is fastest on the platform.
+    # The stacked blocks as a loop (True: short compile) or one after the other (False: faster step). auto: a
+    # loop on a TPU, where nobody has looked at the other yet, and one after the other elsewhere.
     scan: Literal['auto', True, False] = 'auto'
     remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
     # Which implementation computes attention, and residual sums with their LayerNorm. auto: fused kernels in

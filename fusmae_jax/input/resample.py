@@ -80,37 +80,36 @@ def kernel_weight(distance: Array, kernel: Kernel) -> Array:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
-def weights(
-    out_size: int,
-    in_size: int,
-    start: Float[Array, ' b'],
-    length: Float[Array, ' b'],
-    flip: Bool[Array, ' b'],
-    kernel: Kernel,
-) -> Float[Array, 'b out in']:
-    """Rows of interpolation weights along one axis, for the crop [start, start + length) of the image."""
-    centres, scale = _centres(out_size, in_size, start, length, flip)
+class Axis(NamedTuple):
+    """Rows or columns that are resampled: the crop [start, start + length) of an image, flipped or not."""
+
+    out_size: int
+    in_size: int
+    start: Float[Array, ' b']  # as a share of the image
+    length: Float[Array, ' b']
+    flip: Bool[Array, ' b']
+    kernel: Kernel
+
+    def centres(self) -> tuple[Float[Array, 'b out'], Float[Array, ' b']]:
+        """Where the model pixels lie among the source pixels, and how many of these each covers."""
+        scale = self.length * (self.in_size / self.out_size)
+        index = jnp.arange(self.out_size, dtype=jnp.float32)[None]
+        centres = (self.start * self.in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
+        # A flip is an order of the same centres, so that a flipped crop is the flip of the crop, to the last
+        # bit.
+        return jnp.where(self.flip[:, None], centres[:, ::-1], centres), scale
+
+
+def weights(axis: Axis) -> Float[Array, 'b out in']:
+    """Rows of interpolation weights along an axis."""
+    centres, scale = axis.centres()
+    in_size, kernel = axis.in_size, axis.kernel
     if kernel == 'opencv_cubic':
         return _border_repeated(centres, in_size)
     # Every source pixel has a weight, most of them 0: a product with a small dense matrix needs no gather.
     distance = centres[:, :, None] - jnp.arange(in_size, dtype=jnp.float32)[None, None]
     weight = kernel_weight(distance / jnp.maximum(scale, 1)[:, None, None], kernel)
     return weight / jnp.sum(weight, axis=2, keepdims=True)
-
-
-def _centres(
-    out_size: int,
-    in_size: int,
-    start: Float[Array, ' b'],
-    length: Float[Array, ' b'],
-    flip: Bool[Array, ' b'],
-) -> tuple[Float[Array, 'b out'], Float[Array, ' b']]:
-    """Where the model pixels of an axis lie among the source pixels, and how many of these each covers."""
-    scale = length * (in_size / out_size)
-    index = jnp.arange(out_size, dtype=jnp.float32)[None]
-    centres = (start * in_size)[:, None] + (index + 0.5) * scale[:, None] - 0.5
-    # A flip is an order of the same centres, so that a flipped crop is the flip of the crop, to the last bit.
-    return jnp.where(flip[:, None], centres[:, ::-1], centres), scale
 
 
 def _border_repeated(centres: Float[Array, 'b out'], in_size: int) -> Float[Array, 'b out in']:
@@ -122,17 +121,6 @@ def _border_repeated(centres: Float[Array, 'b out'], in_size: int) -> Float[Arra
     return jnp.einsum('boi,ij->boj', weight, jnp.asarray(inside, jnp.float32), precision='highest')
 
 
-class Axis(NamedTuple):
-    """Rows or columns to resample: the arguments of `weights` and `taps`."""
-
-    out_size: int
-    in_size: int
-    start: Float[Array, ' b']  # of the crop, as a share of the image
-    length: Float[Array, ' b']
-    flip: Bool[Array, ' b']
-    kernel: Kernel
-
-
 class Taps(NamedTuple):
     """For each model pixel of an axis: the source pixels that it rests on, and their weights."""
 
@@ -140,19 +128,13 @@ class Taps(NamedTuple):
     weight: Float[Array, 'b out taps']
 
 
-def taps(
-    out_size: int,
-    in_size: int,
-    start: Float[Array, ' b'],
-    length: Float[Array, ' b'],
-    flip: Bool[Array, ' b'],
-    kernel: Kernel,
-) -> Taps:
+def taps(axis: Axis) -> Taps:
     """The weights of `weights` that can be other than 0: two or four of a row, more where it shrinks."""
-    centres, scale = _centres(out_size, in_size, start, length, flip)
+    centres, scale = axis.centres()
+    in_size, kernel = axis.in_size, axis.kernel
     stretch = jnp.ones_like(scale) if kernel == 'opencv_cubic' else jnp.maximum(scale, 1)
     reach = 1 if kernel == 'bilinear' else 2
-    count = 2 * reach if kernel == 'opencv_cubic' else math.ceil(2 * reach * max(in_size / out_size, 1))
+    count = 2 * reach if kernel == 'opencv_cubic' else math.ceil(2 * reach * max(in_size / axis.out_size, 1))
     # The first whole number within reach of the centre; with it no more than `count` are.
     first = jnp.floor(centres - reach * stretch[:, None]) + 1
     index = first[:, :, None] + jnp.arange(count, dtype=jnp.float32)[None, None]
@@ -188,13 +170,13 @@ def resample(
 def by_taps(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array, Array]:
     """`resample` by gathering, along rows and then along columns, the pixels that each result rests on."""
     for number, axis in enumerate(axes, start=1):
-        image, valid = _along(taps(*axis), image, valid, number)
+        image, valid = _along(taps(axis), image, valid, number)
     return image, valid
 
 
 def by_products(image: Array, valid: Array, axes: Sequence[Axis]) -> tuple[Array, Array]:
     """`resample` as products with two dense matrices, most of whose weights are 0."""
-    rows, columns = (weights(*axis) for axis in axes)
+    rows, columns = (weights(axis) for axis in axes)
     values = _multiply(rows, columns, image, 'highest')
     # Zeros and ones are exact in bfloat16, and so is whether a sum of them is 0. Of weights, only whether
     # there is one: a negative one is a contribution too.

@@ -21,9 +21,11 @@ from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.models.kernels.attention import Layout, fused_attention, supports
+from fusmae_jax.models.kernels.triton import is_half
 from fusmae_jax.models.layers import Arithmetic, layer_norm, linear
 from fusmae_jax.parallel.mesh import target_platform
 
+CUDNN_WIDTH = 128  # of a head at most, with a backward pass, on every GPU that it supports
 Kept = tuple[Array, Array, Array, Array]
 
 
@@ -102,15 +104,14 @@ def implementation_for(setting: str, dtype: DTypeLike, head_width: int, keys: in
 
     Raises InputError where the setting names an implementation that cannot compute them.
     """
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    gpu = target_platform() == 'gpu'
+    on_gpu = is_half(dtype) and target_platform() == 'gpu'
+    cudnn = on_gpu and head_width % 8 == 0 and head_width <= CUDNN_WIDTH
     if setting == 'auto':
-        if not (gpu and half):
-            return 'xla'
-        return 'pallas' if supports(dtype, head_width, keys) else 'cudnn' if head_width % 8 == 0 else 'xla'
-    if setting == 'cudnn' and not (gpu and half and head_width % 8 == 0):
+        fused = on_gpu and supports(dtype, head_width, keys)
+        return 'pallas' if fused else 'cudnn' if cudnn else 'xla'
+    if setting == 'cudnn' and not cudnn:
         raise InputError(
-            f'model.attention=cudnn computes in bfloat16 on a GPU, with heads of a multiple of 8, found '
+            f'model.attention=cudnn computes in bfloat16 on a GPU, heads of a multiple of 8 up to 128, found '
             f'{jnp.dtype(dtype)} on {target_platform()} with heads of {head_width}; set model.attention=auto'
         )
     if setting == 'pallas' and not supports(dtype, head_width, keys):
@@ -129,11 +130,7 @@ def _attention(
     arithmetic: Arithmetic,
 ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
     """From fused products of linear layers to the attended tokens, and the queries and keys by head."""
-    width = layout.heads * layout.head_width
-    query, key, value = (
-        x[..., start : start + width].reshape(*x.shape[:2], layout.heads, -1)
-        for x, start in ((queries, 0), (context, layout.key), (context, layout.value))
-    )
+    query, key, value = split_heads(queries, context, layout)
     how = implementation_for(arithmetic.attention, queries.dtype, layout.head_width, context.shape[1])
     with jax.named_scope('attend'):
         if how == 'pallas':
@@ -142,7 +139,19 @@ def _attention(
             out = attend_cudnn(query, key, value, valid)
         else:
             out = attend(query, key, value, valid, arithmetic.numerics.matmul_precision)
-    return out.reshape(*queries.shape[:2], width), {'query': query, 'key': key}
+    return out.reshape(*queries.shape[:2], -1), {'query': query, 'key': key}
+
+
+def split_heads(
+    queries: Float[Array, 'b n _'], context: Float[Array, 'b m _'], layout: Layout
+) -> tuple[Float[Array, 'b n h e'], Float[Array, 'b m h e'], Float[Array, 'b m h e']]:
+    """Queries, keys and values by head, from the rows in which they stand side by side."""
+    width = layout.heads * layout.head_width
+
+    def part(x: Array, start: int) -> Array:
+        return x[..., start : start + width].reshape(*x.shape[:2], layout.heads, -1)
+
+    return part(queries, 0), part(context, layout.key), part(context, layout.value)
 
 
 class SelfAttention(nnx.Module):

@@ -75,7 +75,7 @@ class Backbone(nnx.Module):
         table = self.position_table[...]
         x = x + resize_positions(table[1:], model.grid, grid, self.offset)[None]
         cls = jnp.broadcast_to((self.cls[...] + table[0])[None, None], (len(x), 1, model.width))
-        x = jnp.concatenate([cls, x], axis=1)
+        x = jnp.concatenate([cls, x], axis=1).astype(self.arithmetic.residual_dtype)
         valid = jnp.ones(x.shape[:2], bool)
         x, _ = self.block1(x, valid, None if paths is None else paths[0])
         tokens = x[None, :, 0]

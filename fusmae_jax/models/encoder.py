@@ -183,8 +183,7 @@ class Encoder(nnx.Module):
             keep = with_tokens if capture else None
             x, inner = run_stack(self.blocks, x, slots, self.model, paths=paths, keep=keep)
             stages |= {f'blocks/{key}': value for key, value in inner.items()}
-        if self.model.final_norm:
-            x = self.norm(x)
+        x = self.norm(x) if self.model.final_norm else x.astype(self.arithmetic.wide_dtype)
         return x, stages
 
 

@@ -16,7 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fusmae_jax.config.run import Model, Numerics
-from fusmae_jax.models.kernels.norm import fused_add_norm
+from fusmae_jax.models.kernels.norm import MOST_WIDTH, fused_add_norm
+from fusmae_jax.models.kernels.triton import is_half
 from fusmae_jax.parallel.mesh import target_platform
 
 
@@ -168,8 +169,8 @@ class LayerNorm(nnx.Module):
         """Whether `after` is one kernel; see `model.norm`."""
         if self.kernel != 'auto':
             return self.kernel == 'pallas'
-        half = self.settings.out_dtype in (jnp.bfloat16, jnp.float16)
-        return half and target_platform() == 'gpu' and not self.settings.fast
+        fits = self.scale.shape[0] <= MOST_WIDTH and not self.settings.fast
+        return fits and is_half(self.settings.out_dtype) and target_platform() == 'gpu'
 
 
 class NormSettings(NamedTuple):

@@ -47,7 +47,9 @@ def mlp(tokens: int, width: int, ratio: float) -> float:
     return 4 * tokens * width**2 * ratio
 
 
-def forward(model: Model, visible: int, *, joint: bool = False, masked: int = 0) -> dict[str, float]:
+def forward(
+    model: Model, visible: int, *, joint: bool = False, masked: int | None = None
+) -> dict[str, float]:
     """Operations of one image's pretraining forward pass, part by part.
 
     Args:
@@ -55,7 +57,7 @@ def forward(model: Model, visible: int, *, joint: bool = False, masked: int = 0)
         visible: patches of each stream of tokens, or slots of a joint sequence.
         joint: whether the sensors share one sequence of slots. Projections and cross-attention then run
             over all slots for every sensor, and each decoder sees all slots and a mask token for every patch.
-        masked: patches that a decoder predicts; 0: all that are not visible.
+        masked: patches that a decoder predicts; None: all that are not visible.
     """
     names, d, ratio = streams(model), model.width, model.mlp_ratio
     count = len(names)
@@ -66,7 +68,8 @@ def forward(model: Model, visible: int, *, joint: bool = False, masked: int = 0)
     else:
         cross = block1 = count * cross_block(visible, max(count - 1, 1) * visible, d, ratio)
     decoder = multimae_decoder if model.fusion.decoder == 'multimae' else mae_decoder
-    masked = masked or model.num_patches - (0 if joint else visible)
+    if masked is None:
+        masked = model.num_patches - (0 if joint else visible)
     return {
         'patch': sum(2.0 * visible * size * d for size in names.values()),
         'block1': block1 if model.fusion.encoder == 'xae' else block(seen + 1, d, ratio),
@@ -118,7 +121,7 @@ def _parts(config: Config) -> dict[str, float]:
     model, joint = config.model, config.masking.strategy in JOINT
     visible = num_visible(model.num_patches, config.masking)
     slots = num_slots(model.num_patches, len(model.modalities), config.masking)
-    decoded = 0 if joint else num_decoded(model.num_patches, config.masking)
+    decoded = None if joint else num_decoded(model.num_patches, config.masking)
     return forward(model, slots if joint else visible, joint=joint, masked=decoded)
 
 

@@ -201,6 +201,7 @@ def test_what_the_baselines_are_published_with():
         ({'masking': {'strategy': 'dirichlet', 'concentration': 0.0}}, 'concentration=0.0 must be above 0'),
         ({'masking': {'strategy': 'modality', 'hide': 1.5}}, 'hide=1.5 must be at least 0 and at most 1'),
         ({'masking': {'strategy': 'modalities'}}, "'modality'"),
+        ({'model': {'norm': 'pallas', 'numerics': {'norm_variance': 'fast'}}}, "use model.norm='xla'"),
         (
             {'masking': {'strategy': 'joint_uniform'}, 'model': {'fusion': {'encoder': 'stack'}}},
             "hidden together; use 'consistent'",

@@ -88,11 +88,15 @@ def test_one_nan_spreads_no_further_than_the_kernel(kernel, radius):
     assert changed[near].any() and not changed[~near].any()
 
 
+def whole(out_size):
+    return Axis(out_size, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic')
+
+
 def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
-    one = weights(120, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic')
+    one = weights(whole(120))
     np.testing.assert_array_equal(one[0], np.eye(120))
     for out_size, support in ((224, 4), (60, 8)):
-        w = np.asarray(weights(out_size, 120, jnp.zeros(1), jnp.ones(1), jnp.zeros(1, bool), 'bicubic'))[0]
+        w = np.asarray(weights(whole(out_size)))[0]
         np.testing.assert_allclose(w.sum(1), 1, atol=1e-6)
         assert (w[10:-10] != 0).sum(1).max() == support
     for kernel in ('bicubic', 'opencv_cubic'):
@@ -103,8 +107,9 @@ def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
 @pytest.mark.parametrize(
     ('stored', 'size'), [((20, 30), (48, 48)), ((40, 60), (24, 24)), ((16, 16), (16, 31))]
 )
-def test_taps_are_the_dense_weights(kernel, stored, size):
+def test_taps_are_the_dense_weights(kernel, stored, size, platform, monkeypatch):
     """Gathering a few pixels, as on a GPU, against products with dense matrices: crops, flips, borders."""
+    monkeypatch.setattr('fusmae_jax.input.resample.target_platform', lambda: platform)
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.normal(size=(6, *stored, 2)), jnp.float32)
     valid = jnp.asarray(rng.random(image.shape) > 0.02)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fusmae_jax.config.run import Model
+from fusmae_jax.config.run import Masking, Model
 from fusmae_jax.errors import InputError
 from fusmae_jax.models import layers
 from fusmae_jax.models.kernels import check
 from fusmae_jax.run import start
+from tests.support import dino_helpers
 from tests.support.tiny import tiny_config, tiny_model
 
 
@@ -32,6 +33,27 @@ def test_kernels_that_compute_the_same_pass(dtype):
 def test_lengths_are_those_of_the_model():
     config = fused(model=tiny_model('none', modalities={'s1': Model().modalities['s1']}))
     assert [case.arguments[0].shape[1] for case in check._attention_cases(config, jnp.float32)] == [5, 16]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'lengths'),
+    [
+        # 4 of 16 patches visible in each sensor; the decoder has them, and those that it predicts.
+        ({}, [(9, None), (4, 4), (16, None)]),
+        ({'masking': Masking(decode_ratio=0.25)}, [(9, None), (4, 4), (7, None)]),
+        ({'masking': Masking('dirichlet')}, [(9, None), (8, 8), (24, None)]),
+        ({'model': tiny_model('none', 'multimae')}, [(9, None), (16, 8), (16, None)]),
+    ],
+)
+def test_every_attention_of_a_run_has_its_lengths(changes, lengths):
+    assert [shape[:2] for shape in check._shapes(tiny_config(**changes))] == lengths
+
+
+def test_dino_has_the_lengths_of_its_crops():
+    config = dino_helpers.tiny()
+    patch, dino = config.model.patch_size, config.distillation
+    sizes = [(crops.size // patch) ** 2 + 1 for crops in (dino.global_crops, dino.local_crops)]
+    assert [shape[:2] for shape in check._shapes(config)] == [(size, None) for size in sizes]
 
 
 def test_attention_with_a_wrong_kernel_is_refused(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.models.attention import attend, implementation_for
+from fusmae_jax.models.attention import attend, attend_cudnn, implementation_for, split_heads
 from fusmae_jax.models.kernels import attention, norm
 from fusmae_jax.models.layers import NormSettings, normalise
 
@@ -42,13 +42,8 @@ def attention_case(length, keys, heads, width, dtype):
 
 
 def plain_attention(queries, context, valid, layout):
-    source = queries if context is None else context
-    whole = layout.heads * layout.head_width
-    query, key, value = (
-        x[..., start : start + whole].reshape(*x.shape[:2], layout.heads, -1)
-        for x, start in ((queries, 0), (source, layout.key), (source, layout.value))
-    )
-    return attend(query, key, value, valid, 'highest').reshape(*query.shape[:2], whole)
+    heads = split_heads(queries, queries if context is None else context, layout)
+    return attend(*heads, valid, 'highest').reshape(*queries.shape[:2], -1)
 
 
 @pytest.mark.parametrize('dtype', KINDS)
@@ -125,6 +120,39 @@ def test_norm_by_hand_has_the_gradient_of_its_own_formula():
             close((ours, pull(gradient)), (theirs, pull_formula(gradient)), jnp.float64)
 
 
+def test_a_narrow_sum_is_rounded_before_it_is_normalised():
+    """As the backward pass reads it, and as plain operations have it."""
+    x, branch = (normal(i, 2, 5, 24, dtype=jnp.bfloat16) for i in range(2))
+    scale, bias = normal(2, 24), normal(3, 24)
+    settings = NormSettings(1e-6, False, jnp.dtype(jnp.float32), jnp.dtype(jnp.float32))
+    total, normed = norm.fused_add_norm(x, branch, scale, bias, 1e-6, jnp.dtype(jnp.float32))
+    assert total.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(total, x + branch)
+    np.testing.assert_allclose(normed, normalise(x + branch, scale, bias, settings), atol=3e-6)
+
+
+@pytest.mark.parametrize(('length', 'keys'), [(7, 7), (6, 9)])
+def test_what_surrounds_the_attention_of_cudnn(length, keys, monkeypatch):
+    """Even lengths, the mask of keys, zeros where there is none; jax's own attention stands in."""
+    given = []
+
+    def instead(query, key, value, *, mask, implementation):
+        given.append((query.shape[1], key.shape[1], mask.shape, implementation))
+        return attention_of_jax(query, key, value, mask=mask)
+
+    attention_of_jax = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', instead)
+    query, key, value = (normal(i, 3, n, 2, 16) for i, n in enumerate((length, keys, keys)))
+    valid = jax.random.bernoulli(jax.random.key(4), 0.6, (3, keys)).at[0].set(True).at[2].set(False)
+    ours, pull = jax.vjp(lambda *x: attend_cudnn(*x, valid), query, key, value)
+    theirs, pull_plain = jax.vjp(lambda *x: attend(*x, valid, 'highest'), query, key, value)
+    gradient = normal(5, *ours.shape)
+    close((ours, pull(gradient)), (theirs, pull_plain(gradient)), jnp.float32)
+    assert not ours[2].any()
+    even = [n + n % 2 for n in (length, keys)]
+    assert given[0] == (*even, (3, 1, *even), 'cudnn')
+
+
 def test_each_device_works_on_its_own_rows():
     """The same numbers, and nothing sent but the gradients of what all rows share."""
     mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
@@ -164,4 +192,5 @@ def test_on_a_gpu_short_sequences_in_half_precision_are_fused(monkeypatch):
     assert implementation_for('auto', jnp.bfloat16, 64, 393) == 'cudnn'  # all patches of two sensors
     assert implementation_for('auto', jnp.bfloat16, 24, 99) == 'cudnn'
     assert implementation_for('auto', jnp.bfloat16, 20, 99) == 'xla'
+    assert implementation_for('auto', jnp.bfloat16, 256, 99) == 'xla'
     assert implementation_for('auto', jnp.float32, 64, 99) == 'xla'

@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton as pltriton
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fusmae_jax.models.kernels.triton import how, is_half, power_of_two, window
 from fusmae_jax.parallel.mesh import on_each_device, target_platform
 
 MOST_KEYS = 256
@@ -39,7 +40,7 @@ class Layout(NamedTuple):
 
     def columns(self, part: int, head: Any) -> Any:
         """The columns of a head in the part that starts at `part`."""
-        return _window(part + head * self.head_width, self.head_width)
+        return window(part + head * self.head_width, self.head_width)
 
 
 class Tile(NamedTuple):
@@ -59,8 +60,7 @@ def supports(dtype: DTypeLike, head_width: int, keys: int) -> bool:
     """Whether the kernel takes heads of this type and width, and so many keys."""
     if target_platform() != 'gpu':
         return keys <= MOST_KEYS  # interpreted, it takes every type and width
-    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return half and head_width in HEAD_WIDTHS and keys <= MOST_KEYS
+    return is_half(dtype) and head_width in HEAD_WIDTHS and keys <= MOST_KEYS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -81,7 +81,7 @@ def fused_attention(
 def _forward(queries: Array, context: Array | None, valid: Array, layout: Layout) -> Array:
     length = queries.shape[1]
     width = layout.heads * layout.head_width
-    tile = FORWARD[_power_of_two(valid.shape[1])]
+    tile = FORWARD[power_of_two(valid.shape[1], LEAST)]
 
     def call(*arrays: Array) -> Array:
         batch = len(arrays[0])
@@ -91,7 +91,7 @@ def _forward(queries: Array, context: Array | None, valid: Array, layout: Layout
             in_specs=[_whole(x) for x in arrays],
             out_specs=pl.BlockSpec((None, length, width), lambda b, *_: (b, 0, 0)),
             out_shape=jax.ShapeDtypeStruct((batch, length, width), queries.dtype),
-            **_how(tile, 'attention_forward'),
+            **how('attention_forward', tile.warps),
         )(*arrays)
 
     return on_each_device(call, *_sources(queries, context), valid.astype(jnp.int8))
@@ -101,7 +101,7 @@ def _backward(
     layout: Layout, kept: tuple[Array, Array | None, Array], gradient: Array
 ) -> tuple[Array, Array | None, None]:
     queries, context, valid = kept
-    tile = BACKWARD[_power_of_two(valid.shape[1])]
+    tile = BACKWARD[power_of_two(valid.shape[1], LEAST)]
 
     def call(*arrays: Array) -> Any:
         sources = arrays[:-2]
@@ -111,7 +111,7 @@ def _backward(
             in_specs=[_whole(x) for x in arrays],
             out_specs=[_whole(x) for x in sources],
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in sources],
-            **_how(tile, 'attention_backward'),
+            **how('attention_backward', tile.warps),
         )(*arrays)
 
     arrays = (*_sources(queries, context), valid.astype(jnp.int8), gradient)
@@ -167,10 +167,10 @@ def _backward_kernel(*refs: Any, layout: Layout, rows: int, count: int) -> None:
 def _keys(context_ref: Any, valid_ref: Any, layout: Layout, head: Any) -> tuple[Array, Array, Array]:
     """Keys and values of a head, filled up with zeros to a power of two, and which of them count."""
     count = context_ref.shape[0]
-    padded = _power_of_two(count)
+    padded = power_of_two(count, LEAST)
     key = _load(context_ref, 0, padded, layout.columns(layout.key, head))
     value = _load(context_ref, 0, padded, layout.columns(layout.value, head))
-    valid = pltriton.load(valid_ref.at[_window(0, padded)], mask=jnp.arange(padded) < count, other=0)
+    valid = pltriton.load(valid_ref.at[window(0, padded)], mask=jnp.arange(padded) < count, other=0)
     return key, value, valid != 0
 
 
@@ -186,33 +186,15 @@ def _weights(query: Array, key: Array, valid: Array, layout: Layout) -> Array:
 def _load(ref: Any, start: Any, rows: int, columns: Any) -> Array:
     """Rows from `start` on, zeros where there are none left."""
     there = (start + jnp.arange(rows) < ref.shape[0])[:, None] & (jnp.arange(columns.size) >= 0)[None]
-    return pltriton.load(ref.at[_window(start, rows), columns], mask=there, other=0.0)
+    return pltriton.load(ref.at[window(start, rows), columns], mask=there, other=0.0)
 
 
 def _store(ref: Any, start: Any, columns: Any, values: Array) -> None:
     """Writes those rows that are there."""
     there = (start + jnp.arange(len(values)) < ref.shape[0])[:, None] & (jnp.arange(columns.size) >= 0)[None]
-    pltriton.store(ref.at[_window(start, len(values)), columns], values.astype(ref.dtype), mask=there)
-
-
-def _window(start: Any, size: int) -> Any:
-    # All indices of one type, also where whole numbers have 64 bits.
-    return pl.ds(jnp.asarray(start, jnp.int32), size)
+    pltriton.store(ref.at[window(start, len(values)), columns], values.astype(ref.dtype), mask=there)
 
 
 def _whole(x: Array) -> pl.BlockSpec:
     """One sample of an array at a time."""
     return pl.BlockSpec((None, *x.shape[1:]), lambda b, *_: (b, *[0] * (x.ndim - 1)))
-
-
-def _how(tile: Tile, name: str) -> dict[str, Any]:
-    # Where there is no GPU the kernel is interpreted: slow, with the same results.
-    return {
-        'name': name,
-        'interpret': target_platform() != 'gpu',
-        'compiler_params': pltriton.CompilerParams(num_warps=tile.warps, num_stages=1),
-    }
-
-
-def _power_of_two(count: int) -> int:
-    return max(LEAST, 1 << (count - 1).bit_length())

@@ -5,6 +5,7 @@ wrong one would train a wrong model without a word; so a run compares them once,
 lengths and widths, before its first step.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ from jax.typing import DTypeLike
 
 from fusmae_jax.config.run import JOINT, Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.models.attention import attend, implementation_for
+from fusmae_jax.models.attention import attend, implementation_for, split_heads
 from fusmae_jax.models.encoder import streams
 from fusmae_jax.models.kernels.attention import Layout, fused_attention
 from fusmae_jax.models.layers import Arithmetic, layer_norm
-from fusmae_jax.models.masking import num_slots, num_visible
+from fusmae_jax.models.masking import num_decoded, num_slots, num_visible
 
 # Of the largest number of a result. Both implementations round weights and results, in bfloat16 by up to 2^-8
 # each, and not in the same places; a wrong index or mask is off by tenths.
@@ -96,29 +97,32 @@ def _normal(seed: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
 
 def _attention_cases(config: Config, dtype: DTypeLike) -> Iterator[Case]:
     """One for each different shape of attention in the model that goes to the kernel."""
-    model, decoder = config.model, config.model.decoder
-    for queries, keys, width, heads in dict.fromkeys(
-        [
-            *((n, m, model.width, model.heads) for n, m in _lengths(config)),
-            (model.num_patches, None, decoder.width, decoder.heads),
-        ]
-    ):
-        how = implementation_for(model.attention, dtype, width // heads, keys or queries)
+    for queries, keys, width, heads in dict.fromkeys(_shapes(config)):
+        how = implementation_for(config.model.attention, dtype, width // heads, keys or queries)
         if how == 'pallas':
             yield _attention_case(queries, keys, heads, width // heads, dtype)
 
 
-def _lengths(config: Config) -> Iterator[tuple[int, int | None]]:
-    """Queries and keys of the encoder's attention; None where the keys are the queries' own tokens."""
-    model, masking = config.model, config.masking
-    count, visible = len(streams(model)), model.num_patches
-    if config.objective == 'masked':
-        joint = masking.strategy in JOINT
-        visible = num_slots(visible, count, masking) if joint else num_visible(visible, masking)
-        count = 1 if joint else count
-    yield count * visible + 1, None
-    if model.fusion.encoder == 'xae' or model.fusion.decoder == 'xad':
-        yield visible, max(count - 1, 1) * visible
+def _shapes(config: Config) -> Iterator[tuple[int, int | None, int, int]]:
+    """Queries, keys (None: the queries' own tokens), width and heads of every attention in a run."""
+    model, decoder, masking = config.model, config.model.decoder, config.masking
+    encoder = model.width, model.heads
+    if config.objective != 'masked':
+        for crops in (config.distillation.global_crops, config.distillation.local_crops):
+            yield (crops.size // model.patch_size) ** 2 + 1, None, *encoder
+        return
+    joint, count, patches = masking.strategy in JOINT, len(streams(model)), model.num_patches
+    visible = num_slots(patches, count, masking) if joint else num_visible(patches, masking)
+    seen = visible if joint else count * visible
+    yield seen + int(model.cls), None, *encoder
+    if 'xae' in model.fusion.encoder or 'xad' in model.fusion.decoder:
+        yield visible, visible if joint else max(count - 1, 1) * visible, *encoder
+    tokens = visible + (patches if joint else num_decoded(patches, masking))
+    if model.fusion.decoder == 'multimae':
+        yield tokens, seen + int(decoder.cls), decoder.width, decoder.heads
+    else:
+        tokens += int(decoder.cls)
+    yield tokens, None, decoder.width, decoder.heads
 
 
 def _attention_case(queries: int, keys: int | None, heads: int, head_width: int, dtype: DTypeLike) -> Case:
@@ -129,12 +133,8 @@ def _attention_case(queries: int, keys: int | None, heads: int, head_width: int,
     arguments = (rows, _normal(1, (SAMPLES, count, 2 * width), dtype)) if keys else (rows,)
 
     def plain(rows: jax.Array, context: jax.Array | None = None) -> jax.Array:
-        source = rows if context is None else context
-        query, key, value = (
-            x[..., start : start + width].reshape(*x.shape[:2], heads, head_width)
-            for x, start in ((rows, 0), (source, layout.key), (source, layout.value))
-        )
-        return attend(query, key, value, valid, 'highest').reshape(SAMPLES, queries, width)
+        heads_of = split_heads(rows, rows if context is None else context, layout)
+        return attend(*heads_of, valid, 'highest').reshape(SAMPLES, queries, width)
 
     def fused(rows: jax.Array, context: jax.Array | None = None) -> jax.Array:
         return fused_attention(rows, context, valid, layout)
@@ -146,7 +146,7 @@ def _attention_case(queries: int, keys: int | None, heads: int, head_width: int,
 def _norm_cases(config: Config, dtype: DTypeLike) -> Iterator[Case]:
     """The sum with a branch and its LayerNorm, for each width, where the kernel computes them."""
     model = config.model
-    arithmetic = Arithmetic(model.numerics, dtype, model.attention, model.norm)
+    arithmetic = Arithmetic.of(model, dtype)
     for width in dict.fromkeys((model.width, model.decoder.width)):
         layer = layer_norm(width, arithmetic, rngs=nnx.Rngs(0))
         if layer.fused:
@@ -157,7 +157,7 @@ def _norm_case(width: int, arithmetic: Arithmetic) -> Case:
     wide, shape = arithmetic.wide_dtype, (SAMPLES, 9, width)  # of rows, no multiple of what a program takes
 
     def by(kernel: str) -> Callable[..., Any]:
-        how = Arithmetic(arithmetic.numerics, arithmetic.compute_dtype, norm=kernel)
+        how = dataclasses.replace(arithmetic, norm=kernel)
         graphdef, _ = nnx.split(layer_norm(width, how, rngs=nnx.Rngs(0)))
 
         def run(x: jax.Array, branch: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
@@ -167,7 +167,7 @@ def _norm_case(width: int, arithmetic: Arithmetic) -> Case:
         return run
 
     arguments = (
-        2 * _normal(0, shape, wide) + 1,
+        2 * _normal(0, shape, arithmetic.residual_dtype) + 1,
         _normal(1, shape, arithmetic.compute_dtype),
         1 + _normal(2, (width,), wide) / 4,
         _normal(3, (width,), wide),

@@ -17,11 +17,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Array, Float
 
-from fusmae_jax.parallel.mesh import on_each_device, target_platform
+from fusmae_jax.models.kernels.triton import how, power_of_two, window
+from fusmae_jax.parallel.mesh import on_each_device
 
 ROWS, WARPS = 4, 4  # rows that a program works on at a time, and warps that share them
 PROGRAMS = 528  # of a backward kernel, four for each of the 132 processors of an H100 or H200
-MOST_WIDTH = 4096  # a row has to fit the registers
+MOST_WIDTH = 4096  # of a row, which has to fit the registers
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -51,7 +52,7 @@ def _forward(
             in_specs=[_all_of(part) for part in (*flat, scale, bias)],
             out_specs=[_all_of(flat[0])] * len(types),
             out_shape=[jax.ShapeDtypeStruct((count, width), kind) for kind in types],
-            **_how('add_norm_forward'),
+            **how('add_norm_forward', WARPS),
         )(*flat, scale, bias)
         return [part.reshape(rows[0].shape) for part in outputs]
 
@@ -87,7 +88,7 @@ def _backward(
             in_specs=[_all_of(part) for part in (*flat, scale)],
             out_specs=[_all_of(part) for part in (sums, sums, *rows)],
             out_shape=[sums, sums, *rows],
-            **_how('add_norm_backward'),
+            **how('add_norm_backward', WARPS),
         )(*flat, scale)
         return [*outputs[:2], *(part.reshape(total.shape) for part in outputs[2:])]
 
@@ -106,7 +107,9 @@ def _forward_kernel(*refs: Any, eps: float) -> None:
     start = pl.program_id(0) * ROWS
     total = _load(x_ref, start)
     if branch_ref:
-        total = total + _load(branch_ref[0], start)
+        # Rounded to the type of the residual stream before it is normalised: that is what the backward pass
+        # will read, and what plain operations normalise.
+        total = _wide((total + _load(branch_ref[0], start)).astype(total_ref[0].dtype))
         _store(total_ref[0], start, total)
     y, _ = _standardised(total, x_ref.shape[1], eps)
     _store(out_ref, start, y * _vector(scale_ref)[None] + _vector(bias_ref)[None])
@@ -142,7 +145,7 @@ def _backward_kernel(
     zero = jnp.zeros(scale.shape, scale.dtype)
     groups = -(-count // (ROWS * programs))
     of_scale, of_bias = jax.lax.fori_loop(0, groups, body, (zero, zero))
-    columns = _from(0, len(scale))
+    columns = window(0, len(scale))
     there = jnp.arange(len(scale)) < width
     pltriton.store(of_scale_ref.at[first, columns], of_scale, mask=there)
     pltriton.store(of_bias_ref.at[first, columns], of_bias, mask=there)
@@ -158,31 +161,26 @@ def _standardised(x: Array, width: int, eps: float) -> tuple[Array, Array]:
 
 def _load(ref: Any, start: Any) -> Array:
     """`ROWS` rows as float32 or wider, filled up with zeros to a power of two of columns."""
-    slices, there = _window(ref, start)
+    slices, there = _rows(ref, start)
     return _wide(pltriton.load(ref.at[slices], mask=there, other=0.0))
 
 
 def _store(ref: Any, start: Any, values: Array) -> None:
-    slices, there = _window(ref, start)
+    slices, there = _rows(ref, start)
     pltriton.store(ref.at[slices], values.astype(ref.dtype), mask=there)
 
 
-def _window(ref: Any, start: Any) -> tuple[Any, Array]:
+def _rows(ref: Any, start: Any) -> tuple[Any, Array]:
     count, width = ref.shape
-    padded = _power_of_two(width)
+    padded = power_of_two(width)
     there = (start + jnp.arange(ROWS) < count)[:, None] & (jnp.arange(padded) < width)[None]
-    return (_from(start, ROWS), _from(0, padded)), there
+    return (window(start, ROWS), window(0, padded)), there
 
 
 def _vector(ref: Any) -> Array:
-    padded = _power_of_two(ref.shape[0])
+    padded = power_of_two(ref.shape[0])
     columns = jnp.arange(padded) < ref.shape[0]
-    return _wide(pltriton.load(ref.at[_from(0, padded)], mask=columns, other=0.0))
-
-
-def _from(start: Any, size: int) -> Any:
-    # All indices of one type, also where whole numbers have 64 bits.
-    return pl.ds(jnp.asarray(start, jnp.int32), size)
+    return _wide(pltriton.load(ref.at[window(0, padded)], mask=columns, other=0.0))
 
 
 def _wide(x: Array) -> Array:
@@ -196,16 +194,3 @@ def _flat(x: Array) -> Array:
 def _all_of(x: Any) -> pl.BlockSpec:
     """An array as a whole: each program finds its rows itself."""
     return pl.BlockSpec(x.shape, lambda *_: (0,) * len(x.shape))
-
-
-def _how(name: str) -> dict[str, Any]:
-    # Where there is no GPU the kernel is interpreted: slow, with the same results.
-    return {
-        'name': name,
-        'interpret': target_platform() != 'gpu',
-        'compiler_params': pltriton.CompilerParams(num_warps=WARPS, num_stages=1),
-    }
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (count - 1).bit_length()
