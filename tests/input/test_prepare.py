@@ -103,6 +103,7 @@ def test_weights_sum_to_one_interpolate_exactly_and_widen_only_when_shrinking():
         assert [float(kernel_weight(jnp.float32(x), kernel)) for x in (0, 1, 2, 3)] == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])  # masks in float32, and in bfloat16
 @pytest.mark.parametrize('kernel', ['bilinear', 'bicubic', 'opencv_cubic'])
 @pytest.mark.parametrize(
     ('stored', 'size'), [((20, 30), (48, 48)), ((40, 60), (24, 24)), ((16, 16), (16, 31))]
