@@ -50,14 +50,23 @@ def strict():
         yield
 
 
+DEVICES = {'devices': jax.devices, 'local_devices': jax.local_devices}
+
+
 @pytest.fixture(scope='module')
 def one_device():
     """One device of the eight for what runs in this process: programs for one are compiled twice as fast."""
-    devices, local = jax.devices, jax.local_devices
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda *given: devices(*given)[:1])
-        patch.setattr(jax, 'local_devices', lambda **given: local(**given)[:1])
+        for name, function in DEVICES.items():
+            patch.setattr(jax, name, lambda *a, function=function, **k: function(*a, **k)[:1])
         yield
+
+
+@pytest.fixture
+def all_devices(monkeypatch):
+    """All eight again, for one test of a module that has `one_device`."""
+    for name, function in DEVICES.items():
+        monkeypatch.setattr(jax, name, function)
 
 
 @pytest.fixture(scope='module')

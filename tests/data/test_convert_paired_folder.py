@@ -342,6 +342,7 @@ SMALLER = [
 ]
 
 
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize(
     'more', [SMALLER, pytest.param([], marks=pytest.mark.slow)], ids=['quick', 'as it is']
 )
