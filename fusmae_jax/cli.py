@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar('T')
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `argv` begins with the name of the program."""
+    argv = sys.argv if argv is None else argv
     # A terminal may have no sign for a letter of a file name, and a name may be no text at all.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
@@ -83,7 +84,7 @@ def _load(args: argparse.Namespace) -> dict[str, Any]:
 def _convert(args: argparse.Namespace) -> int:
     """Converts an archive into a data set."""
     config = _load(args)
-    from data.convert import run
+    from fusmae_jax.shipped.data.convert import run
 
     return run(config, args.workdir, args.beam_settings)
 
@@ -187,7 +188,7 @@ def _records(config: 'Config') -> Iterator['Config']:
     if epath.Path(config.data.path).exists():
         yield config
         return
-    from data.synthetic import write
+    from fusmae_jax.shipped.data.synthetic import write
 
     with tempfile.TemporaryDirectory() as folder:
         print(f'{config.data.path} does not exist: timing on random records of the same layout')
@@ -225,7 +226,7 @@ def _compare(args: argparse.Namespace) -> int:
 )
 def _generate(args: argparse.Namespace) -> int:
     """Makes up an archive."""
-    from data.generate.command import run
+    from fusmae_jax.shipped.data.generate.command import run
 
     return run(args.layout, args.out, args.pairs, args.seed)
 
@@ -240,7 +241,7 @@ def _generate(args: argparse.Namespace) -> int:
 )
 def _stats(args: argparse.Namespace) -> int:
     """Measures the statistics of a converted data set."""
-    from data.stats_command import run
+    from fusmae_jax.shipped.data.stats_command import run
 
     return run(args.data, args.split, args.json, args.out, args.processes)
 
@@ -260,7 +261,7 @@ def _stats(args: argparse.Namespace) -> int:
 )
 def _doctor(args: argparse.Namespace) -> int:
     """Looks for what is wrong with data, before it is converted or trained on."""
-    from data.doctor.command import run
+    from fusmae_jax.shipped.data.doctor.command import run
 
     return run(args.paths, as_json=args.json, html=args.html)
 
@@ -392,7 +393,7 @@ def _tables(args: argparse.Namespace) -> int:
     from fusmae_jax.tables.config import Tables
 
     with _in_workdir(args, Tables) as settings:
-        from data.generate.converted import make
+        from fusmae_jax.shipped.data.generate.converted import make
         from fusmae_jax.tables.run import run_tables
 
         return run_tables(settings, args.workdir, make=make)

@@ -27,9 +27,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data.bigearthnet_mm.schema import PUBLISHED
 from fusmae_jax.errors import InputError
 from fusmae_jax.paths import user_path
+
+from .schema import PUBLISHED
 
 Flag = Literal['snow', 'cloud', 'no_19_class']
 FLAGS: tuple[Flag, ...] = ('snow', 'cloud', 'no_19_class')
