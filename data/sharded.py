@@ -24,7 +24,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from fusmae_jax import shipped
+from fusmae_jax import installed, shipped
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.builder import open_builder
@@ -192,6 +192,7 @@ def _run(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Fo
 
 def _pipeline(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Folder) -> None:
     """Beam calls `convert_shard` for each missing shard."""
+    installed.need('convert', 'a conversion', 'apache_beam')
     # Imported here: the half second that Beam takes is paid by conversions only.
     with _quiet_import():
         import apache_beam as beam

@@ -16,6 +16,7 @@ ORDER = [
     'sensors',
     'storage',
     'shipped',
+    'installed',
     'config',
     'parallel',
     'input',

@@ -12,6 +12,7 @@ from typing import Any
 
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.installed import program
 
 from .scene import SceneConfig, digest
 
@@ -58,7 +59,7 @@ def run(layout: str, output: str | os.PathLike[str], pairs: int, seed: int = 0, 
     print(f'time           {seconds:.1f} s, {pairs / seconds:.1f} pairs/s')
     print(f'configuration  {digest(config)}')
     settings = ' '.join(shlex.quote(f'--config.archive.{name}={value}') for name, value in archive.items())
-    print(f'next           python main.py convert --config=configs/convert_{layout}.py {settings}')
+    print(f'next           {program()} convert --config=configs/convert_{layout}.py {settings}')
     return 0
 
 
