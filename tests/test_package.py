@@ -73,8 +73,7 @@ def test_another_checkout_on_the_path_brings_its_own(tmp_path):
     assert out == [f'{tmp_path}/configs/__init__.py', f'{tmp_path}/data/__init__.py']
 
 
-# Setuptools and a process take seconds, so it is done once.
-@pytest.fixture(scope='module')
+@pytest.fixture
 def wheel(tmp_path_factory):
     pytest.importorskip('setuptools', minversion='77')
     out = tmp_path_factory.mktemp('wheel')
@@ -87,7 +86,6 @@ def wheel(tmp_path_factory):
     return next(out.glob('*.whl'))
 
 
-@pytest.mark.slow  # setuptools of this version, which only `make wheel` needs, copies the whole package
 def test_the_wheel_holds_all_and_nothing_else(wheel, tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     want = {str(file.relative_to(ROOT)) for file in (ROOT / 'fusmae_jax').rglob('*.py')}
