@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fusmae_jax import cli, installed, shipped
 from fusmae_jax.config import catalogue
 from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
+from fusmae_jax.run import demo
 from tests.support import requirements
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +176,31 @@ def test_a_command_names_the_extra_that_it_needs(line, extra, core_only, capsys)
     error = capsys.readouterr().err
     assert error.count('\n') == 1 and f' {line.split()[0]} needs ' in error
     assert f"[{extra}]'" in error and 'pip install' in error
+
+
+def test_a_checkout_that_nobody_installed_is_installed_from_its_folder(core_only, monkeypatch):
+    """The name of the package on an index may be anybody's."""
+
+    def absent(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, 'distribution', absent)
+    with pytest.raises(InputError, match=re.escape(f"x needs rasterio: pip install -e '{ROOT}[geo]'")):
+        installed.need('geo', 'x', 'rasterio')
+
+
+def test_the_demo_keeps_to_its_folder(foreign, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(
+        demo, 'pretrain', lambda config, folder: given.append((config.data.path, folder)) or 0
+    )
+    monkeypatch.setattr(demo, 'reconstruct', lambda folder: given.append(folder) or 3)
+    assert demo.demo('there', convert=lambda values: given.append(values['output']) or 0) == 3
+    assert given == ['there/data', ('there/data/bigearthnet_mm/1.0.0', 'there'), 'there']
+    monkeypatch.setattr(demo, 'reconstruct', lambda folder: 0)
+    (foreign / 'there/data/bigearthnet_mm/1.0.0').mkdir(parents=True)
+    assert demo.demo('there', convert=given.append) == 0 and len(given) == 4
+    assert 'picture      there/reconstruction.png' in capsys.readouterr().out
 
 
 def test_help_names_the_command_as_it_was_called(monkeypatch, capsys):
