@@ -1,6 +1,9 @@
 """Eight fake devices, and typed shapes checked."""
 
 import os
+from importlib import metadata
+
+from packaging.version import Version
 
 # A shell may set a cache, another generator of random numbers or 64 bits; tests, and the processes that they
 # start, set what they need. It comes before jax is imported, which reads all this then.
@@ -10,13 +13,10 @@ for variable in [name for name in os.environ if name.startswith('JAX_') or name 
 
 # Most of the suite's time is compiling for the CPU: emitters of fusions that go through MLIR, and code that
 # is split for threads, cost three times what these do. Processes that tests start inherit them.
-os.environ['XLA_FLAGS'] = ' '.join(
-    (
-        '--xla_cpu_use_fusion_emitters=false',
-        '--xla_cpu_parallel_codegen_split_count=1',
-        '--xla_cpu_prefer_vector_width=128',
-    )
-)
+FLAGS = ['--xla_cpu_parallel_codegen_split_count=1', '--xla_cpu_prefer_vector_width=128']
+if Version(metadata.version('jaxlib')) < Version('0.12'):  # which ends a process that gives it this flag
+    FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(FLAGS)
 
 import jax
 import pytest

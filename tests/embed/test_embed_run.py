@@ -11,7 +11,6 @@ import pytest
 import rasterio
 import safetensors.numpy
 
-from configs.encode import get_config
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
@@ -20,6 +19,7 @@ from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights.published import run_import
 from fusmae_jax.sensors import Product
+from fusmae_jax.shipped.configs.encode import get_config
 from tests.support import published_states
 from tests.support.embed_fixtures import (
     BANDS,

@@ -11,13 +11,13 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from data.bigearthnet_mm.schema import SCHEMA
 from fusmae_jax import sensors
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed.run import embed
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
 from tests.support.helpers import CONTRACT, weights
 from tests.support.tiny import tiny_config, tiny_model
 
