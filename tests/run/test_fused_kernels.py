@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from data.synthetic import write
+from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.config import run as cfg
 from fusmae_jax.encoders.load import load
 from fusmae_jax.models.fusmae import FusMAE
