@@ -1,0 +1,67 @@
+"""Encoders on the Hugging Face hub: `hf://ORG/NAME`, `hf://ORG/NAME@REVISION`.
+
+A repository holds one file of `encoders.single_file`. Its cache, tokens, mirrors and offline mode are those of
+huggingface_hub, with its own environment variables.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from fusmae_jax.errors import InputError
+
+SCHEME = 'hf://'
+FILE = 'model.safetensors'
+_ADDRESS = re.compile(r'hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?')
+
+
+class Repository(NamedTuple):
+    """A model repository, and the branch, tag or commit of it that is meant; '' is the default branch."""
+
+    name: str
+    revision: str
+
+
+def is_hub(path: epath.PathLike) -> bool:
+    """Whether a path is an address on the hub."""
+    return str(path).startswith(SCHEME)
+
+
+def parse(address: str) -> Repository:
+    """The repository that an address names; raises InputError for one that names none."""
+    matched = _ADDRESS.fullmatch(address)
+    if not matched:
+        raise InputError(f'{address}: not an address on the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION')
+    return Repository(matched[1], matched[2] or '')
+
+
+def library() -> Any:
+    """The package huggingface_hub; raises InputError where it is not installed."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError("hf:// needs huggingface_hub: pip install 'fusmae-jax[export]'") from error
+    return huggingface_hub
+
+
+def fetch(path: epath.PathLike) -> str:
+    """The file of an address, in the cache of huggingface_hub; downloaded only if it is not there.
+
+    Raises:
+        InputError: no such repository, revision or file; no network and nothing in the cache.
+    """
+    hub, repository = library(), parse(str(path))
+    try:
+        return hub.hf_hub_download(repository.name, FILE, revision=repository.revision or None)
+    except Exception as error:
+        # The library has an error of its own for each of these, and those of its transport beside them.
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(
+            ('huggingface_hub', 'httpx', 'requests')
+        ):
+            raise
+        reason = str(error).strip().split('\n')[0] or type(error).__name__
+        raise InputError(
+            f'{path}: {FILE} could not be had ({reason}); check the name, the revision and your access, or '
+            'without a network fill the cache first'
+        ) from error
