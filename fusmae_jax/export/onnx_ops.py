@@ -168,13 +168,10 @@ def _cut(graph: Graph, value: Value, starts: Any, stops: Any, axes: Any, steps: 
 @rule('slice')
 def _slice(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any) -> list[Value]:
     shape = values[0].shape
-    cut = [
-        axis
-        for axis, (start, stop) in enumerate(zip(params['start_indices'], params['limit_indices']))
-        if not (start == 0 and same(stop, shape[axis]) and not params['strides'])
-    ]
-    steps = [params['strides'][axis] if params['strides'] else 1 for axis in cut]
-    starts, stops = ([params[key][axis] for axis in cut] for key in ('start_indices', 'limit_indices'))
+    strides = params['strides'] or (1,) * len(shape)
+    parts = [*zip(params['start_indices'], params['limit_indices'], strides)]
+    cut = [i for i, (start, stop, step) in enumerate(parts) if (start, step) != (0, 1) or not same(stop, shape[i])]
+    starts, stops, steps = ([parts[axis][key] for axis in cut] for key in range(3))
     return [_cut(graph, values[0], starts, stops, cut, steps, outs[0].shape)]
 
 
@@ -310,3 +307,48 @@ def _iota(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any) 
 def _dim(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any) -> list[Value]:
     name = graph.node('Squeeze', [graph.length(params['dim'])])
     return [graph.computed((), graph.node('Cast', [name], to=TYPES[str(outs[0].dtype)]))]
+
+
+def _broadcast_array(x: Any, params: dict[str, Any]) -> Any:
+    shape = [1] * len(params['shape'])
+    for axis, n in zip(params['broadcast_dimensions'], x.shape):
+        shape[axis] = n
+    return np.broadcast_to(x.reshape(shape), params['shape'])
+
+
+def _iota_array(params: dict[str, Any]) -> Any:
+    along, shape = params['dimension'], params['shape']
+    line = np.arange(shape[along]).reshape([-1 if i == along else 1 for i in range(len(shape))])
+    return np.broadcast_to(line, shape)
+
+
+# Known arrays by NumPy, where it gives the same number as jax: a compilation for each would take minutes. The
+# arrays and parameters of an equation -> its result, or its results.
+PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], Any]] = {
+    'add': lambda x, _: np.add(*x),
+    'sub': lambda x, _: np.subtract(*x),
+    'mul': lambda x, _: np.multiply(*x),
+    'max': lambda x, _: np.maximum(*x),
+    'min': lambda x, _: np.minimum(*x),
+    'neg': lambda x, _: np.negative(*x),
+    'abs': lambda x, _: np.abs(*x),
+    'floor': lambda x, _: np.floor(*x),
+    'lt': lambda x, _: np.less(*x),
+    'le': lambda x, _: np.less_equal(*x),
+    'gt': lambda x, _: np.greater(*x),
+    'ge': lambda x, _: np.greater_equal(*x),
+    'eq': lambda x, _: np.equal(*x),
+    'ne': lambda x, _: np.not_equal(*x),
+    'not': lambda x, _: np.logical_not(*x) if x[0].dtype == bool else np.invert(*x),
+    'select_n': lambda x, _: np.where(x[0], x[2], x[1]),
+    'convert_element_type': lambda x, params: x[0].astype(params['new_dtype']),
+    'broadcast_in_dim': lambda x, params: _broadcast_array(x[0], params),
+    'iota': lambda x, params: _iota_array(params),
+    'transpose': lambda x, params: x[0].transpose(params['permutation']),
+    'squeeze': lambda x, params: x[0].squeeze(params['dimensions']),
+    'rev': lambda x, params: np.flip(x[0], params['dimensions']),
+    'concatenate': lambda x, params: np.concatenate(x, params['dimension']),
+    'split': lambda x, params: np.split(x[0], np.cumsum(params['sizes'])[:-1], params['axis']),
+    'copy': lambda x, _: x[0],
+    'stop_gradient': lambda x, _: x[0],
+}

@@ -10,6 +10,7 @@ import numpy as np
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.export.function import fields, given_fields, subsets
+from fusmae_jax.input.compatibility import ACCEPTABLE
 from fusmae_jax.input.contract import Group
 
 LIMIT = 1e-5  # of the largest error of an output, relative to its largest value
@@ -121,8 +122,7 @@ def expected(model: Pretrained, images: Images) -> dict[str, np.ndarray]:
         else:
             by_sensor.setdefault(group.modality, {})[field] = x
     units = {group.modality: group.unit for group in held.values()}
-    known = {'resolution', 'order', 'range', 'level', 'offset', 'brightness', 'floor', 'fill'}
-    features = model.encode(by_sensor, units=units, accept=tuple(known))
+    features = model.encode(by_sensor, units=units, accept=ACCEPTABLE)
     tokens = {f'tokens/{name}': x for name, x in features.tokens.items()}
     return {'cls': features.cls, 'pooled': features.pooled} | tokens
 

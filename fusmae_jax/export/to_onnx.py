@@ -22,8 +22,8 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.export.function import describe, encode_function, encoder_weights, given_fields, subsets
 from fusmae_jax.export.onnx_graph import Graph, Value, is_static
-from fusmae_jax.export.onnx_ops import RULES, TYPES
-from fusmae_jax.export.stablehlo import CONTRACT, EXAMPLE, program_name
+from fusmae_jax.export.onnx_ops import PLAIN, RULES, TYPES
+from fusmae_jax.export.to_stablehlo import CONTRACT, EXAMPLE, program_name
 
 OPERATORS = 17  # version of the operator set: of 2022, which every runtime in use reads
 IR_VERSION = 8  # of the file format, of the same time
@@ -206,7 +206,12 @@ def _folded(graph: Graph, equation: Any, inputs: list[Value], outs: list[Any]) -
     if name == 'iota' and not is_static(params['shape'][params['dimension']]):
         return None
     params = {key: _of_one_image(value) for key, value in params.items()}
-    arrays = [jnp.asarray(graph.full(value).array) for value in inputs]
+    held = [graph.full(value).array for value in inputs]
+    if name in PLAIN:
+        result = PLAIN[name](held, params)
+        result = result if equation.primitive.multiple_results else [result]
+        return [graph.known(out.shape, np.asarray(x, out.dtype)) for out, x in zip(outs, result, strict=True)]
+    arrays = [jnp.asarray(array) for array in held]
     # Not inside the trace of the function, and on the CPU whatever this process computes on.
     with jax.ensure_compile_time_eval(), jax.default_device(jax.devices('cpu')[0]):
         results = equation.primitive.bind(*arrays, **params)
