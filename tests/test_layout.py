@@ -30,6 +30,7 @@ ORDER = [
     'embed',
     'bench',
     'run',
+    'export',
     'tables',
     'cli',
 ]

@@ -55,13 +55,20 @@ def fetch(path: epath.PathLike) -> str:
     try:
         return hub.hf_hub_download(repository.name, FILE, revision=repository.revision or None)
     except Exception as error:
-        # The library has an error of its own for each of these, and those of its transport beside them.
-        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith(
-            ('huggingface_hub', 'httpx', 'requests')
-        ):
+        if not is_refusal(error):
             raise
-        reason = str(error).strip().split('\n')[0] or type(error).__name__
         raise InputError(
-            f'{path}: {FILE} could not be had ({reason}); check the name, the revision and your access, or '
-            'without a network fill the cache first'
+            f'{path}: {FILE} could not be had ({reason(error)}); check the name, the revision and your access, '
+            'or without a network fill the cache first'
         ) from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is one of the hub, its library or the network."""
+    libraries = ('huggingface_hub', 'httpx', 'requests')
+    return isinstance(error, OSError | ValueError) or type(error).__module__.startswith(libraries)
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip() or type(error).__name__).split('\n')[0]
