@@ -321,7 +321,9 @@ def _export(args: argparse.Namespace) -> int:
 @command(
     'push',
     folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
-    option('--to', 'ADDRESS', 'hf://ORG/NAME, or a folder for what would be uploaded', type=path, required=True),
+    option(
+        '--to', 'ADDRESS', 'hf://ORG/NAME, or a folder for what would be uploaded', type=path, required=True
+    ),
 )
 def _push(args: argparse.Namespace) -> int:
     """Uploads an encoder to the Hugging Face hub."""

@@ -1,6 +1,6 @@
 """Encoders on the Hugging Face hub: `hf://ORG/NAME`, `hf://ORG/NAME@REVISION`.
 
-A repository holds one file of `encoders.single_file`. Its cache, tokens, mirrors and offline mode are those of
+A repository holds one file of `encoders.single_file`. Cache, tokens, mirrors and offline mode are those of
 huggingface_hub, with its own environment variables.
 """
 
@@ -32,7 +32,9 @@ def parse(address: str) -> Repository:
     """The repository that an address names; raises InputError for one that names none."""
     matched = _ADDRESS.fullmatch(address)
     if not matched:
-        raise InputError(f'{address}: not an address on the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION')
+        raise InputError(
+            f'{address}: not an address on the hub; write hf://ORG/NAME or hf://ORG/NAME@REVISION'
+        )
     return Repository(matched[1], matched[2] or '')
 
 
@@ -58,8 +60,8 @@ def fetch(path: epath.PathLike) -> str:
         if not is_refusal(error):
             raise
         raise InputError(
-            f'{path}: {FILE} could not be had ({reason(error)}); check the name, the revision and your access, '
-            'or without a network fill the cache first'
+            f'{path}: {FILE} could not be had ({reason(error)}); check the name, the revision and your '
+            'access, or without a network fill the cache first'
         ) from error
 
 

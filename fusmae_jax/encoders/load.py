@@ -1,8 +1,8 @@
 """Opening an encoder: the one door for Python, `encode`, `doctor`, the evaluations and the tables.
 
-An encoder is that of a run or of one of its checkpoints, of whatever recipe; a folder of imported weights; one
-file that `export` wrote, here or on the Hugging Face hub (`hf://ORG/NAME`); or several of these side by side
-('runs/s1 + runs/s2', late fusion). Each carries the preset of its input.
+An encoder is that of a run or of one of its checkpoints, of whatever recipe; a folder of imported weights;
+one file that `export` wrote, here or on the Hugging Face hub (`hf://ORG/NAME`); or several of these side by
+side ('runs/s1 + runs/s2', late fusion). Each carries the preset of its input.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -121,7 +121,7 @@ def _parts(file: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     content = file.read_bytes()
     try:
         tensors = dict(safetensors.numpy.load(content))
-        # The library checked the header; it gives the metadata of a file by name alone, which has to be local.
+        # Already checked by the library, which gives the metadata of local files alone.
         length = int.from_bytes(content[:8], 'little')
         metadata = json.loads(content[8 : 8 + length]).get('__metadata__') or {}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:

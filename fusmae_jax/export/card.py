@@ -50,9 +50,9 @@ Missing: {missing}. Inside: {inside}.
 
 ## Limits
 
-Trained on the data named above and nothing else; values in other units or band orders must be converted first.
-The header of `model.safetensors` holds the whole configuration and the input contract. *To be filled in:
-licence, evaluation results, known failures, who to ask.*
+Trained on the data named above and nothing else; values in other units or band orders must be converted
+first. The header of `model.safetensors` holds the whole configuration and the input contract. *To be filled
+in: licence, evaluation results, known failures, who to ask.*
 """
 
 
@@ -66,7 +66,8 @@ def readme(source: Source, described: Mapping[str, Any], address: str) -> str:
     """
     card, units = source.card, {entry['sensor']: entry['unit'] for entry in described['inputs'].values()}
     data = '; '.join(
-        f'{name} {about["version"]}, fingerprint `{about["fingerprint"]}`' for name, about in card['data'].items()
+        f'{name} {about["version"]}, fingerprint `{about["fingerprint"]}`'
+        for name, about in card['data'].items()
     )
     text = TEXT.format(
         sensors='\n'.join(f'- {_tag(name)}' for name in described['sensors']),

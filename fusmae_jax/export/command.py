@@ -1,4 +1,4 @@
-"""`python main.py export` and `push`: an encoder for other programs, kept only if it gives what `encode` gives.
+"""Commands `export` and `push`: an encoder for other programs, kept only if it gives what `encode` gives.
 
 What is written stands under another name until it has been compared; an artefact with a larger error is
 removed again. The report of the comparison stays beside it.
@@ -113,8 +113,8 @@ def _compared(source: Source, kind: str, part: Path, run: Any, samples: Samples 
         raise InputError(
             '\n'.join(
                 [
-                    f'the {kind} artefact differs from encode by {content["max_relative"]:.1e} of the largest '
-                    f'value, more than {parity.LIMIT:g}; it was not kept',
+                    f'the {kind} artefact differs from encode by {content["max_relative"]:.1e} of the '
+                    f'largest value, more than {parity.LIMIT:g}; it was not kept',
                     *parity.lines(content),
                 ]
             )
@@ -159,7 +159,9 @@ def run_push(checkpoint: str, to: str, samples: MakeSamples) -> int:
         except Exception as error:
             if not hub.is_refusal(error):
                 raise
-            raise InputError(f'{to}: the hub refused ({hub.reason(error)}); `hf auth login` first?') from error
+            raise InputError(
+                f'{to}: the hub refused ({hub.reason(error)}); `hf auth login` first?'
+            ) from error
     print(f'{to}: uploaded {done}')
     return 0
 

@@ -1,9 +1,9 @@
 """The function that is exported: images on their native grids to features, and what it has to be given.
 
-It is what `Pretrained.encode` computes of images by record field, in float32: units, normalisation, resampling
-and the preset of the model are inside. A pixel that was not measured is NaN; a sensor of which a sample has
-nothing is NaN throughout, which gives the same numbers as a sensor that is not given. There is one function for
-each set of sensors, so that one sensor alone costs no more than it has to.
+It is what `Pretrained.encode` computes of images by record field, in float32: normalisation, resampling and
+the preset of the model are inside. A pixel that was not measured is NaN; a sensor of which a sample has
+nothing is NaN throughout, which gives the same numbers as a sensor that is not given. There is one function
+for each set of sensors, so that one sensor alone costs no more than it has to.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def fields(model: Pretrained) -> dict[str, Group]:
 
 
 def subsets(model: Pretrained) -> list[tuple[str, ...]]:
-    """The sets of sensors that get a function: all of them, or of many sensors each alone and all together."""
+    """The sets of sensors that get a function; of many sensors, each alone and all together."""
     names = list(model.config.model.modalities)
     few = len(names) <= MOST_SENSORS
     sizes = range(1, len(names) + 1) if few else sorted({1, len(names)})
@@ -68,9 +68,9 @@ def encode_function(
 ) -> Callable[[Mapping[str, Array], Mapping[str, Array]], Features]:
     """The traceable function (weights, images) -> features, for some sensors.
 
-    Weights are those of `encoder_weights`; images are those of `given_fields`, each
-    (b, rows, columns, bands) float32. Of the result, `cls` and `pooled` are (b, d), and `tokens/<modality>` are
-    (b, n, d), patches in raster order.
+    Weights are those of `encoder_weights`; images are those of `given_fields`, each (b, rows, columns, bands)
+    float32. Of the result, `cls` and `pooled` are (b, d), and `tokens/<modality>` are (b, n, d), patches in
+    raster order.
     """
     config = model.config
     modalities = {name: m for name, m in config.model.modalities.items() if name in given}
@@ -114,7 +114,7 @@ def describe(model: Pretrained) -> dict[str, Any]:
     return {
         'inputs': {field: _describe(group) for field, group in fields(model).items()},
         'sensors': sensors,
-        'missing': 'NaN where nothing was measured; a sensor that is not there is left out, or NaN throughout',
+        'missing': 'NaN where nothing was measured; an absent sensor is left out, or NaN throughout',
         'inside': f'normalisation ({describe_statistics(config)}), resampling onto the grid of the model '
         f'({config.model.image_size[0]} x {config.model.image_size[1]} px), patches',
         'outside': 'units: convert to those of `inputs` first',

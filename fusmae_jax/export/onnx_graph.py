@@ -122,7 +122,7 @@ class Graph:
     def reshape(self, value: Value, shape: tuple[Dim, ...]) -> Value:
         """The same numbers in another shape."""
         value = self.stretched(value) if value.array is None else self.full(value)
-        if value.array is not None and (not value.thin or shape and shape[0] is value.shape[0]):
+        if value.array is not None and (not value.thin or (shape and shape[0] is value.shape[0])):
             target = tuple(n if is_static(n) else 1 for n in shape)
             return self.known(shape, value.array.reshape(target))
         value = self.stretched(value)

@@ -170,7 +170,11 @@ def _slice(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any)
     shape = values[0].shape
     strides = params['strides'] or (1,) * len(shape)
     parts = [*zip(params['start_indices'], params['limit_indices'], strides)]
-    cut = [i for i, (start, stop, step) in enumerate(parts) if (start, step) != (0, 1) or not same(stop, shape[i])]
+    cut = [
+        i
+        for i, (start, stop, step) in enumerate(parts)
+        if (start, step) != (0, 1) or not same(stop, shape[i])
+    ]
     starts, stops, steps = ([parts[axis][key] for axis in cut] for key in range(3))
     return [_cut(graph, values[0], starts, stops, cut, steps, outs[0].shape)]
 

@@ -139,20 +139,21 @@ def compare(model: Pretrained, images: Images, run: Run) -> list[Row]:
             if not x.size:
                 continue
             worst = float(np.max(np.abs(np.asarray(result[name], np.float64) - x)))
-            size = max(float(np.max(np.abs(x))), np.finfo(np.float32).tiny)
+            size = max(float(np.max(np.abs(x))), float(np.finfo(np.float32).tiny))
             rows.append(Row('+'.join(given), case, name, worst, worst / size))
     return rows
 
 
 def report(rows: list[Row], inputs: str, about: Mapping[str, Any]) -> dict[str, Any]:
     """The rows as JSON holds them, with what they were measured on."""
-    worst = max(rows, key=lambda row: row.relative if row.relative == row.relative else math.inf)
+    # NaN is the worst of all, and max() would pass it over.
+    relative = [math.inf if math.isnan(row.relative) else row.relative for row in rows]
     return {
         **about,
         'inputs': inputs,
         'limit': LIMIT,
         'max_abs': max(row.max_abs for row in rows),
-        'max_relative': worst.relative,
+        'max_relative': max(relative),
         'ok': all(row.ok for row in rows),
         'rows': [dataclasses.asdict(row) | {'ok': row.ok} for row in rows],
     }

@@ -33,7 +33,9 @@ def open_source(path: str) -> Source:
         return Source(model, str(model.dtype), opened.card, '', None)
     if store.is_imported(path):
         imported = store.read(path).about
-        return Source(model, 'float32', about | {'source': imported, 'untouched': imported['untouched']}, '', None)
+        return Source(
+            model, 'float32', about | {'source': imported, 'untouched': imported['untouched']}, '', None
+        )
     checkpoints, step = open_step(path)
     try:
         meta, seen = checkpoints.meta(step), checkpoints.seen(step)

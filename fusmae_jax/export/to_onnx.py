@@ -5,8 +5,9 @@ graph is written from the jaxpr of the exported function, primitive by primitive
 the preparation is inside and what is compared with `encode` is what `encode` runs.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,7 +43,8 @@ contract = json.loads((here / 'contract.json').read_text())
 name, program = next(reversed(contract['programs'].items()))  # all sensors together
 session = onnxruntime.InferenceSession(here / program['file'])
 # Your images, (b, rows, columns, bands) in the units of contract['inputs']; NaN where nothing was measured.
-images = {field: np.full([2, *contract['inputs'][field]['shape'][1:]], np.nan, 'f4') for field in program['inputs']}
+shapes = {field: contract['inputs'][field]['shape'][1:] for field in program['inputs']}
+images = {field: np.full([2, *shape], np.nan, 'f4') for field, shape in shapes.items()}
 features = dict(zip([output.name for output in session.get_outputs()], session.run(None, images)))
 print(name, {key: value.shape for key, value in features.items()})
 '''
@@ -145,7 +147,7 @@ def _traced(model: Pretrained, given: tuple[str, ...]) -> tuple[Any, list[str]]:
     """The jaxpr of the function with a free number of images, and the names of its outputs in order."""
     # A loop over blocks would be a loop of ONNX, which few runtimes optimise.
     config = model.config
-    config = _replaced(config, model=_replaced(config.model, scan=False))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan=False))
     straight = Pretrained(config, model.contract, model.params, 'float32')
     (batch,) = export.symbolic_shape('b')
     images = {
@@ -157,19 +159,14 @@ def _traced(model: Pretrained, given: tuple[str, ...]) -> tuple[Any, list[str]]:
     return closed, sorted(shapes)
 
 
-def _replaced(settings: Any, **changes: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(settings, **changes)
-
-
 def evaluate(graph: Graph, jaxpr: Any, consts: Sequence[Any], values: Sequence[Value]) -> list[Value]:
     """Writes the equations of a jaxpr into a graph; what depends on no input is computed at once."""
     known: dict[Any, Value] = {}
 
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
-            return graph.known((), np.asarray(atom.val, atom.aval.dtype))
+            kind: Any = atom.aval
+            return graph.known((), np.asarray(atom.val, kind.dtype))
         return known[atom]
 
     for variable, x in zip(jaxpr.constvars, consts):
@@ -224,7 +221,7 @@ def _of_one_image(value: Any) -> Any:
     if isinstance(value, tuple) and type(value) is tuple:
         return tuple(_of_one_image(item) for item in value)
     if hasattr(value, '_evaluate'):
-        return int(value._evaluate({symbol: 1 for symbol in value._get_vars()}))
+        return int(value._evaluate(dict.fromkeys(value._get_vars(), 1)))
     return value
 
 
@@ -234,7 +231,7 @@ def _proto(
     groups: Mapping[str, Any],
     outputs: list[str],
     results: list[Value],
-    avals: Sequence[Any],
+    avals: Any,
     store: _Weights,
 ) -> Any:
     """The ModelProto of a finished graph."""
@@ -250,7 +247,7 @@ def _proto(
         graph.nodes,
         'fusmae_jax_encoder',
         [info(f, ('b', *g.size, len(g.bands)), TYPES['float32']) for f, g in groups.items()],
-        [info(name, aval.shape, TYPES[str(aval.dtype)]) for name, aval in zip(outputs, avals)],
+        [info(name, aval.shape, TYPES['float32']) for name, aval in zip(outputs, avals)],
         [_initializer(onnx, name, array, store) for name, array in graph.constants.items()],
     )
     operators = [helper.make_opsetid('', OPERATORS)]
@@ -267,9 +264,9 @@ def _initializer(onnx: Any, name: str, array: np.ndarray, store: _Weights) -> An
     tensor = onnx.numpy_helper.from_array(array, name)
     if array.nbytes <= INLINE:
         return tensor
-    place: Callable[[str, Any], Any] = lambda key, value: onnx.StringStringEntryProto(key=key, value=str(value))
     tensor.ClearField('raw_data')
     tensor.data_location = onnx.TensorProto.EXTERNAL
     where = {'location': WEIGHTS, 'offset': store.place(array), 'length': array.nbytes}
-    tensor.external_data.extend(place(key, value) for key, value in where.items())
+    entry = onnx.StringStringEntryProto
+    tensor.external_data.extend(entry(key=key, value=str(value)) for key, value in where.items())
     return tensor

@@ -1,8 +1,8 @@
 """StableHLO: the encoder as serialised programs of jax.export, with a free batch dimension.
 
 A folder with one program for each set of sensors, the weights beside them in one file, a contract, and an
-example. Weights are arguments and no constants: the programs share them, each batch size and platform compiles
-in seconds, and a program stays below the 2 GB that a serialised one may have.
+example. Weights are arguments and no constants: the programs share them, each batch size and platform
+compiles without them, and a program stays below the 2 GB that a serialised one may have.
 """
 
 import json
@@ -35,15 +35,16 @@ here = pathlib.Path(__file__).parent
 raw = (here / 'weights.safetensors').read_bytes()
 start = 8 + int.from_bytes(raw[:8], 'little')
 entries = {k: v for k, v in json.loads(raw[8:start]).items() if k != '__metadata__'}
-weights = {
-    k: np.frombuffer(raw[start + v['data_offsets'][0] : start + v['data_offsets'][1]], '<f4').reshape(v['shape'])
-    for k, v in entries.items()
-}
+weights = {}
+for key, entry in entries.items():
+    first, last = (start + at for at in entry['data_offsets'])
+    weights[key] = np.frombuffer(raw[first:last], '<f4').reshape(entry['shape'])
 contract = json.loads((here / 'contract.json').read_text())
 name, program = next(reversed(contract['programs'].items()))  # all sensors together
 encoder = jax.export.deserialize(bytearray((here / program['file']).read_bytes()))
 # Your images, (b, rows, columns, bands) in the units of contract['inputs']; NaN where nothing was measured.
-images = {field: np.full([2, *contract['inputs'][field]['shape'][1:]], np.nan, 'f4') for field in program['inputs']}
+shapes = {field: contract['inputs'][field]['shape'][1:] for field in program['inputs']}
+images = {field: np.full([2, *shape], np.nan, 'f4') for field, shape in shapes.items()}
 features = encoder.call(weights, images)
 print(name, {key: value.shape for key, value in features.items()})
 '''

@@ -5,7 +5,6 @@ The file is `torch_model` as it stands; weights have the names of the PyTorch re
 
 import dataclasses
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType

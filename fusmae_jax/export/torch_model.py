@@ -1,12 +1,12 @@
-"""A pretrained encoder of two or more sensors, or of one, as a PyTorch module that needs torch alone.
+"""A pretrained encoder of one sensor or several, as a PyTorch module that needs torch alone.
 
     encoder = load('FOLDER')                       # this file, weights.safetensors, contract.json
     features = encoder({'s1': x, 's2': y})         # 'cls', 'pooled', 'tokens/s1', 'tokens/s2'
     maps = encoder.features({'s2': y}, (2, 5, 8, 11))   # (b, width, rows, columns) after these blocks
 
 Images are (b, bands, rows, columns) in the units of `contract['inputs']`: by record field, each on its native
-grid, or by sensor, all bands on one grid in the order of `contract['sensors']`. NaN where nothing was measured;
-a sensor that is not there is left out. Normalisation and resampling are inside.
+grid, or by sensor, all bands on one grid in the order of `contract['sensors']`. NaN where nothing was
+measured; a sensor that is not there is left out. Normalisation and resampling are inside.
 """
 
 import json
@@ -84,7 +84,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """Tokens (b, n, d), of which `valid` (b, n) are attended to."""
-        return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads, valid))
+        query, key, value = self.qkv(x).chunk(3, -1)
+        return self.proj(attend(query, key, value, self.heads, valid))
 
 
 class CrossAttention(nn.Module):
@@ -333,7 +334,9 @@ def _normalised(
 ) -> tuple[Tensor, Tensor]:
     """Z-scores on the native grid, 0 where nothing was measured, and what was."""
     if image.ndim != 4 or image.shape[1] != len(bands):
-        raise ValueError(f'an image is {tuple(image.shape)}, expected (b, {len(bands)}, rows, columns): {bands}')
+        raise ValueError(
+            f'an image is {tuple(image.shape)}, expected (b, {len(bands)}, rows, columns): {bands}'
+        )
     image = image.float()
     valid = image.isfinite()
     if sensor['kind']['clip_native']:
