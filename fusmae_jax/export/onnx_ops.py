@@ -80,9 +80,11 @@ def _composed(graph: Graph, values: list[Value], params: dict[str, Any], outs: A
 
 @rule('select_n')
 def _select(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any) -> list[Value]:
-    (which, no, yes), held = _aligned(graph, values, outs[0])
+    if values[0].array is not None and len({*values[0].array.ravel().tolist()}) == 1:
+        return [values[1 + int(values[0].array.flat[0])]]  # as an image that is not flipped
     if len(values) != 3:
         raise InputError('select_n of more than two cases cannot be written as ONNX')
+    (which, no, yes), held = _aligned(graph, values, outs[0])
     if str(outs[0].dtype) == 'bool':  # which ONNX Runtime has no Where for
         chosen = graph.node('And', [which, yes])
         name = graph.node('Or', [chosen, graph.node('And', [graph.node('Not', [which]), no])])
@@ -177,6 +179,13 @@ def _slice(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any)
     ]
     starts, stops, steps = ([parts[axis][key] for axis in cut] for key in range(3))
     return [_cut(graph, values[0], starts, stops, cut, steps, outs[0].shape)]
+
+
+@rule('rev')
+def _reversed(graph: Graph, values: list[Value], params: dict[str, Any], outs: Any) -> list[Value]:
+    axes = list(params['dimensions'])
+    ends = [np.iinfo(np.int64).min] * len(axes)
+    return [_cut(graph, values[0], [-1] * len(axes), ends, axes, [-1] * len(axes), outs[0].shape)]
 
 
 @rule('split')

@@ -243,12 +243,13 @@ def _proto(
     for name, value in zip(outputs, results, strict=True):
         source = graph.name(graph.stretched(value))
         graph.nodes.append(helper.make_node('Identity', [source], [name], name=f'out_{name}'))
+    nodes, used = _needed(graph.nodes, {*outputs})
     made = helper.make_graph(
-        graph.nodes,
+        nodes,
         'fusmae_jax_encoder',
         [info(f, ('b', *g.size, len(g.bands)), TYPES['float32']) for f, g in groups.items()],
         [info(name, aval.shape, TYPES['float32']) for name, aval in zip(outputs, avals)],
-        [_initializer(onnx, name, array, store) for name, array in graph.constants.items()],
+        [_initializer(onnx, name, array, store) for name, array in graph.constants.items() if name in used],
     )
     operators = [helper.make_opsetid('', OPERATORS)]
     return helper.make_model(
@@ -258,6 +259,16 @@ def _proto(
         producer_name='fusmae_jax',
         producer_version=fusmae_jax.__version__,
     )
+
+
+def _needed(nodes: Sequence[Any], names: set[str]) -> tuple[list[Any], set[str]]:
+    """The nodes that some values follow from, and the names of all that they read."""
+    kept = []
+    for node in reversed(nodes):
+        if names & {*node.output}:
+            names |= {*node.input}
+            kept.append(node)
+    return kept[::-1], names
 
 
 def _initializer(onnx: Any, name: str, array: np.ndarray, store: _Weights) -> Any:

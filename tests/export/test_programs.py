@@ -25,20 +25,20 @@ pytestmark = pytest.mark.usefixtures('one_device')
 WITHOUT = "import sys; sys.modules['fusmae_jax'] = None\n"
 
 
-def encoder(kind):
+def encoder(kind, depth=2):
     if kind == 'dino':
         config = encoder_config(tiny())
     else:
         fusion = Fusion(
             encoder='none' if kind == 'joint' else 'xae', absent='bypass' if kind == 'joint' else 'self'
         )
-        config = tiny_config(model=tiny_model(depth=2, fusion=fusion))
+        config = tiny_config(model=tiny_model(depth=depth, fusion=fusion))
     return Pretrained(config, CONTRACT, weights(config.model), 'float32')
 
 
 @pytest.fixture(scope='module')
 def xae():
-    return encoder('xae')
+    return encoder('xae', depth=1)
 
 
 def images_of(model, count):
