@@ -336,6 +336,46 @@ def _encode(args: argparse.Namespace) -> int:
     return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
 
 
+@command(
+    'export',
+    folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
+    option(
+        '--to',
+        'KIND',
+        'safetensors, stablehlo, onnx or torch',
+        type=options.one_of('safetensors', 'stablehlo', 'onnx', 'torch'),
+        required=True,
+    ),
+    option('--out', 'PATH', 'a file NAME.safetensors, or a folder for the others', type=path, required=True),
+)
+def _export(args: argparse.Namespace) -> int:
+    """Writes an encoder for other programs, compared with `encode`."""
+    from fusmae_jax.export.command import run_export
+
+    return run_export(args.checkpoint, args.to, args.out, _samples)
+
+
+@command(
+    'push',
+    folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
+    option(
+        '--to', 'ADDRESS', 'hf://ORG/NAME, or a folder for what would be uploaded', type=path, required=True
+    ),
+)
+def _push(args: argparse.Namespace) -> int:
+    """Uploads an encoder to the Hugging Face hub."""
+    from fusmae_jax.export.command import run_push
+
+    return run_push(args.checkpoint, args.to, _samples)
+
+
+def _samples() -> Any:
+    """Real images to compare an export with, or None."""
+    from fusmae_jax.shipped.data.bigearthnet_mm.samples import six_pairs
+
+    return six_pairs()
+
+
 @contextlib.contextmanager
 def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
     """The settings of a command, alone in its folder: other commands there do not meet its files."""

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     'eval': (*_GEO, *_PLOT, 'scipy'),
     'convert': (*_GEO, *_PLOT, 'scipy', 'apache_beam', 'zarr', 'numcodecs', 'bigearthnet_common'),
     'parity': ('torch',),
+    'export': ('flatbuffers', 'onnx', 'onnxruntime', 'huggingface_hub'),
 }
 
 

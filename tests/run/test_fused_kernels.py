@@ -11,11 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.config import run as cfg
 from fusmae_jax.encoders.load import load
 from fusmae_jax.models.fusmae import FusMAE
 from fusmae_jax.run.loop import pretrain
+from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT
 from tests.support.programs import scatters
