@@ -158,7 +158,8 @@ def _settle(
     cell = (size[0] / cells[0], size[1] / cells[1])
     grid = ground.output_grid(extent, cell, layout.rows, layout.columns)
     batch = layout.batch[0] * layout.batch[1]
-    notes = [*lines, *fitted.notes]
+    fixed = [line.fixed(config.merge) for line in (layout.rows, layout.columns)]
+    notes = [*lines, *fitted.notes, *_anchor_notes(config, layout, fixed)]
     overlap = [line.grid - line.stride for line in (layout.rows, layout.columns)]
     for line in notes:
         print(line)
@@ -180,8 +181,25 @@ def _settle(
         'window': size,
         'overlap': overlap,
         'cells': (grid.rows, grid.columns),
+        # Cells from the first of these to before the second are the same in any cut of the scene.
+        'fixed_cells': {'rows': fixed[0], 'columns': fixed[1]},
     }
     return job, grid, description
+
+
+def _anchor_notes(config: EncodeConfig, layout: Layout, fixed: Sequence[tuple[int, int]]) -> list[str]:
+    """Says where a place would have another embedding in another cut; raises InputError if nothing is left."""
+    if config.anchor == 'ground' and (layout.rows.inner is None or layout.columns.inner is None):
+        note = 'note: the image is too small for a whole window of the grid of the ground: windows begin at '
+        note += 'its corner, and another cut of the scene gives other embeddings'
+    else:
+        note = ''
+    if config.edges == 'drop' and not all(high > low for low, high in fixed):
+        raise InputError(
+            "edges='drop' leaves nothing: no cell lies in whole windows of the grid of the ground alone; give a "
+            "larger cut of the scene (two windows a side always do), anchor='ground', or edges='keep'"
+        )
+    return [note] if note else []
 
 
 def _layout(
@@ -193,10 +211,15 @@ def _layout(
 ) -> Layout:
     lengths = extent.rows * extent.resolution, extent.columns * extent.resolution
     axes = []
-    for i, (length, window, grid) in enumerate(zip(lengths, size, cells)):
-        wanted = config.overlap if config.output == 'tokens' else 0
-        overlap = windows.choose_overlap(wanted, grid, [count[i] for count in pixels])
-        axes.append(windows.axis(length, window, grid, overlap))
+    # Rows grow to the south.
+    for i, (begin, length, window, grid) in enumerate(zip((-extent.top, extent.left), lengths, size, cells)):
+        counts = [count[i] for count in pixels]
+        overlap = windows.choose_overlap(config.overlap if config.output == 'tokens' else 0, grid, counts)
+        if config.anchor == 'image':
+            axes.append(windows.axis(length, window, grid, overlap))
+            continue
+        steps = windows.common_steps(grid, overlap, counts)
+        axes.append(windows.on_ground(begin, length, window, grid, overlap, steps))
     rows, columns = axes
     return Layout(rows, columns, windows.batch_shape(rows.windows, columns.windows, config.batch))
 
