@@ -299,6 +299,25 @@ def _encode(args: argparse.Namespace) -> int:
     return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
 
 
+@command(
+    'map',
+    option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
+    option('--out', 'PREFIX', 'the beginning of the names of the files to write', type=path, required=True),
+    options.Option('--pca', {'action': 'store_true', 'help': 'false colours: the three main components'}),
+    option('--query', 'LON,LAT', 'a place in degrees: how similar is every other?', default=''),
+    option('--places', 'N', 'most similar places to list; 10 if it is not given', type=whole(1), default=10),
+    option('--kmeans', 'K', 'groups of a sketch of land cover, 2 to 50', type=whole(2), default=0),
+    options.Option('--overwrite', {'action': 'store_true', 'help': 'replace files that are there'}),
+)
+def _map(args: argparse.Namespace) -> int:
+    """Draws embeddings: false colours, similar places, groups."""
+    from fusmae_jax.maps.run import run_map
+
+    return run_map(
+        args.embeddings, args.out, args.pca, args.query, args.places, args.kmeans, overwrite=args.overwrite
+    )
+
+
 @contextlib.contextmanager
 def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
     """The settings of a command, alone in its folder: other commands there do not meet its files."""

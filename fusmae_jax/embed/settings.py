@@ -51,6 +51,7 @@ class EncodeConfig:
     absent_bands: Literal['error', 'mean'] = 'error'  # bands that a file lacks: refuse, or use the mean
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
     compress: Literal['none', 'deflate', 'zstd'] = 'zstd'
+    cog: bool = True  # lay a .tif out as a Cloud Optimized GeoTIFF: a copy at the end, as long as the writing
     overwrite: bool = False  # replace the output, and the .json of an earlier run beside it
     vrt: bool = False  # take a VRT of local GeoTIFFs as an input
 

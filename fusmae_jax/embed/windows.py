@@ -4,9 +4,9 @@ A window covers the ground of one training record, so that tokens have the size 
 cells of the output are the footprints of the patch tokens. Windows start at whole cells and at whole pixels
 of every input, so nothing is shifted by a part of a pixel.
 
-A token depends on all of its window, so that the same ground in another window has another embedding. Windows
-therefore stand on a grid of the reference system and not on that of the image: whatever is cut out of a scene,
-a place lies in the same windows, and only those that reach beyond the cut differ.
+A token depends on all of its window, so that the same ground in another window has another embedding.
+Windows therefore stand on a grid of the reference system and not on that of the image: whatever is cut out of
+a scene, a place lies in the same windows, and only those that reach beyond the cut differ.
 """
 
 import math
@@ -90,7 +90,7 @@ def axis(length: float, window: float, grid: int, overlap: int, shift: Fraction 
         window: of a window.
         grid: cells of a window.
         overlap: cells that two windows share.
-        shift: cells from the line of the ground's grid before the raster to its beginning, less than a stride.
+        shift: cells from the line of the ground's grid before the raster to its beginning, under a stride.
     """
     stride = grid - overlap
     long = length * grid / window

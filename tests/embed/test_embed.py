@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import zarr
 from rasterio.transform import Affine
 
 from fusmae_jax.embed.run import encode
@@ -129,6 +130,46 @@ def test_georeference_edges_and_cells(tmp_path, checkpoint):
     assert np.isfinite(embedded(tmp_path / 'e.tif')).all()
 
 
+@pytest.mark.parametrize('merge', ['mean', 'centre'])
+def test_a_place_has_one_embedding_in_every_cut_of_a_scene(tmp_path, model, merge):
+    """Cut at any pixel: the cells lie on one grid, and those of whole windows are equal."""
+    pixels = image('s1', 500, 520)
+    kept = {}
+    for name, row, column in (('whole', 0, 0), ('cut', 37, 71)):
+        cut = write(
+            tmp_path / f'{name}_s1.tif',
+            pixels[row : row + 440, column : column + 430],
+            BANDS['s1'],
+            left=LEFT - 370 + 10 * column,
+            top=TOP + 50 - 10 * row,
+        )
+        run(model, changed(merge=merge, edges='drop'), tmp_path / f'{name}.tif', s1=cut)
+        with rasterio.open(tmp_path / f'{name}.tif') as dataset:
+            left, top = dataset.transform.c, dataset.transform.f
+            assert (left % 300, top % 300) == (0, 0)
+        values = embedded(tmp_path / f'{name}.tif')
+        fixed = json.loads((tmp_path / f'{name}.tif.json').read_text())['fixed_cells']
+        inside = np.zeros(values.shape[:2], bool)
+        inside[slice(*fixed['rows']), slice(*fixed['columns'])] = True
+        np.testing.assert_array_equal(np.isfinite(values[..., 0]), inside)  # `edges` drops the others
+        places = zip(*np.nonzero(inside))
+        kept[name] = {(left + 300 * j, top - 300 * i): values[i, j] for i, j in places}
+    shared = [*kept['whole'].keys() & kept['cut'].keys()]
+    assert len(shared) > 20
+    for place in shared:
+        np.testing.assert_allclose(kept['whole'][place], kept['cut'][place], rtol=1e-5, atol=2e-6)
+
+
+def test_an_image_without_a_whole_window_of_the_ground_is_its_own_window(tmp_path, model, capsys):
+    s1 = write(tmp_path / 's1.tif', image('s1', 120, 120), BANDS['s1'], left=LEFT + 70)
+    run(model, CONFIG, tmp_path / 'e.tif', s1=s1)
+    assert 'too small for a whole window' in capsys.readouterr().out
+    with rasterio.open(tmp_path / 'e.tif') as dataset:
+        assert dataset.shape == (4, 4) and dataset.transform.c == LEFT + 70
+    with pytest.raises(InputError, match="edges='drop' leaves nothing"):
+        run(model, changed(edges='drop'), tmp_path / 'f.tif', s1=s1)
+
+
 def test_an_embedding_follows_its_pixels(tmp_path, model):
     """A change of the ground under one cell changes that cell most, wherever it lies."""
     s1, _, pixels = write_pair(tmp_path, 360, 360)
@@ -185,6 +226,8 @@ def test_int8_and_geoparquet_hold_the_same_embeddings(tmp_path, model):
         'some.tif': {'dtype': 'int8', 'calibration': 1},
         'e.parquet': {},
         'q.parquet': {'dtype': 'int8'},
+        'e.zarr': {},
+        'q.zarr': {'dtype': 'int8'},
     }.items():
         run(model, changed(**options), tmp_path / name, s1=s1)
     exact = embedded(tmp_path / 'e.tif')
@@ -204,6 +247,14 @@ def test_int8_and_geoparquet_hold_the_same_embeddings(tmp_path, model):
         assert beside['valid_cells'] == there.sum() and len(beside['scale']) == 32
         assert cosine.min() > 0.999 and beside['int8']['clipped_share'] < 1e-4
     _same_in_parquet(tmp_path, exact, there)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / 'e.zarr')['embedding'][:], exact)
+    store = zarr.open_group(tmp_path / 'q.zarr')
+    close = store['embedding'][:] * store['scale'][:][..., None]
+    assert (np.linalg.norm(close - exact, axis=-1) < 0.02 * np.linalg.norm(exact, axis=-1))[there].all()
+    # Once more, over the folder that is there.
+    run(model, changed(overwrite=True), tmp_path / 'e.zarr', s1=s1)
+    with pytest.raises(InputError, match=r'e\.zarr exists'):
+        run(model, CONFIG, tmp_path / 'e.zarr', s1=s1)
 
 
 def _same_in_parquet(tmp_path, exact, there):
