@@ -99,6 +99,10 @@ class Raster:
         out[top : top + height, left : left + width] = np.moveaxis(values, 0, -1)
         return out
 
+    def tags(self) -> dict[str, str]:
+        """What the file says of its making, as text."""
+        return self._dataset.tags() | self._dataset.tags(ns='IMAGERY')
+
     def close(self) -> None:
         """Closes the file."""
         self._dataset.close()

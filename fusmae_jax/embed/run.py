@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.embed import check, ground, windows
+from fusmae_jax.embed import check, ground, stac, windows
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
 from fusmae_jax.embed.geozarr import GeoZarr
@@ -74,9 +74,14 @@ def embed(config: EncodeConfig, files: Mapping[str, str], model: Pretrained, sou
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_gdal_options()))
         job, grid, description = _settle(config, model, files, source, stack)
+        if config.stac:
+            times = stac.moments(config.datetime, {r.file.name: r.tags() for r in job.rasters.values()})
         start = time.perf_counter()
         scale = calibrate(job) if config.dtype == 'int8' and target.suffix != '.zarr' else None
         description = _write(job, grid, target, description, scale)
+        if config.stac:
+            item = stac.item(target, grid, config, model, files, job.groups, description, times)
+            storage.write_json(_stac_file(target), item)
     _summary(job, grid, target, description, time.perf_counter() - start)
 
 
@@ -110,7 +115,7 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
     if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
         raise InputError(f'--out={out} is one of the inputs')
     beside = _beside(out)
-    for file in (out, beside):
+    for file in (out, beside, *([_stac_file(out)] if config.stac else [])):
         if os.path.lexists(file) and not config.overwrite:
             purpose = '' if file == out else f', where the description of --out={out} belongs'
             raise InputError(f'{file} exists{purpose}; name another file, or set --config.overwrite=True')
@@ -127,6 +132,11 @@ def _check_own(beside: Path) -> None:
 def _beside(out: Path) -> Path:
     """The file that says how the numbers of an output came about."""
     return out.with_name(f'{out.name}.json')
+
+
+def _stac_file(out: Path) -> Path:
+    """The item of a catalogue that describes an output."""
+    return out.with_name(f'{out.name}.stac.json')
 
 
 def _describes(file: Path) -> bool:

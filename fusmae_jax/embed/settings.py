@@ -52,6 +52,9 @@ class EncodeConfig:
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
     compress: Literal['none', 'deflate', 'zstd'] = 'zstd'
     cog: bool = True  # lay a .tif out as a Cloud Optimized GeoTIFF: a copy at the end, as long as the writing
+    stac: bool = False  # describe the output for catalogues as well, in OUT.stac.json
+    # Of the acquisition, for STAC: 2024-05-01T10:20:31Z, or two with a slash; '' takes the tags of the files
+    datetime: str = ''
     overwrite: bool = False  # replace the output, and the .json of an earlier run beside it
     vrt: bool = False  # take a VRT of local GeoTIFFs as an input
 

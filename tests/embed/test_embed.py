@@ -6,11 +6,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import rasterio.warp
 import zarr
+from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from fusmae_jax.embed import stac
 from fusmae_jax.embed.run import encode
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.grid import Grid
 from tests.support.embed_fixtures import (
     BANDS,
     CELL,
@@ -300,3 +304,51 @@ def test_bands_that_are_absent_take_the_mean_if_that_is_said(tmp_path, model):
     filled[..., [i for i in range(12) if i not in keep]] = np.nan
     tokens = on_grid(encoded(model, {'s2': filled[None]}).tokens['s2'])[0]
     np.testing.assert_allclose(embedded(tmp_path / 'e.tif')[:4, :4], tokens, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('name', ['e.tif', 'q.tif', 'q.zarr'])
+def test_a_stac_item_says_where_when_and_by_which_model(tmp_path, model, name):
+    s1, _, _ = write_pair(tmp_path, 130, 250)
+    dtype = 'int8' if name.startswith('q') else 'float32'
+    config = changed(stac=True, dtype=dtype)
+    with pytest.raises(InputError, match=r'needs the time of acquisition.*--config\.datetime='):
+        run(model, config, tmp_path / name, s1=s1)
+    with rasterio.open(s1, 'r+') as dataset:
+        dataset.update_tags(ns='IMAGERY', ACQUISITIONDATETIME='2024-05-01T12:20:31+02:00')
+    run(model, config, tmp_path / name, s1=s1)
+    item = json.loads((tmp_path / f'{name}.stac.json').read_text())
+    properties, asset = item['properties'], item['assets']['embeddings']
+    assert properties['datetime'] == '2024-05-01T10:20:31Z'
+    west, south, east, north = item['bbox']
+    assert 15.0 < west < east < 15.05 and 45.1 < south < north < 45.2
+    ring = np.array(item['geometry']['coordinates'][0])
+    assert (ring[0] == ring[-1]).all() and len(ring) == 33
+    back = np.array(rasterio.warp.transform('EPSG:4326', 'EPSG:32633', *ring.T)).T
+    np.testing.assert_allclose(back.min(axis=0), properties['proj:bbox'][:2], atol=0.1)
+    np.testing.assert_allclose(back.max(axis=0), properties['proj:bbox'][2:], atol=0.1)
+    assert properties['proj:shape'] == [5, 9] and properties['proj:code'] == 'EPSG:32633'
+    assert properties['mlm:input'][0]['bands'] == ['VV', 'VH']
+    assert properties['mlm:input'][0]['input']['shape'] == [-1, 120, 120, 2]
+    assert len(asset['bands']) == 32 and asset['data_type'] == dtype
+    assert (tmp_path / asset['href']).exists() and item['links'][0]['href'] == 's1.tif'
+    if name == 'q.tif':
+        beside = json.loads((tmp_path / f'{name}.json').read_text())
+        assert properties['emb:quantization']['scale'] == beside['scale']
+        assert asset['bands'][3]['raster:scale'] == beside['scale'][3]
+    for time, part in (
+        ('soon', "'soon' is no time"),
+        ('2024-05-02/2024-05-01', 'an earlier and a later one'),
+    ):
+        with pytest.raises(InputError, match=part):
+            run(model, changed(stac=True, overwrite=True, datetime=time), tmp_path / name, s1=s1)
+
+
+def test_the_interval_and_the_box_of_an_item():
+    tags = {'a.tif': {'SENSING_TIME': '2024-05-03T05:00:00Z'}, 'b.tif': {'SENSING_TIME': '2024-05-01'}}
+    assert stac.moments('', tags) == ('2024-05-01T00:00:00Z', '2024-05-03T05:00:00Z')
+    assert stac.moments('2024-01-01/2024-02-01', {}) == ('2024-01-01T00:00:00Z', '2024-02-01T00:00:00Z')
+    # Zone 1 begins at the 180th meridian: the box runs from the east of the map to its west.
+    grid = Grid(32601, 160_000.0, 100_000.0, 100.0, 100.0, 90, 130, crs=CRS.from_epsg(32601))
+    geometry, (west, south, east, north) = stac._footprint(grid)
+    assert geometry['type'] == 'MultiPolygon'
+    assert west > 179.9 and east < -179.9 and south < north
