@@ -302,7 +302,9 @@ def _encode(args: argparse.Namespace) -> int:
 @command(
     'map',
     option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
-    option('--out', 'PREFIX', 'the beginning of the names of the files to write', type=path, required=True),
+    option(
+        '--out', 'PATH_PREFIX', 'the beginning of the names of the files to write', type=path, required=True
+    ),
     options.Option('--pca', {'action': 'store_true', 'help': 'false colours: the three main components'}),
     option('--query', 'LON,LAT', 'a place in degrees: how similar is every other?', default=''),
     option('--places', 'N', 'most similar places to list; 10 if it is not given', type=whole(1), default=10),

@@ -142,8 +142,9 @@ class GeoTiff:
         }
         options['OVERVIEWS'] = 'NONE' if self._overview is None else 'FORCE_USE_EXISTING'
         try:
-            # Files beside a raster are looked for in the folder, which is otherwise switched off.
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='FALSE'):
+            # Files beside a raster are looked for in the folder, which is otherwise switched off. GDAL writes
+            # tiles of less than 128 cells, and warns that it does not.
+            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='FALSE', GDAL_VALIDATE_CREATION_OPTIONS='NO'):
                 self._guard(rasterio.shutil.copy, self._file, copy, **options)
             os.replace(copy, self._file)
         finally:

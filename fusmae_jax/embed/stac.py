@@ -126,6 +126,13 @@ def item(
         ],
         'assets': {
             'embeddings': _asset(target, config, model.config.model.width, description),
+            # MLM asks for the model itself.
+            'model': {
+                'href': _relative(description['checkpoint'], target),
+                'roles': ['mlm:model', 'mlm:weights'],
+                'mlm:artifact_type': 'orbax.checkpoint',
+                'title': 'the checkpoint; open it with fusmae_jax.load',
+            },
             'description': {
                 'href': f'./{target.name}.json',
                 'type': 'application/json',

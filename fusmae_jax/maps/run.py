@@ -17,6 +17,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.raster import open_raster
 from fusmae_jax.maps import draw, places
 from fusmae_jax.maps.source import Embeddings, opened
 
@@ -184,7 +185,7 @@ def _picture(file: Path, colours: Callable[[np.ndarray], np.ndarray]) -> Any:
     """A GeoTIFF as a picture with transparent nodata, not larger than PICTURE."""
     from PIL import Image
 
-    with rasterio.open(file) as dataset:
+    with open_raster(file, beside=False) as dataset:
         factor = max(1, -(-max(dataset.shape) // PICTURE))
         shape = tuple(-(-length // factor) for length in dataset.shape)
         image = np.moveaxis(

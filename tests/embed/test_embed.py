@@ -329,6 +329,7 @@ def test_a_stac_item_says_where_when_and_by_which_model(tmp_path, model, name):
     assert properties['proj:shape'] == [5, 9] and properties['proj:code'] == 'EPSG:32633'
     assert properties['mlm:input'][0]['bands'] == ['VV', 'VH']
     assert properties['mlm:input'][0]['input']['shape'] == [-1, 120, 120, 2]
+    assert 'mlm:model' in item['assets']['model']['roles']
     assert len(asset['bands']) == 32 and asset['data_type'] == dtype
     assert (tmp_path / asset['href']).exists() and item['links'][0]['href'] == 's1.tif'
     if name == 'q.tif':
