@@ -24,6 +24,7 @@ from fusmae_jax.embed.run import embed
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.encoders.load import load_one
 from fusmae_jax.encoders.pretrained import Pretrained
+from fusmae_jax.geo.raster import open_raster
 
 LEFT, TOP, PIXEL = 399_960, 5_700_000, 10  # of a Sentinel-2 tile in UTM zone 33
 CONFIG = EncodeConfig(
@@ -65,7 +66,7 @@ def embed_cut(
     with contextlib.redirect_stdout(io.StringIO()):
         embed(config, files, model, 'benchmark', str(out))
     fixed = json.loads(Path(f'{out}.json').read_text())['fixed_cells']
-    with rasterio.open(out) as dataset:
+    with open_raster(out, beside=False) as dataset:
         scales = np.float32(dataset.scales)
         values, at = np.moveaxis(dataset.read().astype(np.float32), 0, -1) * scales, dataset.transform
     corner = {(i, j): tuple(round(1000 * x) for x in at @ (j, i)) for i, j in np.ndindex(values.shape[:2])}
