@@ -337,6 +337,28 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 @command(
+    'map',
+    option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
+    option(
+        '--out', 'PATH_PREFIX', 'the beginning of the names of the files to write', type=path, required=True
+    ),
+    options.Option('--pca', {'action': 'store_true', 'help': 'false colours: the three main components'}),
+    option('--query', 'LON,LAT', 'a place in degrees: how similar is every other?', default=''),
+    option('--places', 'N', 'most similar places to list; 10 if it is not given', type=whole(1), default=10),
+    option('--kmeans', 'K', 'groups of a sketch of land cover, 2 to 50', type=whole(2), default=0),
+    options.Option('--overwrite', {'action': 'store_true', 'help': 'replace files that are there'}),
+    needs='geo',
+)
+def _map(args: argparse.Namespace) -> int:
+    """Draws embeddings: false colours, similar places, groups."""
+    from fusmae_jax.maps.run import run_map
+
+    return run_map(
+        args.embeddings, args.out, args.pca, args.query, args.places, args.kmeans, overwrite=args.overwrite
+    )
+
+
+@command(
     'export',
     folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
     option(

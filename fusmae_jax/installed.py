@@ -13,12 +13,12 @@ from fusmae_jax import shipped
 from fusmae_jax.errors import InputError
 
 # Extra -> the modules that it brings and this package imports.
-_GEO, _PLOT = ('rasterio', 'pyarrow'), ('matplotlib',)
+_GEO, _PLOT = ('rasterio', 'pyarrow', 'zarr', 'numcodecs'), ('matplotlib',)
 EXTRAS: dict[str, tuple[str, ...]] = {
     'geo': _GEO,
     'plot': _PLOT,
     'eval': (*_GEO, *_PLOT, 'scipy'),
-    'convert': (*_GEO, *_PLOT, 'scipy', 'apache_beam', 'zarr', 'numcodecs', 'bigearthnet_common'),
+    'convert': (*_GEO, *_PLOT, 'scipy', 'apache_beam', 'bigearthnet_common'),
     'parity': ('torch',),
     'export': ('flatbuffers', 'onnx', 'onnxruntime', 'huggingface_hub'),
 }

@@ -33,6 +33,7 @@ ORDER = [
     'interop',
     'eval',
     'embed',
+    'maps',
     'bench',
     'run',
     'export',

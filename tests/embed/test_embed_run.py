@@ -154,7 +154,7 @@ def test_the_output_is_named_well_and_nothing_is_overwritten_unasked(tmp_path, m
         encode(CONFIG, '', '', 'none', str(tmp_path / 'e.tif'))
 
 
-@pytest.mark.parametrize('name', ['e.tif', 'e.parquet'])
+@pytest.mark.parametrize('name', ['e.tif', 'e.parquet', 'e.zarr'])
 def test_a_run_that_fails_leaves_nothing(tmp_path, model, name):
     file = tmp_path / 's1.tif'
     s1 = write(file, image('s1', 1200, 240), BANDS['s1'], compress='deflate')

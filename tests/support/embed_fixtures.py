@@ -21,7 +21,8 @@ from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
 from tests.support.helpers import CONTRACT, weights
 from tests.support.tiny import tiny_config, tiny_model
 
-LEFT, TOP = 500_000.0, 5_000_000.0
+# Lines of the grid of the ground at every overlap, so that windows begin at the corner of an image.
+LEFT, TOP = 500_400.0, 5_000_400.0
 CELL = 30  # pixels of 10 m: the tiny model has 4 x 4 tokens on 1200 m
 BANDS = {name: list(sensors.SENSORS[name].bands) for name in ('s1', 's2')}
 CONFIG = EncodeConfig(s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN', offset=0.0), batch=4)
