@@ -8,8 +8,12 @@
 #     deploy/tpu_vm.sh stop       # SIGTERM: saves, and ends
 #     deploy/tpu_vm.sh delete     # the slice costs until then
 #
-# Needs gcloud, logged in, with a project. Not tried on a TPU.
+# Needs gcloud, logged in, with a project; its Cloud TPU API knows TPUs up to v6e. Not tried on a TPU.
 set -euo pipefail
+case ${1:-} in
+  create | install | run | log | stop | delete) ;;
+  *) sed -n '4,9s/^# *//p' "$0" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 
 # To set, here or in the environment.
@@ -42,7 +46,7 @@ install() {
     python3 -m pip install --quiet --user uv
     ~/.local/bin/uv venv --clear --python 3.11 venv
     ~/.local/bin/uv pip install --python venv/bin/python -c requirements-lock.txt \
-      \"\$(ls -t fusmae_jax-*.whl | head -1)[geo,plot,tpu]\""
+      \"./\$(ls -t fusmae_jax-*.whl | head -1)[geo,plot,tpu]\""
 }
 
 # Detached, so that a lost connection does not end it. After a maintenance of the machines: `run` again.
@@ -68,7 +72,4 @@ delete() {
   gcloud compute tpus tpu-vm delete "$POD" --zone="$ZONE"
 }
 
-case ${1:-} in
-  create | install | run | log | stop | delete) "$1" ;;
-  *) sed -n 2,9p "$0" >&2; exit 2 ;;
-esac
+"$1"
