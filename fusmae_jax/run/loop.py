@@ -152,7 +152,7 @@ class Run:
             state = self._state()
         start.print_overview(self.setup, self.source)
         if self.lead:
-            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
+            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val, self.initial)
         with self.goodput.phase('compile'):
             start.trust_kernels(self.setup)
             compiled, self.check = start.compile_step(self.setup)
@@ -207,6 +207,10 @@ class Run:
         if not self.start:
             return self.setup.init_state()
         self._say(f'resuming from step {self.start} of {self.setup.total_steps}')
+        if self.initial:
+            self._say(
+                f'init.from={self.config.init.from_} is not read again: the checkpoint has what came of it'
+            )
         return self.checkpoints.restore(self.setup.abstract_state(), self.start)
 
     def _say(self, text: str) -> None:
@@ -318,7 +322,9 @@ class Run:
         """Marks the run as finished; also repairs what a kill right after the last save left out."""
         complete = self.workdir / COMPLETE
         if self.lead and not complete.exists():
-            model_card.write(self.workdir, self.setup, len(self.source), self._loss(), self.best_val)
+            model_card.write(
+                self.workdir, self.setup, len(self.source), self._loss(), self.best_val, self.initial
+            )
             complete.write_text(f'{step}\n')
         return 0
 

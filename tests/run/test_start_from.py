@@ -14,6 +14,7 @@ from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.start import Init
 from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
+from fusmae_jax.run import loop
 from fusmae_jax.run.initial.sources import open_source
 from fusmae_jax.run.initial.transfer import Transfer
 from fusmae_jax.run.loop import pretrain
@@ -44,8 +45,6 @@ def loss(folder):
 
 
 def test_the_first_loss_is_that_of_the_weights(runs, monkeypatch):
-    from fusmae_jax.run import loop
-
     folder, _, second, _ = runs
     kept = load(folder / 'first').params
     kernel = np.asarray(kept['encoder']['patch']['s1']['kernel'])[0::2]
@@ -53,7 +52,9 @@ def test_the_first_loss_is_that_of_the_weights(runs, monkeypatch):
 
     def stop(run):
         states.append(run._state())
-        batches = loop.pipeline.iterate(run.source.batches(run.config.seed, run.sharding), 0, 1, threads=1)
+        batches = loop.pipeline.iterate(
+            run.source.batches(run.config.seed, run.sharding), 0, 1, threads=1, prefetch=1
+        )
         batch, _ = next(run._on_device(batches))
         objective = run.setup.objective
         value, _ = objective.loss(states[0]['params'], states[0]['extra'], batch, jax.random.key(7))

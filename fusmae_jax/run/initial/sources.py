@@ -18,6 +18,7 @@ from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.seen import Seen
 from fusmae_jax.interop.weights.rules import flatten
 
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Weights that were found, on the host."""
@@ -43,7 +44,9 @@ def open_source(init: Init) -> Source:
     if several(init.from_):
         raise InputError(f'init.from={init.from_}: several encoders side by side; give one')
     if path.is_file():
-        raise InputError(f'init.from={path}: a weight file; turn it into a folder with `import` and give that')
+        raise InputError(
+            f'init.from={path}: a weight file; turn it into a folder with `import` and give that'
+        )
     if store.is_imported(path):
         if init.average:
             raise InputError(f'init.average: {path} holds imported weights, which have no average')
