@@ -33,8 +33,9 @@ def setting(
         key: what users call the field, where that is a word of Python; see `key_of`.
     """
     limits = {'least': least, 'above': above, 'most': most, 'below': below}
-    metadata = {name: value for name, value in limits.items() if value is not None} | {'path': path}
-    metadata |= {'key': key} if key else {}
+    metadata: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    metadata['path'] = path
+    metadata = {**metadata, **({'key': key} if key else {})}
     return dataclasses.field(default=default, metadata=metadata | (SPARSE if sparse else {}))
 
 
