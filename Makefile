@@ -4,13 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow storm tpu gpu-plan parity lint types bench clean
+.PHONY: help demo test slow storm tpu gpu-plan parity lint types bench wheel requirements lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | types | bench | clean'
+	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | types | bench | wheel | requirements | lock | clean'
 
-$(VENV)/.ready: requirements.txt pyproject.toml
+$(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -20,15 +20,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 # Converts six real Sentinel-1 / Sentinel-2 pairs, pretrains a small model on them, draws what it fills in.
 demo: $(VENV)/.ready
 	rm -rf runs/demo
-	$(BIN)/python main.py convert --config=configs/convert_bigearthnet_mm.py:example
-	$(BIN)/python main.py pretrain --config=configs/demo.py --workdir=runs/demo
-	$(BIN)/python main.py reconstruct --workdir=runs/demo
-	@echo 'metrics      runs/demo/metrics.jsonl (and TensorBoard: $(BIN)/tensorboard --logdir runs/demo)'
-	@echo 'checkpoints  runs/demo/checkpoints'
-	@echo 'config       runs/demo/config.json'
-	@echo 'model card   runs/demo/MODEL_CARD.md'
-	@echo 'picture      runs/demo/reconstruction.png'
-	@echo 'summary      runs/demo/summary.json'
+	$(BIN)/python main.py demo --workdir=runs/demo
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu_plan'
@@ -68,5 +60,20 @@ types: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python main.py bench --config=configs/pretrain.py:xae --device_batch=8
 
+# What `pip install` takes: the package with converters and configurations, as a wheel and as source.
+wheel: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+
+# requirements.txt, a full installation, from pyproject.toml.
+requirements: $(VENV)/.ready
+	$(BIN)/python -m tests.support.requirements
+
+# Versions that work, once the tests have passed with them.
+lock: test
+	{ echo '# Python 3.11: versions with which the tests passed. Written by `make lock`; to install with them:'; \
+	  echo "#     pip install -c requirements-lock.txt 'fusmae-jax[convert,eval]'"; \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > requirements-lock.txt
+
 clean:
-	rm -rf runs/demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache

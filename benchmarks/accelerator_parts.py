@@ -41,7 +41,7 @@ def settings(job: dict[str, Any]) -> Any:
 
 def data(job: dict[str, Any]) -> dict[str, Any]:
     """Random records of the layout of BigEarthNet-MM, read again and again by the other parts."""
-    from data.synthetic import write
+    from fusmae_jax.shipped.data.synthetic import write
 
     write(job['data'], RECORDS)
     return {'text': f'{RECORDS} random records'}

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.records import Field, Item, Record, RecordSource, Schema
-from data.sharded import convert
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
+from fusmae_jax.shipped.data.records import Field, Item, Record, RecordSource, Schema
+from fusmae_jax.shipped.data.sharded import convert
 
 SIZE = 128  # pixels of 10 m
 PATCH = 16  # pixels of 10 m, for the flood labels

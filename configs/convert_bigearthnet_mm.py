@@ -19,8 +19,8 @@ into the split train, in seconds and 2 MiB.
 
 import ml_collections
 
-from data.convert import settings
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.shipped.data.convert import settings
 
 VARIANTS = ('', 'example')
 

@@ -14,7 +14,7 @@ and unpack first: data/bigearthnet_v2/README.md. That file also has disk space a
 
 import ml_collections
 
-from data.convert import settings
+from fusmae_jax.shipped.data.convert import settings
 
 
 def get_config() -> ml_collections.ConfigDict:

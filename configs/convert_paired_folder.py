@@ -16,8 +16,8 @@ The variant `example` needs no data: it generates three pairs of files with a ta
 
 import ml_collections
 
-from data.convert import settings
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.shipped.data.convert import settings
 
 VARIANTS = ('', 'example')
 

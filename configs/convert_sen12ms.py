@@ -14,7 +14,7 @@ and `val_seed`, takes other scenes for validation.
 
 import ml_collections
 
-from data.convert import settings
+from fusmae_jax.shipped.data.convert import settings
 
 
 def get_config() -> ml_collections.ConfigDict:

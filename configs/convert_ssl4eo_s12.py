@@ -16,8 +16,8 @@ and `v1_l1c` read version 1.0, a GeoTIFF for each band (251,079 locations, all i
 
 import ml_collections
 
-from data.convert import settings
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.shipped.data.convert import settings
 
 # Variant -> version of the archive, level of Sentinel-2.
 VARIANTS = {

@@ -3,8 +3,9 @@
     python main.py encode --config=configs/encode.py --s1=a.tif --s2=b.tif --checkpoint=DIR --out=emb.tif
 
 with both files or one of them, projected in metres, north up, covering the same ground. `--out` ends in .tif
-(a band for each number, a pixel for each patch token) or .parquet (GeoParquet, a row for each token). What
-the files do not say themselves is declared here; the model's input contract is checked against it first.
+(a COG: a band for each number, a pixel for each patch token), .zarr (Zarr v3) or .parquet (GeoParquet, a row
+for each token). What the files do not say themselves is declared here; the model's input contract is checked
+against it first.
 
     --config.s1.unit=linear                    power instead of decibels
     --config.s2.offset=-1000                   digital numbers of processing baseline 04.00 and newer, 0 for
@@ -13,6 +14,8 @@ the files do not say themselves is declared here; the model's input contract is 
     --config.s1.product.calibration=gamma0     told to the contract; a shift has to be accepted
     --config.accept="('calibration',)"
     --config.vrt=True                          take a VRT of local GeoTIFFs
+    --config.anchor=image                      windows from the corner of the image, not on the ground's grid
+    --config.stac=True                         a STAC item beside the output; --config.datetime=... with it
     --config.dtype=int8                        a quarter of the size; the scale of each channel is stored
 
 Variants: `int8`, `pooled` (one vector a window), `cls`.

@@ -21,11 +21,11 @@ Variants, joined with commas:
 
 import ml_collections
 
-from configs.linear_probe import sen12ms
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import PAPER_HEAD
 from fusmae_jax.eval.finetune.config import PRESETS, RECOMMENDED, Finetune
+from fusmae_jax.shipped.configs.linear_probe import sen12ms
 
 VARIANTS = (*PRESETS, 'sen12ms', 'crops')
 

@@ -18,8 +18,8 @@ One process drives all 8 GPUs. Variants:
 
 import ml_collections
 
-from configs import pretrain
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.configs import pretrain
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:

@@ -15,10 +15,10 @@ Variants, joined with commas:
 
 import ml_collections
 
-from configs.linear_probe import sen12ms
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Knn
+from fusmae_jax.shipped.configs.linear_probe import sen12ms
 
 VARIANTS = ('sen12ms', 'crops')
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import ml_collections
 
-from data.bigearthnet_mm.labels import CLASSES_19
-from data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2
 from fusmae_jax.config.build import config_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_19
+from fusmae_jax.shipped.data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2
 from fusmae_jax.tables.config import OF_CLASSES, StudyArchive, StudySystem, StudyTable, StudyTask, Tables
 
 PRETRAIN, DINO = 'configs/pretrain.py', 'configs/pretrain_dino_mm.py'

@@ -22,8 +22,8 @@ Variants:
 
 import ml_collections
 
-from configs import pretrain
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.configs import pretrain
 
 
 def get_config(variant: str = 'H') -> ml_collections.ConfigDict:

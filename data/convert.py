@@ -9,26 +9,27 @@ from typing import Any, Literal
 
 import ml_collections
 
-from data import report, sharded
-from data.records import RecordSource
-from data.s1_storage import Kind
 from fusmae_jax.config.build import config_dict, from_dict
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError, nearest
 
-# Name of a data set -> the module with its settings (`Archive`) and its listing (`source`).
+from . import report, sharded
+from .records import RecordSource
+from .s1_storage import Kind
+
+# Name of a data set -> the module of this package with its settings (`Archive`) and its listing (`source`).
 BUILDERS = {
-    'bigearthnet_mm': 'data.bigearthnet_mm.pairs',
-    'bigearthnet_v2': 'data.bigearthnet_v2.pairs',
-    'sen12ms': 'data.sen12ms.triplets',
-    'ssl4eo_s12': 'data.ssl4eo_s12.locations',
-    'paired_folder': 'data.paired_folder.pairs',
+    'bigearthnet_mm': '.bigearthnet_mm.pairs',
+    'bigearthnet_v2': '.bigearthnet_v2.pairs',
+    'sen12ms': '.sen12ms.triplets',
+    'ssl4eo_s12': '.ssl4eo_s12.locations',
+    'paired_folder': '.paired_folder.pairs',
 }
 # The module with a sample that needs no download (`examples`), for those that have one. A generator knows the
 # builder whose settings it gives, never the other way round.
 EXAMPLES = {
-    'bigearthnet_mm': 'data.bigearthnet_mm.pairs',
-    'paired_folder': 'data.generate.paired_folder',
+    'bigearthnet_mm': '.bigearthnet_mm.pairs',
+    'paired_folder': '.generate.paired_folder',
 }
 
 
@@ -54,7 +55,7 @@ def builder(name: str) -> Any:
     """The module of a builder; raises InputError for a name that is none."""
     if name not in BUILDERS:
         raise InputError(f'config.builder={name!r}; {nearest(name, BUILDERS)}')
-    return importlib.import_module(BUILDERS[name])
+    return importlib.import_module(BUILDERS[name], __package__)
 
 
 def settings(name: str) -> ml_collections.ConfigDict:
@@ -131,7 +132,7 @@ def _source(config: ConvertConfig, values: Mapping[str, Any], output: str) -> Re
     if config.example:
         if config.builder not in EXAMPLES:
             raise InputError(f'config.example=True: {config.builder} ships no example; give the archive')
-        archive = importlib.import_module(EXAMPLES[config.builder]).examples(
+        archive = importlib.import_module(EXAMPLES[config.builder], __package__).examples(
             Path(output) / f'{config.builder}_example'
         )
     return module.source(archive, on_error=config.on_error)

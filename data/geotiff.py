@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from data.records import RecordError
 from fusmae_jax.geo import UnusableError, raster
 from fusmae_jax.geo.grid import Place, grid_of
 from fusmae_jax.input.contract import Group
+
+from .records import RecordError
 
 _AGAIN = 'unpack the patch again'
 

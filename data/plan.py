@@ -12,11 +12,12 @@ from typing import Any
 
 from etils import epath
 
-from data.records import Item, RecordSource
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import fingerprint
+
+from .records import Item, RecordSource
 
 
 @dataclasses.dataclass(frozen=True)

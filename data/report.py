@@ -10,13 +10,14 @@ import time
 from types import TracebackType
 from typing import Any
 
-from data import plan, records, s1_storage
-from data.records import RecordSource, Schema
-from data.statistics import Tally
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Statistics
 from fusmae_jax.input.contract import fingerprint as digest
+
+from . import plan, records, s1_storage
+from .records import RecordSource, Schema
+from .statistics import Tally
 
 FILE = 'conversion_report.json'
 

@@ -11,9 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from data.records import Record, RecordError, Schema, validity
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
+
+from .records import Record, RecordError, Schema, validity
 
 Kind = Literal['float32', 'float16', 'int16']
 STEP = 0.01  # dB of an int16

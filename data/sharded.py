@@ -17,7 +17,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import tensorflow_datasets as tfds
@@ -25,16 +24,18 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.core import example_serializer
 
-from data import fractions, plan, records, report, s1_storage
-from data.records import Item, Record, RecordSource, Schema
-from data.report import Progress
-from data.statistics import Tally
+from fusmae_jax import installed, shipped
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.source import INDEX
 from fusmae_jax.parallel import lock
 from fusmae_jax.storage import explain_full_disk, is_remote, read_npz, write_npz
+
+from . import fractions, plan, records, report, s1_storage
+from .records import Item, Record, RecordSource, Schema
+from .report import Progress
+from .statistics import Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,7 @@ def _run(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Fo
 
 def _pipeline(missing: list[str], job: ShardJob, beam_settings: Beam, folder: plan.Folder) -> None:
     """Beam calls `convert_shard` for each missing shard."""
+    installed.need('convert', 'a conversion', 'apache_beam')
     # Imported here: the half second that Beam takes is paid by conversions only.
     with _quiet_import():
         import apache_beam as beam
@@ -244,8 +246,11 @@ def _local_runner(workers: int, folder: plan.Folder) -> Any:
 @contextlib.contextmanager
 def _importable() -> Iterator[None]:
     """Lets worker processes of this machine import this package from wherever they start."""
+    if not shipped.CHECKOUT:  # what is installed, they find
+        yield
+        return
     before = os.environ.get('PYTHONPATH')
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(shipped.ROOT)
     os.environ['PYTHONPATH'] = root if not before else f'{root}{os.pathsep}{before}'
     try:
         yield

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Record, Schema, validity
 from fusmae_jax import sensors
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Group, Statistics
 from fusmae_jax.input.statistics import Moments
+
+from .records import Record, Schema, validity
 
 
 class Tally:

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from data.statistics import PERCENTILES, RELATIVE_ERROR, Distribution, is_exact
 from fusmae_jax import sensors, storage
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.source import Source
+
+from .statistics import PERCENTILES, RELATIVE_ERROR, Distribution, is_exact
 
 RUN = 4096  # records that are gathered before they are merged
 TOGETHER = 32  # images whose values are counted in one call

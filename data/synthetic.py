@@ -1,6 +1,6 @@
 """Generated pairs with the record layout of BigEarthNet-MM: for timing and for tests, never for results.
 
-The images are those of `data.generate.scene`, without the detour over the files of a raw archive.
+The images are those of `data/generate/scene.py`, without the detour over the files of a raw archive.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import os
 
 import numpy as np
 
-from data.bigearthnet_mm.schema import SCHEMA
-from data.generate.scene import SceneConfig, digest, scene
-from data.records import Field, Item, Record, RecordSource
-from data.sharded import convert
+from .bigearthnet_mm.schema import SCHEMA
+from .generate.scene import SceneConfig, digest, scene
+from .records import Field, Item, Record, RecordSource
+from .sharded import convert
 
 NAME = 'synthetic'
 FIELDS = {

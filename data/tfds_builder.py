@@ -14,10 +14,11 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data import records
-from data.records import Item, Record, Schema
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError
+
+from . import records
+from .records import Item, Record, Schema
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,7 +31,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
 
 
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A TFDS builder over a module of `data.convert.BUILDERS`.
+    """A TFDS builder over a module of `BUILDERS` in `data/convert.py`.
 
     A subclass named `Builder` gives `MODULE`, `VERSION`, `RELEASE_NOTES`, `MANUAL_DOWNLOAD_INSTRUCTIONS`
     and its `BUILDER_CONFIGS`, all `ArchiveConfig`s.

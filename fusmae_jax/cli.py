@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fusmae_jax import installed
 from fusmae_jax.config import options
 from fusmae_jax.config.options import (
     DATA,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar('T')
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `argv` begins with the name of the program."""
+    argv = sys.argv if argv is None else argv
     # A terminal may have no sign for a letter of a file name, and a name may be no text at all.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
@@ -65,6 +67,8 @@ def _main(words: list[str]) -> int:
         options.Parser(name, options.COMMANDS[name]).print_help()
         return 0
     wanted, given = options.parse(words)
+    if wanted.needs:
+        installed.need(wanted.needs, f'{installed.program()} {options.split(words)[0]}')
     return wanted.run(given)
 
 
@@ -79,13 +83,39 @@ def _load(args: argparse.Namespace) -> dict[str, Any]:
     *config_file(),
     folder('--workdir', 'where the data set goes, if config.output is empty', default=''),
     option('--beam.KEY', 'VALUE', 'where the conversion runs, as --beam.direct_num_workers=0'),
+    needs='convert',
 )
 def _convert(args: argparse.Namespace) -> int:
     """Converts an archive into a data set."""
     config = _load(args)
-    from data.convert import run
+    from fusmae_jax.shipped.data.convert import run
 
     return run(config, args.workdir, args.beam_settings)
+
+
+@command(
+    'demo',
+    folder('--workdir', 'where everything goes; runs/demo if it is not given', default='runs/demo'),
+    needs='convert',
+)
+def _demo(args: argparse.Namespace) -> int:
+    """Converts six real pairs, pretrains a small model on them, draws what it fills in."""
+    from fusmae_jax.run.demo import demo
+    from fusmae_jax.shipped.data.convert import run
+
+    return demo(args.workdir, convert=run)
+
+
+@command(
+    'configs',
+    option('--copy', 'NAME', 'the one to copy, for editing', default=''),
+    folder('--to', 'the folder for the copy; configs if it is not given', default='configs'),
+)
+def _configs(args: argparse.Namespace) -> int:
+    """Lists the configurations that ship with the package, or copies one."""
+    from fusmae_jax.config.catalogue import run
+
+    return run(args.copy, args.to)
 
 
 @command(
@@ -109,6 +139,7 @@ def _pretrain(args: argparse.Namespace) -> int:
     'reconstruct',
     WORKDIR,
     folder('--data_path', 'a converted data set that is no longer where the run read it', default=''),
+    needs='plot',
 )
 def _reconstruct(args: argparse.Namespace) -> int:
     """Draws what a run reconstructs."""
@@ -142,7 +173,7 @@ def _bench_dispatch(args: argparse.Namespace) -> int:
         return bench_dispatch(config)
 
 
-@command('bench race', *config_file(), DEVICE_BATCH)
+@command('bench race', *config_file(), DEVICE_BATCH, needs='parity')
 def _bench_race(args: argparse.Namespace) -> int:
     """Times the step beside the PyTorch reference."""
     config = _build(args)
@@ -187,7 +218,8 @@ def _records(config: 'Config') -> Iterator['Config']:
     if epath.Path(config.data.path).exists():
         yield config
         return
-    from data.synthetic import write
+    installed.need('convert', f'timing without a data set ({config.data.path} does not exist)')
+    from fusmae_jax.shipped.data.synthetic import write
 
     with tempfile.TemporaryDirectory() as folder:
         print(f'{config.data.path} does not exist: timing on random records of the same layout')
@@ -207,6 +239,7 @@ def _records(config: 'Config') -> Iterator['Config']:
         default='float32',
     ),
     JSON,
+    needs='parity',
 )
 def _compare(args: argparse.Namespace) -> int:
     """Compares model and training step with the PyTorch reference."""
@@ -222,10 +255,11 @@ def _compare(args: argparse.Namespace) -> int:
     folder('--out', 'the folder to write', required=True),
     option('--pairs', 'N', 'how many; 64 if it is not given', type=whole(1), default=64),
     option('--seed', 'N', 'another one gives other random values', type=whole(0), default=0),
+    needs='convert',
 )
 def _generate(args: argparse.Namespace) -> int:
     """Makes up an archive."""
-    from data.generate.command import run
+    from fusmae_jax.shipped.data.generate.command import run
 
     return run(args.layout, args.out, args.pairs, args.seed)
 
@@ -240,7 +274,7 @@ def _generate(args: argparse.Namespace) -> int:
 )
 def _stats(args: argparse.Namespace) -> int:
     """Measures the statistics of a converted data set."""
-    from data.stats_command import run
+    from fusmae_jax.shipped.data.stats_command import run
 
     return run(args.data, args.split, args.json, args.out, args.processes)
 
@@ -257,10 +291,11 @@ def _stats(args: argparse.Namespace) -> int:
     ),
     JSON,
     option('--html', 'FILE.html', 'a report with pictures', type=path, default=''),
+    needs='convert',
 )
 def _doctor(args: argparse.Namespace) -> int:
     """Looks for what is wrong with data, before it is converted or trained on."""
-    from data.doctor.command import run
+    from fusmae_jax.shipped.data.doctor.command import run
 
     return run(args.paths, as_json=args.json, html=args.html)
 
@@ -271,6 +306,7 @@ def _doctor(args: argparse.Namespace) -> int:
     DATA,
     split_of('test'),
     JSON,
+    needs='eval',
 )
 def _leaks(args: argparse.Namespace) -> int:
     """Says what an encoder has seen of a split."""
@@ -286,6 +322,7 @@ def _leaks(args: argparse.Namespace) -> int:
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
+    needs='geo',
 )
 def _encode(args: argparse.Namespace) -> int:
     """Turns GeoTIFFs into embeddings."""
@@ -297,6 +334,68 @@ def _encode(args: argparse.Namespace) -> int:
     from fusmae_jax.embed.run import encode
 
     return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
+
+
+@command(
+    'map',
+    option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
+    option(
+        '--out', 'PATH_PREFIX', 'the beginning of the names of the files to write', type=path, required=True
+    ),
+    options.Option('--pca', {'action': 'store_true', 'help': 'false colours: the three main components'}),
+    option('--query', 'LON,LAT', 'a place in degrees: how similar is every other?', default=''),
+    option('--places', 'N', 'most similar places to list; 10 if it is not given', type=whole(1), default=10),
+    option('--kmeans', 'K', 'groups of a sketch of land cover, 2 to 50', type=whole(2), default=0),
+    options.Option('--overwrite', {'action': 'store_true', 'help': 'replace files that are there'}),
+    needs='geo',
+)
+def _map(args: argparse.Namespace) -> int:
+    """Draws embeddings: false colours, similar places, groups."""
+    from fusmae_jax.maps.run import run_map
+
+    return run_map(
+        args.embeddings, args.out, args.pca, args.query, args.places, args.kmeans, overwrite=args.overwrite
+    )
+
+
+@command(
+    'export',
+    folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
+    option(
+        '--to',
+        'KIND',
+        'safetensors, stablehlo, onnx or torch',
+        type=options.one_of('safetensors', 'stablehlo', 'onnx', 'torch'),
+        required=True,
+    ),
+    option('--out', 'PATH', 'a file NAME.safetensors, or a folder for the others', type=path, required=True),
+)
+def _export(args: argparse.Namespace) -> int:
+    """Writes an encoder for other programs, compared with `encode`."""
+    from fusmae_jax.export.command import run_export
+
+    return run_export(args.checkpoint, args.to, args.out, _samples)
+
+
+@command(
+    'push',
+    folder('--checkpoint', 'a run, one of its checkpoints, or whatever else is an encoder', required=True),
+    option(
+        '--to', 'ADDRESS', 'hf://ORG/NAME, or a folder for what would be uploaded', type=path, required=True
+    ),
+)
+def _push(args: argparse.Namespace) -> int:
+    """Uploads an encoder to the Hugging Face hub."""
+    from fusmae_jax.export.command import run_push
+
+    return run_push(args.checkpoint, args.to, _samples)
+
+
+def _samples() -> Any:
+    """Real images to compare an export with, or None."""
+    from fusmae_jax.shipped.data.bigearthnet_mm.samples import six_pairs
+
+    return six_pairs()
 
 
 @contextlib.contextmanager
@@ -311,7 +410,7 @@ def _in_workdir(args: argparse.Namespace, kind: type[T]) -> Iterator[T]:
         yield settings
 
 
-@command('linear_probe', *config_file('configs/linear_probe.py'), WORKDIR)
+@command('linear_probe', *config_file('configs/linear_probe.py'), WORKDIR, needs='eval')
 def _linear_probe(args: argparse.Namespace) -> int:
     """Trains linear heads on frozen features."""
     from fusmae_jax.eval.config import LinearProbe
@@ -322,7 +421,7 @@ def _linear_probe(args: argparse.Namespace) -> int:
         return run_linear_probe(settings, args.workdir)
 
 
-@command('knn', *config_file('configs/knn.py'), WORKDIR)
+@command('knn', *config_file('configs/knn.py'), WORKDIR, needs='eval')
 def _knn(args: argparse.Namespace) -> int:
     """Scores by nearest neighbours among frozen features."""
     from fusmae_jax.eval.config import Knn
@@ -333,7 +432,7 @@ def _knn(args: argparse.Namespace) -> int:
         return run_knn(settings, args.workdir)
 
 
-@command('finetune', *config_file('configs/finetune.py'), WORKDIR)
+@command('finetune', *config_file('configs/finetune.py'), WORKDIR, needs='eval')
 def _finetune(args: argparse.Namespace) -> int:
     """Trains an encoder and a linear head together."""
     from fusmae_jax.eval.finetune.config import Finetune
@@ -344,7 +443,7 @@ def _finetune(args: argparse.Namespace) -> int:
         return run_finetune(settings, args.workdir)
 
 
-@command('reliance', *config_file('configs/reliance.py'), WORKDIR)
+@command('reliance', *config_file('configs/reliance.py'), WORKDIR, needs='eval')
 def _reliance(args: argparse.Namespace) -> int:
     """Measures what a head does without a sensor, with another image's, or under cloud."""
     from fusmae_jax.eval.reliance.config import Reliance
@@ -386,13 +485,13 @@ def _plan(args: argparse.Namespace) -> int:
     return run_plan(config, args.topology, as_json=args.json, **chosen)
 
 
-@command('tables', *config_file('configs/tables.py'), WORKDIR)
+@command('tables', *config_file('configs/tables.py'), WORKDIR, needs='eval')
 def _tables(args: argparse.Namespace) -> int:
     """Runs a study and sets its tables."""
     from fusmae_jax.tables.config import Tables
 
     with _in_workdir(args, Tables) as settings:
-        from data.generate.converted import make
+        from fusmae_jax.shipped.data.generate.converted import make
         from fusmae_jax.tables.run import run_tables
 
         return run_tables(settings, args.workdir, make=make)

@@ -1,6 +1,9 @@
 """Eight fake devices, and typed shapes checked."""
 
 import os
+from importlib import metadata
+
+from packaging.version import Version
 
 # A shell may set a cache, another generator of random numbers or 64 bits; tests, and the processes that they
 # start, set what they need. It comes before jax is imported, which reads all this then.
@@ -10,13 +13,10 @@ for variable in [name for name in os.environ if name.startswith('JAX_') or name 
 
 # Most of the suite's time is compiling for the CPU: emitters of fusions that go through MLIR, and code that
 # is split for threads, cost three times what these do. Processes that tests start inherit them.
-os.environ['XLA_FLAGS'] = ' '.join(
-    (
-        '--xla_cpu_use_fusion_emitters=false',
-        '--xla_cpu_parallel_codegen_split_count=1',
-        '--xla_cpu_prefer_vector_width=128',
-    )
-)
+FLAGS = ['--xla_cpu_parallel_codegen_split_count=1', '--xla_cpu_prefer_vector_width=128']
+if Version(metadata.version('jaxlib')) < Version('0.12'):  # which ends a process that gives it this flag
+    FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(FLAGS)
 
 import jax
 import pytest
@@ -50,14 +50,23 @@ def strict():
         yield
 
 
+DEVICES = {'devices': jax.devices, 'local_devices': jax.local_devices}
+
+
 @pytest.fixture(scope='module')
 def one_device():
     """One device of the eight for what runs in this process: programs for one are compiled twice as fast."""
-    devices, local = jax.devices, jax.local_devices
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda *given: devices(*given)[:1])
-        patch.setattr(jax, 'local_devices', lambda **given: local(**given)[:1])
+        for name, function in DEVICES.items():
+            patch.setattr(jax, name, lambda *a, function=function, **k: function(*a, **k)[:1])
         yield
+
+
+@pytest.fixture
+def all_devices(monkeypatch):
+    """All eight again, for one test of a module that has `one_device`."""
+    for name, function in DEVICES.items():
+        monkeypatch.setattr(jax, name, function)
 
 
 @pytest.fixture(scope='module')

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from data.bigearthnet_mm.labels import CLASSES_43, multi_hot
-from data.bigearthnet_mm.lists import Pair, parse_name, parse_time
-from data.bigearthnet_mm.schema import EXTENT, GROUPS
-from data.geotiff import Place, read_group
-from data.records import Item, Record, RecordError, check_decibel
 from fusmae_jax.errors import nearest
+
+from ..geotiff import Place, read_group
+from ..records import Item, Record, RecordError, check_decibel
+from .labels import CLASSES_43, multi_hot
+from .lists import Pair, parse_name, parse_time
+from .schema import EXTENT, GROUPS
 
 
 def read_item(item: Item, s1_root: str, s2_root: str) -> Record:

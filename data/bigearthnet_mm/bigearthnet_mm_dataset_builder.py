@@ -1,10 +1,10 @@
-"""The TFDS builder of BigEarthNet-MM; how to run it: `data.tfds_builder`."""
+"""The TFDS builder of BigEarthNet-MM; how to run it: `data/tfds_builder.py`."""
 
 import tensorflow_datasets as tfds
 
-from data.bigearthnet_mm import lists, pairs
-from data.bigearthnet_mm.schema import SCHEMA
-from data.tfds_builder import ArchiveBuilder, ArchiveConfig
+from ..tfds_builder import ArchiveBuilder, ArchiveConfig
+from . import lists, pairs
+from .schema import SCHEMA
 
 
 class Builder(ArchiveBuilder):

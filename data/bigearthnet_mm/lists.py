@@ -27,9 +27,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data.bigearthnet_mm.schema import PUBLISHED
 from fusmae_jax.errors import InputError
+from fusmae_jax.installed import install, need
 from fusmae_jax.paths import user_path
+
+from .schema import PUBLISHED
 
 Flag = Literal['snow', 'cloud', 'no_19_class']
 FLAGS: tuple[Flag, ...] = ('snow', 'cloud', 'no_19_class')
@@ -222,12 +224,11 @@ class PublishedPair(NamedTuple):
 
 
 def _resource(name: str) -> bytes:
+    need('convert', f'the published list {name}', PACKAGE)
     try:
         return (importlib.resources.files(PACKAGE) / name).read_bytes()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        raise InputError(
-            f'{PACKAGE}/{name}: not found; it comes with `pip install bigearthnet-common==2.8.0`'
-        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f'{PACKAGE}/{name}: not found; {install("convert")}') from error
 
 
 @functools.cache

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data import records
-from data.bigearthnet_mm import lists
-from data.bigearthnet_mm.archive import read_item, read_metadata
-from data.bigearthnet_mm.labels import without_19_class
-from data.bigearthnet_mm.lists import Flag, Pair, Selection, SplitLists, parse_name, read_lists
-from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Item, RecordError, RecordSource, check_name
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
+
+from .. import records
+from ..records import Item, RecordError, RecordSource, check_name
+from . import lists
+from .archive import read_item, read_metadata
+from .labels import without_19_class
+from .lists import Flag, Pair, Selection, SplitLists, parse_name, read_lists
+from .schema import SCHEMA
 
 OnError = Literal['fail', 'skip']
 

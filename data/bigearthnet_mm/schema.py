@@ -1,8 +1,9 @@
 """The schema of BigEarthNet-MM records."""
 
-from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43
-from data.records import Field, Schema
 from fusmae_jax.input.contract import Group, Product
+
+from ..records import Field, Schema
+from .labels import CLASSES_19, CLASSES_43
 
 EXTENT = 1200  # metres on a side of a patch
 

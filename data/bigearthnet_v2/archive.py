@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.bigearthnet_mm.archive import read_images
-from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_mm.lists import parse_name
-from data.bigearthnet_v2.labels import unknown_codes
-from data.bigearthnet_v2.names import parse_patch_id, patch_folder, s2_scene
-from data.bigearthnet_v2.schema import MAP
-from data.bigearthnet_v2.table import PatchRow
-from data.geotiff import Place, read_group
-from data.records import Item, Record, RecordError
+from ..bigearthnet_mm.archive import read_images
+from ..bigearthnet_mm.labels import CLASSES_19
+from ..bigearthnet_mm.lists import parse_name
+from ..geotiff import Place, read_group
+from ..records import Item, Record, RecordError
+from .labels import unknown_codes
+from .names import parse_patch_id, patch_folder, s2_scene
+from .schema import MAP
+from .table import PatchRow
 
 
 def read_item(item: Item, s1_root: str, s2_root: str, maps_root: str) -> Record:

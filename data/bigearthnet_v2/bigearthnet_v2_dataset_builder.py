@@ -1,10 +1,10 @@
-"""The TFDS builder of BigEarthNet v2; how to run it: `data.tfds_builder`."""
+"""The TFDS builder of BigEarthNet v2; how to run it: `data/tfds_builder.py`."""
 
 import tensorflow_datasets as tfds
 
-from data.bigearthnet_v2 import pairs, schema
-from data.records import Schema
-from data.tfds_builder import ArchiveBuilder, ArchiveConfig
+from ..records import Schema
+from ..tfds_builder import ArchiveBuilder, ArchiveConfig
+from . import pairs, schema
 
 _PATHS = {'s1_root': 'BigEarthNet-S1', 's2_root': 'BigEarthNet-S2', 'metadata': 'metadata.parquet'}
 

@@ -1,12 +1,12 @@
 """CORINE codes of the reference maps, and the 19 classes that they belong to.
 
-The classes have the order of `data.bigearthnet_mm.labels`, that of the archive's authors; other libraries
+The classes have the order of `data/bigearthnet_mm/labels.py`, that of the archive's authors; other libraries
 number them alphabetically.
 """
 
 import numpy as np
 
-from data.bigearthnet_mm.labels import CLASSES_43, multi_hot
+from ..bigearthnet_mm.labels import CLASSES_43, multi_hot
 
 UNLABELLED = 999  # no CORINE polygon covers the pixel
 NONE = 255  # in a map of the 19 classes: none of them

@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from data.bigearthnet_mm.lists import parse_name, parse_time
-from data.records import RecordError, inside
+from ..bigearthnet_mm.lists import parse_name, parse_time
+from ..records import RecordError, inside
 
 _S2 = re.compile(r'S2[AB]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T(\d{2}[A-Z]{3})_(\d{2,3})_(\d{2,3})')
 

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from data import records
-from data.bigearthnet_v2 import published
-from data.bigearthnet_v2.archive import read_item
-from data.bigearthnet_v2.schema import SCHEMA as SCHEMA
-from data.bigearthnet_v2.schema import schema
-from data.bigearthnet_v2.table import PatchRow, read_table
-from data.records import Item, RecordError, RecordSource
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
+
+from .. import records
+from ..records import Item, RecordError, RecordSource
+from . import published
+from .archive import read_item
+from .schema import SCHEMA as SCHEMA
+from .schema import schema
+from .table import PatchRow, read_table
 
 SNOW_CLOUD = 'metadata_for_patches_with_snow_cloud_or_shadow.parquet'
 MAPS = 'Reference_Maps'

@@ -3,7 +3,7 @@
 The first table has the patches that are free of snow and cloud, the second all others.
 """
 
-from data.bigearthnet_mm.labels import CLASSES_19
+from ..bigearthnet_mm.labels import CLASSES_19
 
 SPLITS = ('train', 'val', 'test')
 

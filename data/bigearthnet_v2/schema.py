@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_mm.schema import GROUPS
-from data.bigearthnet_mm.schema import SCHEMA as V1
-from data.records import Field, Schema
 from fusmae_jax.input.contract import Group, Product
+
+from ..bigearthnet_mm.labels import CLASSES_19
+from ..bigearthnet_mm.schema import GROUPS
+from ..bigearthnet_mm.schema import SCHEMA as V1
+from ..records import Field, Schema
 
 # A reference map is read like an image of one band, but is a label: it has no modality.
 MAP = Group('', ('reference_map',), (120, 120), 'uint16', 'CORINE code', 10.0)

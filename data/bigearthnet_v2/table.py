@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_v2.names import check_names
-from data.records import RecordError
 from fusmae_jax.errors import InputError, nearest
+
+from ..bigearthnet_mm.labels import CLASSES_19
+from ..records import RecordError
+from .names import check_names
 
 COLUMNS = {
     'patch_id': str,

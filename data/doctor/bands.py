@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import FEW, Finding, by_amount, share
-from data.doctor.optical import scale_of
-from data.doctor.summary import usable
 from fusmae_jax.sensors import SENSORS
+
+from .evidence import Evidence, Sensor
+from .findings import FEW, Finding, by_amount, share
+from .optical import scale_of
+from .summary import usable
 
 L2A = tuple(SENSORS['s2'].bands)
 L1C = (*L2A[:10], 'B10', *L2A[10:])  # B10, cirrus, lies between B09 and B11

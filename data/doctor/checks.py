@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from data.doctor import bands, contracts, optical, pixels, radar, registration, splits
-from data.doctor.evidence import Evidence
-from data.doctor.findings import SEVERITIES, Finding
+from . import bands, contracts, optical, pixels, radar, registration, splits
+from .evidence import Evidence
+from .findings import SEVERITIES, Finding
 
 Check = Callable[[Evidence], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (

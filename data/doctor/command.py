@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data.doctor import html as pages
-from data.doctor import report
-from data.doctor.checks import examine
-from data.doctor.findings import exit_code
-from data.doctor.opening import open_paths
 from fusmae_jax.errors import InputError
+
+from . import html as pages
+from . import report
+from .checks import examine
+from .findings import exit_code
+from .opening import open_paths
 
 
 def run(paths: Sequence[str], as_json: bool = False, html: str = '', **options: Any) -> int:

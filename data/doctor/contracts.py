@@ -6,12 +6,13 @@ They serve where no pixels are at hand, as with a checkpoint. Where there are so
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data.doctor.evidence import Evidence
-from data.doctor.findings import Finding
-from data.doctor.radar import RATIO, USUAL
-from data.doctor.summary import WRAPPED
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.plausible import OFFSET_LIMIT
+
+from .evidence import Evidence
+from .findings import Finding
+from .radar import RATIO, USUAL
+from .summary import WRAPPED
 
 LOST = 0.05  # share of invalid pixels over a split that is worth a warning
 

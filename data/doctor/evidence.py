@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from data.doctor.findings import Finding
-from data.doctor.summary import Summary, summarise
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.sensors import Product
+
+from .findings import Finding
+from .summary import Summary, summarise
 
 Image = Mapping[str, np.ndarray]  # band -> (rows, columns), as stored
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.doctor import report
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import Finding
-from data.doctor.summary import usable
 from fusmae_jax import storage
+
+from . import report
+from .evidence import Evidence, Sensor
+from .findings import Finding
+from .summary import usable
 
 THUMBNAILS = 12
 SIDE = 132  # pixels of a thumbnail on the page
@@ -116,7 +117,7 @@ def histograms(sensor: Sensor) -> bytes:
 
 
 def _patches(evidence: Evidence) -> str:
-    from data.doctor.raw import spread
+    from .raw import spread
 
     figures = []
     for index in spread(range(len(evidence.names)), THUMBNAILS):

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from data.doctor.evidence import Declared, Evidence, Sensor, declared
-from data.doctor.findings import Finding, Severity, share
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import compatibility
 from fusmae_jax.input.contract import Contract
+
+from .evidence import Declared, Evidence, Sensor, declared
+from .findings import Finding, Severity, share
 
 _SEVERITY: dict[str, Severity] = {'fatal': 'error', 'shift': 'warning', 'converted': 'note', 'note': 'note'}
 _REMEDY = {

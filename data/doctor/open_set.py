@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from data import report
-from data.doctor.evidence import Evidence, Grid, Sensor, Split, declared, solar_hour
-from data.doctor.findings import Finding
-from data.doctor.raw import SAMPLE, spread
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import shards
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.source import Source, read_index
+
+from .. import report
+from .evidence import Evidence, Grid, Sensor, Split, declared, solar_hour
+from .findings import Finding
+from .raw import SAMPLE, spread
 
 LEAST = 16  # records of a split that are looked at, however small the split is beside the others
 

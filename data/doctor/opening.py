@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data.doctor import raw_bigearthnet, raw_folder, raw_sen12ms, raw_ssl4eo
-from data.doctor.evidence import Evidence
-from data.doctor.open_set import open_set
-from data.doctor.raw import RawListing, gather
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
+
+from . import raw_bigearthnet, raw_folder, raw_sen12ms, raw_ssl4eo
+from .evidence import Evidence
+from .open_set import open_set
+from .raw import RawListing, gather
 
 # The last one takes any GeoTIFF, so it comes last.
 LAYOUTS: tuple[Callable[[Sequence[Path]], RawListing | None], ...] = (
@@ -65,7 +66,7 @@ def _one(path: Path, kind: str, data: Path | None) -> Evidence:
     if kind == 'set':
         return open_set(path)
     if kind == 'checkpoint':
-        from data.doctor.open_checkpoint import open_checkpoint
+        from .open_checkpoint import open_checkpoint
 
         return open_checkpoint(path, contracts.read(data) if data else None)
     return gather(str(path), raw_folder.single([path])) if kind == 'tiff' else _archive([path])

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data.doctor import own_range
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import FEW, Finding, Severity, by_amount, share
-from data.doctor.summary import WRAPPED
 from fusmae_jax.input.plausible import HAZE, OFFSET_LIMIT, SUBTRACTED
+
+from . import own_range
+from .evidence import Evidence, Sensor
+from .findings import FEW, Finding, Severity, by_amount, share
+from .summary import WRAPPED
 
 FACTORS = {'DN': 1.0, '0..1': 10_000.0}  # scale -> factor to reflectance x 10,000
 # Light that the air scatters back, x 10,000: 1000 in B01, 700 in B02, 150 in B04, 10 in B11 at sea level.

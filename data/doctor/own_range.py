@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.doctor.evidence import Sensor
-from data.doctor.findings import FEW, share
+from .evidence import Sensor
+from .findings import FEW, share
 
 ENDS = (1.0, 255.0)
 AT_END = 1e-3  # share of pixels: more of them at the end are a limit

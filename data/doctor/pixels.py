@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import Finding, Severity, share
-from data.doctor.own_range import scaled
-from data.doctor.radar import decibel, units_of
-from data.doctor.summary import usable
 from fusmae_jax.sensors import SENSORS
+
+from .evidence import Evidence, Sensor
+from .findings import Finding, Severity, share
+from .own_range import scaled
+from .radar import decibel, units_of
+from .summary import usable
 
 MOST = 0.25  # from this share of lost pixels on, a declared nodata is worth a warning
 # Calm water lies near -25 dB in VV; the noise that is left along the edge of a scene lies far lower.

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.doctor import own_range
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import FEW, Finding, Severity, share
-from data.doctor.own_range import scaled
-from data.doctor.summary import WRAPPED
 from fusmae_jax.input.plausible import BRIGHTEST, FLOOR, WATER
+
+from . import own_range
+from .evidence import Evidence, Sensor
+from .findings import FEW, Finding, Severity, share
+from .own_range import scaled
+from .summary import WRAPPED
 
 # Medians of a sample of land outside these are not sigma0 or gamma0 in dB, whatever the season.
 USUAL = {'VV': (-22.0, -3.0), 'VH': (-30.0, -8.5)}

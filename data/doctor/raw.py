@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.doctor import tiffs
-from data.doctor.evidence import Declared, Evidence, Grid, Sensor, Split, declared
-from data.doctor.findings import Finding, share
 from fusmae_jax.input.contract import Group
 from fusmae_jax.sensors import Product
+
+from . import tiffs
+from .evidence import Declared, Evidence, Grid, Sensor, Split, declared
+from .findings import Finding, share
 
 SAMPLE = 128  # patches whose pixels are read
 LISTED = 4096  # names that are read from a folder of patches; an archive has hundreds of thousands

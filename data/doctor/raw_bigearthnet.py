@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from data.bigearthnet_mm import schema as v1
-from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43
-from data.bigearthnet_mm.lists import parse_name, split_of
-from data.bigearthnet_v2 import schema as v2
-from data.doctor.evidence import Split, solar_hour
-from data.doctor.raw import (
+from fusmae_jax.errors import InputError
+
+from ..bigearthnet_mm import schema as v1
+from ..bigearthnet_mm.labels import CLASSES_19, CLASSES_43
+from ..bigearthnet_mm.lists import parse_name, split_of
+from ..bigearthnet_v2 import schema as v2
+from ..records import RecordError, inside
+from .evidence import Split, solar_hour
+from .raw import (
     LISTED,
     SAMPLE,
     Item,
@@ -24,8 +27,6 @@ from data.doctor.raw import (
     partner_finding,
     spread,
 )
-from data.records import RecordError, inside
-from fusmae_jax.errors import InputError
 
 _S1 = re.compile(r'S1[AB]_IW_GRDH_1SDV_\d{8}T\d{5,6}_\w{5}_\d+_\d+')
 _S2 = re.compile(r'S2[AB]_MSIL2A_\d{8}T\d{5,6}_\d+_\d+')

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.doctor import names, tiffs, windows
-from data.doctor.findings import Finding, share
-from data.doctor.raw import LISTED, SAMPLE, Item, RawListing, partner_finding, spread, unreadable
-from data.doctor.tiffs import Header
-from data.paired_folder.entries import EXTENSIONS
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import raster
 from fusmae_jax.geo.bands import SKIP, by_description
+
+from ..paired_folder.entries import EXTENSIONS
+from . import names, tiffs, windows
+from .findings import Finding, share
+from .raw import LISTED, SAMPLE, Item, RawListing, partner_finding, spread, unreadable
+from .tiffs import Header
 
 
 def single(files: Sequence[Path]) -> RawListing:

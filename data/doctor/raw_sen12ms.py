@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.doctor import tiffs
-from data.doctor.evidence import Split
-from data.doctor.findings import Finding
-from data.doctor.raw import SAMPLE, Item, RawListing, RawPart, find_folder, partner_finding, spread
-from data.sen12ms.labels import UNCLASSIFIED
-from data.sen12ms.scenes import SEASONS, Scene, official_split
-from data.sen12ms.schema import GROUPS, SCHEMA
+from ..sen12ms.labels import UNCLASSIFIED
+from ..sen12ms.scenes import SEASONS, Scene, official_split
+from ..sen12ms.schema import GROUPS, SCHEMA
+from . import tiffs
+from .evidence import Split
+from .findings import Finding
+from .raw import SAMPLE, Item, RawListing, RawPart, find_folder, partner_finding, spread
 
 _SEASON = re.compile('|'.join(SEASONS))
 _FILE = re.compile(r'(ROIs\d{4}_[a-z]+)_s2_(\d+)_p(\d+)\.tif')

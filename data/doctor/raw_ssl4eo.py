@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.doctor.evidence import Grid, Split, solar_hour
-from data.doctor.raw import (
+from ..ssl4eo_s12 import zarr_files
+from ..ssl4eo_s12.names import pair, parse_name
+from ..ssl4eo_s12.schema import RESOLUTION, S2_BANDS, SIZE, TIMES, Optical, schema
+from .evidence import Grid, Split, solar_hour
+from .raw import (
     SAMPLE,
     Item,
     Loaded,
@@ -19,9 +22,6 @@ from data.doctor.raw import (
     partner_finding,
     spread,
 )
-from data.ssl4eo_s12 import zarr_files
-from data.ssl4eo_s12.names import pair, parse_name
-from data.ssl4eo_s12.schema import RESOLUTION, S2_BANDS, SIZE, TIMES, Optical, schema
 
 _CUBES = re.compile(r'S2L(?:2A|1C)')
 _LOCATIONS = re.compile(r's2[ac]')

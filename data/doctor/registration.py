@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from data.doctor.evidence import Evidence
-from data.doctor.findings import ENOUGH, Finding
-from data.doctor.radar import decibel, units_of
-from data.doctor.summary import usable
+from .evidence import Evidence
+from .findings import ENOUGH, Finding
+from .radar import decibel, units_of
+from .summary import usable
 
 REACH = 16  # pixels, the largest shift that is looked for
 SURE = 8.0  # height of the peak in standard deviations of the correlation at far shifts

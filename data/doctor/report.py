@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from data.doctor.evidence import Evidence, Sensor
-from data.doctor.findings import SEVERITIES, Finding, exit_code, worst
+from .evidence import Evidence, Sensor
+from .findings import SEVERITIES, Finding, exit_code, worst
 
 WIDTH = 100
 

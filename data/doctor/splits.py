@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.doctor.evidence import Evidence, Grid, Split
-from data.doctor.findings import Finding, Severity, share
 from fusmae_jax.geo import rio
 from fusmae_jax.input.place import DEGREES
+
+from .evidence import Evidence, Grid, Split
+from .findings import Finding, Severity, share
 
 REMEDY = 'reproject all images of a pair to one grid, or unpack the pair again'
 NORTH_UP = 'bring them onto a grid that is north up: ' + rio.warp(crs='EPSG:326NN', step=10)

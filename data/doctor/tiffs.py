@@ -13,13 +13,14 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from data.doctor.evidence import Declared, Grid
-from data.doctor.findings import Finding, Severity
-from data.doctor.names import band_in, sensor_in
-from data.paired_folder.headers import refusals
 from fusmae_jax.geo import UnusableError, raster, values
 from fusmae_jax.geo.bands import SKIP, band_of, by_description
 from fusmae_jax.sensors import SENSORS, Product
+
+from ..paired_folder.headers import refusals
+from .evidence import Declared, Grid
+from .findings import Finding, Severity
+from .names import band_in, sensor_in
 
 S2_12 = tuple(SENSORS['s2'].bands)
 S2_13 = (*S2_12[:10], 'B10', *S2_12[10:])

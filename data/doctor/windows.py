@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from rasterio.windows import Window
 
-from data.doctor import tiffs
-from data.doctor.raw import Item, Loaded, spread
-from data.doctor.tiffs import Header
 from fusmae_jax.geo.grid import Grid, common, window_onto
+
+from . import tiffs
+from .raw import Item, Loaded, spread
+from .tiffs import Header
 
 WINDOW = 128  # pixels a side of a window
 WHOLE = 512  # images up to this many pixels a side are looked at whole

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.bigearthnet_mm.schema import EXTENT
-from data.generate.classes import CLASSES
-from data.generate.geotiff import crs, write_band
-from data.generate.parallel import each
-from data.generate.scene import RESOLUTION, Scene, SceneConfig, labels, scene
-from data.geotiff import Place
 from fusmae_jax.errors import InputError
+
+from ..bigearthnet_mm.schema import EXTENT
+from ..geotiff import Place
+from .classes import CLASSES
+from .geotiff import crs, write_band
+from .parallel import each
+from .scene import RESOLUTION, Scene, SceneConfig, labels, scene
 
 S1_ROOT, S2_ROOT, LISTS = 'BigEarthNet-S1-v1.0', 'BigEarthNet-v1.0', 'splits'
 COLUMNS, ROWS = range(100, 540), range(91)

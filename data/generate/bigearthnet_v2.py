@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
-from data.bigearthnet_mm.schema import EXTENT
-from data.bigearthnet_v2.labels import CODES_43, UNLABELLED
-from data.bigearthnet_v2.pairs import MAPS, SNOW_CLOUD
-from data.bigearthnet_v2.table import COLUMNS
-from data.generate import bigearthnet_mm as v1
-from data.generate.classes import CLASSES
-from data.generate.geotiff import write_band
-from data.generate.parallel import each
-from data.generate.scene import RESOLUTION, Scene, SceneConfig, labels, scene
-from data.geotiff import Place
 from fusmae_jax.errors import InputError
+
+from ..bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
+from ..bigearthnet_mm.schema import EXTENT
+from ..bigearthnet_v2.labels import CODES_43, UNLABELLED
+from ..bigearthnet_v2.pairs import MAPS, SNOW_CLOUD
+from ..bigearthnet_v2.table import COLUMNS
+from ..geotiff import Place
+from . import bigearthnet_mm as v1
+from .classes import CLASSES
+from .geotiff import write_band
+from .parallel import each
+from .scene import RESOLUTION, Scene, SceneConfig, labels, scene
 
 S1_ROOT, S2_ROOT, METADATA = 'BigEarthNet-S1', 'BigEarthNet-S2', 'metadata.parquet'
 COUNTRIES = {'29ULU': 'Ireland', '33UUP': 'Austria', '35VLK': 'Finland'}

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.generate.scene import SceneConfig, digest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.installed import program
+
+from .scene import SceneConfig, digest
 
 # A layout is a module of this folder with `write(folder, pairs, config)`, which returns the settings of its
 # builder; here, what its scenes have that is not the default of `SceneConfig`.
@@ -57,7 +59,7 @@ def run(layout: str, output: str | os.PathLike[str], pairs: int, seed: int = 0, 
     print(f'time           {seconds:.1f} s, {pairs / seconds:.1f} pairs/s')
     print(f'configuration  {digest(config)}')
     settings = ' '.join(shlex.quote(f'--config.archive.{name}={value}') for name, value in archive.items())
-    print(f'next           python main.py convert --config=configs/convert_{layout}.py {settings}')
+    print(f'next           {program()} convert --config=configs/convert_{layout}.py {settings}')
     return 0
 
 
@@ -68,7 +70,7 @@ def _write(layout: str, folder: Path, pairs: int, config: SceneConfig) -> dict[s
         raise InputError(f'--out={folder}: {incomplete} is left over from an interrupted run; remove it')
     incomplete.mkdir(parents=True)
     try:
-        archive = importlib.import_module(f'data.generate.{layout}').write(incomplete, pairs, config)
+        archive = importlib.import_module(f'.{layout}', __package__).write(incomplete, pairs, config)
     except InputError:
         # Settings that the layout cannot hold are refused before anything is written.
         incomplete.rmdir()

@@ -5,12 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
-from data import sharded
-from data.convert import builder
-from data.generate.command import LAYOUTS
-from data.generate.scene import SceneConfig
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError, nearest
+
+from .. import sharded
+from ..convert import builder
+from .command import LAYOUTS
+from .scene import SceneConfig
 
 
 def make(layout: str, pairs: int, seed: int, folder: str | os.PathLike[str], workers: int = 1) -> str:
@@ -34,7 +35,7 @@ def make(layout: str, pairs: int, seed: int, folder: str | os.PathLike[str], wor
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
     scene = from_dict(SceneConfig, {**LAYOUTS[layout], 'seed': seed}, 'generate')
-    archive = importlib.import_module(f'data.generate.{layout}').write(raw, pairs, scene, workers)
+    archive = importlib.import_module(f'.{layout}', __package__).write(raw, pairs, scene, workers)
     module = builder(layout)
     source = module.source(from_dict(module.Archive, archive, 'config.archive'))
     data = str(sharded.convert(source, folder)[0])

@@ -9,7 +9,7 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from data.geotiff import Place
+from ..geotiff import Place
 
 
 @functools.lru_cache(maxsize=64)

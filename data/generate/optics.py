@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.generate.classes import CLASSES, S2_BANDS
-from data.generate.fields import parcels, smooth
+from .classes import CLASSES, S2_BANDS
+from .fields import parcels, smooth
 
 _LOG_SPECTRUM = np.log(np.maximum([c.spectrum for c in CLASSES], 1.0)).astype(np.float32)  # (classes, bands)
 _VEGETATION = np.array([c.optical.vegetation for c in CLASSES], np.float32)

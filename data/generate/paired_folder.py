@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 
-from data.generate.classes import CLASSES
-from data.generate.geotiff import write_bands
-from data.generate.parallel import each
-from data.generate.scene import RESOLUTION, Scene, SceneConfig, labels, resampled, scene
-from data.geotiff import Place
-from data.paired_folder.settings import Archive
 from fusmae_jax.errors import InputError
+
+from ..geotiff import Place
+from ..paired_folder.settings import Archive
+from .classes import CLASSES
+from .geotiff import write_bands
+from .parallel import each
+from .scene import RESOLUTION, Scene, SceneConfig, labels, resampled, scene
 
 # Scenes down and across in one file, in turn; the last kind is cut, so that a rest is left at its edges.
 SHAPES = ((1, 1), (1, 2), (2, 1))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data.generate.classes import CLASSES
-from data.generate.fields import smooth
+from .classes import CLASSES
+from .fields import smooth
 
 _MEAN = np.array([c.backscatter for c in CLASSES], np.float32)
 _TEXTURE = np.array([c.radar.texture for c in CLASSES], np.float32)

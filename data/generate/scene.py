@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from data.generate import optics, radar
-from data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2, ORDINARY, S2_BANDS
-from data.generate.fields import smooth
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.input.contract import fingerprint
+
+from . import optics, radar
+from .classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2, ORDINARY, S2_BANDS
+from .fields import smooth
 
 VERSION = 1  # of the generator: raise it when the same configuration comes to give other pixels
 LABEL_SHARE = 0.05  # a class is a label of a scene that it covers to this share

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data.generate.classes import CLASSES
-from data.generate.geotiff import write_bands
-from data.generate.parallel import each
-from data.generate.scene import SceneConfig, resampled, scene
-from data.geotiff import Place
-from data.sen12ms.images import KINDS, RESOLUTION, SIZE, Triplet
-from data.sen12ms.scenes import HOLD_OUT, SEASONS, VALIDATION
-from data.sen12ms.schema import GROUPS
 from fusmae_jax.errors import InputError
+
+from ..geotiff import Place
+from ..sen12ms.images import KINDS, RESOLUTION, SIZE, Triplet
+from ..sen12ms.scenes import HOLD_OUT, SEASONS, VALIDATION
+from ..sen12ms.schema import GROUPS
+from .classes import CLASSES
+from .geotiff import write_bands
+from .parallel import each
+from .scene import SceneConfig, resampled, scene
 
 MOST = 50_000  # triplets that have ground of their own
 _FOLDERS = {season: folder for folder, season in SEASONS.items()}

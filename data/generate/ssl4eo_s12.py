@@ -14,13 +14,14 @@ import rasterio
 import rasterio.warp
 from rasterio.transform import Affine
 
-from data.generate import ssl4eo_s12_zarr
-from data.generate.parallel import each
-from data.generate.scene import SceneConfig, scene
-from data.generate.ssl4eo_s12_places import EXTENT, MOST, degrees, location
-from data.ssl4eo_s12.patches import FOLDERS
-from data.ssl4eo_s12.schema import SIZE, TIMES, Version
 from fusmae_jax.errors import InputError
+
+from ..ssl4eo_s12.patches import FOLDERS
+from ..ssl4eo_s12.schema import SIZE, TIMES, Version
+from . import ssl4eo_s12_zarr
+from .parallel import each
+from .scene import SceneConfig, scene
+from .ssl4eo_s12_places import EXTENT, MOST, degrees, location
 
 
 def write(

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import rasterio.warp
 
-from data.geotiff import Place
-from data.ssl4eo_s12.schema import PUBLISHED, SIZE, TIMES
+from ..geotiff import Place
+from ..ssl4eo_s12.schema import PUBLISHED, SIZE, TIMES
 
 EXTENT = SIZE * 10  # metres
 MOST = PUBLISHED['1.0']['train'] // TIMES  # locations

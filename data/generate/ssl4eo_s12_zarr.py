@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from data.generate.classes import CLASSES
-from data.generate.parallel import each
-from data.generate.scene import Scene, SceneConfig, resampled, scene
-from data.generate.ssl4eo_s12_places import EXTENT, Location, degrees
-from data.ssl4eo_s12.schema import MASK, OFFSET, S1_BANDS, S2_BANDS, SIZE, TIMES
+from ..ssl4eo_s12.schema import MASK, OFFSET, S1_BANDS, S2_BANDS, SIZE, TIMES
+from .classes import CLASSES
+from .parallel import each
+from .scene import Scene, SceneConfig, resampled, scene
+from .ssl4eo_s12_places import EXTENT, Location, degrees
 
 _WATER = [index for index, cover in enumerate(CLASSES) if cover.igbp == 17]
 _MASK = {name: number for number, name in enumerate(MASK)}

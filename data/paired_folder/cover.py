@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from data.paired_folder.layout import starts
-from data.paired_folder.settings import Archive
+from .layout import starts
+from .settings import Archive
 
 ENOUGH = 0.005  # a share that is worth a word
 SIZES = 200  # sizes of images that a better tile is looked for with, the most frequent ones

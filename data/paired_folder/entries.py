@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data import records
-from data.paired_folder import labels
-from data.paired_folder.settings import Archive, Offset
-from data.records import Field, RecordError, inside
 from fusmae_jax.errors import InputError
+
+from .. import records
+from ..records import Field, RecordError, inside
+from . import labels
+from .settings import Archive, Offset
 
 EXTENSIONS = ('.tif', '.tiff')
 Problem = tuple[str, RecordError]  # what cannot be used, and why

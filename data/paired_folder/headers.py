@@ -9,14 +9,15 @@ from pathlib import Path
 
 import rasterio
 
-from data.geotiff import refused
-from data.paired_folder.settings import Archive
 from fusmae_jax.geo import UnusableError, bands, raster, rio
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.geo.grid import check_grid, name_of, warp
 from fusmae_jax.geo.raster import Header
 from fusmae_jax.geo.values import DN, Declared, Values
 from fusmae_jax.geo.values import values_of as meaning
+
+from ..geotiff import refused
+from .settings import Archive
 
 DTYPES = ('uint8', 'int16', 'uint16', 'int32', 'uint32', 'float32')
 OPTIONS = raster.BESIDE

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data.paired_folder.settings import Archive
-from data.records import RecordError
 from fusmae_jax.errors import InputError, nearest
+
+from ..records import RecordError
+from .settings import Archive
 
 SEPARATOR = ';'
 COLUMN = 'labels'

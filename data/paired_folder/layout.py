@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.paired_folder.headers import values_of
-from data.paired_folder.settings import Archive
-from data.records import RecordError, validity
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import rio
 from fusmae_jax.geo.bands import BANDS
 from fusmae_jax.geo.raster import Header
 from fusmae_jax.geo.values import Values
 from fusmae_jax.input.contract import Group
+
+from ..records import RecordError, validity
+from .headers import values_of
+from .settings import Archive
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree
 

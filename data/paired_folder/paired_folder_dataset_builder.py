@@ -1,4 +1,4 @@
-"""The TFDS builder of a user's own GeoTIFFs; how to run it: `data.tfds_builder`.
+"""The TFDS builder of a user's own GeoTIFFs; how to run it: `data/tfds_builder.py`.
 
 There is no fixed archive, so the settings come with the builder. Its records follow from the files, so the
 folders must be absolute; `manual_dir` is any folder, because TFDS wants one:
@@ -13,9 +13,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data.paired_folder import pairs, schema
-from data.records import Schema
-from data.tfds_builder import ArchiveBuilder
+from ..records import Schema
+from ..tfds_builder import ArchiveBuilder
+from . import pairs, schema
 
 
 class Builder(ArchiveBuilder):

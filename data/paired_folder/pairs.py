@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
-from data.paired_folder import cover
-from data.paired_folder.entries import TIME, Entry, EntryTable, Problem, by_name, read_table, roots
-from data.paired_folder.headers import read_headers
-from data.paired_folder.layout import (
+from fusmae_jax.errors import InputError
+from fusmae_jax.geo.raster import Header
+from fusmae_jax.geo.values import baseline
+
+from ..records import Item, RecordError, RecordSource
+from . import cover
+from .entries import TIME, Entry, EntryTable, Problem, by_name, read_table, roots
+from .headers import read_headers
+from .layout import (
     FileKind,
     RecordLayout,
     aligned,
@@ -24,13 +29,9 @@ from data.paired_folder.layout import (
     shifts,
     tiles,
 )
-from data.paired_folder.schema import make_schema
-from data.paired_folder.settings import Archive, check
-from data.paired_folder.tiles import Tile, read_images, read_item, valid_shares
-from data.records import Item, RecordError, RecordSource
-from fusmae_jax.errors import InputError
-from fusmae_jax.geo.raster import Header
-from fusmae_jax.geo.values import baseline
+from .schema import make_schema
+from .settings import Archive, check
+from .tiles import Tile, read_images, read_item, valid_shares
 
 OnError = Literal['fail', 'skip']
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from data.paired_folder.entries import FACTS, TIME
-from data.paired_folder.layout import RecordLayout
-from data.paired_folder.settings import Archive
-from data.records import Field, Schema
 from fusmae_jax.input.contract import Product
+
+from ..records import Field, Schema
+from .entries import FACTS, TIME
+from .layout import RecordLayout
+from .settings import Archive
 
 VERSION = '1.0.0'
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}

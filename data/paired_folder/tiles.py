@@ -12,12 +12,13 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from data.paired_folder.entries import FACTS
-from data.paired_folder.headers import OPTIONS, channels, opened
-from data.paired_folder.layout import LayoutPart, RecordLayout, shifted
-from data.records import Field, Item, Record, RecordError, validity
 from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Group
+
+from ..records import Field, Item, Record, RecordError, validity
+from .entries import FACTS
+from .headers import OPTIONS, channels, opened
+from .layout import LayoutPart, RecordLayout, shifted
 
 
 class Tile(NamedTuple):

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.geotiff import Place, opened, place_of, read_stack
-from data.records import Item, Record, RecordError, check_decibel
-from data.sen12ms import labels
-from data.sen12ms.scenes import SEASONS, Scene, official_split
-from data.sen12ms.schema import GROUPS
+from ..geotiff import Place, opened, place_of, read_stack
+from ..records import Item, Record, RecordError, check_decibel
+from . import labels
+from .scenes import SEASONS, Scene, official_split
+from .schema import GROUPS
 
 KINDS = ('s1', 's2', 'lc')
 COVER_LAYERS = 4  # IGBP, then LCCS land cover, land use and surface hydrology

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.records import RecordError
+from ..records import RecordError
 
 # The classes 1..17 of the International Geosphere-Biosphere Programme, as MODIS MCD12Q1 numbers them.
 IGBP = (

@@ -1,8 +1,9 @@
 """The schema of SEN12MS records."""
 
-from data.records import Field, Schema
-from data.sen12ms.labels import CLASSES_10
 from fusmae_jax.input.contract import Group, Product
+
+from ..records import Field, Schema
+from .labels import CLASSES_10
 
 S2_BANDS = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B10', 'B11', 'B12')
 

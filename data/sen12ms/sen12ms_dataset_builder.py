@@ -1,10 +1,10 @@
-"""The TFDS builder of SEN12MS; how to run it: `data.tfds_builder`."""
+"""The TFDS builder of SEN12MS; how to run it: `data/tfds_builder.py`."""
 
 import tensorflow_datasets as tfds
 
-from data.sen12ms import triplets
-from data.sen12ms.schema import SCHEMA
-from data.tfds_builder import ArchiveBuilder, ArchiveConfig
+from ..tfds_builder import ArchiveBuilder, ArchiveConfig
+from . import triplets
+from .schema import SCHEMA
 
 
 class Builder(ArchiveBuilder):

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from data import records
-from data.records import Item, RecordError, RecordSource, inside
-from data.sen12ms.images import KINDS, Triplet, read_item
-from data.sen12ms.scenes import SEASONS, Scene, drawn, official_split
-from data.sen12ms.schema import PUBLISHED, SCHEMA
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
+
+from .. import records
+from ..records import Item, RecordError, RecordSource, inside
+from .images import KINDS, Triplet, read_item
+from .scenes import SEASONS, Scene, drawn, official_split
+from .schema import PUBLISHED, SCHEMA
 
 OnError = Literal['fail', 'skip']
 

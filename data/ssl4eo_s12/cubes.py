@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Item, Record, RecordError
-from data.ssl4eo_s12 import zarr_files
-from data.ssl4eo_s12.names import check_decibel, pair
-from data.ssl4eo_s12.schema import COVERED, MASK, TIMES
-from data.ssl4eo_s12.zarr_files import AGAIN, S1, Cube, open_cube
+from ..records import Item, Record, RecordError
+from . import zarr_files
+from .names import check_decibel, pair
+from .schema import COVERED, MASK, TIMES
+from .zarr_files import AGAIN, S1, Cube, open_cube
 
 FILE = r'\w+\.zarr\.zip'
 SNOW, CLOUD = MASK.index('snow'), [MASK.index('thin cloud'), MASK.index('thick cloud')]

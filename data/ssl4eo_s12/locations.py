@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data import records
-from data.records import Item, RecordError, RecordSource, Schema, inside
-from data.ssl4eo_s12 import cubes, patches, schema
-from data.ssl4eo_s12.schema import PUBLISHED, Optical, Version
-from data.ssl4eo_s12.zarr_files import S1
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
+
+from .. import records
+from ..records import Item, RecordError, RecordSource, Schema, inside
+from . import cubes, patches, schema
+from .schema import PUBLISHED, Optical, Version
+from .zarr_files import S1
 
 OnError = Literal['fail', 'skip']
 

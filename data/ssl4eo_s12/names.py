@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records import RecordError
+from ..records import RecordError
 
 _S1 = re.compile(r'S1[A-D]_IW_GRDH_1SDV_(\d{8}T\d{6})_\d{8}T\d{6}_\d{6}_[0-9A-F]{6}_[0-9A-F]{4}')
 _S2 = re.compile(r'(\d{8}T\d{6})_\d{8}T\d{6}_T(\d{2}[A-Z]{3})')

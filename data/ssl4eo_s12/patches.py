@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import rasterio
 
-from data.geotiff import opened
-from data.records import Item, Record, RecordError, check_name, inside
-from data.ssl4eo_s12.names import check_decibel, pair
-from data.ssl4eo_s12.schema import RESOLUTION, SIZE, TIMES, schema
 from fusmae_jax.input.contract import Group
+
+from ..geotiff import opened
+from ..records import Item, Record, RecordError, check_name, inside
+from .names import check_decibel, pair
+from .schema import RESOLUTION, SIZE, TIMES, schema
 
 FOLDERS = {'S1': 's1', 'S2L2A': 's2a', 'S2L1C': 's2c'}
 LOCATION = r'\d{6,7}'

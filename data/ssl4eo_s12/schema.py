@@ -3,8 +3,9 @@
 import functools
 from typing import Literal
 
-from data.records import Field, Schema
 from fusmae_jax.input.contract import Group, Product
+
+from ..records import Field, Schema
 
 Version = Literal['1.1', '1.0']
 Optical = Literal['S2L2A', 'S2L1C']

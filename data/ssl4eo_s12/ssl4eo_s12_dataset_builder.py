@@ -1,13 +1,13 @@
-"""The TFDS builder of SSL4EO-S12; how to run it: `data.tfds_builder`."""
+"""The TFDS builder of SSL4EO-S12; how to run it: `data/tfds_builder.py`."""
 
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data.records import Schema
-from data.ssl4eo_s12 import locations
-from data.ssl4eo_s12.schema import Optical, Version
-from data.tfds_builder import ArchiveBuilder, ArchiveConfig
+from ..records import Schema
+from ..tfds_builder import ArchiveBuilder, ArchiveConfig
+from . import locations
+from .schema import Optical, Version
 
 
 def _config(name: str, version: Version, optical: Optical, folder: str) -> ArchiveConfig:

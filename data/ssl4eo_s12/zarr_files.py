@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.records import RecordError
-from data.ssl4eo_s12.schema import RESOLUTION, S1_BANDS, S2_BANDS, SIZE, TIMES
+from ..records import RecordError
+from .schema import RESOLUTION, S1_BANDS, S2_BANDS, SIZE, TIMES
 
 S1 = 'S1GRD'
 BANDS = {S1: S1_BANDS, **S2_BANDS}

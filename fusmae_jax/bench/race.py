@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from multiprocessing.context import SpawnContext
 from typing import Any
 
+from fusmae_jax import installed
 from fusmae_jax.bench.contenders import COMPILED, EAGER, SCANNED, UNROLLED, Contender, Turn, serve
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
@@ -47,10 +48,9 @@ def race(config: Config, sizes: list[int], rounds: int = ROUNDS) -> int:
 
     Raises InputError where PyTorch is not there, or has no device like that of jax.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError("bench race needs PyTorch: pip install -e '.[parity]'") from error
+    installed.need('parity', 'bench race')
+    import torch
+
     with _context().Pool(1) as pool:
         platform, version = pool.apply(_backend)
     if platform == 'gpu' and not torch.cuda.is_available():

@@ -5,14 +5,17 @@ problem is one line that names the nearest valid name.
 """
 
 import ast
+import functools
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from fusmae_jax.config import catalogue
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.paths import user_path
 
@@ -21,17 +24,15 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The configuration of a file as plain nested dicts.
 
     Args:
-        spec: `FILE.py` or `FILE.py:VARIANT`; the file's `get_config(VARIANT)` returns a ConfigDict.
+        spec: `FILE.py` or `FILE.py:VARIANT`; the file's `get_config(VARIANT)` returns a ConfigDict. Where no
+            `configs/NAME.py` is in the working directory, the one of the package is taken.
         overrides: `key.subkey=value` settings. Values are Python literals, or plain words for text.
 
     Raises:
         InputError: no such file or variant, or keys that the configuration does not have.
     """
     name, _, variant = spec.partition(':')
-    file = Path(user_path(name))
-    if not file.is_file() or file.suffix != '.py':
-        there = [str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__']
-        raise InputError(f'--config: {name} is not a Python file that exists; {nearest(name, there)}')
+    file = _file(name)
     module_spec = importlib.util.spec_from_file_location(f'config_{file.stem}', file)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
@@ -42,6 +43,24 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for override in overrides:
         _set(config, override, name)
     return config.to_dict()
+
+
+def _file(name: str) -> Path:
+    """The file of that name, or the one of that name that ships with the package."""
+    file = Path(user_path(name))
+    if file.is_file() and file.suffix == '.py':
+        return file
+    if not file.exists() and (shipped := catalogue.shipped_file(name)):
+        _say_once(f'--config: {name} is not here; taken from the package: {shipped}')
+        return shipped
+    there = {str(path) for path in Path('configs').glob('*.py') if path.stem != '__init__'}
+    there |= {f'configs/{stem}.py' for stem in catalogue.shipped_files()}
+    raise InputError(f'--config: {name} is not a Python file that exists; {nearest(name, there)}')
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _call(get_config: Callable[..., Any], name: str, variant: str) -> ml_collections.ConfigDict:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from fusmae_jax import installed
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.paths import user_path
 
@@ -25,16 +26,17 @@ class Command(NamedTuple):
     title: str
     options: tuple[Option, ...]
     run: Run
+    needs: str = ''  # the extra whose packages it imports (`installed.EXTRAS`)
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def command(name: str, *options: Option) -> Callable[[Run], Run]:
-    """Registers a function as a command; its docstring is the title."""
+def command(name: str, *options: Option, needs: str = '') -> Callable[[Run], Run]:
+    """Registers a function as a command; its docstring is the title, `needs` the extra that it imports."""
 
     def register(run: Run) -> Run:
-        COMMANDS[name] = Command((run.__doc__ or '').split('\n')[0].rstrip('.'), options, run)
+        COMMANDS[name] = Command((run.__doc__ or '').split('\n')[0].rstrip('.'), options, run, needs)
         return run
 
     return register
@@ -45,7 +47,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, name: str, command: Command):
         super().__init__(
-            prog=f'python main.py {name}', description=command.title, add_help=False, allow_abbrev=False
+            prog=f'{installed.program()} {name}',
+            description=command.title,
+            add_help=False,
+            allow_abbrev=False,
         )
         self.command = command
         # Options that stand for many, such as --config.KEY: kept apart, for argparse knows no prefix.
@@ -98,11 +103,12 @@ def parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
 
 def usage() -> str:
     """All commands, a line each."""
+    program = installed.program()
     lines = [f'  {name:<14} {entry.title}' for name, entry in COMMANDS.items() if name != 'bench']
     return '\n'.join(
         [
-            'usage: python main.py COMMAND --config=FILE.py[:VARIANT] [--workdir=DIR] [--config.key=value]',
-            '       python main.py COMMAND --help',
+            f'usage: {program} COMMAND --config=FILE.py[:VARIANT] [--workdir=DIR] [--config.key=value]',
+            f'       {program} COMMAND --help',
             *lines,
         ]
     )

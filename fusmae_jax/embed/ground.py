@@ -90,6 +90,9 @@ def _text(bounds: tuple[float, ...]) -> str:
 
 
 def output_grid(extent: Grid, cell: tuple[float, float], rows: Axis, columns: Axis) -> Grid:
-    """The output's grid of cells (height, width): it begins at the upper left corner of the inputs."""
+    """The output's grid of cells (height, width); its first cell may begin before the inputs do."""
     height, width = cell
-    return extent._replace(step_x=width, step_y=height, rows=rows.cells, columns=columns.cells)
+    left, top = extent.left + float(columns.first) * width, extent.top - float(rows.first) * height
+    return extent._replace(
+        left=left, top=top, step_x=width, step_y=height, rows=rows.cells, columns=columns.cells
+    )

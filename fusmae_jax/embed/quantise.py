@@ -1,7 +1,7 @@
-"""int8 embeddings: symmetric, one scale for each channel, and what they cost.
+"""int8 embeddings: symmetric, one scale for each channel or each cell, and what they cost.
 
-A stored value q stands for q * scale; -128 is kept for cells without data. Vectors are not normalised:
-their lengths carry information.
+A stored value q stands for q * scale; with scales of channels -128 is kept for cells without data, of cells
+the scale of those is NaN. Vectors are not normalised: their lengths carry information.
 """
 
 import numpy as np
@@ -20,14 +20,50 @@ def scale_of(largest: np.ndarray, complete: bool) -> np.ndarray:
     return scale.astype(np.float32)
 
 
+def by_cell(vectors: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (..., channels) as int8, and the scale (...) float32 of each, NaN where not `valid`."""
+    with np.errstate(invalid='ignore'):
+        largest = np.abs(vectors).max(axis=-1)
+    scale = np.where(largest > 0, largest / LIMIT, 1).astype(np.float32)
+    with np.errstate(invalid='ignore'):
+        stored = np.rint(np.where(valid[..., None], vectors, 0) / scale[..., None])
+    stored = np.clip(stored, -LIMIT, LIMIT).astype(np.int8)
+    return stored, np.where(valid, scale, np.float32(np.nan))
+
+
+class Report:
+    """The cosine of vectors and of what they are read back as."""
+
+    def __init__(self):
+        self.cells = 0
+        self._cosine_sum, self._cosine_least = 0.0, 1.0
+
+    def add(self, given: np.ndarray, back: np.ndarray) -> None:
+        """Takes in vectors (cells, channels) and what is read back."""
+        if not len(given):
+            return
+        lengths = np.linalg.norm(given, axis=1) * np.linalg.norm(back, axis=1)
+        cosine = np.einsum('nd,nd->n', given, back)[lengths > 0] / lengths[lengths > 0]
+        self.cells += cosine.size
+        self._cosine_sum += float(cosine.sum(dtype=np.float64))
+        self._cosine_least = min(self._cosine_least, float(cosine.min(initial=1.0)))
+
+    def summary(self) -> dict[str, float | None]:
+        """Mean and least; None without any."""
+        return {
+            'cosine_mean': self._cosine_sum / self.cells if self.cells else None,
+            'cosine_min': self._cosine_least if self.cells else None,
+        }
+
+
 class Quantiser:
     """Turns vectors into int8, and keeps count of what is lost by it."""
 
     def __init__(self, scale: np.ndarray):
         self.scale = scale
         self.largest = np.zeros_like(scale)  # absolute value of each channel
-        self.clipped = self.values = self.cells = 0
-        self._cosine_sum, self._cosine_least = 0.0, 1.0
+        self.clipped = self.values = 0
+        self._cosines = Report()
 
     def __call__(self, vectors: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Vectors (..., channels) as int8; cells that are not valid become NODATA."""
@@ -38,23 +74,10 @@ class Quantiser:
         self.clipped += int((np.abs(rounded) > LIMIT).sum())
         self.values += rounded.size
         stored[valid] = np.clip(rounded, -LIMIT, LIMIT).astype(np.int8)
-        self._compare(given, stored[valid])
+        self._cosines.add(given, stored[valid] * self.scale)
         return stored
-
-    def _compare(self, given: np.ndarray, stored: np.ndarray) -> None:
-        if not len(given):
-            return
-        back = stored * self.scale
-        lengths = np.linalg.norm(given, axis=1) * np.linalg.norm(back, axis=1)
-        cosine = np.einsum('nd,nd->n', given, back)[lengths > 0] / lengths[lengths > 0]
-        self.cells += cosine.size
-        self._cosine_sum += float(cosine.sum(dtype=np.float64))
-        self._cosine_least = min(self._cosine_least, float(cosine.min(initial=1.0)))
 
     def report(self) -> dict[str, float | None]:
         """Share of values that were clipped, and the cosine of stored and given vectors; None without any."""
-        return {
-            'clipped_share': self.clipped / self.values if self.values else None,
-            'cosine_mean': self._cosine_sum / self.cells if self.cells else None,
-            'cosine_min': self._cosine_least if self.cells else None,
-        }
+        share = self.clipped / self.values if self.values else None
+        return {'clipped_share': share, **self._cosines.summary()}

@@ -70,16 +70,19 @@ class Raster:
 
         Args:
             bands: which ones, in this order.
-            row: first row, counted from the used part.
+            row: first row, counted from the used part; may be negative.
             column: first column, likewise.
             rows: how many.
             columns: how many.
         """
         out = np.full((rows, columns, len(bands)), np.nan, np.float32)
-        height, width = min(rows, self.part.height - row), min(columns, self.part.width - column)
+        top, left = max(0, -row), max(0, -column)
+        height = min(row + rows, self.part.height) - (row + top)
+        width = min(column + columns, self.part.width) - (column + left)
         if height <= 0 or width <= 0:
             return out
-        window = Window(self.part.col_off + column, self.part.row_off + row, width, height)
+        first = self.part.row_off + row + top, self.part.col_off + column + left
+        window = Window(first[1], first[0], width, height)
         channels = [self.header.bands.index(band) + 1 for band in bands]
         try:
             stored = raster.read_valid(self._dataset, self.header, channels, window)
@@ -93,8 +96,12 @@ class Raster:
             # As stored: float32 cannot tell large whole numbers apart.
             values[stored == (value if stored.dtype.kind == 'f' else int(value))] = np.nan
         values[np.isinf(values)] = np.nan
-        out[:height, :width] = np.moveaxis(values, 0, -1)
+        out[top : top + height, left : left + width] = np.moveaxis(values, 0, -1)
         return out
+
+    def tags(self) -> dict[str, str]:
+        """What the file says of its making, as text."""
+        return self._dataset.tags() | self._dataset.tags(ns='IMAGERY')
 
     def close(self) -> None:
         """Closes the file."""

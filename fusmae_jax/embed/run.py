@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from fusmae_jax import __version__
+from fusmae_jax import __version__, storage
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.embed import check, ground, windows
+from fusmae_jax.embed import check, ground, stac, windows
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
+from fusmae_jax.embed.geozarr import GeoZarr
 from fusmae_jax.embed.quantise import MOST_CLIPPED, Quantiser, scale_of
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
@@ -36,18 +38,19 @@ from fusmae_jax.geo.grid import Grid
 # MiB of blocks that GDAL keeps; its own default is 5 % of all memory. A row of blocks of a Sentinel-2 tile,
 # 512 x 10,980 pixels of 12 bands, takes 130.
 _CACHE = 256
-WRITERS: dict[str, type[GeoTiff] | type[GeoParquet]] = {
+WRITERS: dict[str, type[GeoTiff] | type[GeoParquet] | type[GeoZarr]] = {
     '.tif': GeoTiff,
     '.tiff': GeoTiff,
     '.parquet': GeoParquet,
     '.geoparquet': GeoParquet,
+    '.zarr': GeoZarr,
 }
 
 
 def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str) -> int:
     """Embeds `s1`, `s2` or both ('' for none) with a checkpoint into `out`; returns the exit code.
 
-    `out` ends in .tif or .parquet; the file `out`.json beside it says how the numbers came about.
+    `out` ends in .tif, .zarr or .parquet; the file `out`.json beside it says how the numbers came about.
 
     Raises:
         InputError: settings, files, model and output do not fit together; nothing is written then.
@@ -71,9 +74,14 @@ def embed(config: EncodeConfig, files: Mapping[str, str], model: Pretrained, sou
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(**_gdal_options()))
         job, grid, description = _settle(config, model, files, source, stack)
+        if config.stac:
+            times = stac.moments(config.datetime, {r.file.name: r.tags() for r in job.rasters.values()})
         start = time.perf_counter()
-        scale = calibrate(job) if config.dtype == 'int8' else None
+        scale = calibrate(job) if config.dtype == 'int8' and target.suffix != '.zarr' else None
         description = _write(job, grid, target, description, scale)
+        if config.stac:
+            item = stac.item(target, grid, config, model, files, job.groups, description, times)
+            storage.write_json(_stac_file(target), item)
     _summary(job, grid, target, description, time.perf_counter() - start)
 
 
@@ -107,7 +115,7 @@ def _target(name: str, config: EncodeConfig, files: Mapping[str, str]) -> Path:
     if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
         raise InputError(f'--out={out} is one of the inputs')
     beside = _beside(out)
-    for file in (out, beside):
+    for file in (out, beside, *([_stac_file(out)] if config.stac else [])):
         if os.path.lexists(file) and not config.overwrite:
             purpose = '' if file == out else f', where the description of --out={out} belongs'
             raise InputError(f'{file} exists{purpose}; name another file, or set --config.overwrite=True')
@@ -124,6 +132,11 @@ def _check_own(beside: Path) -> None:
 def _beside(out: Path) -> Path:
     """The file that says how the numbers of an output came about."""
     return out.with_name(f'{out.name}.json')
+
+
+def _stac_file(out: Path) -> Path:
+    """The item of a catalogue that describes an output."""
+    return out.with_name(f'{out.name}.stac.json')
 
 
 def _describes(file: Path) -> bool:
@@ -158,7 +171,8 @@ def _settle(
     cell = (size[0] / cells[0], size[1] / cells[1])
     grid = ground.output_grid(extent, cell, layout.rows, layout.columns)
     batch = layout.batch[0] * layout.batch[1]
-    notes = [*lines, *fitted.notes]
+    fixed = [line.fixed(config.merge) for line in (layout.rows, layout.columns)]
+    notes = [*lines, *fitted.notes, *_anchor_notes(config, layout, fixed)]
     overlap = [line.grid - line.stride for line in (layout.rows, layout.columns)]
     for line in notes:
         print(line)
@@ -180,8 +194,25 @@ def _settle(
         'window': size,
         'overlap': overlap,
         'cells': (grid.rows, grid.columns),
+        # Cells from the first of these to before the second are the same in any cut of the scene.
+        'fixed_cells': {'rows': fixed[0], 'columns': fixed[1]},
     }
     return job, grid, description
+
+
+def _anchor_notes(config: EncodeConfig, layout: Layout, fixed: Sequence[tuple[int, int]]) -> list[str]:
+    """Says if another cut has other embeddings; raises InputError if no cell is left."""
+    if config.anchor == 'ground' and (layout.rows.inner is None or layout.columns.inner is None):
+        note = 'note: the image is too small for a whole window of the grid of the ground: windows begin at '
+        note += 'its corner, and another cut of the scene gives other embeddings'
+    else:
+        note = ''
+    if config.edges == 'drop' and not all(high > low for low, high in fixed):
+        raise InputError(
+            "edges='drop' leaves nothing: no cell lies in whole windows of the ground's grid alone; give "
+            "a larger cut of the scene (two windows a side always do), anchor='ground', or edges='keep'"
+        )
+    return [note] if note else []
 
 
 def _layout(
@@ -193,10 +224,15 @@ def _layout(
 ) -> Layout:
     lengths = extent.rows * extent.resolution, extent.columns * extent.resolution
     axes = []
-    for i, (length, window, grid) in enumerate(zip(lengths, size, cells)):
-        wanted = config.overlap if config.output == 'tokens' else 0
-        overlap = windows.choose_overlap(wanted, grid, [count[i] for count in pixels])
-        axes.append(windows.axis(length, window, grid, overlap))
+    # Rows grow to the south.
+    for i, (begin, length, window, grid) in enumerate(zip((-extent.top, extent.left), lengths, size, cells)):
+        counts = [count[i] for count in pixels]
+        overlap = windows.choose_overlap(config.overlap if config.output == 'tokens' else 0, grid, counts)
+        if config.anchor == 'image':
+            axes.append(windows.axis(length, window, grid, overlap))
+            continue
+        steps = windows.common_steps(grid, overlap, counts)
+        axes.append(windows.on_ground(begin, length, window, grid, overlap, steps))
     rows, columns = axes
     return Layout(rows, columns, windows.batch_shape(rows.windows, columns.windows, config.batch))
 
@@ -221,8 +257,16 @@ def _write(
         _publish(part, beside_part, target, job.config.overwrite)
     finally:
         for path in (part, beside_part):
-            path.unlink(missing_ok=True)
+            _remove(path)
     return whole
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or the folder that a store is, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _publish(part: Path, beside_part: Path, target: Path, overwrite: bool) -> None:
@@ -231,6 +275,9 @@ def _publish(part: Path, beside_part: Path, target: Path, overwrite: bool) -> No
     if overwrite:
         # A kill in between leaves an output without a description, which is in its metadata as well.
         beside.unlink(missing_ok=True)
+        if part.is_dir():
+            # A folder is not replaced in one step: a kill in between leaves none.
+            _remove(target)
         os.replace(part, target)
         os.replace(beside_part, beside)
         return
@@ -238,13 +285,17 @@ def _publish(part: Path, beside_part: Path, target: Path, overwrite: bool) -> No
     try:
         _name_new(beside_part, beside)
     except BaseException:
-        target.unlink(missing_ok=True)
+        _remove(target)
         raise
 
 
 def _name_new(part: Path, target: Path) -> None:
     """Names a file; raises InputError if the name was taken since the run began."""
     try:
+        if part.is_dir():
+            # Unlike one of a file, the renaming of a folder replaces nothing but an empty one.
+            os.rename(part, target)
+            return
         # Unlike a renaming, a link never replaces anything.
         os.link(part, target)
     except FileExistsError as error:
@@ -267,8 +318,7 @@ def _copy(
     """Writes all rows of cells to `part`; returns the description with what was counted on the way."""
     scale = None if quantise is None else quantise.scale
     known = {**description, **({} if scale is None else {'scale': scale.tolist()})}
-    make = WRITERS[target.suffix.lower()]
-    writer = make(part, grid, scale, job.width, job.config.compress, known)
+    writer = _writer(job, grid, target, part, known, scale)
     valid_cells = 0
     try:
         for vectors, valid in rows_of_cells(job):
@@ -281,4 +331,23 @@ def _copy(
     except BaseException:
         writer.abort()
         raise
-    return known | {'valid_cells': valid_cells} | ({} if quantise is None else {'int8': quantise.report()})
+    loss = {} if quantise is None else quantise.report()
+    if isinstance(writer, GeoZarr) and job.config.dtype == 'int8':
+        loss = writer.report.summary()
+    return known | {'valid_cells': valid_cells} | ({'int8': loss} if loss else {})
+
+
+def _writer(
+    job: EncodeJob,
+    grid: Grid,
+    target: Path,
+    part: Path,
+    description: Mapping[str, Any],
+    scale: np.ndarray | None,
+) -> GeoTiff | GeoParquet | GeoZarr:
+    kind, config = WRITERS[target.suffix.lower()], job.config
+    if kind is GeoZarr:
+        return GeoZarr(part, grid, config.dtype == 'int8', job.width, config.compress, description)
+    if kind is GeoTiff:
+        return GeoTiff(part, grid, scale, job.width, config.compress, description, config.cog)
+    return GeoParquet(part, grid, scale, job.width, config.compress, description)

@@ -37,6 +37,11 @@ class EncodeConfig:
     # Cells that neighbouring windows share; -1 is the least that is a quarter window
     overlap: int = setting(-1, least=-1)
     merge: Literal['mean', 'centre'] = 'mean'  # where windows overlap: a tapered mean, or the nearer window
+    # Where windows begin: at multiples of their stride in the reference system, so that every cut of a scene
+    # has the same windows and cells, or at the upper left corner of the image
+    anchor: Literal['ground', 'image'] = 'ground'
+    # Cells with a part in windows that reach beyond the image: kept, or left out, so that cuts agree
+    edges: Literal['keep', 'drop'] = 'keep'
     # Metres of ground a side, for imported weights, which do not say it; 0: as their records have it
     window: float = setting(0.0, least=0)
     batch: int = setting(32, least=1)  # windows; rounded down so that batches come out even
@@ -46,6 +51,10 @@ class EncodeConfig:
     absent_bands: Literal['error', 'mean'] = 'error'  # bands that a file lacks: refuse, or use the mean
     accept: tuple[str, ...] = ()  # differences from what the model knows, such as 'level'
     compress: Literal['none', 'deflate', 'zstd'] = 'zstd'
+    cog: bool = True  # lay a .tif out as a Cloud Optimized GeoTIFF: a copy at the end, as long as the writing
+    stac: bool = False  # describe the output for catalogues as well, in OUT.stac.json
+    # Of the acquisition, for STAC: 2024-05-01T10:20:31Z, or two with a slash; '' takes the tags of the files
+    datetime: str = ''
     overwrite: bool = False  # replace the output, and the .json of an earlier run beside it
     vrt: bool = False  # take a VRT of local GeoTIFFs as an input
 

@@ -18,7 +18,7 @@ from fusmae_jax.embed import windows
 from fusmae_jax.embed.quantise import scale_of
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig
-from fusmae_jax.embed.windows import Layout, taper
+from fusmae_jax.embed.windows import Axis, Layout, taper
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.presets import make_inputs
@@ -44,6 +44,7 @@ def rows_of_cells(job: EncodeJob) -> Generator[tuple[np.ndarray, np.ndarray]]:
     layout = job.layout
     mosaic = Mosaic(layout, job.width, job.config.merge)
     last_column, last_band = layout.positions[-1][1], layout.bands[-1]
+    kept, row_of_output = kept_cells(job), 0
     for (row, column), encoded in _encoded(job, layout.positions, 'encoding'):
         if encoded is not None:
             for k, (vectors, valid) in enumerate(zip(*encoded)):
@@ -51,7 +52,19 @@ def rows_of_cells(job: EncodeJob) -> Generator[tuple[np.ndarray, np.ndarray]]:
                 if layout.inside(*at):
                     mosaic.add(*at, vectors, valid)
         if column == last_column:
-            yield mosaic.take(last=row == last_band)
+            vectors, valid = mosaic.take(last=row == last_band)
+            inside = kept[row_of_output : row_of_output + len(valid)]
+            row_of_output += len(valid)
+            vectors[~inside] = np.nan
+            yield vectors, valid & inside
+
+
+def kept_cells(job: EncodeJob) -> np.ndarray:
+    """Where the output may hold data, (rows, columns) bool: with `edges='drop'` not near the borders."""
+    rows, columns = job.layout.rows, job.layout.columns
+    kept = np.full((rows.cells, columns.cells), job.config.edges == 'keep')
+    kept[slice(*rows.fixed(job.config.merge)), slice(*columns.fixed(job.config.merge))] = True
+    return kept
 
 
 def calibrate(job: EncodeJob) -> np.ndarray:
@@ -100,15 +113,22 @@ def _read(job: EncodeJob, row: int, column: int) -> dict[str, np.ndarray] | None
     down, across = layout.batch
     for name, group in job.groups.items():
         height, width = group.size
-        y = height * layout.rows.stride // layout.rows.grid
-        x = width * layout.columns.stride // layout.columns.grid
+        y, top = _pixels(layout.rows, height)
+        x, left = _pixels(layout.columns, width)
         size = (down - 1) * y + height, (across - 1) * x + width
-        pixels = job.rasters[name].read(group.bands, row * y, column * x, *size)
+        pixels = job.rasters[name].read(group.bands, top + row * y, left + column * x, *size)
         cut = [
             pixels[i * y : i * y + height, j * x : j * x + width] for i in range(down) for j in range(across)
         ]
         result[name] = np.stack(cut)
     return result if any(np.isfinite(pixels).any() for pixels in result.values()) else None
+
+
+def _pixels(line: Axis, window: int) -> tuple[int, int]:
+    """Pixels of a stride, and from the beginning of a raster to its first window of `window` pixels."""
+    first = window * line.start / line.grid
+    assert first.denominator == 1
+    return window * line.stride // line.grid, int(first)
 
 
 class Mosaic:
@@ -125,7 +145,7 @@ class Mosaic:
         length = (columns.windows - 1) * columns.stride + columns.grid
         self._sums = np.zeros((height, length, width), np.float32)
         self._weights = np.zeros((height, length), np.float32)
-        self._top = 0  # the row of cells that the sums begin with
+        self._top = 0  # the row of cells that the sums begin with, counted from the first window
 
     def add(self, row: int, column: int, vectors: np.ndarray, valid: np.ndarray) -> None:
         """Takes in window (row, column): vectors (grid rows, grid columns, width), valid (rows, columns)."""
@@ -142,13 +162,14 @@ class Mosaic:
 
         Vectors of cells without a valid pixel are NaN. `last`: there is no further band.
         """
-        rows, cells = self.layout.rows, self.layout.columns.cells
-        count = min(self.layout.batch[0] * rows.stride, rows.cells - self._top)
-        count = rows.cells - self._top if last else count
-        weights = self._weights[:count, :cells]
+        rows, columns = self.layout.rows, self.layout.columns
+        end = rows.lead + rows.cells
+        count = end - self._top if last else min(self.layout.batch[0] * rows.stride, end - self._top)
+        here = np.s_[max(0, rows.lead - self._top) : count, columns.lead : columns.lead + columns.cells]
+        weights = self._weights[here]
         valid = weights > 0
         with np.errstate(invalid='ignore'):
-            vectors = self._sums[:count, :cells] / np.where(valid, weights, np.float32(np.nan))[..., None]
+            vectors = self._sums[here] / np.where(valid, weights, np.float32(np.nan))[..., None]
         self._shift(count)
         return vectors, valid
 

@@ -3,10 +3,15 @@
 A window covers the ground of one training record, so that tokens have the size that the model knows. The
 cells of the output are the footprints of the patch tokens. Windows start at whole cells and at whole pixels
 of every input, so nothing is shifted by a part of a pixel.
+
+A token depends on all of its window, so that the same ground in another window has another embedding.
+Windows therefore stand on a grid of the reference system and not on that of the image: whatever is cut out of
+a scene, a place lies in the same windows, and only those that reach beyond the cut differ.
 """
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +19,7 @@ import numpy as np
 from fusmae_jax.errors import InputError
 
 _SLACK = 1e-6  # cells; what rounding may add to a length
+_NEAR = 1e-3  # pixels; rasters whose corners differ by less begin at the same place
 
 
 class Axis(NamedTuple):
@@ -23,6 +29,31 @@ class Axis(NamedTuple):
     grid: int  # cells of a window
     stride: int  # cells from one window to the next
     windows: int
+    start: Fraction = Fraction(0)  # cells from the beginning of the raster to the first window, not above 0
+    lead: int = 0  # cells of the first window that the output leaves out, as they hold nothing of the raster
+    # First and last window that lie wholly within the raster; None where windows follow the image.
+    inner: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> Fraction:
+        """Cells from the beginning of the raster to the first cell of the output."""
+        return self.start + self.lead
+
+    def fixed(self, merge: Literal['mean', 'centre']) -> tuple[int, int]:
+        """The cells [low, high) of the output to which no window contributes that is not whole.
+
+        Their embedding is the same in any other cut of the scene. Windows that this cut does not reach at
+        all, and another would, count too; nothing is fixed where windows follow the image.
+        """
+        if self.inner is None:
+            return 0, 0
+        first, last = self.inner
+        overlap = self.grid - self.stride
+        if merge == 'mean':
+            low, high = (first - 1) * self.stride + self.grid, (last + 1) * self.stride
+        else:
+            low, high = first * self.stride + overlap // 2, (last + 1) * self.stride + overlap // 2
+        return (low - self.lead, high - self.lead) if low < high else (0, 0)
 
 
 class Layout(NamedTuple):
@@ -49,14 +80,52 @@ class Layout(NamedTuple):
         return row < self.rows.windows and column < self.columns.windows
 
 
-def axis(length: float, window: float, grid: int, overlap: int) -> Axis:
+def axis(length: float, window: float, grid: int, overlap: int, shift: Fraction = Fraction(0)) -> Axis:
     """Windows over a length (metres) in windows of `window` metres and `grid` cells.
 
-    The last cell and the last window may reach beyond the end.
+    The first and the last window may reach beyond the ends, and the first and the last cell as well.
+
+    Args:
+        length: of the raster.
+        window: of a window.
+        grid: cells of a window.
+        overlap: cells that two windows share.
+        shift: cells from the line of the ground's grid before the raster to its beginning, under a stride.
     """
-    cells = max(1, math.ceil(length * grid / window - _SLACK))
     stride = grid - overlap
-    return Axis(cells, grid, stride, 1 + max(0, math.ceil((cells - grid) / stride)))
+    long = length * grid / window
+    lead = math.floor(shift)
+    cells = max(1, math.ceil(long + float(shift) - lead - _SLACK))
+    count = 1 + max(0, math.ceil((lead + cells - grid) / stride))
+    return Axis(cells, grid, stride, count, -shift, lead)
+
+
+def on_ground(begin: float, length: float, window: float, grid: int, overlap: int, steps: int) -> Axis:
+    """Windows at multiples of their stride in the reference system; as `axis` where none of them is whole.
+
+    Args:
+        begin: coordinate of the beginning of the raster (metres), growing as rows or columns do.
+        length: of the raster.
+        window: of a window.
+        grid: cells of a window.
+        overlap: cells that two windows share.
+        steps: places in a stride at which pixels of every input begin (`common_steps`).
+    """
+    stride = grid - overlap
+    step = window * stride / grid / steps
+    # Rasters whose pixels do not begin at multiples of their size have a grid that is off by the same part.
+    shift = Fraction(math.floor(begin / step + _NEAR) % steps * stride, steps)
+    line = axis(length, window, grid, overlap, shift)
+    first = 1 if shift else 0
+    last = math.floor((length * grid / window + float(shift) - grid) / stride + _SLACK)
+    if last < first:
+        return axis(length, window, grid, overlap)
+    return line._replace(inner=(first, last))
+
+
+def common_steps(grid: int, overlap: int, pixels: Sequence[int]) -> int:
+    """Into how many parts a stride falls at whole pixels of every input; `pixels` of a window in each."""
+    return math.gcd(*(count * (grid - overlap) // grid for count in pixels))
 
 
 def overlaps(grid: int, pixels: Sequence[int]) -> list[int]:

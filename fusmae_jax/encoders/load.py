@@ -1,7 +1,8 @@
 """Opening an encoder: the one door for Python, `encode`, `doctor`, the evaluations and the tables.
 
-An encoder is that of a run or of one of its checkpoints, of whatever recipe; a folder of imported weights; or
-several of these side by side ('runs/s1 + runs/s2', late fusion). Each carries the preset of its input.
+An encoder is that of a run or of one of its checkpoints, of whatever recipe; a folder of imported weights;
+one file that `export` wrote, here or on the Hugging Face hub (`hf://ORG/NAME`); or several of these side by
+side ('runs/s1 + runs/s2', late fusion). Each carries the preset of its input.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from etils import epath
 from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
 from fusmae_jax.config.build import build
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders import store
+from fusmae_jax.encoders import hub, single_file, store
 from fusmae_jax.encoders.pretrained import Embedding, Pretrained
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input import contract as contracts
@@ -36,7 +37,9 @@ def load(
 
     Args:
         path: a working directory of `pretrain`, its checkpoints folder, or one checkpoint in it; a folder
-            that `import` wrote; or several of these with ' + ' between them, each for sensors of its own.
+            that `import` wrote; a .safetensors file that `export` wrote; such a file on the hub,
+            'hf://ORG/NAME' or 'hf://ORG/NAME@REVISION'; or several of these with ' + ' between them, each for
+            sensors of its own.
         step: which checkpoint; the newest by default, or the one that `path` names.
         average: the average of the weights in place of the last ones, of a run with `train.ema`.
 
@@ -52,6 +55,10 @@ def load_one(path: epath.PathLike, step: int | None = None, *, average: bool = F
     """`load` for what needs a single encoder."""
     if several(path):
         raise InputError(f'{path}: several encoders side by side; give one')
+    if hub.is_hub(path) or single_file.is_single_file(path):
+        if step is not None or average:
+            raise InputError(f'{path}: an exported file has neither steps nor an average')
+        return single_file.read(local(path)).model
     if store.is_imported(path):
         if step is not None or average:
             raise InputError(f'{path}: imported weights have neither steps nor an average')
@@ -69,8 +76,15 @@ def several(path: epath.PathLike) -> list[str]:
     return [part.strip() for part in parts] if len(parts) > 1 and not epath.Path(path).exists() else []
 
 
+def local(path: epath.PathLike) -> epath.PathLike:
+    """The path itself, or where a file of the hub lies on this machine."""
+    return hub.fetch(path) if hub.is_hub(path) else path
+
+
 def records_seen(path: epath.PathLike) -> Seen | None:
     """The records that an encoder has learned from; None where nobody wrote them down."""
+    if hub.is_hub(path) or single_file.is_single_file(path):
+        return single_file.read(local(path)).seen
     if store.is_imported(path):
         return seen_records.nothing() if store.read(path).untouched else None
     checkpoints, step = open_step(path)

@@ -18,8 +18,8 @@ from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders import store
-from fusmae_jax.encoders.load import check_apart, load_one, records_seen, several
+from fusmae_jax.encoders import hub, single_file, store
+from fusmae_jax.encoders.load import check_apart, load_one, local, records_seen, several
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import BANDS, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
@@ -72,6 +72,8 @@ def open_system(kind: str, settings: EncoderSettings) -> System:
 def content(path: str) -> str:
     """What changes when the weights of a checkpoint do; the path itself where there is none."""
     try:
+        if hub.is_hub(path) or single_file.is_single_file(path):
+            return single_file.digest(local(path))
         if store.is_imported(path):
             return store.digest(path)
         checkpoints, step = open_step(path)

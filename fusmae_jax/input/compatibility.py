@@ -17,6 +17,7 @@ from fusmae_jax.errors import InputError, nearest, raise_all
 from fusmae_jax.input import plausible, ranges, units
 from fusmae_jax.input.contract import Contract, Group, Product
 from fusmae_jax.input.normalise import measured, resolve, statistics, target_unit
+from fusmae_jax.installed import program
 
 # Facts of a product whose difference is a shift; the rest of a Product is told but changes no decision.
 SHIFTS = (
@@ -287,6 +288,6 @@ def _statistics(
         return []
     message = (
         f'the data are not distributed as the statistics in use say ({"; ".join(far[:4])}): is the unit, an '
-        "offset or the scale wrong? `python main.py doctor` looks closer; stats='dataset' uses measured ones"
+        f"offset or the scale wrong? `{program()} doctor` looks closer; stats='dataset' uses measured ones"
     )
     return [Difference('shift', 'statistics', name, message)]

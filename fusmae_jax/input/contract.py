@@ -14,6 +14,7 @@ from etils import epath
 from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict, to_dict
 from fusmae_jax.errors import InputError
+from fusmae_jax.installed import program
 from fusmae_jax.sensors import Product
 
 FILE = 'contract.json'
@@ -126,7 +127,7 @@ def read(path: epath.PathLike) -> Contract:
     file = epath.Path(path) / FILE
     if not file.exists():
         raise InputError(
-            f'{file}: no input contract here; `path` must be a folder written by `python main.py convert`'
+            f'{file}: no input contract here; `path` must be a folder written by `{program()} convert`'
         )
     return from_json(file.read_text(), str(file))
 

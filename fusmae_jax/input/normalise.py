@@ -10,6 +10,7 @@ from fusmae_jax.config.run import Config, Modality
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Contract, Group
+from fusmae_jax.installed import program
 
 
 class Measured(NamedTuple):
@@ -93,8 +94,8 @@ def _from_data(
         if of_band is None or not of_band.images or not of_band.std > 0:
             raise InputError(
                 f"data.stats='dataset': {data.dataset} {data.version} has no usable statistics of {name} "
-                f"{band} (split {data.statistics_split!r}) in the model's unit; measure them with `python "
-                f'main.py stats` and set model.modalities.{name}.mean and .std'
+                f"{band} (split {data.statistics_split!r}) in the model's unit; measure them with "
+                f'`{program()} stats` and set model.modalities.{name}.mean and .std'
             )
         mean.append(of_band.mean)
         std.append(of_band.std)

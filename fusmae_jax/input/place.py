@@ -7,6 +7,7 @@ the upper left corner, width and height in metres. In EPSG:4326 the corner is lo
 import numpy as np
 
 from fusmae_jax.input.contract import Contract
+from fusmae_jax.installed import need
 
 DEGREES = 4326
 _EDGE = 0.01  # of a side: rectangles that share less are neighbours
@@ -88,6 +89,7 @@ def _centres(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 def _nearer(ours: np.ndarray, theirs: np.ndarray, point, limit: float, norm: float) -> np.ndarray:
     """Which of ours lie nearer to one of theirs than `limit` times half the sum of their sides."""
+    need('eval', 'comparing the places of images', 'scipy')
     from scipy.spatial import KDTree
 
     near = np.zeros(len(ours), bool)
@@ -118,6 +120,7 @@ def _geocentric(places: np.ndarray) -> np.ndarray:
 
 def _longitude_latitude(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of the centres, degrees."""
+    need('eval', 'comparing the places of images', 'rasterio')
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
     from rasterio.warp import transform

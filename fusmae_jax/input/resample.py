@@ -13,7 +13,7 @@ a = -0.75, never widened, the border repeated.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +41,8 @@ class Box(NamedTuple):
     vflip: Bool[Array, ' b']
 
 
-def full_box(batch: int) -> Box:
-    """The whole image, not flipped."""
+def full_box(batch: Any) -> Box:
+    """The whole image, not flipped; `batch` is a number, or the symbol of one that is free."""
     zero, one, no = jnp.zeros(batch), jnp.ones(batch), jnp.zeros(batch, bool)
     return Box(zero, zero, one, one, no, no)
 

@@ -15,6 +15,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from fusmae_jax import installed
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError, raise_all
 from fusmae_jax.interop import sides
@@ -61,10 +62,9 @@ def compare(config: Config, *, weights: str = '', dtype: str = 'float32', as_jso
     if dtype not in (*TOLERANCE, 'bfloat16'):
         raise InputError(f'--dtype={dtype}: valid: {", ".join([*TOLERANCE, "bfloat16"])}')
     check_family(config)
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError("compare needs PyTorch: pip install -e '.[parity]'") from error
+    installed.need('parity', 'compare')
+    import torch
+
     params = import_weights('fusmae', read_state(weights), config.model)[0] if weights else None
     if dtype == 'bfloat16':
         rows = compare_bfloat16(config, params=params)

@@ -166,7 +166,7 @@ class Encoder(nnx.Module):
     def _cls(self, tokens: Float[Array, 'b _ d']) -> Float[Array, 'b _ d']:
         count = int(self.model.cls)  # no token, where there is none, joins those of the blocks
         return jnp.broadcast_to(
-            self.cls[...].astype(self.arithmetic.residual_dtype), (len(tokens), count, self.model.width)
+            self.cls[...].astype(self.arithmetic.residual_dtype), (tokens.shape[0], count, self.model.width)
         )
 
     def _after_block1(

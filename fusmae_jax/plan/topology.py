@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from packaging.requirements import Requirement
 
+from fusmae_jax import installed
 from fusmae_jax.config.options import share
 from fusmae_jax.errors import InputError
 from fusmae_jax.plan.gpus import GPUS, Gpu, description
@@ -109,7 +110,7 @@ def _gpus(name: str, gpu: Gpu, count: int, hosts: int) -> Machine:
     if not any(importlib.util.find_spec(plugin) for plugin in PLUGINS):
         raise InputError(
             f"--topology={name} is compiled by jax's CUDA plugin, which is not installed: "
-            'pip install -e ".[cuda-plan]" (no GPU is needed), or use --topology=local'
+            f'{installed.install("cuda-plan")} (no GPU is needed), or use --topology=local'
         )
     _leave_accelerators_alone()
     from jax.experimental import topologies
@@ -143,8 +144,8 @@ def _described(name: str, shape: str, slices: int, chip: Chip) -> list[jax.Devic
     """The devices of a TPU slice that is not there."""
     if not os.environ.get('TPU_LIBRARY_PATH') and importlib.util.find_spec('libtpu') is None:
         raise InputError(
-            f'--topology={name} is compiled by libtpu, which is not installed: pip install -e ".[tpu]" '
-            '(no TPU is needed), or use --topology=local'
+            f'--topology={name} is compiled by libtpu, which is not installed: '
+            f'{installed.install("tpu")} (no TPU is needed), or use --topology=local'
         )
     if mismatch := libtpu_mismatch():
         logging.warning(mismatch)

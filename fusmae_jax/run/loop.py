@@ -27,7 +27,7 @@ from fusmae_jax.parallel.processes import read, together
 from fusmae_jax.run import compile_cache, model_card, start
 from fusmae_jax.run.initial import begin
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
-from fusmae_jax.run.validation import Pictures, Validation
+from fusmae_jax.run.validation import Validation, make_pictures
 from fusmae_jax.run.workdir import COMPLETE, SKIPPED, checked_meta, checkpoint_meta, note_skip, write_config
 from fusmae_jax.run.writers import StepLog, Writers, names_of_records, progress_bar, trim
 from fusmae_jax.storage import SaveError, check_name, explain_full_disk
@@ -117,7 +117,7 @@ class Run:
         self.late = False  # whether a save is due after the next update that is not skipped
         held = together(lambda: open_validation(self.config))
         self.evaluate = Validation(setup, held) if held else None
-        self.pictures = Pictures(setup, source) if self.config.log.images_every_steps else None
+        self.pictures = make_pictures(setup, source)
         self.neighbours = together(lambda: start.make_neighbours(setup))
         # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
         self.seen = together(lambda: union(*(collect(s.path, s.split) for s in source.sources.values())))

@@ -9,6 +9,7 @@ from absl import logging
 from flax import nnx
 from jaxtyping import Array
 
+from fusmae_jax import installed
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
@@ -194,6 +195,17 @@ class Neighbours:
         )
         with jax.set_mesh(self._setup.mesh):
             return pipeline.joined([part for _, part in stream], len(source))
+
+
+def make_pictures(setup: Setup, source: Mixture) -> 'Pictures | None':
+    """What draws during a run; None where that is off, or where nothing is installed that draws."""
+    if not (every := setup.config.log.images_every_steps):
+        return None
+    if absent := installed.missing('plot'):
+        how = installed.install('plot')
+        logging.warning('log.images_every_steps=%d: no pictures without %s: %s', every, absent[0], how)
+        return None
+    return Pictures(setup, source)
 
 
 class Pictures:

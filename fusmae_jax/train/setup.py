@@ -12,6 +12,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.compatibility import settle
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.mixture import check_rows, row_counts
+from fusmae_jax.installed import program
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
 from fusmae_jax.train.objective import Objective
 from fusmae_jax.train.recipes import Recipe, recipe_of
@@ -91,7 +92,7 @@ def _fit(config: Config, contract: Contract) -> tuple[Config, tuple[str, ...]]:
     if contract.parts and config.data.stats == 'dataset':
         raise InputError(
             "data.stats='dataset': a mixture has several; set model.modalities.*.mean and .std from "
-            '`python main.py stats` of the set that they shall come from'
+            f'`{program()} stats` of the set that they shall come from'
         )
     notes: list[str] = []
     for prefix, part in contract.each.items():

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import rasterio
 
-from data import sharded
-from data.bigearthnet_mm import lists, pairs
-from data.bigearthnet_mm.labels import CLASSES_43, without_19_class
-from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
-from data.generate import bigearthnet_mm as generate
-from data.generate.scene import SEASONS, SceneConfig
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import lists, pairs
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_43, without_19_class
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS, PUBLISHED
+from fusmae_jax.shipped.data.generate import bigearthnet_mm as generate
+from fusmae_jax.shipped.data.generate.scene import SEASONS, SceneConfig
 from tests.support import short_table
 from tests.support.data_fixtures import Folders, by_name, metadata, multiply, read
 

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import sharded
-from data.bigearthnet_mm import pairs
-from data.bigearthnet_v2.names import patch_folder
-from data.generate import bigearthnet_mm as made_up
-from data.generate import sen12ms, ssl4eo_s12
-from data.generate.scene import SceneConfig
-from data.paired_folder import pairs as paired_folders
-from data.records import RecordError
-from data.sen12ms import triplets
-from data.ssl4eo_s12 import locations
-from data.ssl4eo_s12.patches import FOLDERS
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data.bigearthnet_v2.names import patch_folder
+from fusmae_jax.shipped.data.generate import bigearthnet_mm as made_up
+from fusmae_jax.shipped.data.generate import sen12ms, ssl4eo_s12
+from fusmae_jax.shipped.data.generate.scene import SceneConfig
+from fusmae_jax.shipped.data.paired_folder import pairs as paired_folders
+from fusmae_jax.shipped.data.records import RecordError
+from fusmae_jax.shipped.data.sen12ms import triplets
+from fusmae_jax.shipped.data.ssl4eo_s12 import locations
+from fusmae_jax.shipped.data.ssl4eo_s12.patches import FOLDERS
 from tests.support.data_fixtures import Folders, assert_same_records, by_name, metadata, read
 from tests.support.files import cut, pixels, rewrite, shift
 from tests.support.paired_folder_files import archive, pair

@@ -8,15 +8,15 @@ import pytest
 import rasterio
 import tensorflow_datasets as tfds
 
-from configs.convert_bigearthnet_mm import get_config
-from data import convert, sharded
-from data.bigearthnet_mm import lists
-from data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
-from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
-from data.bigearthnet_mm.lists import parse_name, parse_time
-from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
+from fusmae_jax.shipped.configs.convert_bigearthnet_mm import get_config
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import lists
+from fusmae_jax.shipped.data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
+from fusmae_jax.shipped.data.bigearthnet_mm.lists import parse_name, parse_time
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from tests.support.data_fixtures import assert_same_records, by_name, read
 
 

@@ -13,22 +13,22 @@ import pytest
 import rasterio
 import tensorflow_datasets as tfds
 
-from configs.convert_bigearthnet_v2 import get_config
-from data import convert, sharded
-from data.bigearthnet_mm.labels import CLASSES_19
-from data.bigearthnet_mm.lists import parse_name, parse_time
-from data.bigearthnet_v2 import pairs, published
-from data.bigearthnet_v2.bigearthnet_v2_dataset_builder import Builder
-from data.bigearthnet_v2.labels import CODES, NONE, classes_of_map
-from data.bigearthnet_v2.names import parse_patch_id
-from data.bigearthnet_v2.schema import GROUPS
-from data.generate import bigearthnet_mm as generate_v1
-from data.generate import bigearthnet_v2 as generate
-from data.generate.scene import SceneConfig, scene
-from data.records import RecordError
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.source import read_index
+from fusmae_jax.shipped.configs.convert_bigearthnet_v2 import get_config
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_19
+from fusmae_jax.shipped.data.bigearthnet_mm.lists import parse_name, parse_time
+from fusmae_jax.shipped.data.bigearthnet_v2 import pairs, published
+from fusmae_jax.shipped.data.bigearthnet_v2.bigearthnet_v2_dataset_builder import Builder
+from fusmae_jax.shipped.data.bigearthnet_v2.labels import CODES, NONE, classes_of_map
+from fusmae_jax.shipped.data.bigearthnet_v2.names import parse_patch_id
+from fusmae_jax.shipped.data.bigearthnet_v2.schema import GROUPS
+from fusmae_jax.shipped.data.generate import bigearthnet_mm as generate_v1
+from fusmae_jax.shipped.data.generate import bigearthnet_v2 as generate
+from fusmae_jax.shipped.data.generate.scene import SceneConfig, scene
+from fusmae_jax.shipped.data.records import RecordError
 from tests.support.bigearthnet_v2_raw import (
     EVERYTHING,
     PAIRS,

@@ -11,17 +11,17 @@ import rasterio
 import tensorflow_datasets as tfds
 
 import main
-from configs.convert_paired_folder import get_config
-from data import convert, sharded
-from data.generate.paired_folder import write
-from data.generate.scene import SceneConfig
-from data.paired_folder import pairs
-from data.paired_folder.paired_folder_dataset_builder import Builder
-from data.paired_folder.pairs import Archive
-from data.records import validity
-from data.tfds_builder import ArchiveConfig
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
+from fusmae_jax.shipped.configs.convert_paired_folder import get_config
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.generate.paired_folder import write
+from fusmae_jax.shipped.data.generate.scene import SceneConfig
+from fusmae_jax.shipped.data.paired_folder import pairs
+from fusmae_jax.shipped.data.paired_folder.paired_folder_dataset_builder import Builder
+from fusmae_jax.shipped.data.paired_folder.pairs import Archive
+from fusmae_jax.shipped.data.records import validity
+from fusmae_jax.shipped.data.tfds_builder import ArchiveConfig
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import S2, archive, optical, pair, put, radar
 
@@ -342,6 +342,7 @@ SMALLER = [
 ]
 
 
+@pytest.mark.usefixtures('one_device')
 @pytest.mark.parametrize(
     'more', [SMALLER, pytest.param([], marks=pytest.mark.slow)], ids=['quick', 'as it is']
 )

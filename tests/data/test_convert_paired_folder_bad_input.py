@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from data import sharded
-from data.paired_folder import pairs
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.bands import band_of
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.paired_folder import pairs
 from tests.support.data_fixtures import read
 from tests.support.files import cut
 from tests.support.paired_folder_files import NO_TAGS, S2, TOP, archive, optical, pair, radar

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import convert, sharded
-from data.paired_folder import cover, pairs
-from data.paired_folder.settings import Archive
-from data.records import RecordError
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.paired_folder import cover, pairs
+from fusmae_jax.shipped.data.paired_folder.settings import Archive
+from fusmae_jax.shipped.data.records import RecordError
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import NO_TAGS, S2, archive, optical, pair, put, radar
 

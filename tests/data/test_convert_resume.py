@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from data import sharded
 from fusmae_jax.errors import InputError
 from fusmae_jax.parallel import lock
+from fusmae_jax.shipped.data import sharded
 from tests.support.data_fixtures import Folders, digests, metadata, multiply, untimed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONVERT = """
 import sys
-from data import sharded
-from data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
 from tests.support import short_table
 if __name__ == '__main__':
     short_table.install()

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import rasterio
 
-from data.generate import bigearthnet_mm
-from data.generate.scene import SceneConfig
+from fusmae_jax.shipped.data.generate import bigearthnet_mm
+from fusmae_jax.shipped.data.generate.scene import SceneConfig
 from tests.support.data_fixtures import Folders, digests, untimed
 
 ROOT = Path(__file__).parents[2]
 CONVERT = """
 import resource, sys, time
-from data import sharded
-from data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
 if __name__ == '__main__':
     archive = pairs.Archive(sys.argv[1], sys.argv[2], 'one')
     begin = time.perf_counter()

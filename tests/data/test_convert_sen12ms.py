@@ -8,18 +8,18 @@ import pytest
 import rasterio
 import tensorflow_datasets as tfds
 
-from configs.convert_sen12ms import get_config
-from data import convert, sharded
-from data.generate import sen12ms
-from data.generate.classes import CLASSES
-from data.generate.scene import SceneConfig, scene
-from data.records import RecordError
-from data.sen12ms import labels, scenes, triplets
-from data.sen12ms.schema import GROUPS, PUBLISHED
-from data.sen12ms.sen12ms_dataset_builder import Builder
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.source import read_index
+from fusmae_jax.shipped.configs.convert_sen12ms import get_config
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.generate import sen12ms
+from fusmae_jax.shipped.data.generate.classes import CLASSES
+from fusmae_jax.shipped.data.generate.scene import SceneConfig, scene
+from fusmae_jax.shipped.data.records import RecordError
+from fusmae_jax.shipped.data.sen12ms import labels, scenes, triplets
+from fusmae_jax.shipped.data.sen12ms.schema import GROUPS, PUBLISHED
+from fusmae_jax.shipped.data.sen12ms.sen12ms_dataset_builder import Builder
 from tests.support.data_fixtures import assert_same_records, read
 from tests.support.files import cut, pixels, rewrite
 from tests.support.sen12ms_fixtures import (

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from configs.convert_ssl4eo_s12 import VARIANTS, get_config
-from data import convert, sharded
-from data.generate import ssl4eo_s12_places
-from data.generate.scene import resampled, scene
-from data.ssl4eo_s12 import cubes, locations, zarr_files
-from data.ssl4eo_s12.names import pair, parse_name
-from data.ssl4eo_s12.schema import OFFSET
-from data.ssl4eo_s12.ssl4eo_s12_dataset_builder import Builder
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import make_prepare, unpatchify
+from fusmae_jax.shipped.configs.convert_ssl4eo_s12 import VARIANTS, get_config
+from fusmae_jax.shipped.data import convert, sharded
+from fusmae_jax.shipped.data.generate import ssl4eo_s12_places
+from fusmae_jax.shipped.data.generate.scene import resampled, scene
+from fusmae_jax.shipped.data.ssl4eo_s12 import cubes, locations, zarr_files
+from fusmae_jax.shipped.data.ssl4eo_s12.names import pair, parse_name
+from fusmae_jax.shipped.data.ssl4eo_s12.schema import OFFSET
+from fusmae_jax.shipped.data.ssl4eo_s12.ssl4eo_s12_dataset_builder import Builder
 from tests.support import ssl4eo_s12_archives as archives
 from tests.support.data_fixtures import read
 from tests.support.tiny import tiny_config, tiny_model

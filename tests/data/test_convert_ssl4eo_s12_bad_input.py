@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from data import sharded
-from data.ssl4eo_s12 import locations
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.ssl4eo_s12 import locations
 from tests.support import ssl4eo_s12_archives as archives
 from tests.support.data_fixtures import read
 from tests.support.files import cut, shift

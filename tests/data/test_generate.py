@@ -9,13 +9,21 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
-from data.generate import radar
-from data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2, S2_BANDS
-from data.generate.fields import parcels, smooth
-from data.generate.scene import RESOLUTION, SEASONS, SceneConfig, digest, labels, resampled, scene
 from fusmae_jax import sensors
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_19, CLASSES_43, multi_hot
+from fusmae_jax.shipped.data.generate import radar
+from fusmae_jax.shipped.data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2, S2_BANDS
+from fusmae_jax.shipped.data.generate.fields import parcels, smooth
+from fusmae_jax.shipped.data.generate.scene import (
+    RESOLUTION,
+    SEASONS,
+    SceneConfig,
+    digest,
+    labels,
+    resampled,
+    scene,
+)
 
 L2A = tuple(band for band in S2_BANDS if band != 'B10')
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import synthetic
-from data.bigearthnet_mm import pairs
-from data.bigearthnet_mm.schema import GROUPS
-from data.generate import bigearthnet_mm, command
-from data.generate.scene import SEASONS, SceneConfig, digest, labels, scene
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data import synthetic
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS
+from fusmae_jax.shipped.data.generate import bigearthnet_mm, command
+from fusmae_jax.shipped.data.generate.scene import SEASONS, SceneConfig, digest, labels, scene
 from tests.support.data_fixtures import metadata, read
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data import records
-from data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
-from data.bigearthnet_mm.lists import EXAMPLES
-from data.bigearthnet_mm.schema import SCHEMA
-from data.statistics import Tally
-from data.tfds_builder import ArchiveConfig
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.contract import Group
 from fusmae_jax.input.statistics import Moments
+from fusmae_jax.shipped.data import records
+from fusmae_jax.shipped.data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
+from fusmae_jax.shipped.data.bigearthnet_mm.lists import EXAMPLES
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
+from fusmae_jax.shipped.data.statistics import Tally
+from fusmae_jax.shipped.data.tfds_builder import ArchiveConfig
 from tests.support.data_fixtures import assert_same_records, by_name, read
 
 FLOATS = Group('s1', ('VV', 'VH'), (7, 5), 'float32', 'dB')

@@ -7,16 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs.convert_bigearthnet_mm import get_config
-from data import convert, s1_storage, sharded, stats_command
-from data.bigearthnet_mm.schema import SCHEMA
-from data.doctor.command import run as doctor
-from data.records import RecordError
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.input.contract import Group
 from fusmae_jax.input.prepare import make_prepare
 from fusmae_jax.input.source import Source, read_index
+from fusmae_jax.shipped.configs.convert_bigearthnet_mm import get_config
+from fusmae_jax.shipped.data import convert, s1_storage, sharded, stats_command
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
+from fusmae_jax.shipped.data.doctor.command import run as doctor
+from fusmae_jax.shipped.data.records import RecordError
 from tests.support.data_fixtures import digests
 from tests.support.tiny import tiny_config
 

@@ -7,10 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import sharded, stats_command
-from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Field, Item, RecordSource
-from data.statistics import PERCENTILES, RELATIVE_ERROR, Distribution, sensor_unit
 from fusmae_jax import sensors
 from fusmae_jax.config.build import build, config_dict
 from fusmae_jax.config.run import Config
@@ -19,6 +15,10 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import units
 from fusmae_jax.input.contract import Group
 from fusmae_jax.input.normalise import statistics
+from fusmae_jax.shipped.data import sharded, stats_command
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
+from fusmae_jax.shipped.data.records import Field, Item, RecordSource
+from fusmae_jax.shipped.data.statistics import PERCENTILES, RELATIVE_ERROR, Distribution, sensor_unit
 
 GROUPS = {
     'db': Group('s1', ('VV', 'VH'), (9, 8), 'float32', 'dB'),

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from rasterio.windows import Window
 
-from data.doctor import names, radar, registration, tiffs
-from data.doctor.checks import examine
-from data.doctor.evidence import Declared, Sensor, solar_hour
-from data.doctor.findings import Finding, by_amount, exit_code, worst
-from data.doctor.raw import find_folder, names_in, spread
-from data.doctor.splits import descending
-from data.doctor.summary import summarise, usable
 from fusmae_jax.geo.grid import window_onto
+from fusmae_jax.shipped.data.doctor import names, radar, registration, tiffs
+from fusmae_jax.shipped.data.doctor.checks import examine
+from fusmae_jax.shipped.data.doctor.evidence import Declared, Sensor, solar_hour
+from fusmae_jax.shipped.data.doctor.findings import Finding, by_amount, exit_code, worst
+from fusmae_jax.shipped.data.doctor.raw import find_folder, names_in, spread
+from fusmae_jax.shipped.data.doctor.splits import descending
+from fusmae_jax.shipped.data.doctor.summary import summarise, usable
 from tests.support import faults
 from tests.support.doctor_checks import FAULTS, QUICK, checks_for, grave, only, spoilt
 from tests.support.faults import LAYOUTS, SEEDS, clean, found

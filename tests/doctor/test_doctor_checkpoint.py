@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.bigearthnet_mm.schema import GROUPS, SCHEMA
-from data.doctor.checks import examine
-from data.doctor.command import run
-from data.doctor.evidence import Evidence
-from data.synthetic import write
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.input.contract import Contract, Statistics
 from fusmae_jax.sensors import SENSORS
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS, SCHEMA
+from fusmae_jax.shipped.data.doctor.checks import examine
+from fusmae_jax.shipped.data.doctor.command import run
+from fusmae_jax.shipped.data.doctor.evidence import Evidence
+from fusmae_jax.shipped.data.synthetic import write
 from tests.support.helpers import weights
 from tests.support.tiny import tiny_config
 

@@ -9,16 +9,21 @@ import pytest
 import rasterio
 from rasterio.transform import Affine
 
-from data import sharded
-from data.bigearthnet_mm import pairs
-from data.doctor import names
-from data.doctor.command import run
-from data.doctor.opening import open_paths
-from data.generate import bigearthnet_mm, bigearthnet_v2, paired_folder, sen12ms, ssl4eo_s12
-from data.generate.geotiff import write_bands
-from data.generate.scene import SceneConfig, resampled, scene
-from data.geotiff import Place
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data import geotiff, sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data.doctor import names
+from fusmae_jax.shipped.data.doctor.command import run
+from fusmae_jax.shipped.data.doctor.opening import open_paths
+from fusmae_jax.shipped.data.generate import (
+    bigearthnet_mm,
+    bigearthnet_v2,
+    paired_folder,
+    sen12ms,
+    ssl4eo_s12,
+)
+from fusmae_jax.shipped.data.generate.geotiff import write_bands
+from fusmae_jax.shipped.data.generate.scene import SceneConfig, resampled, scene
 from tests.support.data_fixtures import metadata
 from tests.support.paired_folder_files import put
 
@@ -178,7 +183,7 @@ def test_names_of_sensors_and_bands(tmp_path):
     assert names.stem(tmp_path / 's1a_vv_x.tif') == names.stem(tmp_path / 's1a_vh_x.tif') == 'x'
 
 
-PLACE = Place(32633, 300000, 5900040)
+PLACE = geotiff.Place(32633, 300000, 5900040)
 ARCHIVES = {
     'bigearthnet_mm': (bigearthnet_mm.write, SceneConfig(seed=11), {}, 'BigEarthNet-MM v1'),
     'bigearthnet_v2': (bigearthnet_v2.write, SceneConfig(seed=11), {}, 'BigEarthNet v2'),

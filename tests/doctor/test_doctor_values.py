@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.doctor.checks import examine
-from data.doctor.evidence import Split
-from data.doctor.own_range import scaled
-from data.doctor.splits import check_splits
+from fusmae_jax.shipped.data.doctor.checks import examine
+from fusmae_jax.shipped.data.doctor.evidence import Split
+from fusmae_jax.shipped.data.doctor.own_range import scaled
+from fusmae_jax.shipped.data.doctor.splits import check_splits
 from tests.support.doctor_checks import QUICK, grave
 from tests.support.faults import SEEDS, clean, own_range, with_sensor
 

@@ -6,10 +6,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import rasterio.warp
+import zarr
+from rasterio.crs import CRS
 from rasterio.transform import Affine
 
+from fusmae_jax.embed import stac
 from fusmae_jax.embed.run import encode
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.grid import Grid
 from tests.support.embed_fixtures import (
     BANDS,
     CELL,
@@ -129,6 +134,46 @@ def test_georeference_edges_and_cells(tmp_path, checkpoint):
     assert np.isfinite(embedded(tmp_path / 'e.tif')).all()
 
 
+@pytest.mark.parametrize('merge', ['mean', 'centre'])
+def test_a_place_has_one_embedding_in_every_cut_of_a_scene(tmp_path, model, merge):
+    """Cut at any pixel: the cells lie on one grid, and those of whole windows are equal."""
+    pixels = image('s1', 500, 520)
+    kept = {}
+    for name, row, column in (('whole', 0, 0), ('cut', 37, 71)):
+        cut = write(
+            tmp_path / f'{name}_s1.tif',
+            pixels[row : row + 440, column : column + 430],
+            BANDS['s1'],
+            left=LEFT - 370 + 10 * column,
+            top=TOP + 50 - 10 * row,
+        )
+        run(model, changed(merge=merge, edges='drop'), tmp_path / f'{name}.tif', s1=cut)
+        with rasterio.open(tmp_path / f'{name}.tif') as dataset:
+            left, top = dataset.transform.c, dataset.transform.f
+            assert (left % 300, top % 300) == (0, 0)
+        values = embedded(tmp_path / f'{name}.tif')
+        fixed = json.loads((tmp_path / f'{name}.tif.json').read_text())['fixed_cells']
+        inside = np.zeros(values.shape[:2], bool)
+        inside[slice(*fixed['rows']), slice(*fixed['columns'])] = True
+        np.testing.assert_array_equal(np.isfinite(values[..., 0]), inside)  # `edges` drops the others
+        places = zip(*np.nonzero(inside))
+        kept[name] = {(left + 300 * j, top - 300 * i): values[i, j] for i, j in places}
+    shared = [*kept['whole'].keys() & kept['cut'].keys()]
+    assert len(shared) > 20
+    for place in shared:
+        np.testing.assert_allclose(kept['whole'][place], kept['cut'][place], rtol=1e-5, atol=2e-6)
+
+
+def test_an_image_without_a_whole_window_of_the_ground_is_its_own_window(tmp_path, model, capsys):
+    s1 = write(tmp_path / 's1.tif', image('s1', 120, 120), BANDS['s1'], left=LEFT + 70)
+    run(model, CONFIG, tmp_path / 'e.tif', s1=s1)
+    assert 'too small for a whole window' in capsys.readouterr().out
+    with rasterio.open(tmp_path / 'e.tif') as dataset:
+        assert dataset.shape == (4, 4) and dataset.transform.c == LEFT + 70
+    with pytest.raises(InputError, match="edges='drop' leaves nothing"):
+        run(model, changed(edges='drop'), tmp_path / 'f.tif', s1=s1)
+
+
 def test_an_embedding_follows_its_pixels(tmp_path, model):
     """A change of the ground under one cell changes that cell most, wherever it lies."""
     s1, _, pixels = write_pair(tmp_path, 360, 360)
@@ -185,6 +230,8 @@ def test_int8_and_geoparquet_hold_the_same_embeddings(tmp_path, model):
         'some.tif': {'dtype': 'int8', 'calibration': 1},
         'e.parquet': {},
         'q.parquet': {'dtype': 'int8'},
+        'e.zarr': {},
+        'q.zarr': {'dtype': 'int8'},
     }.items():
         run(model, changed(**options), tmp_path / name, s1=s1)
     exact = embedded(tmp_path / 'e.tif')
@@ -204,6 +251,14 @@ def test_int8_and_geoparquet_hold_the_same_embeddings(tmp_path, model):
         assert beside['valid_cells'] == there.sum() and len(beside['scale']) == 32
         assert cosine.min() > 0.999 and beside['int8']['clipped_share'] < 1e-4
     _same_in_parquet(tmp_path, exact, there)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / 'e.zarr')['embedding'][:], exact)
+    store = zarr.open_group(tmp_path / 'q.zarr')
+    close = store['embedding'][:] * store['scale'][:][..., None]
+    assert (np.linalg.norm(close - exact, axis=-1) < 0.02 * np.linalg.norm(exact, axis=-1))[there].all()
+    # Once more, over the folder that is there.
+    run(model, changed(overwrite=True), tmp_path / 'e.zarr', s1=s1)
+    with pytest.raises(InputError, match=r'e\.zarr exists'):
+        run(model, CONFIG, tmp_path / 'e.zarr', s1=s1)
 
 
 def _same_in_parquet(tmp_path, exact, there):
@@ -249,3 +304,52 @@ def test_bands_that_are_absent_take_the_mean_if_that_is_said(tmp_path, model):
     filled[..., [i for i in range(12) if i not in keep]] = np.nan
     tokens = on_grid(encoded(model, {'s2': filled[None]}).tokens['s2'])[0]
     np.testing.assert_allclose(embedded(tmp_path / 'e.tif')[:4, :4], tokens, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize('name', ['e.tif', 'q.tif', 'q.zarr'])
+def test_a_stac_item_says_where_when_and_by_which_model(tmp_path, model, name):
+    s1, _, _ = write_pair(tmp_path, 130, 250)
+    dtype = 'int8' if name.startswith('q') else 'float32'
+    config = changed(stac=True, dtype=dtype)
+    with pytest.raises(InputError, match=r'needs the time of acquisition.*--config\.datetime='):
+        run(model, config, tmp_path / name, s1=s1)
+    with rasterio.open(s1, 'r+') as dataset:
+        dataset.update_tags(ns='IMAGERY', ACQUISITIONDATETIME='2024-05-01T12:20:31+02:00')
+    run(model, config, tmp_path / name, s1=s1)
+    item = json.loads((tmp_path / f'{name}.stac.json').read_text())
+    properties, asset = item['properties'], item['assets']['embeddings']
+    assert properties['datetime'] == '2024-05-01T10:20:31Z'
+    west, south, east, north = item['bbox']
+    assert 15.0 < west < east < 15.05 and 45.1 < south < north < 45.2
+    ring = np.array(item['geometry']['coordinates'][0])
+    assert (ring[0] == ring[-1]).all() and len(ring) == 33
+    back = np.array(rasterio.warp.transform('EPSG:4326', 'EPSG:32633', *ring.T)).T
+    np.testing.assert_allclose(back.min(axis=0), properties['proj:bbox'][:2], atol=0.1)
+    np.testing.assert_allclose(back.max(axis=0), properties['proj:bbox'][2:], atol=0.1)
+    assert properties['proj:shape'] == [5, 9] and properties['proj:code'] == 'EPSG:32633'
+    assert properties['mlm:input'][0]['bands'] == ['VV', 'VH']
+    assert properties['mlm:input'][0]['input']['shape'] == [-1, 120, 120, 2]
+    assert 'mlm:model' in item['assets']['model']['roles']
+    assert len(asset['bands']) == 32 and asset['data_type'] == dtype
+    assert (tmp_path / asset['href']).exists() and item['links'][0]['href'] == 's1.tif'
+    if name == 'q.tif':
+        beside = json.loads((tmp_path / f'{name}.json').read_text())
+        assert properties['emb:quantization']['scale'] == beside['scale']
+        assert asset['bands'][3]['raster:scale'] == beside['scale'][3]
+    for time, part in (
+        ('soon', "'soon' is no time"),
+        ('2024-05-02/2024-05-01', 'an earlier and a later one'),
+    ):
+        with pytest.raises(InputError, match=part):
+            run(model, changed(stac=True, overwrite=True, datetime=time), tmp_path / name, s1=s1)
+
+
+def test_the_interval_and_the_box_of_an_item():
+    tags = {'a.tif': {'SENSING_TIME': '2024-05-03T05:00:00Z'}, 'b.tif': {'SENSING_TIME': '2024-05-01'}}
+    assert stac.moments('', tags) == ('2024-05-01T00:00:00Z', '2024-05-03T05:00:00Z')
+    assert stac.moments('2024-01-01/2024-02-01', {}) == ('2024-01-01T00:00:00Z', '2024-02-01T00:00:00Z')
+    # Zone 1 begins at the 180th meridian: the box runs from the east of the map to its west.
+    grid = Grid(32601, 160_000.0, 100_000.0, 100.0, 100.0, 90, 130, crs=CRS.from_epsg(32601))
+    geometry, (west, south, east, north) = stac._footprint(grid)
+    assert geometry['type'] == 'MultiPolygon'
+    assert west > 179.9 and east < -179.9 and south < north

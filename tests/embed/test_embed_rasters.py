@@ -28,6 +28,10 @@ def test_bands_are_read_by_name_in_any_order(tmp_path):
     raster = opened(write(tmp_path / 'a.tif', pixels, ['VH', 'angle', 'vv']) and tmp_path / 'a.tif')
     assert raster.bands == ('VH', 'ANGLE', 'VV')
     np.testing.assert_array_equal(raster.read(['VV', 'VH'], 1, 2, 3, 4), pixels[1:4, 2:6][..., [2, 0]])
+    before = raster.read(['VV'], -2, -3, 4, 5)  # windows may begin before the image does
+    np.testing.assert_array_equal(before[2:, 3:, 0], pixels[:2, :2, 2])
+    assert np.isnan(before[:2]).all() and np.isnan(before[:, :3]).all()
+    assert np.isnan(raster.read(['VV'], -9, 0, 4, 5)).all()
     raster.close()
 
 

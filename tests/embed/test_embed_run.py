@@ -11,7 +11,6 @@ import pytest
 import rasterio
 import safetensors.numpy
 
-from configs.encode import get_config
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.embed import run as embed_run
 from fusmae_jax.embed.run import encode
@@ -20,6 +19,7 @@ from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights.published import run_import
 from fusmae_jax.sensors import Product
+from fusmae_jax.shipped.configs.encode import get_config
 from tests.support import published_states
 from tests.support.embed_fixtures import (
     BANDS,
@@ -154,7 +154,7 @@ def test_the_output_is_named_well_and_nothing_is_overwritten_unasked(tmp_path, m
         encode(CONFIG, '', '', 'none', str(tmp_path / 'e.tif'))
 
 
-@pytest.mark.parametrize('name', ['e.tif', 'e.parquet'])
+@pytest.mark.parametrize('name', ['e.tif', 'e.parquet', 'e.zarr'])
 def test_a_run_that_fails_leaves_nothing(tmp_path, model, name):
     file = tmp_path / 's1.tif'
     s1 = write(file, image('s1', 1200, 240), BANDS['s1'], compress='deflate')

@@ -9,6 +9,8 @@ from fusmae_jax.embed.windows import (
     axis,
     batch_shape,
     choose_overlap,
+    common_steps,
+    on_ground,
     overlaps,
     spread,
     taper,
@@ -71,6 +73,42 @@ def test_weights_of_overlapping_windows(merge):
     if merge == 'centre':  # each cell from the window whose middle is nearer
         np.testing.assert_array_equal(np.nonzero(taper(line, 0, merge))[0], range(10))
         np.testing.assert_array_equal(np.nonzero(taper(line, 1, merge))[0], range(3, 14))
+
+
+@pytest.mark.parametrize('merge', ['mean', 'centre'])
+def test_every_cut_has_the_windows_of_the_ground_and_fixed_cells_see_no_other(merge):
+    """Pixels of 10 and 20 m that begin at 5 m; cells of 80 m, windows of 1200 m, overlaps of 5 cells."""
+    rng = np.random.default_rng(0)
+    steps = common_steps(15, 5, [120, 60])
+    assert steps == 40  # a stride is 800 m, and both inputs begin at every 20 m
+    fixed_cells = 0
+    for _ in range(200):
+        begin, length = 5.0 + 20 * int(rng.integers(-9999, 9999)), 20.0 * int(rng.integers(60, 300))
+        line = on_ground(begin, length, 1200.0, 15, 5, steps)
+        left = begin + float(line.start) * 80
+        assert (float(line.start) * 80) % 20 == 0 and line.start <= 0
+        # The output reaches over the raster, and by less than a cell beyond it.
+        first, end = begin + float(line.first) * 80, begin + (float(line.first) + line.cells) * 80
+        assert first <= begin < first + 80 and end - 80 < begin + length <= end
+        assert line.lead + line.cells <= (line.windows - 1) * line.stride + 15
+        if line.inner is None:
+            assert (line.start, line.lead, line.fixed(merge)) == (0, 0, (0, 0))
+            continue
+        assert (left - 5) % 800 == 0
+        low, high = line.fixed(merge)
+        fixed_cells += high - low
+        assert 0 <= low <= high <= line.cells
+        for cell in range(low, high):
+            middle = first + (cell + 0.5) * 80
+            starts = [
+                s for s in range(-14, 15) if 0 <= middle - (s * 800 + 5 + (left - 5) // 800 * 800) < 1200
+            ]
+            for s in starts:
+                window = s * 800 + (left - 5) // 800 * 800 + 5
+                near = 2 <= (middle - window) // 80 < 12  # with `centre` only this window gives the cell
+                whole = begin <= window and window + 1200 <= begin + length
+                assert whole or (merge == 'centre' and not near)
+    assert fixed_cells > 1000
 
 
 def test_batches_come_out_even():

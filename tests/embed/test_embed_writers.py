@@ -1,15 +1,18 @@
 import json
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import zarr
 from rasterio.crs import CRS
 
 from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
-from fusmae_jax.embed.quantise import LIMIT, NODATA, Quantiser, scale_of
+from fusmae_jax.embed.geozarr import GeoZarr
+from fusmae_jax.embed.quantise import LIMIT, NODATA, Quantiser, by_cell, scale_of
 from fusmae_jax.geo.grid import Grid
 
 GRID = Grid(32633, 500_000.0, 5_000_000.0, 1200 / 14, 1200 / 14, 53, 37, crs=CRS.from_epsg(32633))
@@ -72,9 +75,100 @@ def test_geotiff(tmp_path, int8, compress):
         np.testing.assert_array_equal(np.moveaxis(dataset.read(), 0, -1), stored)
         np.testing.assert_array_equal(dataset.read_masks(1) > 0, valid)
         assert json.loads(dataset.tags()['FUSMAE_JAX']) == DESCRIPTION
+        assert dataset.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG' and dataset.overviews(1) == []
         if int8:
             np.testing.assert_array_equal(np.float32(dataset.scales), scale)
             assert set(dataset.dtypes) == {'int8'} and dataset.nodata == NODATA
+
+
+@pytest.mark.parametrize('int8', [False, True])
+def test_a_large_geotiff_has_an_overview_of_means_before_its_tiles(tmp_path, int8):
+    rng = np.random.default_rng(0)
+    grid = GRID._replace(rows=37, columns=1031)
+    values = rng.integers(-99, 99, (37, 1031, 2)).astype(np.int8 if int8 else np.float32)
+    valid = rng.random((37, 1031)) < 0.5
+    valid[:4, :8] = False
+    stored = np.where(valid[..., None], values, NODATA if int8 else np.nan).astype(values.dtype)
+    writer = GeoTiff(tmp_path / 'e.tif', grid, np.ones(2) if int8 else None, 2, 'zstd', {})
+    for start in range(0, 37, 5):
+        writer.write(stored[start : start + 5], valid[start : start + 5])
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ['e.tif']
+    padded = np.pad(np.where(valid[..., None], values.astype(float), 0), ((0, 3), (0, 1), (0, 0)))
+    sums = padded.reshape(10, 4, 258, 4, 2).sum(axis=(1, 3))
+    counts = np.pad(valid, ((0, 3), (0, 1))).reshape(10, 4, 258, 4).sum(axis=(1, 3))[..., None]
+    mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    with rasterio.open(tmp_path / 'e.tif') as dataset:
+        assert dataset.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG' and dataset.overviews(1) == [4]
+        np.testing.assert_array_equal(np.moveaxis(dataset.read(), 0, -1), stored)
+    with rasterio.open(tmp_path / 'e.tif', overview_level=0) as dataset:
+        small = np.moveaxis(dataset.read(), 0, -1).astype(float)
+    small[small == NODATA] = np.nan
+    np.testing.assert_allclose(small, mean, atol=0.501 if int8 else 1e-4)
+    assert np.isnan(small[0, :2]).all()
+    content = (tmp_path / 'e.tif').read_bytes()
+    first, second = ifds(content)
+    # Both directories stand before all tiles, and the tiles of the overview before those of the image.
+    assert max(first.at, second.at) < second.tiles < first.tiles
+
+
+class Directory(NamedTuple):
+    at: int
+    tiles: int  # place of the first tile
+
+
+def ifds(content: bytes) -> list[Directory]:
+    """The directories of a classic little-endian TIFF."""
+    assert content[:4] == b'II*\0'
+    (at,), result = struct.unpack_from('<I', content, 4), []
+    while at:
+        (count,) = struct.unpack_from('<H', content, at)
+        entries = [struct.unpack_from('<HHII', content, at + 2 + 12 * i) for i in range(count)]
+        offsets = next(e for e in entries if e[0] == 324)
+        places = struct.unpack_from(f'<{offsets[2]}I', content, offsets[3])
+        result.append(Directory(at, min(place for place in places if place)))
+        (at,) = struct.unpack_from('<I', content, at + 2 + 12 * count)
+    return result
+
+
+@pytest.mark.parametrize('int8', [False, True])
+@pytest.mark.parametrize('compress', ['none', 'deflate', 'zstd'])
+def test_zarr(tmp_path, int8, compress):
+    values, valid = vectors()
+    written(GeoZarr(tmp_path / 'e.zarr', GRID, int8, WIDTH, compress, DESCRIPTION), values, valid)
+    root = zarr.open_group(tmp_path / 'e.zarr', mode='r')
+    array = root['embedding']
+    assert array.metadata.zarr_format == 3 and array.metadata.dimension_names == ('y', 'x', 'band')
+    assert array.chunks == (32, 32, WIDTH)  # a window of a notebook touches few
+    stored = array[:]
+    if int8:
+        scale = root['scale'][:]
+        assert stored.dtype == np.int8 and stored.min() >= -LIMIT
+        np.testing.assert_array_equal(np.isnan(scale), ~valid)
+        error = np.abs(stored * scale[..., None] - values)[valid]
+        assert (error <= scale[valid][:, None] * 0.501).all()
+        # The numbers of a cell depend on no other cell.
+        alone, its = by_cell(values[3:4, 5:9], valid[3:4, 5:9])
+        np.testing.assert_array_equal(alone, stored[3:4, 5:9])
+        np.testing.assert_array_equal(its, scale[3:4, 5:9])
+    else:
+        np.testing.assert_array_equal(stored, values)
+    attributes = dict(root.attrs)
+    assert attributes['proj:code'] == 'EPSG:32633' and attributes['fusmae_jax'] == DESCRIPTION
+    assert attributes['spatial:dimensions'] == ['y', 'x'] and attributes['spatial:shape'] == [53, 37]
+    a, b, c, d, e, f = attributes['spatial:transform']
+    assert (b, d) == (0, 0)
+    np.testing.assert_allclose(root['x'][:], c + a * (np.arange(37) + 0.5))
+    np.testing.assert_allclose(root['y'][:], f + e * (np.arange(53) + 0.5))
+    assert CRS.from_wkt(root['spatial_ref'].attrs['crs_wkt']) == GRID.crs
+    assert array.attrs['grid_mapping'] == 'spatial_ref'
+
+
+def test_a_zarr_store_says_nothing_before_it_is_complete(tmp_path):
+    values, valid = vectors()
+    writer = GeoZarr(tmp_path / 'e.zarr', GRID, False, WIDTH, 'zstd', DESCRIPTION)
+    writer.write(values[:40], valid[:40])
+    assert dict(zarr.open_group(tmp_path / 'e.zarr', mode='r').attrs) == {}
 
 
 @pytest.mark.parametrize('int8', [False, True])

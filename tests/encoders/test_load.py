@@ -28,6 +28,7 @@ from tests.support.probe_fixtures import ACCEPT, archive, checkpoint, native
 from tests.support.published_states import DINO, SAT, SATVIT, WIDTH
 from tests.support.tiny import tiny_config, tiny_model
 
+pytestmark = pytest.mark.usefixtures('one_device')
 UNITS = {'s1': 'dB', 's2': 'DN'}
 STEP = {'s1': 37.5, 's2': 37.5}  # metres a pixel: 32 are the 1200 m of a record
 

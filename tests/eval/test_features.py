@@ -32,6 +32,7 @@ from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.train.setup import make_setup
 from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint, quarter
 
+pytestmark = pytest.mark.usefixtures('one_device')
 opened = functools.cache(open_system)
 
 
@@ -119,9 +120,10 @@ def test_four_blocks_are_needed_for_that(data, tmp_path):
         extractor(data, EncoderSettings(checkpoint=shallow), ('s1',), ('last4_cls',))
 
 
-def test_the_batch_changes_nothing_and_the_last_one_may_be_partial(data, settings, both):
+@pytest.mark.usefixtures('all_devices')
+def test_neither_batch_nor_devices_change_a_feature_and_the_last_batch_may_be_partial(data, settings, both):
     other = extractor(data, dataclasses.replace(settings, batch=3), ('s2', 's1'), ('mean_patch',))
-    assert both.batch == 16 and other.batch == 8  # a multiple of the eight devices
+    assert both.batch == 16 and other.batch == 8  # on one device, and a multiple of eight
     for split, count in SIZES.items():
         found = both(split)['mean_patch'].values
         assert found.shape == (count, 32)

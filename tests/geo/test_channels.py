@@ -9,15 +9,15 @@ import rasterio
 import rasterio.shutil
 from rasterio.enums import ColorInterp
 
-from data.doctor import tiffs
-from data.doctor.command import run as doctor
-from data.paired_folder.headers import read_headers
-from data.records import RecordError
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import SensorFile, check_settings
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.bands import by_description
 from fusmae_jax.geo.raster import read_header
+from fusmae_jax.shipped.data.doctor import tiffs
+from fusmae_jax.shipped.data.doctor.command import run as doctor
+from fusmae_jax.shipped.data.paired_folder.headers import read_headers
+from fusmae_jax.shipped.data.records import RecordError
 from tests.support.embed_fixtures import changed
 from tests.support.paired_folder_files import S2, optical, put, radar
 

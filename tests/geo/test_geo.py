@@ -11,16 +11,16 @@ import rasterio
 import rasterio.shutil
 from rasterio.crs import CRS
 
-from data.doctor import tiffs
-from data.doctor.command import run as doctor
-from data.geotiff import place_of
-from data.paired_folder.headers import read_headers, values_of
-from data.records import RecordError
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import SensorFile, check_settings
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.grid import Grid, check_grid, common, ground_scale, window_onto
+from fusmae_jax.shipped.data.doctor import tiffs
+from fusmae_jax.shipped.data.doctor.command import run as doctor
+from fusmae_jax.shipped.data.geotiff import place_of
+from fusmae_jax.shipped.data.paired_folder.headers import read_headers, values_of
+from fusmae_jax.shipped.data.records import RecordError
 from tests.support.embed_fixtures import changed
 from tests.support.paired_folder_files import S2, archive, optical, put, radar
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from rasterio.rio.main import main_group
 from rasterio.transform import Affine
 
-from data.paired_folder import pairs
 from fusmae_jax.errors import InputError
+from fusmae_jax.shipped.data.paired_folder import pairs
 from tests.support.paired_folder_files import archive, optical, pair, put, radar
 
 # Of rio itself, with a newer affine.

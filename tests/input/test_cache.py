@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.synthetic import write
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import cache, contract, mixture, pipeline
 from fusmae_jax.input.source import Source
 from fusmae_jax.run.workdir import FREE
+from fusmae_jax.shipped.data.synthetic import write
 from tests.support.files import flip
 from tests.support.tiny import tiny_config
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import main
-from data import stats_command
-from data.doctor.command import run as doctor
-from data.doctor.open_set import open_set
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import pipeline, shards
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.builder import open_builder
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import Source, read_index
+from fusmae_jax.shipped.data import stats_command
+from fusmae_jax.shipped.data.doctor.command import run as doctor
+from fusmae_jax.shipped.data.doctor.open_set import open_set
 from tests.support.files import cut, flip
 from tests.support.probe_fixtures import archive, checkpoint
 

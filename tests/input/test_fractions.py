@@ -7,14 +7,14 @@ import time
 import numpy as np
 import pytest
 
-from data import fractions as drawn
-from data.fractions import lists, stratify, write_lists
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import fractions
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import INDEX
+from fusmae_jax.shipped.data import fractions as drawn
+from fusmae_jax.shipped.data.fractions import lists, stratify, write_lists
 
 DRAWS = ('random', 'stratified')
 RECORDS = 5037

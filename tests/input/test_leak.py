@@ -12,12 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data import sharded
-from data.bigearthnet_mm import lists
-from data.bigearthnet_mm.lists import parse_name
-from data.bigearthnet_mm.schema import FIELDS as V1_FIELDS
-from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Field, Item, RecordSource
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import leaks as leak_command
@@ -25,6 +19,12 @@ from fusmae_jax.input import seen as leak
 from fusmae_jax.input.contract import Contract, Group
 from fusmae_jax.input.example import Example
 from fusmae_jax.input.source import read_index
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import lists
+from fusmae_jax.shipped.data.bigearthnet_mm.lists import parse_name
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import FIELDS as V1_FIELDS
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
+from fusmae_jax.shipped.data.records import Field, Item, RecordSource
 from tests.support import short_table
 
 V1 = Contract(dataset='bigearthnet_mm', key='s2_name')
@@ -375,8 +375,8 @@ def test_what_the_command_says_of_another_name_and_another_place(tmp_path, capsy
 @pytest.mark.slow
 @pytest.mark.skipif(not METADATA, reason='set BIGEARTHNET_V2_METADATA to metadata.parquet of BigEarthNet v2')
 def test_the_published_tables_give_60886_seen_test_patches(monkeypatch):
-    from data.bigearthnet_v2.names import parse_patch_id
-    from data.bigearthnet_v2.table import read_table
+    from fusmae_jax.shipped.data.bigearthnet_v2.names import parse_patch_id
+    from fusmae_jax.shipped.data.bigearthnet_v2.table import read_table
 
     monkeypatch.setattr(lists, '_table', short_table.whole)
     pairs = lists.published_pairs(set(), lists.listed('train'))

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data.synthetic import write
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import mixture, pipeline
@@ -18,6 +17,7 @@ from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.source import Source
 from fusmae_jax.parallel.mesh import batch_sharding, check_batch, make_mesh
 from fusmae_jax.run import loop as experiment
+from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.records import Schema
-from data.statistics import Tally
 from fusmae_jax import sensors
 from fusmae_jax.input import plausible, ranges, units
 from fusmae_jax.input.compatibility import compare
 from fusmae_jax.input.contract import Contract, Group, Statistics
+from fusmae_jax.shipped.data.records import Schema
+from fusmae_jax.shipped.data.statistics import Tally
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs.pretrain import get_config
 from fusmae_jax.config.build import build
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.parallel.rules import path_name, shardings
+from fusmae_jax.shipped.configs.pretrain import get_config
 from fusmae_jax.train.setup import make_setup
 from tests.support.golden_shardings import FILE, found
 from tests.support.helpers import CONTRACT

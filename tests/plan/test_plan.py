@@ -6,13 +6,13 @@ import json
 import jax
 import pytest
 
-from data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Group
 from fusmae_jax.plan import batches, command, records, report, speed, topology
 from fusmae_jax.plan.parts import Place
 from fusmae_jax.plan.roofline import Share
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS, PUBLISHED
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config, tiny_model

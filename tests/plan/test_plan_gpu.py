@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import pretrain
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build
 from fusmae_jax.errors import InputError
@@ -18,6 +17,7 @@ from fusmae_jax.plan.hlo import read
 from fusmae_jax.plan.kernels import kernels
 from fusmae_jax.plan.records import layout
 from fusmae_jax.plan.roofline import FILLS, SLICES, roofline
+from fusmae_jax.shipped.configs import pretrain
 from fusmae_jax.train.flops import peak_flops
 from fusmae_jax.train.setup import make_setup
 from tests.support.tiny import tiny_config

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.synthetic import write
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build, to_dict
@@ -30,6 +29,7 @@ from fusmae_jax.run import compile_cache, workdir
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run.reconstruct import reconstruct
 from fusmae_jax.run.writers import StepLog, Writers, progress_bar
+from fusmae_jax.shipped.data.synthetic import write
 from tests.support.probe_fixtures import archive
 from tests.support.tiny import smallest_model, tiny_config
 

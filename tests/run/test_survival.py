@@ -15,7 +15,6 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from data.synthetic import write
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
@@ -25,6 +24,7 @@ from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run import model_card, workdir
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
+from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.storage import SaveError
 from fusmae_jax.train.checksum import make_check
 from fusmae_jax.train.setup import Setup

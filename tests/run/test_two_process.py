@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from data.synthetic import write
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.run import loop as experiment
+from fusmae_jax.shipped.data.synthetic import write
 from tests.support.processes import run_processes
 from tests.support.tiny import tiny_config, tiny_model
 

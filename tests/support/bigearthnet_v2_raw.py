@@ -9,10 +9,10 @@ import pyarrow
 import pyarrow.parquet
 import rasterio
 
-from data.bigearthnet_v2 import pairs
-from data.bigearthnet_v2.schema import GROUPS
-from data.generate import bigearthnet_v2 as generate
-from data.generate.scene import SceneConfig
+from fusmae_jax.shipped.data.bigearthnet_v2 import pairs
+from fusmae_jax.shipped.data.bigearthnet_v2.schema import GROUPS
+from fusmae_jax.shipped.data.generate import bigearthnet_v2 as generate
+from fusmae_jax.shipped.data.generate.scene import SceneConfig
 
 PAIRS = 16
 SCENE = SceneConfig(seed=7, cloud_share=0.3, snow_share=0.3)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data import sharded
-from data.bigearthnet_mm import pairs
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm import pairs
 from tests.support import short_table
 
 short_table.install()

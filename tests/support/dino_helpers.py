@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.config import dino as dc
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build, to_dict
@@ -14,6 +13,7 @@ from fusmae_jax.input import crops
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import make_prepare
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS
 
 # Native grids a fifth as wide as those of BigEarthNet-MM: 24, 12 and 4 pixels.
 CONTRACT = Contract(

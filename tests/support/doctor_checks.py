@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from data.doctor import registration
-from data.doctor.checks import CHECKS
-from data.doctor.findings import SEVERITIES
+from fusmae_jax.shipped.data.doctor import registration
+from fusmae_jax.shipped.data.doctor.checks import CHECKS
+from fusmae_jax.shipped.data.doctor.findings import SEVERITIES
 from tests.support.faults_both import BOTH
 from tests.support.faults_s1 import S1
 from tests.support.faults_s2 import S2

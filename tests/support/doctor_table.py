@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.doctor.checks import examine
+from fusmae_jax.shipped.data.doctor.checks import examine
 from tests.support.doctor_checks import FAULTS, checks_for, only, spoilt
 from tests.support.faults import LAYOUTS, SEEDS, clean, found
 

@@ -11,17 +11,18 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from data.bigearthnet_mm.schema import SCHEMA
 from fusmae_jax import sensors
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed.run import embed
 from fusmae_jax.embed.settings import EncodeConfig, SensorFile
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
 from tests.support.helpers import CONTRACT, weights
 from tests.support.tiny import tiny_config, tiny_model
 
-LEFT, TOP = 500_000.0, 5_000_000.0
+# Lines of the grid of the ground at every overlap, so that windows begin at the corner of an image.
+LEFT, TOP = 500_400.0, 5_000_400.0
 CELL = 30  # pixels of 10 m: the tiny model has 4 x 4 tokens on 1200 m
 BANDS = {name: list(sensors.SENSORS[name].bands) for name in ('s1', 's2')}
 CONFIG = EncodeConfig(s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN', offset=0.0), batch=4)

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.bigearthnet_mm.labels import CLASSES_43
-from data.bigearthnet_mm.schema import SCHEMA as BIGEARTHNET
-from data.doctor.evidence import Declared, Evidence, Grid, Sensor, Split, declared
-from data.generate.classes import CLASSES
-from data.generate.scene import Scene, SceneConfig, labels, resampled, scene
-from data.sen12ms.schema import SCHEMA as SEN12MS
-from data.ssl4eo_s12.schema import OFFSET
-from data.ssl4eo_s12.schema import schema as ssl4eo
+from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_43
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA as BIGEARTHNET
+from fusmae_jax.shipped.data.doctor.evidence import Declared, Evidence, Grid, Sensor, Split, declared
+from fusmae_jax.shipped.data.generate.classes import CLASSES
+from fusmae_jax.shipped.data.generate.scene import Scene, SceneConfig, labels, resampled, scene
+from fusmae_jax.shipped.data.sen12ms.schema import SCHEMA as SEN12MS
+from fusmae_jax.shipped.data.ssl4eo_s12.schema import OFFSET
+from fusmae_jax.shipped.data.ssl4eo_s12.schema import schema as ssl4eo
 
 LAYOUTS = ('bigearthnet', 'sen12ms', 'ssl4eo_s12_1.1', 'ssl4eo_s12_1.0', 'paired_folder')
 SEEDS = {'developed': (1, 2, 3), 'judged': (8101, 8102, 8103)}

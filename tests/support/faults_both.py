@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.doctor.evidence import Evidence, Grid, Split
+from fusmae_jax.shipped.data.doctor.evidence import Evidence, Grid, Split
 from tests.support.faults import SHARE, Apply, Fault, each, fault, hit, whole, with_sensor, with_split
 
 

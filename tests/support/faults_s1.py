@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.doctor.evidence import Declared, Evidence
+from fusmae_jax.shipped.data.doctor.evidence import Declared, Evidence
 from tests.support.faults import (
     SIDE,
     Images,

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.doctor.evidence import Declared, Evidence
-from data.generate.scene import SceneConfig, resampled, scene
+from fusmae_jax.shipped.data.doctor.evidence import Declared, Evidence
+from fusmae_jax.shipped.data.generate.scene import SceneConfig, resampled, scene
 from tests.support.faults import (
     LAYOUTS,
     SHARE,

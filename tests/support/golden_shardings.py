@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh
 
-from configs.pretrain import get_config
 from fusmae_jax.config.build import build
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.mesh import AXES
 from fusmae_jax.parallel.rules import path_name, spec_for
+from fusmae_jax.shipped.configs.pretrain import get_config
 
 FILE = Path(__file__).parent / 'golden' / 'shardings.json'
 MODELS = ('xae', 'xaed', 'mae_s2', 'stack', 'multimae_dirichlet', 'xae,L', 'xae,H')

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data.bigearthnet_mm.schema import GROUPS
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches
 from fusmae_jax.models.fusmae import init_params
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS
 
 CONTRACT = Contract(dataset='test', version='1', groups=GROUPS)
 

@@ -6,7 +6,7 @@ import numpy as np
 import rasterio
 from rasterio.transform import Affine
 
-from data.paired_folder.pairs import Archive
+from fusmae_jax.shipped.data.paired_folder.pairs import Archive
 
 S2 = ('B02', 'B03', 'B04', 'B08')
 LEFT, TOP = 500_000.0, 5_000_040.0

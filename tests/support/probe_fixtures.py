@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import sharded
-from data.bigearthnet_mm.schema import SCHEMA
-from data.records import Field, Item, RecordSource
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
 from fusmae_jax.input.source import Source as DataSet
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
+from fusmae_jax.shipped.data.records import Field, Item, RecordSource
 from tests.support.helpers import weights
 from tests.support.tiny import tiny_config, tiny_model
 

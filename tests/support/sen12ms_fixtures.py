@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import rasterio
 
-from data import sharded
-from data.generate import sen12ms
-from data.generate.scene import SceneConfig, scene
-from data.sen12ms import images, triplets
-from data.sen12ms.schema import GROUPS
+from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data.generate import sen12ms
+from fusmae_jax.shipped.data.generate.scene import SceneConfig, scene
+from fusmae_jax.shipped.data.sen12ms import images, triplets
+from fusmae_jax.shipped.data.sen12ms.schema import GROUPS
 from tests.support.files import rewrite
 
 TRIPLETS, CONFIG = 20, SceneConfig(seed=3, size=256, level='L1C', cloud_share=0.3)

@@ -4,7 +4,7 @@ The whole table has 590,326 rows, which take a process seconds to decompress; `t
 holds these six against it.
 """
 
-from data.bigearthnet_mm import lists
+from fusmae_jax.shipped.data.bigearthnet_mm import lists
 
 ROWS = (
     'S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48,S2A_MSIL2A_20170613T101031_87_48,Austria,Summer',

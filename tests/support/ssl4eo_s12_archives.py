@@ -12,9 +12,9 @@ import rasterio
 import zarr
 from zarr.storage import ZipStore
 
-from data.generate import ssl4eo_s12
-from data.generate.scene import SceneConfig
-from data.ssl4eo_s12.locations import Archive
+from fusmae_jax.shipped.data.generate import ssl4eo_s12
+from fusmae_jax.shipped.data.generate.scene import SceneConfig
+from fusmae_jax.shipped.data.ssl4eo_s12.locations import Archive
 
 # Half of the visits of this seed lie in another order in Sentinel-1 than by date, and some are cloudy.
 CONFIG = SceneConfig(seed=3, size=264, cloud_share=0.5)

@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.synthetic import write
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.load import load
 from fusmae_jax.run import compile_cache
+from fusmae_jax.shipped.data.synthetic import write
 from tests.support.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]

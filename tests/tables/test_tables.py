@@ -104,8 +104,8 @@ def test_class_shares_have_one_number_for_all_sensors(done):
     assert len(values) == 1
 
 
+@pytest.mark.slow
 def test_differences_are_paired_and_agree_with_those_of_one_run(done, data, weights, tmp_path):
-
     _, workdir = done
     values = load_config('configs/linear_probe.py:paper', SHORT)
     config = from_dict(LinearProbe, values)

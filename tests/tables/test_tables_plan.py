@@ -147,7 +147,7 @@ def generated():
 
 def worker(workdir):
     """What the killed process runs."""
-    from data.generate.converted import make
+    from fusmae_jax.shipped.data.generate.converted import make
     from fusmae_jax.tables.run import run_tables
 
     return run_tables(generated(), workdir, make)

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from fusmae_jax import installed
 from fusmae_jax.config.build import from_dict, resolve, to_dict
 from fusmae_jax.config.checks import check_model
 from fusmae_jax.config.run import Model
@@ -49,6 +50,7 @@ def read_state(path: epath.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: epath.Path) -> dict[str, np.ndarray]:
+    installed.need('parity', f'{path}: a PyTorch file')
     import torch
 
     try:

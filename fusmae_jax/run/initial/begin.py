@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import storage
+from fusmae_jax.config.run import Config, Modality, Numerics
 from fusmae_jax.input import compatibility
 from fusmae_jax.input import seen as seen_records
 from fusmae_jax.input.normalise import statistics
@@ -80,45 +81,59 @@ def _record(setup: Setup, source: Source, done: Transfer) -> dict[str, Any]:
         'fingerprint': source.fingerprint,
         'summary': f'{summary}; {len(done.left)} of the source not taken',
         'seen_known': source.seen is not None,
-        'input_differences': _differences(setup, source),
+        'differences': _differences(setup, source),
         'parameters': [entry._asdict() for entry in done.entries],
         'not_taken': done.left,
     }
 
 
 def _differences(setup: Setup, source: Source) -> list[str]:
-    """How the data of the run differ from what the source knows, bands apart, which are taken by name."""
+    """How input and arithmetic of the run differ from those of the source; bands apart, taken by name."""
     ours, theirs = setup.config, source.config
     shared = {name: m for name, m in theirs.model.modalities.items() if name in ours.model.modalities}
     model = dataclasses.replace(theirs.model, modalities=shared)
     data = dataclasses.replace(theirs.data, absent_bands='mean', stats='config')
     config = dataclasses.replace(theirs, model=model, data=data)
-    found = [
+    differences = [
         f'{d.modality}: {d.message}'
         for part in setup.contract.each.values()
         for d in compatibility.compare(config, part, source.contract)
         if d.name != 'bands' and d.kind != 'converted'
     ]
-    if theirs.data.normalisation != ours.data.normalisation:
-        found.append(f'data.normalisation: {theirs.data.normalisation} there, {ours.data.normalisation} here')
     if theirs.preset and theirs.preset.name == 'own':
-        found.append('the source has an input of its own; the folder `common` has that of this project')
-    for name, m in shared.items():
-        here = ours.model.modalities[name]
-        known, mine = (dict(zip(x.bands, zip(*statistics(x)))) for x in (m, here))
-        if other := [b for b in known if b in mine and not np.allclose(known[b], mine[b], rtol=1e-3)]:
-            found.append(
-                f'{name}: {", ".join(other)} normalised with other statistics than those of the source'
-            )
-        if m.unit and here.unit and m.unit != here.unit:
-            found.append(f'{name}: {here.unit} here, {m.unit} in the source')
-    return list(dict.fromkeys(found))
+        differences.append('the source has an input of its own; the folder `common` has that of this project')
+    differences += _of_arithmetic(ours, theirs)
+    for name, modality in shared.items():
+        differences += _of_statistics(name, ours.model.modalities[name], modality)
+    return list(dict.fromkeys(differences))
+
+
+def _of_arithmetic(ours: Config, theirs: Config) -> list[str]:
+    pairs = {
+        f'model.numerics.{field.name}': [getattr(c.model.numerics, field.name) for c in (theirs, ours)]
+        for field in dataclasses.fields(Numerics)
+    }
+    pairs['data.normalisation'] = [c.data.normalisation for c in (theirs, ours)]
+    return [f'{name}: {there} there, {here} here' for name, (there, here) in pairs.items() if there != here]
+
+
+def _of_statistics(name: str, ours: Modality, theirs: Modality) -> list[str]:
+    there, here = (dict(zip(m.bands, zip(*statistics(m)))) for m in (theirs, ours))
+    other = [band for band in there if band in here and not np.allclose(there[band], here[band], rtol=1e-3)]
+    differences = []
+    if other:
+        differences.append(
+            f'{name}: {", ".join(other)} normalised with other statistics than those of the source'
+        )
+    if theirs.unit and ours.unit and theirs.unit != ours.unit:
+        differences.append(f'{name}: {ours.unit} here, {theirs.unit} in the source')
+    return differences
 
 
 def _tell(record: dict[str, Any]) -> None:
     print(f'starts from {record["title"]}: {record["summary"]} ({FILE})')
-    for line in record['input_differences']:
-        print(f'WARNING: init: the input differs: {line}')
+    for line in record['differences']:
+        print(f'WARNING: init: {line}')
     for entry in record['parameters']:
         logging.info('init: %s %s (%s)', entry['status'], entry['name'], entry['how'])
     for name in record['not_taken']:

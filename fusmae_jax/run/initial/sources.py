@@ -1,4 +1,4 @@
-"""Weights that a run can start from, in the names of our model: runs, imported folders, weight files."""
+"""Weights that a run can start from, in the names of our model: runs, imported folders, exported files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from etils import epath
 from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config.run import Config
 from fusmae_jax.config.start import Init
-from fusmae_jax.encoders import store
-from fusmae_jax.encoders.load import read_stored, records_seen, several
+from fusmae_jax.encoders import hub, single_file, store
+from fusmae_jax.encoders.load import local, read_stored, records_seen, several
 from fusmae_jax.encoders.systems import content
 from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
@@ -21,7 +21,7 @@ from fusmae_jax.interop.weights.rules import flatten
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Weights that were found, on the host."""
+    """Weights to start from, on the host."""
 
     title: str  # what it is, in words
     fingerprint: str  # changes with the weights
@@ -43,10 +43,15 @@ def open_source(init: Init) -> Source:
     path = epath.Path(init.from_)
     if several(init.from_):
         raise InputError(f'init.from={init.from_}: several encoders side by side; give one')
-    if path.is_file():
+    exported = hub.is_hub(init.from_) or single_file.is_single_file(init.from_)
+    if path.is_file() and not exported:
         raise InputError(
             f'init.from={path}: a weight file; turn it into a folder with `import` and give that'
         )
+    if exported:
+        if init.average:
+            raise InputError(f'init.average: {init.from_} is an exported file, which has no average')
+        return _exported(init.from_)
     if store.is_imported(path):
         if init.average:
             raise InputError(f'init.average: {path} holds imported weights, which have no average')
@@ -54,20 +59,22 @@ def open_source(init: Init) -> Source:
     return _checkpoint(path, init.average)
 
 
-def identify(init: Init) -> str:
-    """The fingerprint of what `init.from` names now; '' where there is nothing."""
-    found = content(init.from_)
-    return '' if found == init.from_ else found
+def _exported(path: str) -> Source:
+    """A file that `export` wrote."""
+    opened = single_file.read(local(path))
+    model = opened.model
+    title = f'{path}: {model.config.name}, exported'
+    return Source(title, content(path), model.config, model.contract, flatten(model.params), opened.seen)
 
 
 def _imported(path: epath.Path) -> Source:
     """A folder that `import` wrote; its decoders are a form without content."""
-    found = store.read(path)
-    params = {name: x for name, x in flatten(found.model.params).items() if name.startswith('encoder/')}
-    if not found.model.config.model.cls:
+    model = store.read(path).model
+    params = {name: x for name, x in flatten(model.params).items() if name.startswith('encoder/')}
+    if not model.config.model.cls:
         del params['encoder/cls']
-    config, title = found.model.config, f'{path}: {found.model.config.name}, imported'
-    return Source(title, content(str(path)), config, found.model.contract, params, records_seen(path))
+    title = f'{path}: {model.config.name}, imported'
+    return Source(title, content(str(path)), model.config, model.contract, params, records_seen(path))
 
 
 def _checkpoint(path: epath.Path, average: bool) -> Source:

@@ -1,12 +1,13 @@
 """What becomes of every parameter of a run that starts from given weights, by stated rules.
 
 The same name and shape: taken. Stacked blocks of another depth: by their number, where `init.depth` allows
-it. Projections and predictions of another band set: band by band, by name. Learned positions: interpolated.
-Anything else is fresh. Another patch size, width or number of heads is refused.
+it. Projections and predictions of another band set: band by band, by name, also from a projection that stacks
+the bands of all sensors. Learned positions: interpolated. Anything else is fresh. Another patch size, width
+or number of heads is refused.
 """
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,6 +48,7 @@ class Transfer:
         self.entries: list[Entry] = []
         self.used: set[str] = set()
         self.partly: dict[str, str] = {}  # of the source: name -> what of it was not taken
+        self.here = {(sensor, band) for sensor, m in model.modalities.items() for band in m.bands}
         self._check()
         for path, shape in shapes.items():
             self._one(path, shape)
@@ -77,62 +79,71 @@ class Transfer:
             self._by_band(path, match[1], 'encoder/patch/{}/kernel', shape, axis=0)
         elif match := re.fullmatch(r'decoders/([^/]+)/predict/(kernel|bias)', path):
             self._by_band(path, match[1], f'decoders/{{}}/predict/{match[2]}', shape, axis=-1)
+        elif match := re.fullmatch(r'encoder/patch/([^/]+)/bias', path):
+            # What is stacked has one bias for the bands of all sensors.
+            stacked = path.replace(match[1], STACK)
+            self._same(path, shape, stacked if stacked in self.source.params else path)
         elif path == 'encoder/position_table':
             self._positions(path, shape)
         else:
-            self._same(path, shape)
+            self._same(path, shape, path)
 
-    def _same(self, path: str, shape: tuple[int, ...]) -> None:
-        x = self.source.params.get(path)
+    def _same(self, path: str, shape: tuple[int, ...], theirs: str) -> None:
+        x = self.source.params.get(theirs)
         if x is None:
             return self._fresh(path, 'the source has none')
         if x.shape == shape:
-            return self._take(path, path, x)
+            return self._take(path, theirs, x, how='same shape' if theirs == path else f'from {theirs}')
         if '/blocks/' in path and x.shape[1:] == shape[1:] and self.by_index:
             count = min(len(x), shape[0])
             value, mask = np.zeros(shape, x.dtype), np.zeros(shape, bool)
             value[:count], mask[:count] = x[:count], True
             if count < len(x):
                 self.partly[path] = f'layers {count} to {len(x) - 1}'
-            return self._take(path, path, value, mask, f'layers 0 to {count - 1}')
+            return self._take(path, path, value, mask, how=f'layers 0 to {count - 1}')
         return self._fresh(path, f'shape {x.shape} in the source, {shape} here')
 
     def _take(
-        self, path: str, theirs: str, x: np.ndarray, mask: Any = None, how: str = 'same name and shape'
+        self, path: str, theirs: str, x: np.ndarray, mask: np.ndarray | None = None, *, how: str
     ) -> None:
         self.used.add(theirs)
         self.values[path] = x
-        part = mask is not None and not mask.all()
-        if part:
+        if mask is None or mask.all():
+            self.entries.append(Entry(path, 'taken', how))
+        else:
             self.masks[path] = mask
-        self.entries.append(Entry(path, 'in part' if part else 'taken', how))
+            self.entries.append(Entry(path, 'in part', how))
 
     def _fresh(self, path: str, why: str) -> None:
         self.entries.append(Entry(path, 'fresh', why))
 
     def _by_band(self, path: str, stream: str, form: str, shape: tuple[int, ...], axis: int) -> None:
-        """Rows or columns of each band, from those of the band of the same name in the same stream."""
-        theirs = form.format(stream)
+        """Rows or columns of each band from those of the band of that name, in its own stream or stacked."""
+        stacked = form.format(STACK) in self.source.params
+        theirs = form.format(STACK if stacked else stream)
         x = self.source.params.get(theirs)
-        if x is None:
+        if x is None or not x.size:
             return self._fresh(path, f'the source has no {theirs}')
-        if x.ndim == 2 and x.shape[1 + axis if axis < 0 else 1] == 0:
-            return self._fresh(path, 'empty in the source')
-        here, there = band_rows(self.model, stream), band_rows(self.theirs, stream)
+        here, there = band_rows(self.model, stream), band_rows(self.theirs, STACK if stacked else stream)
         common = [key for key in here if key in there]
+        if not common and not {sensor for sensor, _ in here} & self.theirs.modalities.keys():
+            return self._fresh(path, f'the source has no band of {stream}')
         if not common:
             names = ', '.join(band for _, band in there)
             raise InputError(f'init.from: {theirs} has bands {names}; none of them is in the run')
-        other = x.ndim == 2 and x.shape[1 - axis % 2] != shape[1 - axis % 2]
-        if other:
-            return self._fresh(path, f'shape {x.shape} in the source, {shape} here')
         value, mask = np.zeros(shape, x.dtype), np.zeros(shape, bool)
         v, m, w = (np.moveaxis(a, axis, 0) for a in (value, mask, x))
+        if v.shape[1:] != w.shape[1:]:
+            return self._fresh(path, f'shape {x.shape} in the source, {shape} here')
         for key in common:
             v[here[key]], m[here[key]] = w[there[key]], True
-        if lost := [band for key in there if key not in here for band in key[1:]]:
+        # A projection inflated from three colours to K bands expects the sum of K; here are fewer.
+        if axis == 0 and (inflated := self.source.config.preset and self.source.config.preset.bands):
+            value *= np.asarray(inflated / len(common), value.dtype)
+        lost = [band for sensor, band in there if (sensor, band) not in self.here]
+        if lost:
             self.partly[theirs] = f'bands {", ".join(lost)}'
-        return self._take(path, theirs, value, mask, 'bands ' + ', '.join(band for _, band in common))
+        return self._take(path, theirs, value, mask, how='bands ' + ', '.join(band for _, band in common))
 
     def _positions(self, path: str, shape: tuple[int, ...]) -> None:
         table = self.source.params.get(path)

@@ -1,0 +1,1 @@
+"""Encoders for other programs: one safetensors file, StableHLO, ONNX, a PyTorch module; and the hub."""

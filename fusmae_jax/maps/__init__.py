@@ -1,0 +1,1 @@
+"""Pictures and searches of embeddings: `python main.py map`."""
