@@ -101,6 +101,7 @@ def _cls(graphdef, params, patches):
     return nnx.merge(graphdef, params).encode(patches).cls
 
 
+@pytest.mark.slow
 def test_last_four_cls_are_those_of_shallower_models(data, run, both):
     found = both('val')['last4_cls'].values.reshape(-1, 4, 32)
     model, (_, patches) = load(run), encoded(data, run, ('s1', 's2'))

@@ -61,6 +61,7 @@ def test_what_a_program_takes_and_gives(xae):
     assert {field: group.size for field, group in fields(unknown).items()} == {'s1': (32, 32), 's2': (32, 32)}
 
 
+@pytest.mark.slow
 def test_a_stablehlo_program(xae):
     """For platforms that are not there and any number of images; the first image lacks a sensor."""
     program = to_stablehlo.exported(xae, ('s1', 's2'))

@@ -46,7 +46,9 @@ def check_small_normal(path, x):
     assert 0.01 < (np.abs(x) > 0.04).mean() < 0.1, path
 
 
-@pytest.mark.parametrize(('encoder', 'decoder'), [('xae', 'multimae'), ('none', 'xad')])
+@pytest.mark.parametrize(
+    ('encoder', 'decoder'), [('xae', 'multimae'), pytest.param('none', 'xad', marks=pytest.mark.slow)]
+)
 def test_every_parameter_starts_as_its_source_has_it(encoder, decoder):
     small = SMALL if decoder == 'multimae' else f'{SMALL}|decoders/[^/]+/mask_token'
     seen = set()
@@ -77,6 +79,7 @@ def check_uniform(path, x, limit):
     np.testing.assert_allclose(x.std(), limit / 3**0.5, rtol=4 * (0.2 / x.size) ** 0.5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_dino_mm_starts_as_its_code_does():
     config = tiny()
     for path, x in flatten(dino.init_params(config.model, config.dino, jax.random.key(3))).items():

@@ -28,6 +28,16 @@ def close(ours, theirs, dtype):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, float(jnp.abs(b).max())))
 
 
+def with_gradients(function, arguments, gradient):
+    """Result and gradients, as one program: each operation by itself would be a program too."""
+
+    def run(arguments, gradient):
+        result, pull = jax.vjp(function, *arguments)
+        return result, pull(gradient)
+
+    return jax.jit(run)(arguments, gradient)
+
+
 # (queries, keys, heads, width of a head); None: as many keys as queries, in the same rows.
 LENGTHS = [(99, None, 3, 64), (37, None, 2, 16), (12, 21, 2, 8), (18, 130, 1, 32)]
 
@@ -51,11 +61,12 @@ def plain_attention(queries, context, valid, layout):
 def test_attention_is_that_of_plain_products(lengths, dtype):
     with jax.enable_x64(dtype == jnp.float64):
         queries, context, valid, layout = attention_case(*lengths, dtype)
-        fused, pull = jax.vjp(lambda q, c: attention.fused_attention(q, c, valid, layout), queries, context)
-        plain, pull_plain = jax.vjp(lambda q, c: plain_attention(q, c, valid, layout), queries, context)
-        gradient = normal(3, *plain.shape, dtype=dtype)
-        gradients = pull(gradient)
-        close((fused, gradients), (plain, pull_plain(gradient)), dtype)
+        gradient = normal(3, *queries.shape[:2], layout.heads * layout.head_width, dtype=dtype)
+        fused, gradients = ours = with_gradients(
+            lambda q, c: attention.fused_attention(q, c, valid, layout), (queries, context), gradient
+        )
+        plain = lambda q, c: plain_attention(q, c, valid, layout)  # noqa: E731
+        close(ours, with_gradients(plain, (queries, context), gradient), dtype)
     # No sample without a valid key has anything but zeros, and an invalid key has no part in any other.
     assert not fused[2].any() and not any(g[2].any() for g in jax.tree.leaves(gradients))
     of_keys = jax.tree.leaves(gradients)[-1][..., layout.key :]
@@ -74,10 +85,9 @@ def test_attention_by_hand_has_the_gradient_of_its_own_formula():
             weights = powers / jnp.maximum(jnp.sum(powers, axis=-1, keepdims=True), 1e-30)
             return jnp.einsum('bhnm,bmhe->bnhe', weights, value)
 
-        ours, pull = jax.vjp(lambda *x: attend(*x, valid), query, key, value)
-        theirs, pull_formula = jax.vjp(formula, query, key, value)
-        gradient = normal(3, *ours.shape, dtype=jnp.float64)
-        close((ours, pull(gradient)), (theirs, pull_formula(gradient)), jnp.float64)
+        given = (query, key, value), normal(3, *query.shape, dtype=jnp.float64)
+        ours = with_gradients(lambda *x: attend(*x, valid), *given)
+        close(ours, with_gradients(formula, *given), jnp.float64)
 
 
 @pytest.mark.parametrize('dtype', KINDS)
@@ -98,10 +108,9 @@ def test_sum_and_norm_are_those_of_plain_operations(rows, width, summed, dtype):
         def fused(x, branch, scale, bias):
             return norm.fused_add_norm(x, branch, scale, bias, 1e-6, jnp.dtype(dtype))
 
-        ours, pull = jax.vjp(fused, x, branch, scale, bias)
-        theirs, pull_plain = jax.vjp(plain, x, branch, scale, bias)
         gradients = tuple(normal(4 + i, *x.shape, dtype=dtype) for i in range(2))
-        close((ours, pull(gradients)), (theirs, pull_plain(gradients)), dtype)
+        given = (x, branch, scale, bias), gradients
+        close(with_gradients(fused, *given), with_gradients(plain, *given), dtype)
 
 
 def test_norm_by_hand_has_the_gradient_of_its_own_formula():
@@ -112,12 +121,11 @@ def test_norm_by_hand_has_the_gradient_of_its_own_formula():
 
     with jax.enable_x64(True):
         x, scale, bias = (normal(i, *s, dtype=jnp.float64) for i, s in enumerate([(6, 8), (8,), (8,)]))
-        gradient = normal(3, 6, 8, dtype=jnp.float64)
-        theirs, pull_formula = jax.vjp(formula, x, scale, bias)
+        given = (x, scale, bias), normal(3, 6, 8, dtype=jnp.float64)
+        theirs = with_gradients(formula, *given)
         for fast in (False, True):
             settings = NormSettings(1e-6, fast, x.dtype, x.dtype)
-            ours, pull = jax.vjp(lambda *a, s=settings: normalise(*a, s), x, scale, bias)
-            close((ours, pull(gradient)), (theirs, pull_formula(gradient)), jnp.float64)
+            close(with_gradients(lambda *a, s=settings: normalise(*a, s), *given), theirs, jnp.float64)
 
 
 def test_a_narrow_sum_is_rounded_before_it_is_normalised():
@@ -144,11 +152,10 @@ def test_what_surrounds_the_attention_of_cudnn(length, keys, monkeypatch):
     monkeypatch.setattr(jax.nn, 'dot_product_attention', instead)
     query, key, value = (normal(i, 3, n, 2, 16) for i, n in enumerate((length, keys, keys)))
     valid = jax.random.bernoulli(jax.random.key(4), 0.6, (3, keys)).at[0].set(True).at[2].set(False)
-    ours, pull = jax.vjp(lambda *x: attend_cudnn(*x, valid), query, key, value)
-    theirs, pull_plain = jax.vjp(lambda *x: attend(*x, valid, 'highest'), query, key, value)
-    gradient = normal(5, *ours.shape)
-    close((ours, pull(gradient)), (theirs, pull_plain(gradient)), jnp.float32)
-    assert not ours[2].any()
+    arguments = (query, key, value), normal(5, *query.shape)
+    ours = with_gradients(lambda *x: attend_cudnn(*x, valid), *arguments)
+    close(ours, with_gradients(lambda *x: attend(*x, valid, 'highest'), *arguments), jnp.float32)
+    assert not ours[0][2].any()
     even = [n + n % 2 for n in (length, keys)]
     assert given[0] == (*even, (3, 1, *even), 'cudnn')
 
@@ -166,7 +173,7 @@ def test_each_device_works_on_its_own_rows():
         attended = attention.fused_attention(normed, None, valid, layout)
         return jnp.sum(jnp.sin(attended)) + jnp.sum(jnp.cos(total))
 
-    expected = jax.grad(loss, argnums=(0, 1, 2))(x, scale, bias)
+    expected = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, scale, bias)
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), in_shardings=(rows, whole, whole))
     with jax.set_mesh(mesh):
         program = gradient.lower(x, scale, bias).compile()

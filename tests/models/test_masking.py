@@ -96,6 +96,7 @@ def test_exactly_k_different_patches(strategy):
         np.testing.assert_array_equal(np.asarray(hidden[name]).sum(axis=1), N - own)
 
 
+@pytest.mark.slow
 def test_dirichlet_shares_have_their_distribution():
     """With concentration 1 and two sensors every count from 0 to K is as likely; a larger one is even."""
     flat = counts(draw('dirichlet'))['s1']

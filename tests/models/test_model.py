@@ -200,6 +200,7 @@ def test_however_it_runs_it_is_the_same_model(how):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_narrow_residual_stream_is_of_bfloat16_models_alone():
     model, module = make('xae', depth=2)
     params = nnx.to_pure_dict(nnx.state(module))
