@@ -37,8 +37,8 @@ INTRODUCTION = """# Configuration
 
 Written from the dataclasses of the code when the site is built. A setting is given as `--config.NAME=VALUE`
 behind `--config=FILE.py`; an unknown one is an error that names the nearest. `*` stands for a name of yours,
-such as that of a sensor. Ranges hold for each number of a list. Defaults are those of the code: a file in `configs/`
-can have others.
+such as that of a sensor. Ranges hold for each number of a list. Defaults are those of the code: a file in
+`configs/` can have others.
 """
 
 
@@ -150,7 +150,8 @@ def _comments(cls: type) -> dict[str, str]:
 
 def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
     """The comments by line: those alone on theirs, and those behind code."""
-    above, beside = {}, {}
+    above: dict[int, str] = {}
+    beside: dict[int, str] = {}
     for token in tokenize.generate_tokens(StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             kind = beside if token.line[: token.start[1]].strip() else above
