@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow storm tpu gpu-plan parity lint types bench wheel docs notebooks requirements lock clean
+.PHONY: help demo test slow storm tpu gpu-plan parity lint deploy-lint types bench wheel docs notebooks requirements lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | types | bench | wheel | docs | notebooks | requirements | lock | clean'
+	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | deploy-lint | types | bench | wheel | docs | notebooks | requirements | lock | clean'
 
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -53,6 +53,16 @@ parity: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Scripts, Dockerfile, YAML and what reads it; nothing is run.
+deploy-lint: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev,deploy]'
+	$(BIN)/shellcheck deploy/*.sh deploy/*.sbatch
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/yamllint deploy .github .pre-commit-config.yaml CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 types: $(VENV)/.ready
 	$(BIN)/mypy

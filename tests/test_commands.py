@@ -193,6 +193,7 @@ def test_a_working_directory_is_for_one_command_of_a_kind(tmp_path, capsys):
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('data/**/*.md'))]
 FILES += [*sorted(ROOT.glob('benchmarks/**/*.md')), *sorted(ROOT.glob('configs/*.py'))]
+FILES += sorted(p for name in ('deploy', '.github') for p in (ROOT / name).rglob('*') if p.is_file())
 START = re.compile(r'(?:python main\.py|\bfusmae) ((?:[^\n`]*\\\n)*[^\n`]*)')
 
 

@@ -1,5 +1,6 @@
 """What is installed: the wheel, names that clash with nobody, extras, and the command from any folder."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -139,15 +140,20 @@ ROOMS = {
     'rasterio': ('fusmae_jax/geo', 'fusmae_jax/embed', 'fusmae_jax/maps', 'data'),
     'pyarrow': ('fusmae_jax/embed',),
     'scipy': ('data/doctor',),
-    'torch': ('fusmae_jax/interop/reference',),
+    'torch': ('fusmae_jax/interop/reference', 'fusmae_jax/export/torch_model.py'),
 }
 
 
 def test_optional_packages_are_imported_where_they_are_used():
     """At the top of a module only in the rooms that are about them."""
-    top = re.compile(rf'^(?:from|import) ({"|".join(OPTIONAL)})\b', re.MULTILINE)
     for file in (f for folder in ('fusmae_jax', 'data', 'configs') for f in (ROOT / folder).rglob('*.py')):
-        for name in top.findall(file.read_text()):
+        names = [
+            name.split('.')[0]
+            for node in ast.parse(file.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, 'level', 0)
+            for name in ([node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        ]
+        for name in OPTIONAL.intersection(names):
             assert str(file.relative_to(ROOT)).startswith(ROOMS.get(name, ())), f'{file}: {name}'
 
 

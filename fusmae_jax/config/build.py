@@ -16,7 +16,7 @@ import ml_collections
 
 from fusmae_jax.config.checks import check_model, check_run
 from fusmae_jax.config.run import SIZES, Config, Model
-from fusmae_jax.config.setting import field_problems
+from fusmae_jax.config.setting import field_problems, key_of
 from fusmae_jax.errors import InputError, nearest, raise_all
 from fusmae_jax.paths import user_path
 
@@ -32,7 +32,7 @@ def to_dict(config: Any, *, to_change: bool = False) -> Any:
     if dataclasses.is_dataclass(config):
         fields = [(f, getattr(config, f.name)) for f in dataclasses.fields(config)]
         return {
-            f.name: to_dict(x, to_change=to_change)
+            key_of(f): to_dict(x, to_change=to_change)
             for f, x in fields
             if 'sparse' not in f.metadata or x != f.default or (to_change and x is not None)
         }
@@ -102,14 +102,14 @@ def _dataclass(cls: type[T], values: Any, path: str, problems: list[str]) -> T |
         problems.append(f'{path} must be a group of settings, found {values!r}')
         return None
     before, hints = len(problems), typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    fields = {key_of(field): field for field in dataclasses.fields(typing.cast(Any, cls))}
     known = {}
     for key, value in values.items():
         if key not in fields:
             problems.append(f'{path}.{key} is not a setting; {nearest(str(key), fields)}')
             continue
         count = len(problems)
-        known[key] = _value(hints[key], value, f'{path}.{key}', problems)
+        known[key] = _value(hints[fields[key].name], value, f'{path}.{key}', problems)
         if len(problems) == count:
             problems += field_problems(fields[key], known[key], f'{path}.{key}')
         if len(problems) == count and fields[key].metadata.get('path'):
@@ -117,7 +117,8 @@ def _dataclass(cls: type[T], values: Any, path: str, problems: list[str]) -> T |
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             problems.append(f'{path}.{name} is missing')
-    return cls(**known) if len(problems) == before else None
+    given = {fields[key].name: value for key, value in known.items()}
+    return cls(**given) if len(problems) == before else None
 
 
 def _expanded(value: Any, path: str, problems: list[str]) -> Any:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from fusmae_jax.config.dino import Dino
 from fusmae_jax.config.setting import SPARSE, setting
+from fusmae_jax.config.start import Init
 
 MAX_SEED = 2**32 - 1  # jax keeps 32 bits of a seed: another one would give the numbers of a smaller one
 MAX_STEPS = 2**31 - 1  # steps are counted in int32
@@ -336,6 +337,7 @@ class Config:
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     log: Log = dataclasses.field(default_factory=Log)
+    init: Init = dataclasses.field(default=Init(), metadata=SPARSE)
     # The settings of DINO-MM, which makes this a run of it; None: a masked autoencoder. Of `augment` it takes
     # `crop_ratio`, `hflip` and `vflip` alone; `masking`, `loss` and `model.decoder` mean nothing to it.
     dino: Dino | None = dataclasses.field(default=None, metadata=SPARSE)

@@ -18,6 +18,7 @@ def setting(
     below: int | float | None = None,
     path: bool = False,
     sparse: bool = False,
+    key: str = '',
 ) -> Any:
     """A dataclass field whose values lie in a range, or name a file or folder.
 
@@ -29,17 +30,25 @@ def setting(
         below: what a value must be smaller than.
         path: True: a path, or several; `~` is the home folder.
         sparse: True: see SPARSE.
+        key: what users call the field, where that is a word of Python; see `key_of`.
     """
     limits = {'least': least, 'above': above, 'most': most, 'below': below}
-    metadata = {name: value for name, value in limits.items() if value is not None} | {'path': path}
+    metadata: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
+    metadata['path'] = path
+    metadata = {**metadata, **({'key': key} if key else {})}
     return dataclasses.field(default=default, metadata=metadata | (SPARSE if sparse else {}))
+
+
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """What a field is called in plain data, in configuration files and on the command line."""
+    return field.metadata.get('key', field.name)
 
 
 def range_problems(config: Any, path: str = '') -> list[str]:
     """Every number of a configuration, groups in it included, that is not finite or outside its range."""
     problems = []
     for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f'{path}{field.name}'
+        value, name = getattr(config, field.name), f'{path}{key_of(field)}'
         for key, item in value.items() if isinstance(value, dict) else [('', value)]:
             where = f'{name}.{key}' if key else name
             if dataclasses.is_dataclass(item):

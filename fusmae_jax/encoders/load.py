@@ -6,7 +6,7 @@ side ('runs/s1 + runs/s2', late fusion). Each carries the preset of its input.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
 from fusmae_jax.config.build import build
+from fusmae_jax.config.run import Config
 from fusmae_jax.encoders import hub, single_file, store
 from fusmae_jax.encoders.pretrained import Embedding, Pretrained
 from fusmae_jax.errors import InputError, nearest
@@ -22,6 +23,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as seen_records
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.seen import Seen
+from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train.recipes import recipe_of
 from fusmae_jax.train.setup import total_steps
 
@@ -97,15 +99,42 @@ def _seen(checkpoints: Checkpoints, step: int, path: epath.PathLike) -> Seen | N
     return None if packed is None else seen_records.from_bytes(packed, f'{path}: checkpoint {step}')
 
 
-def _of_checkpoint(checkpoints: Checkpoints, step: int, path: epath.PathLike, average: bool) -> Pretrained:
+class Stored(NamedTuple):
+    """What a checkpoint holds of a model."""
+
+    config: Config
+    contract: Contract
+    dtype: str  # of its products
+    params: Params  # of the recipe's model, as learned: of DINO-MM those of the teacher
+
+
+def read_stored(
+    checkpoints: Checkpoints, step: int, path: epath.PathLike, average: bool = False, on_host: bool = False
+) -> Stored:
+    """A model as a checkpoint holds it.
+
+    Args:
+        checkpoints: that it is one of.
+        step: of the checkpoint.
+        path: what messages call it.
+        average: the average of the weights.
+        on_host: as NumPy arrays, so that no device has to hold it.
+
+    Raises:
+        InputError: no average, or weights that do not fit the stored configuration.
+    """
     meta = checkpoints.meta(step)
     config = build(meta['config'])
     recipe, contract = recipe_of(config), contracts.from_values(meta['contract'], f'{path}: contract')
     shapes = jax.eval_shape(lambda key: recipe.init(config, key, meta['dtype']), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    params, extra = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes
-    )
+
+    def place(leaf: Any) -> Any:
+        if on_host:
+            return np.empty(leaf.shape, leaf.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+    params, extra = jax.tree.map(place, shapes)
     if average and extra:
         raise InputError(f'{path}: its encoder is a teacher, an average already; leave `average` off')
     params = checkpoints.params(params, step, 'ema' if average else 'params')
@@ -116,8 +145,14 @@ def _of_checkpoint(checkpoints: Checkpoints, step: int, path: epath.PathLike, av
             logging.info('%s does not say its records: the teacher is taken as stored', path)
         steps = total_steps(config, len(records.names.id) if records else 1)
         params = recipe.learned(params, checkpoints.extra(extra, step), config, steps)
-    on_cpu = jax.default_backend() == 'cpu' and meta['dtype'] == 'bfloat16'
-    dtype = 'float32' if on_cpu else meta['dtype']
+    return Stored(config, contract, meta['dtype'], params)
+
+
+def _of_checkpoint(checkpoints: Checkpoints, step: int, path: epath.PathLike, average: bool) -> Pretrained:
+    config, contract, stored_dtype, params = read_stored(checkpoints, step, path, average)
+    recipe = recipe_of(config)
+    on_cpu = jax.default_backend() == 'cpu' and stored_dtype == 'bfloat16'
+    dtype = 'float32' if on_cpu else stored_dtype
     return Pretrained(recipe.encoder_config(config), contract, recipe.encoder_params(params, config), dtype)
 
 

@@ -17,7 +17,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
-from fusmae_jax.input.seen import collect, to_bytes, union
+from fusmae_jax.input.seen import collect, from_bytes, to_bytes, union
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.lock import Lock
@@ -25,6 +25,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.parallel.processes import read, together
 from fusmae_jax.run import compile_cache, model_card, start
+from fusmae_jax.run.initial import begin
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.run.validation import Validation, make_pictures
 from fusmae_jax.run.workdir import COMPLETE, SKIPPED, checked_meta, checkpoint_meta, note_skip, write_config
@@ -111,6 +112,7 @@ class Run:
         self.saved = start.newest_step(self.checkpoints)
         self.start = self.saved or 0
         self.meta = checked_meta(self.checkpoints, self.start, setup) if self.start else {}
+        self.initial = self.meta.get('init')  # what the run started from, if not from random weights
         self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
         self.late = False  # whether a save is due after the next update that is not skipped
         held = together(lambda: open_validation(self.config))
@@ -119,6 +121,11 @@ class Run:
         self.neighbours = together(lambda: start.make_neighbours(setup))
         # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
         self.seen = together(lambda: union(*(collect(s.path, s.split) for s in source.sources.values())))
+        self.source_weights = begin.open_initial(setup) if self.config.init.from_ and not self.start else None
+        if self.source_weights:
+            self.seen = union(self.seen, begin.seen_of(self.source_weights))
+        elif self.config.init.from_ and (packed := self.checkpoints.seen(self.start)):
+            self.seen = from_bytes(packed, f'{workdir}: checkpoint {self.start}')
         self.packed = to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
         # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
@@ -145,7 +152,7 @@ class Run:
             state = self._state()
         start.print_overview(self.setup, self.source)
         if self.lead:
-            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val)
+            model_card.write(self.workdir, self.setup, len(self.source), None, self.best_val, self.initial)
         with self.goodput.phase('compile'):
             start.trust_kernels(self.setup)
             compiled, self.check = start.compile_step(self.setup)
@@ -193,9 +200,17 @@ class Run:
 
     def _state(self) -> State:
         """Fresh, or restored from the newest checkpoint."""
+        if self.source_weights:
+            given, self.initial = begin.begin(self.setup, self.source_weights, self.workdir)
+            self.source_weights = None  # the host need not keep them
+            return self.setup.init_state(given)
         if not self.start:
             return self.setup.init_state()
         self._say(f'resuming from step {self.start} of {self.setup.total_steps}')
+        if self.initial:
+            self._say(
+                f'init.from={self.config.init.from_} is not read again: the checkpoint has what came of it'
+            )
         return self.checkpoints.restore(self.setup.abstract_state(), self.start)
 
     def _say(self, text: str) -> None:
@@ -259,6 +274,7 @@ class Run:
             if val_loss is not None:
                 self.best_val = val_loss if self.best_val is None else min(self.best_val, val_loss)
             meta = checkpoint_meta(self.setup, self.seen, self.best_val, self._loss(), self.good)
+            meta |= {'init': self.initial} if self.initial else {}
             self.checkpoints.save(state, meta, val_loss, self.packed)
             self.saved = step
 
@@ -306,7 +322,9 @@ class Run:
         """Marks the run as finished; also repairs what a kill right after the last save left out."""
         complete = self.workdir / COMPLETE
         if self.lead and not complete.exists():
-            model_card.write(self.workdir, self.setup, len(self.source), self._loss(), self.best_val)
+            model_card.write(
+                self.workdir, self.setup, len(self.source), self._loss(), self.best_val, self.initial
+            )
             complete.write_text(f'{step}\n')
         return 0
 

@@ -1,6 +1,8 @@
 """The model card of a run: what it was trained on, from the configuration and the contract of its data."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
@@ -30,6 +32,7 @@ TEXT = """# {title}
 | normalisation | {normalisation} |
 | optimisation | AdamW, peak learning rate {learning_rate:g}, batch {batch_size}, {steps:,} steps |
 | compute type | {dtype} |
+| initial weights | {initial} |
 | code | fusmae_jax {code}, jax {jax} |
 | final training loss | {loss} |
 | best held-out loss | {val_loss} |
@@ -54,7 +57,12 @@ converted first. *To be filled in: evaluation results, known failures, who to as
 
 
 def write(
-    workdir: epath.Path, setup: Setup, examples: int, loss: float | None, best_val: float | None
+    workdir: epath.Path,
+    setup: Setup,
+    examples: int,
+    loss: float | None,
+    best_val: float | None,
+    initial: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the card of a run over `examples` records.
 
@@ -64,6 +72,7 @@ def write(
         examples: records that it learns from.
         loss: of the last step, NaN if it was not measured; None while the run goes on.
         best_val: lowest held-out loss of a checkpoint that is kept; None if none was measured.
+        initial: what `run.initial.begin` says of the weights that it started from; None: random ones.
     """
     config, contract = setup.config, setup.contract
     model, known = config.model, versions()
@@ -92,6 +101,7 @@ def write(
         batch_size=config.train.batch_size,
         loss='still training' if loss is None else 'not measured' if math.isnan(loss) else f'{loss:.4f}',
         val_loss='not measured' if best_val is None else f'{best_val:.4f}',
+        initial=_initial(initial),
         code=known['fusmae_jax'],
         jax=known['jax'],
         footprint=_footprint(contract),
@@ -101,6 +111,15 @@ def write(
         * optical,
     )
     (workdir / FILE).write_text(text)
+
+
+def _initial(record: Mapping[str, Any] | None) -> str:
+    if not record:
+        return 'random'
+    unknown = (
+        '' if record['seen_known'] else '; what it has seen is not known, so `leaks` is of this run alone'
+    )
+    return f'{record["title"]} (`{record["fingerprint"]}`): {record["summary"]}; see init.json{unknown}'
 
 
 def _sensor(name: str, modality: Modality, contract: Contract) -> str:

@@ -63,7 +63,9 @@ def self_distillation(config: Config, contract: Contract, dtype: DTypeLike, tota
         }
         return terms.loss, (metrics, {'teacher': teacher, 'centre': centre, 'step': extra['step'] + 1})
 
-    return Objective(lambda key: init(config, key, dtype), loss, tuple(fields(config, contract)))
+    return Objective(
+        lambda key: init(config, key, dtype), loss, tuple(fields(config, contract)), restart=follow_from
+    )
 
 
 def init(config: Config, key: Array, dtype: DTypeLike) -> tuple[Params, dict[str, Any]]:
@@ -73,6 +75,11 @@ def init(config: Config, key: Array, dtype: DTypeLike) -> tuple[Params, dict[str
     # The teacher needs buffers of its own: the step donates the state.
     teacher = jax.tree.map(jnp.copy, params)
     return params, {'teacher': teacher, 'centre': centre, 'step': jnp.zeros((), jnp.int32)}
+
+
+def follow_from(params: Params, extra: dict[str, Any]) -> dict[str, Any]:
+    """The extra state of a run that starts from given parameters: the teacher has the same."""
+    return {**extra, 'teacher': jax.tree.map(jnp.copy, params)}
 
 
 def final_teacher(params: Params, extra: Any, config: Config, total_steps: int) -> Params:

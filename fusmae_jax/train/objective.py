@@ -36,12 +36,16 @@ class Objective(NamedTuple):
     An objective that can be accumulated over micro-batches has `weights(batch, key)`: a tree of what its
     means divide by. `loss` then takes the mean of the micro-batches' weights as a fifth argument, in place
     of its own, so that the mean of the micro-batches' losses is the loss of the batch.
+
+    Where `extra` holds parameters too, `restart(params, extra)` is the extra state that goes with others than
+    those of `init`.
     """
 
     init: Callable[[Array], tuple[Params, Any]]
     loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     fields: tuple[str, ...]
     weights: Callable[[Batch, Array], Any] | None = None
+    restart: Callable[[Params, Any], Any] = lambda params, extra: extra
 
 
 class Masked(NamedTuple):

@@ -16,7 +16,7 @@ from fusmae_jax.installed import program
 from fusmae_jax.parallel.mesh import check_batch, make_mesh
 from fusmae_jax.train.objective import Objective
 from fusmae_jax.train.recipes import Recipe, recipe_of
-from fusmae_jax.train.state import State, abstract_state, compute_dtype, init_state
+from fusmae_jax.train.state import Given, State, abstract_state, compute_dtype, init_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 
 
@@ -42,10 +42,10 @@ class Setup(NamedTuple):
         """Shapes, types and shardings of the train state."""
         return abstract_state(self.objective, self.optimizer, self.mesh, bool(self.config.train.ema))
 
-    def init_state(self) -> State:
-        """A fresh train state; every array is created where it lives."""
-        train = self.config.train
-        return init_state(self.objective, self.optimizer, self.mesh, self.config.seed, bool(train.ema))
+    def init_state(self, given: Given | None = None) -> State:
+        """A fresh train state, with `given` parameters; every array is created where it lives."""
+        ema, seed = bool(self.config.train.ema), self.config.seed
+        return init_state(self.objective, self.optimizer, self.mesh, seed, ema, given)
 
     def lower(self, batch_size: int = 0) -> Any:
         """The lowered train step, for the configured batch size or another."""

@@ -6,7 +6,7 @@ of host time each.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,27 @@ from jax.typing import DTypeLike
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel.rules import shardings
+from fusmae_jax.parallel.rules import path_name, shardings
 from fusmae_jax.train.objective import Objective
 
 State = dict[str, Any]
+
+
+class Given(NamedTuple):
+    """Parameters that a run starts from, by path; on the devices, laid out as the parameters are."""
+
+    values: dict[str, jax.Array]
+    masks: dict[str, jax.Array]  # of those that are given in part: where (bool, the same shape)
+
+    def into(self, params: Any) -> Any:
+        """Fresh parameters with the given ones in their place; traceable."""
+
+        def choose(path: Any, fresh: jax.Array) -> jax.Array:
+            name = path_name(path)
+            value = self.values.get(name, fresh)
+            return jnp.where(self.masks[name], value, fresh) if name in self.masks else value
+
+        return jax.tree_util.tree_map_with_path(choose, params)
 
 
 def compute_dtype(config: Config) -> DTypeLike:
@@ -58,16 +75,36 @@ def init_state(
     mesh: Mesh,
     seed: int,
     ema: bool = False,
+    given: Given | None = None,
 ) -> State:
-    """A fresh state; every array is created where it lives."""
+    """A fresh state; every array is created where it lives.
+
+    With `given`, whose buffers are used up, those parameters are taken and the others drawn: what is taken
+    whole is not drawn first.
+    """
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh, ema))
-    make = jax.jit(lambda key: _init(objective, optimizer, key, ema), out_shardings=where)
     # A key of its own: the training keys are fold_in(key(seed), position).
-    return make(jax.random.fold_in(jax.random.key(seed), 2**32 - 1))
+    key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+    if given is None:
+        return jax.jit(lambda key: _init(objective, optimizer, key, ema), out_shardings=where)(key)
+
+    def make(values: dict[str, jax.Array], masks: dict[str, jax.Array], key: jax.Array) -> State:
+        return _init(objective, optimizer, key, ema, Given(values, masks))
+
+    return jax.jit(make, out_shardings=where, donate_argnums=0)(*given, key)
 
 
-def _init(objective: Objective, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool) -> State:
+def _init(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    ema: bool,
+    given: Given | None = None,
+) -> State:
     params, extra = objective.init(key)
+    if given is not None:
+        params = given.into(params)
+        extra = objective.restart(params, extra)
     # A copy: a donated state must not hold one buffer twice.
     average = {'ema': jax.tree.map(jnp.copy, params)} if ema else {}
     return average | {

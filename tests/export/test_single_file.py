@@ -1,6 +1,7 @@
 """One safetensors file, and the hub that holds it."""
 
 import dataclasses
+import importlib.machinery
 import json
 import os
 import subprocess
@@ -155,6 +156,7 @@ def library(monkeypatch, file):
         return str(file)
 
     module = types.ModuleType('huggingface_hub')
+    module.__spec__ = importlib.machinery.ModuleSpec('huggingface_hub', None)
     module.HfApi, module.hf_hub_download = Api, download
     monkeypatch.setitem(sys.modules, 'huggingface_hub', module)
     return asked
