@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from io import StringIO
 from typing import Any, Literal, NamedTuple
 
+from fusmae_jax.config.setting import key_of
 from fusmae_jax.shipped.data.convert import BUILDERS
 
 # Title, module and name of the settings, and what stands before theirs.
@@ -83,7 +84,7 @@ def rows(defaults: Any, path: str = '') -> list[Row]:
     prefix = f'{path}.' if path else ''
     return [
         Row(
-            f'`{prefix}{field.name}`',
+            f'`{prefix}{key_of(field)}`',
             _code(_type(hints[field.name])),
             _code(_value(getattr(defaults, field.name))),
             ', '.join(
