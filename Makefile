@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow storm tpu gpu-plan parity lint deploy-lint types bench wheel requirements lock clean
+.PHONY: help demo test slow storm tpu gpu-plan parity lint deploy-lint types bench wheel docs notebooks requirements lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | deploy-lint | types | bench | wheel | requirements | lock | clean'
+	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | deploy-lint | types | bench | wheel | docs | notebooks | requirements | lock | clean'
 
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -75,6 +75,18 @@ wheel: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build
 
+# The documentation as a site in site/, without network; a warning, such as a link to nothing, is an error.
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs every cell of the four; nothing is stored in them.
+notebooks: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs,parity]'
+	for file in notebooks/*.ipynb; do \
+	  echo $$file && PATH=$(abspath $(BIN)):$$PATH $(BIN)/jupyter execute --timeout=600 $$file || exit 1; done
+
 # requirements.txt, a full installation, from pyproject.toml.
 requirements: $(VENV)/.ready
 	$(BIN)/python -m tests.support.requirements
@@ -86,4 +98,4 @@ lock: test
 	  $(BIN)/python -m pip freeze --exclude-editable; } > requirements-lock.txt
 
 clean:
-	rm -rf runs/demo build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs/demo build dist site .pytest_cache .mypy_cache .ruff_cache
