@@ -16,6 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax._src import lib as jax_lib
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -99,6 +100,17 @@ def attend_cudnn(
     return jnp.where(jnp.any(key_valid, axis=1)[:, None, None, None], out, 0)
 
 
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether cuDNN is installed: a plan for a GPU that is not here may be made without it."""
+    # Private to jax, and None without its plugin for GPUs; no public name tells.
+    versions = getattr(jax_lib, 'cuda_versions', None)
+    try:
+        return bool(versions and versions.cudnn_get_version())
+    except RuntimeError:
+        return False
+
+
 def implementation_for(setting: str, dtype: DTypeLike, head_width: int, keys: int) -> str:
     """'xla', 'cudnn' or 'pallas': what `model.attention` comes to for heads of a type and width.
 
@@ -108,12 +120,14 @@ def implementation_for(setting: str, dtype: DTypeLike, head_width: int, keys: in
     cudnn = on_gpu and head_width % 8 == 0 and head_width <= CUDNN_WIDTH
     if setting == 'auto':
         fused = on_gpu and supports(dtype, head_width, keys)
-        return 'pallas' if fused else 'cudnn' if cudnn else 'xla'
+        return 'pallas' if fused else 'cudnn' if cudnn and has_cudnn() else 'xla'
     if setting == 'cudnn' and not cudnn:
         raise InputError(
             f'model.attention=cudnn computes in bfloat16 on a GPU, heads of a multiple of 8 up to 128, found '
             f'{jnp.dtype(dtype)} on {target_platform()} with heads of {head_width}; set model.attention=auto'
         )
+    if setting == 'cudnn' and not has_cudnn():
+        raise InputError('model.attention=cudnn: cuDNN is not installed here; set model.attention=auto')
     if setting == 'pallas' and not supports(dtype, head_width, keys):
         raise InputError(
             f'model.attention=pallas computes in bfloat16, heads of 16, 32, 64 or 128, up to 256 keys; '

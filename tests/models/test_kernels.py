@@ -195,9 +195,15 @@ def test_which_implementation_computes_attention():
 def test_on_a_gpu_short_sequences_in_half_precision_are_fused(monkeypatch):
     for module in ('attention', 'kernels.attention'):
         monkeypatch.setattr(f'fusmae_jax.models.{module}.target_platform', lambda: 'gpu')
+    monkeypatch.setattr('fusmae_jax.models.attention.has_cudnn', lambda: True)
     assert implementation_for('auto', jnp.bfloat16, 64, 256) == 'pallas'
     assert implementation_for('auto', jnp.bfloat16, 64, 393) == 'cudnn'  # all patches of two sensors
     assert implementation_for('auto', jnp.bfloat16, 24, 99) == 'cudnn'
     assert implementation_for('auto', jnp.bfloat16, 20, 99) == 'xla'
     assert implementation_for('auto', jnp.bfloat16, 256, 99) == 'xla'
     assert implementation_for('auto', jnp.float32, 64, 99) == 'xla'
+    # A plan for a GPU that is not here, without its libraries.
+    monkeypatch.setattr('fusmae_jax.models.attention.has_cudnn', lambda: False)
+    assert implementation_for('auto', jnp.bfloat16, 64, 393) == 'xla'
+    with pytest.raises(InputError, match=r'cuDNN is not installed here; set model\.attention=auto'):
+        implementation_for('cudnn', jnp.bfloat16, 64, 393)
