@@ -114,9 +114,10 @@ class Model:
     # loop on a TPU, where nobody has looked at the other yet, and one after the other elsewhere.
     scan: Literal['auto', True, False] = 'auto'
     remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
-    # Which implementation computes attention, and residual sums with their LayerNorm. auto: fused kernels in
-    # bfloat16 on a GPU, plain operations elsewhere.
+    # What computes residual sums with their LayerNorm. auto: a fused kernel in bfloat16 on a GPU, plain
+    # operations elsewhere.
     norm: Literal['auto', 'xla', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
+    # What computes attention. auto: as for `norm`, and cuDNN for more than 256 keys where it is installed.
     attention: Literal['auto', 'xla', 'cudnn', 'pallas'] = dataclasses.field(default='auto', metadata=SPARSE)
     # Type of the residual stream where products are in bfloat16: bfloat16 moves less, and rounds every sum
     residual_dtype: Literal['float32', 'bfloat16'] = dataclasses.field(default='float32', metadata=SPARSE)
