@@ -124,21 +124,27 @@ def item(
             {'rel': 'emb:source-data', 'href': _relative(file, target), 'title': name}
             for name, file in files.items()
         ],
-        'assets': {
-            'embeddings': _asset(target, config, model.config.model.width, description),
-            # MLM asks for the model itself.
-            'model': {
-                'href': _relative(description['checkpoint'], target),
-                'roles': ['mlm:model', 'mlm:weights'],
-                'mlm:artifact_type': 'orbax.checkpoint',
-                'title': 'the checkpoint; open it with fusmae_jax.load',
-            },
-            'description': {
-                'href': f'./{target.name}.json',
-                'type': 'application/json',
-                'roles': ['metadata'],
-                'title': 'how the numbers came about',
-            },
+        'assets': _assets(target, config, model, description),
+    }
+
+
+def _assets(
+    target: Path, config: EncodeConfig, model: Pretrained, description: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        'embeddings': _asset(target, config, model.config.model.width, description),
+        # MLM asks for the model itself.
+        'model': {
+            'href': _relative(description['checkpoint'], target),
+            'roles': ['mlm:model', 'mlm:weights'],
+            'mlm:artifact_type': 'orbax.checkpoint',
+            'title': 'the checkpoint; open it with fusmae_jax.load',
+        },
+        'description': {
+            'href': f'./{target.name}.json',
+            'type': 'application/json',
+            'roles': ['metadata'],
+            'title': 'how the numbers came about',
         },
     }
 

@@ -17,7 +17,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
-from fusmae_jax.input.seen import collect, from_bytes, to_bytes, union
+from fusmae_jax.input.seen import Seen, collect, from_bytes, to_bytes, union
 from fusmae_jax.input.source import LABELS
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.lock import Lock
@@ -119,13 +119,8 @@ class Run:
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = make_pictures(setup, source)
         self.neighbours = together(lambda: start.make_neighbours(setup))
-        # From the indexes of the data: kept in every checkpoint, so that a test set can be held against it.
-        self.seen = together(lambda: union(*(collect(s.path, s.split) for s in source.sources.values())))
         self.source_weights = begin.open_initial(setup) if self.config.init.from_ and not self.start else None
-        if self.source_weights:
-            self.seen = union(self.seen, begin.seen_of(self.source_weights))
-        elif self.config.init.from_ and (packed := self.checkpoints.seen(self.start)):
-            self.seen = from_bytes(packed, f'{workdir}: checkpoint {self.start}')
+        self.seen = self._records_seen()
         self.packed = to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
         # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
@@ -142,6 +137,16 @@ class Run:
         self.log = StepLog(
             self.config, self.setup.total_steps, self.writers, self._skipped, self.goodput.scalars
         )
+
+    def _records_seen(self) -> Seen:
+        """What a test set is held against, kept in every checkpoint; also what initial weights have seen."""
+        sources = self.source.sources.values()
+        seen = together(lambda: union(*(collect(s.path, s.split) for s in sources)))
+        if self.source_weights:
+            return union(seen, begin.seen_of(self.source_weights))
+        if self.config.init.from_ and (packed := self.checkpoints.seen(self.start)):
+            return from_bytes(packed, f'{self.workdir}: checkpoint {self.start}')
+        return seen
 
     def train(self) -> int:
         """The loop: evaluate, save, read, step, log."""

@@ -12,6 +12,7 @@ from fusmae_jax.checkpoints.checkpoints import open_step
 from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.start import Init
+from fusmae_jax.encoders import single_file
 from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights.published import run_import
@@ -101,6 +102,18 @@ def test_blocks_of_another_depth_are_taken_by_number(imagenet):
     shallow, _ = transfer(Init(from_=imagenet[0]), fitting(depth=2), by_index=True)
     np.testing.assert_array_equal(shallow.values[name], whole[:1])
     assert f'{name}: layers 1 to {DEPTH - 2}' in shallow.left
+
+
+def test_an_exported_file_gives_what_it_was_made_from(imagenet, tmp_path):
+    model = load(imagenet[0])
+    file = tmp_path / 'mae.safetensors'
+    single_file.write(file, model, dtype='float32', inputs={}, card={}, seen=None)
+    there, exported = (open_source(Init(from_=str(path))) for path in (imagenet[0], file))
+    assert exported.seen is None and exported.config.model == there.config.model
+    for name, x in there.params.items():
+        np.testing.assert_array_equal(exported.params[name], x, err_msg=name)
+    with pytest.raises(InputError, match='an exported file, which has no average'):
+        open_source(Init(from_=str(file), average=True))
 
 
 def test_the_first_loss_is_that_of_imported_weights(imagenet, tmp_path):

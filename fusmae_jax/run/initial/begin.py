@@ -113,6 +113,8 @@ def _of_arithmetic(ours: Config, theirs: Config) -> list[str]:
         f'model.numerics.{field.name}': [getattr(c.model.numerics, field.name) for c in (theirs, ours)]
         for field in dataclasses.fields(Numerics)
     }
+    for name in ('positions', 'final_norm'):
+        pairs[f'model.{name}'] = [getattr(c.model, name) for c in (theirs, ours)]
     pairs['data.normalisation'] = [c.data.normalisation for c in (theirs, ours)]
     return [f'{name}: {there} there, {here} here' for name, (there, here) in pairs.items() if there != here]
 

@@ -40,18 +40,17 @@ def open_source(init: Init) -> Source:
     Raises:
         InputError: nothing there, damaged, or nobody can tell what it is.
     """
-    path = epath.Path(init.from_)
     if several(init.from_):
         raise InputError(f'init.from={init.from_}: several encoders side by side; give one')
-    exported = hub.is_hub(init.from_) or single_file.is_single_file(init.from_)
-    if path.is_file() and not exported:
-        raise InputError(
-            f'init.from={path}: a weight file; turn it into a folder with `import` and give that'
-        )
-    if exported:
+    if hub.is_hub(init.from_) or single_file.is_single_file(init.from_):
         if init.average:
             raise InputError(f'init.average: {init.from_} is an exported file, which has no average')
         return _exported(init.from_)
+    path = epath.Path(init.from_)
+    if path.is_file():
+        raise InputError(
+            f'init.from={path}: a weight file; turn it into a folder with `import` and give that'
+        )
     if store.is_imported(path):
         if init.average:
             raise InputError(f'init.average: {path} holds imported weights, which have no average')

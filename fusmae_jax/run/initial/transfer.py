@@ -64,9 +64,9 @@ class Transfer:
     def _check(self) -> None:
         ours, theirs, problems = self.model, self.theirs, []
         for name in ('patch_size', 'width', 'heads', 'mlp_ratio'):
-            if getattr(ours, name) != getattr(theirs, name):
-                found = getattr(theirs, name)
-                problems.append(f'model.{name}={getattr(ours, name)}: the source has {found}; use the same')
+            here, there = getattr(ours, name), getattr(theirs, name)
+            if here != there:
+                problems.append(f'model.{name}={here}: the source has {there}; use the same')
         if ours.depth != theirs.depth and not self.by_index:
             problems.append(
                 f'model.depth={ours.depth}: the source has {theirs.depth}; use the same, or '
@@ -81,10 +81,10 @@ class Transfer:
             self._by_band(path, match[1], f'decoders/{{}}/predict/{match[2]}', shape, axis=-1)
         elif match := re.fullmatch(r'encoder/patch/([^/]+)/bias', path):
             # What is stacked has one bias for the bands of all sensors.
-            stacked = path.replace(match[1], STACK)
+            stacked = f'encoder/patch/{STACK}/bias'
             self._same(path, shape, stacked if stacked in self.source.params else path)
         elif path == 'encoder/position_table':
-            self._positions(path, shape)
+            self._positions(path)
         else:
             self._same(path, shape, path)
 
@@ -145,7 +145,7 @@ class Transfer:
             self.partly[theirs] = f'bands {", ".join(lost)}'
         return self._take(path, theirs, value, mask, how='bands ' + ', '.join(band for _, band in common))
 
-    def _positions(self, path: str, shape: tuple[int, ...]) -> None:
+    def _positions(self, path: str) -> None:
         table = self.source.params.get(path)
         if table is None:
             self.values[path] = sincos_2d(self.model.grid, self.model.width).astype(np.float32)
