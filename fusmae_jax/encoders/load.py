@@ -126,7 +126,6 @@ def read_stored(
     meta = checkpoints.meta(step)
     config = build(meta['config'])
     recipe, contract = recipe_of(config), contracts.from_values(meta['contract'], f'{path}: contract')
-    shapes = jax.eval_shape(lambda key: recipe.init(config, key, meta['dtype']), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def place(leaf: Any) -> Any:
@@ -134,7 +133,7 @@ def read_stored(
             return np.empty(leaf.shape, leaf.dtype)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
-    params, extra = jax.tree.map(place, shapes)
+    params, extra = jax.tree.map(place, recipe.shapes(config, meta['dtype']))
     if average and extra:
         raise InputError(f'{path}: its encoder is a teacher, an average already; leave `average` off')
     params = checkpoints.params(params, step, 'ema' if average else 'params')

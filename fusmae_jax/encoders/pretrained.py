@@ -43,6 +43,7 @@ class Pretrained:
 
     def __init__(self, config: Config, contract: Contract, params: Params, dtype: DTypeLike):
         self.config, self.contract, self.params, self.dtype = config, contract, params, jnp.dtype(dtype)
+        self._inputs: dict[Any, Any] = {}  # jitted, by the record fields that were given and what they hold
 
     @functools.cached_property
     def run(self) -> Any:
@@ -104,7 +105,7 @@ class Pretrained:
         for line in notes:
             if line.startswith('likely'):
                 warnings.warn(f'images: {line}; `accept` silences this', UserWarning, stacklevel=2)
-        return Embedding(*jax.device_get(self.run(self.params, _patches(self.config, fields))))
+        return Embedding(*jax.device_get(self.run(self.params, self._patches(fields))))
 
     def _fields(self, name: str, image: Any, unit: str, known: Mapping[str, Group]) -> dict[str, Field]:
         """The arrays of a modality by record field, or by its own name for one array on one grid."""
@@ -136,6 +137,18 @@ class Pretrained:
         if missing:
             raise InputError(f'images[{name!r}]: bands {sorted(missing)} are missing')
         return fields
+
+    def _patches(self, fields: Mapping[str, Mapping[str, Field]]) -> Any:
+        """The inputs of the model from what was given, as an evaluation makes them."""
+        arrays = {field: x for parts in fields.values() for field, x in parts.items()}
+        groups = {field: x.group for field, x in arrays.items()}
+        key = tuple(groups.items())
+        if key not in self._inputs:
+            given = {name: m for name, m in self.config.model.modalities.items() if name in fields}
+            model = dataclasses.replace(self.config.model, modalities=given)
+            inputs = make_inputs(dataclasses.replace(self.config, model=model), Contract(groups=groups))
+            self._inputs[key] = jax.jit(inputs)
+        return self._inputs[key]({field: x.values for field, x in arrays.items()}, None)
 
 
 def _metres(resolution: float | Mapping[str, float] | None, contract: Contract) -> dict[str, float]:
@@ -218,13 +231,3 @@ def _extents(
         )
         return [Difference('shift', 'resolution', name, message)]
     return []
-
-
-def _patches(config: Config, fields: Mapping[str, Mapping[str, Field]]) -> dict[str, Any]:
-    """The inputs of the model from what was given, as an evaluation makes them."""
-    given = {name: m for name, m in config.model.modalities.items() if name in fields}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=given))
-    arrays = {field: x for parts in fields.values() for field, x in parts.items()}
-    contract = Contract(groups={field: x.group for field, x in arrays.items()})
-    batch = {field: jnp.asarray(x.values) for field, x in arrays.items()}
-    return dict(make_inputs(config, contract)(batch, None))

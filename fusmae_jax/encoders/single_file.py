@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -110,7 +109,7 @@ def read(file: epath.PathLike) -> Opened:
     if card.get('untouched'):
         seen = seen_records.nothing()
     _check_shapes(file, config, tensors)
-    params = traverse_util.unflatten_dict({name: jnp.asarray(x) for name, x in tensors.items()}, sep='/')
+    params = traverse_util.unflatten_dict(jax.device_put(tensors), sep='/')
     # As of a checkpoint: a CPU has no fast bfloat16.
     dtype = 'float32' if jax.default_backend() == 'cpu' and dtype == 'bfloat16' else dtype
     return Opened(Pretrained(config, contract, params, dtype), card, seen)
@@ -130,7 +129,7 @@ def _parts(file: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _check_shapes(file: epath.Path, config: Config, tensors: Mapping[str, np.ndarray]) -> None:
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(config.model, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(config.model)
     expected = {n: tuple(x.shape) for n, x in traverse_util.flatten_dict(shapes, sep='/').items()}
     given = {name: x.shape for name, x in tensors.items()}
     names = sorted(expected.keys() | given.keys())

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -96,7 +96,7 @@ def read(folder: epath.PathLike) -> Imported:
         weights = safetensors.numpy.load((folder / WEIGHTS).read_bytes())
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f'{folder / WEIGHTS}: cannot be read ({error}); import the weights again') from error
-    params = traverse_util.unflatten_dict({path: jnp.asarray(x) for path, x in weights.items()}, sep='/')
+    params = traverse_util.unflatten_dict(jax.device_put(weights), sep='/')
     return Imported(Pretrained(config, contract, params, 'float32'), about, untouched)
 
 

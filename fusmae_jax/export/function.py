@@ -79,7 +79,7 @@ def encode_function(
     # Plain operations in every part, which all platforms have.
     whole = dataclasses.replace(config.model, attention='xla', norm='xla', remat='none')
     graphdef = fusmae.graph(whole, jnp.float32)
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(whole, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(whole)
 
     def encode(weights: Mapping[str, Array], images: Mapping[str, Array]) -> Features:
         # No feature passes the decoders; a compiler drops these zeros.

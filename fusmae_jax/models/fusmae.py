@@ -221,9 +221,26 @@ def init_params(model: Model, key: Array, dtype: DTypeLike = jnp.float32) -> dic
 
 def graph(model: Model, dtype: DTypeLike = jnp.float32) -> nnx.GraphDef:
     """The structure that `nnx.merge(graph(model), params)` turns into a FusMAE, inside traced functions."""
-    # Abstract: a structure needs no numbers, and drawing them would cost seconds.
-    abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))
-    graphdef, params = nnx.split(abstract)
-    if len(jax.tree.leaves(nnx.filter_state(params, nnx.Param))) != len(jax.tree.leaves(params)):
-        raise AssertionError('the model must hold no state besides its parameters')
-    return graphdef
+    return _structure(model, dtype)[0]
+
+
+def param_shapes(model: Model, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+    """Shapes and dtypes of what `init_params` draws, as nested dicts of `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda shape: shape, _structure(model, dtype)[1])
+
+
+def _structure(model: Model, dtype: DTypeLike) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Graph and shapes; traced once for each model, since that takes a third of a second."""
+    key = repr(model), jnp.dtype(dtype).name, jax.config.jax_enable_x64
+    if key not in _STRUCTURES:
+        # Abstract: a structure needs no numbers, and drawing them would cost seconds.
+        abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))
+        graphdef, state = nnx.split(abstract)
+        if len(jax.tree.leaves(nnx.filter_state(state, nnx.Param))) != len(jax.tree.leaves(state)):
+            raise AssertionError('the model must hold no state besides its parameters')
+        _STRUCTURES[key] = graphdef, nnx.to_pure_dict(state)
+    return _STRUCTURES[key]
+
+
+# By settings (as text: a mapping has no hash), dtype and the width of numbers.
+_STRUCTURES: dict[tuple[str, str, bool], tuple[nnx.GraphDef, dict[str, Any]]] = {}

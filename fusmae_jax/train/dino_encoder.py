@@ -47,6 +47,6 @@ def encoder_params(params: Params, config: Config) -> dict[str, Any]:
         table[1:], config.model.grid, target.grid, config.distillation.position_offset
     )
     moved = {'cls': backbone['cls'] + table[0], 'position_table': positions}
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(target, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(target)
     decoders = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes['decoders'])
     return {'encoder': {**backbone, **moved}, 'decoders': decoders}

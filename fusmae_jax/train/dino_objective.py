@@ -77,6 +77,11 @@ def init(config: Config, key: Array, dtype: DTypeLike) -> tuple[Params, dict[str
     return params, {'teacher': teacher, 'centre': centre, 'step': jnp.zeros((), jnp.int32)}
 
 
+def shapes(config: Config, dtype: DTypeLike) -> tuple[Params, dict[str, Any]]:
+    """Shapes and dtypes of what `init` draws."""
+    return jax.eval_shape(lambda key: init(config, key, dtype), jax.random.key(0))
+
+
 def follow_from(params: Params, extra: dict[str, Any]) -> dict[str, Any]:
     """The extra state of a run that starts from given parameters: the teacher has the same."""
     return {**extra, 'teacher': jax.tree.map(jnp.copy, params)}

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
@@ -37,7 +36,7 @@ class Recipe(NamedTuple):
     describe: Callable[[Config], str]  # of the objective, in words
     # (settled config, contract, dtype, steps of the run, records) -> parts
     parts: Callable[[Config, Contract, DTypeLike, int, int], Parts]
-    init: Callable[[Config, Array, DTypeLike], tuple[Params, dict[str, Any]]]  # parameters, extra state
+    shapes: Callable[[Config, DTypeLike], tuple[Params, dict[str, Any]]]  # of parameters and extra state
     # What is trained, as an encoder: its settings, with the preset of its input, and, traceably, its
     # parameters. Of a stored state `learned(params, extra, config, steps)` is what has to be turned into one.
     encoder_config: Callable[[Config], Config]
@@ -101,7 +100,7 @@ RECIPES: dict[str, Recipe] = {
         title=_masked_title,
         describe=_describe_masked,
         parts=_masked_parts,
-        init=lambda config, key, dtype: (fusmae.init_params(config.model, key, dtype), {}),
+        shapes=lambda config, dtype: (fusmae.param_shapes(config.model, dtype), {}),
         encoder_config=lambda config: config,
         encoder_params=lambda params, config: params,
         learned=lambda params, extra, config, steps: params,
@@ -115,7 +114,7 @@ RECIPES: dict[str, Recipe] = {
             'DINO-MM: self-distillation over crops of the stacked sensors, one of them dropped at times'
         ),
         parts=_dino_parts,
-        init=dino_objective.init,
+        shapes=dino_objective.shapes,
         encoder_config=dino_encoder.encoder_config,
         encoder_params=dino_encoder.encoder_params,
         learned=dino_objective.final_teacher,

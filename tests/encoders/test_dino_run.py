@@ -58,7 +58,7 @@ def run(tmp_path_factory, data):
         if 'step' in name or leaf.dtype == jnp.int32:
             return jnp.full(leaf.shape, STEP, leaf.dtype)
         middle = 1.0 if 'scale' in name else 0.0
-        return jnp.asarray(rng.normal(middle, 0.2, leaf.shape), leaf.dtype)
+        return jax.device_put(rng.normal(middle, 0.2, leaf.shape).astype(leaf.dtype))
 
     state = jax.tree_util.tree_map_with_path(draw, setup.abstract_state())
     meta = {'config': to_dict(setup.config), 'contract': to_dict(contract), 'dtype': 'float32'}

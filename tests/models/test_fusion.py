@@ -17,7 +17,7 @@ from fusmae_jax.models.layers import Arithmetic
 from fusmae_jax.models.multimae import Context, MultiMaeDecoder, join
 from fusmae_jax.models.positions import sincos_2d
 from tests.support.equations import cross_attention, linear, mlp, norm, random_module
-from tests.support.helpers import module_of, random_patches
+from tests.support.helpers import compiled, module_of, random_patches
 from tests.support.tiny import tiny_model
 
 K = 5
@@ -43,7 +43,7 @@ def others(tokens, name, sample):
 def test_xattn_encoder_equals_eqs_2_to_5(case):
     model, tokens, valid = case
     block, params = random_module(XAttnEncoder, model)
-    out, _ = block(tokens, valid)
+    out, _ = compiled(block, tokens, valid)
     for sample in range(2):
         x = {name: np.asarray(t[sample]) for name, t in tokens.items()}
         ca = [
@@ -58,7 +58,8 @@ def test_xattn_decoder_equals_eqs_10_and_11(case):
     model, latents, valid = case
     modules = {name: random_module(XAttnDecoder, model, seed) for seed, name in enumerate(latents)}
     blocks, params = ({name: pair[i] for name, pair in modules.items()} for i in (0, 1))
-    out = fuse_latents(blocks, latents, valid, model.fusion.absent)
+    fused = nnx.jit(lambda b, z, there: fuse_latents(b, z, there, model.fusion.absent))
+    out = fused(blocks, latents, valid)
     for name, z in latents.items():
         for sample in range(2):
             zi = np.asarray(z[sample])
@@ -84,7 +85,7 @@ def test_shared_directions_use_one_cross_attention():
     block = module_of(lambda: XAttnEncoder(model, arithmetic, rngs=nnx.Rngs(0)))
     assert list(nnx.to_pure_dict(nnx.state(block))['cross']) == ['shared']
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
-    out, _ = block({'s1': x, 's2': x}, dict.fromkeys(('s1', 's2'), jnp.ones((2, K), bool)))
+    out, _ = compiled(block, {'s1': x, 's2': x}, dict.fromkeys(('s1', 's2'), jnp.ones((2, K), bool)))
     np.testing.assert_array_equal(out[:, :K], out[:, K:])  # both directions see the same pair
 
 
@@ -96,18 +97,18 @@ def test_directions_are_shared_by_the_switch_and_not_by_a_name():
     block = module_of(lambda: XAttnEncoder(model, arithmetic, rngs=nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (2, K, model.width))
     tokens, valid = {'shared': x, 's2': x}, dict.fromkeys(('shared', 's2'), jnp.ones((2, K), bool))
-    out, _ = block(tokens, valid)
+    out, _ = compiled(block, tokens, valid)
     assert not np.array_equal(out[:, :K], out[:, K:])
     first = jnp.tile(jnp.arange(K) < 2, (2, 1))
-    joint, _ = block.joint(x, {'shared': first, 's2': ~first})
-    turned, _ = block.joint(x, {'shared': ~first, 's2': first})
-    assert not np.array_equal(joint, turned)
+    straight, _ = compiled(block, x, {'shared': first, 's2': ~first}, method='joint')
+    turned, _ = compiled(block, x, {'shared': ~first, 's2': first}, method='joint')
+    assert not np.array_equal(straight, turned)
 
 
 def test_the_mean_of_captured_scores_can_be_formed_outside():
     model = resolve(tiny_model())
     module = module_of(lambda: FusMAE(model, rngs=nnx.Rngs(0)))
-    encoded = module.encode(random_patches(model, 2), capture=True)
+    encoded = compiled(module, random_patches(model, 2), method='encode', capture=True)
     q, k = encoded.stages['block1/query/s1'], encoded.stages['block1/key/s1']
     weights = jax.nn.softmax(jnp.einsum('bnhe,bmhe->bhnm', q, k) / 4, axis=-1)
     assert weights.shape == (2, model.heads, model.num_patches, model.num_patches)
@@ -171,12 +172,13 @@ def test_it_equals_its_definition(sensors, cls):
             jnp.asarray(token),
         )
         start = list(modalities).index('s2') * VISIBLE
-        found, _ = decoder(context, slice(start, start + VISIBLE), jnp.asarray(order['s2'][:, VISIBLE:]))
-    assert found.dtype == jnp.float64 and found.shape == (2, N - VISIBLE, model.patch_dim('s2'))
+        own, hidden = slice(start, start + VISIBLE), jnp.asarray(order['s2'][:, VISIBLE:])
+        predicted, _ = compiled(decoder, context, own, hidden)
+    assert predicted.dtype == jnp.float64 and predicted.shape == (2, N - VISIBLE, model.patch_dim('s2'))
     for i in range(2):
         one = {n: z[i] for n, z in latents.items()}
         expected = decoded(params, model, 's2', one, {n: o[i] for n, o in order.items()}, token[i])
-        np.testing.assert_allclose(found[i], expected, atol=1e-12)
+        np.testing.assert_allclose(predicted[i], expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures('strict')
@@ -185,10 +187,11 @@ def test_without_anything_to_attend_to_no_token_differs():
     model = resolve(tiny_model('none', 'multimae'))
     arithmetic = Arithmetic(model.numerics, jnp.float32)
     decoder = module_of(lambda: MultiMaeDecoder(model, 's1', arithmetic, rngs=nnx.Rngs(0)))
+    decode = nnx.jit(lambda module, *values: module(values[0], slice(0, VISIBLE), *values[1:], capture=True))
     for there in (False, True):
         own = {'s1': jnp.full((1, VISIBLE), there), 's2': jnp.zeros((1, VISIBLE), bool)}
         latents = jax.random.normal(jax.random.key(0), (1, VISIBLE, model.width))
         context = Context(latents, own, jnp.arange(VISIBLE)[None], latents[:, 0])
         hidden = jnp.ones((1, N), bool)
-        _, stages = decoder(context, slice(0, VISIBLE), jnp.arange(N)[None], hidden, capture=True)
+        _, stages = decode(decoder, context, jnp.arange(N)[None], hidden)
         assert (np.ptp(np.asarray(stages['cross']), axis=1).max() > 1e-3) == there

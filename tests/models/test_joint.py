@@ -33,7 +33,7 @@ def make(name, absent='self'):
     model = tiny_model(fusion=cfg.Fusion(*FAMILY[name], absent=absent), depth=2, scan=False)
     model = resolve(dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2, cls=name == 'multimae')))
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(model)
     return (
         model,
         fusmae.graph(model),
@@ -197,7 +197,7 @@ VISIBLE = 4
 def make_stack():
     model = resolve(tiny_model('stack', 'none', depth=2, scan=False))
     graphdef, rng = fusmae.graph(model), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(model)
     params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype('f'), shapes)
     encode = jax.jit(lambda params, patches: nnx.merge(graphdef, params).encode(patches))
     forward = jax.jit(lambda params, patches, order: nnx.merge(graphdef, params)(patches, order, VISIBLE)[0])

@@ -18,7 +18,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.interop.weights.published import run_import
 from fusmae_jax.interop.weights.published_kinds import WeightFile
 from fusmae_jax.interop.weights.rules import flatten
-from fusmae_jax.models.fusmae import init_params
+from fusmae_jax.models.fusmae import param_shapes
 from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.run import loop
 from fusmae_jax.run.initial import begin
@@ -61,7 +61,7 @@ def fitting(encoder='none', decoder='none', bands=COLOURS, **changes):
 
 
 def transfer(init, model, by_index=False):
-    shapes = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    shapes = param_shapes(model)
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     return Transfer(open_source(init), model, shapes, by_index), shapes
 

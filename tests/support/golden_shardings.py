@@ -27,7 +27,7 @@ def found() -> dict[str, dict[str, dict[str, str]]]:
 
 def _of(name: str) -> dict[str, dict[str, str]]:
     model = build(get_config(name).to_dict()).model
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key, 'float32'), jax.random.key(0))
+    shapes = fusmae.param_shapes(model, 'float32')
     result = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         parameter = path_name(path)

@@ -1,7 +1,5 @@
 """Random batches and patches for the tests."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ from flax import nnx
 
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.prepare import Patches
-from fusmae_jax.models.fusmae import init_params
+from fusmae_jax.models.fusmae import param_shapes
 from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS
 
 CONTRACT = Contract(dataset='test', version='1', groups=GROUPS)
@@ -33,7 +31,9 @@ def random_patches(model, batch: int, seed: int = 0, dtype=jnp.float32) -> dict[
     rng, result = np.random.default_rng(seed), {}
     for name in model.modalities:
         shape = (batch, model.num_patches, model.patch_dim(name))
-        result[name] = Patches(jnp.asarray(rng.normal(size=shape), dtype), jnp.asarray(np.ones(shape, bool)))
+        result[name] = Patches(
+            jax.device_put(rng.normal(size=shape).astype(dtype)), jax.device_put(np.ones(shape, bool))
+        )
     return result
 
 
@@ -45,7 +45,7 @@ def random_order(model, batch: int, seed: int = 1) -> dict[str, jax.Array]:
 
 def weights(model, seed=0):
     """Random weights, drawn by NumPy: compiling the initialisation of a model takes seconds."""
-    return drawn(jax.eval_shape(functools.partial(init_params, model), jax.random.key(0)), seed)
+    return drawn(param_shapes(model), seed)
 
 
 def module_of(make, seed=0):
@@ -54,13 +54,20 @@ def module_of(make, seed=0):
     return nnx.merge(graphdef, drawn(nnx.to_pure_dict(state), seed))
 
 
+def compiled(module, *arguments, method='__call__', **settings):
+    """What a module gives, as one program: run as it stands, each operation is compiled by itself."""
+    # The arguments are constants of the program: handed over, a mapping would come in another order.
+    return nnx.jit(lambda m: getattr(m, method)(*arguments, **settings))(module)
+
+
 def drawn(shapes, seed=0):
     """Random weights of these shapes: scales about 1, everything else about 0."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         middle = 1.0 if path[-1].key == 'scale' else 0.0
-        return jnp.asarray(rng.normal(middle, 0.2, leaf.shape), leaf.dtype)
+        # By `jnp.asarray` it would be a program for each shape.
+        return jax.device_put(rng.normal(middle, 0.2, leaf.shape).astype(leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 

@@ -32,7 +32,7 @@ def test_forward_operations_match_the_compiler(fusion):
         )
     )
     graphdef, batch, visible = fusmae.graph(model), 2, 16
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(model)
 
     def forward(params, patches, order):
         return nnx.merge(graphdef, params)(patches, order, visible)[0]
@@ -58,7 +58,7 @@ def test_the_baselines_match_the_compiler(fusion, joint):
     decoder = cfg.Decoder(256, 2, 8, cls=joint)
     model = resolve(dataclasses.replace(model, fusion=cfg.Fusion(*fusion), decoder=decoder))
     graphdef, visible = fusmae.graph(model), 32 if joint else 16
-    shapes = jax.eval_shape(lambda key: fusmae.init_params(model, key), jax.random.key(0))
+    shapes = fusmae.param_shapes(model)
     patches, order = random_patches(model, 2), random_order(model, 2)
     slots = sample_slots(
         jax.random.split(jax.random.key(0), 2),

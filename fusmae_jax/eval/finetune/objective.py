@@ -1,6 +1,5 @@
 """The objective of fine-tuning, and the scores of what it has learned: traceable functions of raw batches."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -88,9 +87,7 @@ def network(
     crops.view_contract(contract, config.image)
     dtype = system.model.dtype
     graphdef = fusmae.graph(whole.model, dtype)
-    shapes = jax.eval_shape(
-        functools.partial(fusmae.init_params, whole.model, dtype=dtype), jax.random.key(0)
-    )
+    shapes = fusmae.param_shapes(whole.model, dtype)
     return Network(fitted.config, whole, dtype, contract, config.image, feature, classes, graphdef, shapes)
 
 
