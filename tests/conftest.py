@@ -1,6 +1,7 @@
 """Eight fake devices, and typed shapes checked."""
 
 import os
+import sys
 from importlib import metadata
 
 from packaging.version import Version
@@ -10,6 +11,10 @@ from packaging.version import Version
 # ruff: noqa: E402
 for variable in [name for name in os.environ if name.startswith('JAX_') or name == 'XLA_FLAGS']:
     del os.environ[variable]
+
+# Where bytecode is not kept, each process that a test starts would compile the package anew.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+sys.dont_write_bytecode = False
 
 # Most of the suite's time is compiling for the CPU: emitters of fusions that go through MLIR, and code that
 # is split for threads, cost three times what these do. Processes that tests start inherit them.

@@ -24,12 +24,17 @@ NAMES = ('S2A_MSIL2A_20170613T101031_87_48', 'S2B_MSIL2A_20170924T93020_69_24')
 S1_NAME = 'S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48'
 
 
+# The table comes with a package and does not change with this one; to read it takes ten seconds.
+PUBLISHED_TABLE = pytest.mark.slow
+
+
 @pytest.fixture(scope='module')
 def table():
     """The published table of all pairs."""
     return [lists.PublishedPair(*line.split(',')) for line in short_table.whole().splitlines()[1:]]
 
 
+@PUBLISHED_TABLE
 def test_published_pairs(table):
     assert len(table) == len({row.s2_name for row in table}) == len({row.s1_name for row in table}) == 590_326
     assert collections.Counter(row.country for row in table) == {
@@ -53,16 +58,19 @@ def test_published_pairs(table):
     assert all(row.s1_name.split('_')[-2:] == row.s2_name.split('_')[-2:] for row in table)
 
 
+@PUBLISHED_TABLE
 def test_the_table_of_other_tests_is_part_of_the_published_one(table):
     assert {lists.PublishedPair(*row.split(',')) for row in short_table.ROWS} < set(table)
 
 
+@PUBLISHED_TABLE
 def test_made_up_names_are_not_published(table):
     made = [generate.patch(i, season) for i, season in zip(range(400), SEASONS * 100)]
     assert not {p.s1_name for p in made} & {row.s1_name for row in table}
     assert not {p.s2_name for p in made} & {row.s2_name for row in table}
 
 
+@PUBLISHED_TABLE
 def test_published_lists(table):
     snow, cloud, bare = (lists.listed(flag) for flag in lists.FLAGS)
     assert (len(snow), len(cloud), len(bare)) == (61_707, 9_280, 57)
