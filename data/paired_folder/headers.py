@@ -112,7 +112,7 @@ def refusals(header: Header) -> Iterator[UnusableError]:
         except UnusableError as problem:
             yield problem
     try:
-        check_grid(header.grid, header.points)
+        check_grid(header.grid, header.points, header.dtypes[0], header.nodatas[0])
     except UnusableError as problem:
         yield problem
         return

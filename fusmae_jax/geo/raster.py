@@ -2,8 +2,8 @@
 
 Every raster of the project is opened here, as a GeoTIFF (a COG is one) and as nothing else: other formats
 follow paths and addresses that stand in the file, so that a file from elsewhere would read other files and
-fetch from the network. GDAL opens masks and overviews beside a file in any format, so these are looked at
-before it does.
+fetch from the network. Only the band files of a Sentinel-2 product are JPEG 2000 (`products.py`). GDAL
+opens masks and overviews beside a file in any format, so these are looked at before it does.
 """
 
 import os
@@ -21,7 +21,10 @@ from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.bands import BANDS, band_of
+from fusmae_jax.geo.formats import MAKE, TIFF, begins, check_beside, check_source
 from fusmae_jax.geo.grid import Grid, Place, grid_of
+from fusmae_jax.geo.products import stack_of
+from fusmae_jax.geo.stack import open_stack
 from fusmae_jax.geo.vrt import checked_vrt
 
 # Published archives have no files beside the images: no search for them.
@@ -31,9 +34,6 @@ BESIDE = {'GDAL_DISABLE_READDIR_ON_OPEN': 'TRUE'}
 # The code of the reference system is taken from the file's keys; its full definition is not looked up again.
 # A third faster.
 KEYS = {'GTIFF_SRS_SOURCE': 'GEOKEYS'}
-
-_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-_MAKE = 'make it one: rio convert IN.tif OUT.tif'
 
 T = TypeVar('T')
 
@@ -54,19 +54,24 @@ def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.
     """An open GeoTIFF, which the caller closes.
 
     Args:
-        file: on a local disk.
+        file: on a local disk; or a raster of a product, see `products.rasters_of`.
         beside: whether GDAL may look for files beside it.
         vrt: take a VRT of local GeoTIFFs as well.
 
     Raises:
         UnusableError: no such file, one of another format, or one that is damaged.
     """
+    if stack := stack_of(file):
+        try:
+            return open_stack(stack)
+        except rasterio.errors.RasterioError as error:
+            raise UnusableError('', f'cannot be read: {error}', 'download the product again') from error
     if not file.is_file():
-        raise UnusableError('', 'the file is missing', '')
+        raise UnusableError('', *_no_file(file))
     # An absolute path is never taken for the address of something else.
     name, driver = os.path.abspath(file), 'GTiff'
     if beside:
-        _check_beside(file)
+        check_beside(file)
     if vrt and file.suffix.lower() == '.vrt':
         name, driver = checked_vrt(file, check_source), 'VRT'
     try:
@@ -78,36 +83,18 @@ def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.
         raise _damaged(file, error) from error
 
 
-def check_source(file: Path) -> None:
-    """Raises UnusableError for what GDAL would open as another format, or with one beside it."""
-    if not _begins(file, *_TIFF):
-        raise UnusableError('', 'is no GeoTIFF', _MAKE)
-    _check_beside(file)
-
-
-def _check_beside(file: Path) -> None:
-    # As text: this is done for every tile that is read.
-    for other in (f'{file}.msk', f'{file}.MSK', f'{file}.ovr', f'{file}.OVR'):
-        if os.path.isfile(other) and not _begins(other, *_TIFF):
-            raise UnusableError('', f'{other} beside it is no GeoTIFF', f'remove {other}')
-    # ERDAS files name further files.
-    for other in (f'{file}.aux', f'{os.path.splitext(file)[0]}.aux'):
-        if os.path.isfile(other) and _begins(other, b'EHFA_HEADER_TAG'):
-            raise UnusableError('', f'{other} beside it is of ERDAS', f'remove {other}')
-
-
-def _begins(file: Path | str, *starts: bytes) -> bool:
-    try:
-        with open(file, 'rb') as stream:
-            return stream.read(16).startswith(starts)
-    except OSError as error:
-        raise UnusableError('', f'{file} cannot be read: {error}', 'see to its permissions') from error
+def _no_file(file: Path) -> tuple[str, str]:
+    if file.is_dir():
+        return 'is a folder', 'give a GeoTIFF, a product in a folder NAME.SAFE, or an item of STAC'
+    return 'the file is missing', ''
 
 
 def _damaged(file: Path, error: Exception) -> UnusableError:
-    if not _begins(file, *_TIFF):
+    if not file.is_file():
+        return UnusableError('', f'cannot be read: {error}', 'download the product again')
+    if not begins(file, *TIFF):
         return UnusableError(
-            '', f'cannot be read in full ({file.stat().st_size:,} bytes): it is no GeoTIFF', _MAKE
+            '', f'cannot be read in full ({file.stat().st_size:,} bytes): it is no GeoTIFF', MAKE
         )
     message = f'cannot be read in full ({file.stat().st_size:,} bytes): {error}'
     return UnusableError('', message, 'the GeoTIFF is truncated or damaged')
