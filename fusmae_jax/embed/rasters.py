@@ -11,7 +11,7 @@ from fusmae_jax.embed.settings import SensorFile
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import UnusableError, raster
 from fusmae_jax.geo.bands import SKIP, by_description, by_setting, check_unique, spelt
-from fusmae_jax.geo.grid import Grid, check_grid, pixel_ground, whole_step, window_onto
+from fusmae_jax.geo.grid import Grid, check_grid, pixel_ground, unplaced, whole_step, window_onto
 from fusmae_jax.geo.values import Declared, values_of
 from fusmae_jax.geo.warp import Warp
 
@@ -83,8 +83,7 @@ class Raster:
             if not settings.pixel:
                 advice = f'say how large a pixel is, in metres: --config.{self.modality}.pixel=10'
                 raise UnusableError('pixel size', "not known, with georeference='none'", advice)
-            size, top = settings.pixel, settings.pixel * grid.rows
-            return Grid(None, 0.0, top, size, size, grid.rows, grid.columns), None
+            return unplaced(grid.rows, grid.columns, settings.pixel), None
         try:
             check_grid(grid, header.points, header.dtypes[0], header.nodatas[0])
         except UnusableError as error:

@@ -95,6 +95,11 @@ def grid_of(dataset: rasterio.DatasetReader) -> Grid:
     )
 
 
+def unplaced(rows: int, columns: int, pixel: float) -> Grid:
+    """The grid of a chip without a place: pixels of so many metres, its lower left corner at 0, 0."""
+    return Grid(None, 0.0, pixel * rows, pixel, pixel, rows, columns)
+
+
 def check_grid(grid: Grid, points: bool = False, dtype: str = '', nodata: float | None = None) -> None:
     """Raises UnusableError unless pixels are square, north up, in metres that are metres of ground.
 

@@ -9,9 +9,12 @@ import rasterio
 import zarr
 from rasterio.transform import Affine
 
+from fusmae_jax.embed.check import restrict
 from fusmae_jax.embed.settings import SensorFile
+from fusmae_jax.embed.stream import make_encoder
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.stack import has_jp2
+from fusmae_jax.input.contract import Contract
 from fusmae_jax.sensors import Product
 from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS
 from tests.support.embed_fixtures import BANDS, LEFT, TOP, changed, embedded, run, write, write_pair
@@ -25,13 +28,15 @@ OPTICAL = SensorFile(unit='DN')
 def test_a_product_is_encoded_on_its_native_grids(tmp_path, model):
     folder, bands = safe_s2(tmp_path, 120)
     run(model, changed(s2=OPTICAL, stac=True), tmp_path / 'e.tif', s2=folder)
+    groups = {name: group for name, group in GROUPS.items() if group.modality == 's2'}
     fields = {
-        name: np.stack([bands[band] - 1000.0 for band in group.bands], axis=-1)
-        for name, group in GROUPS.items()
-        if group.modality == 's2'
+        name: np.stack([bands[band] - 1000 for band in group.bands], axis=-1).astype(np.float32)[None]
+        for name, group in groups.items()
     }
-    tokens = model.encode({'s2': fields}, units={'s2': 'DN'}).tokens['s2'][0]
-    np.testing.assert_allclose(embedded(tmp_path / 'e.tif').reshape(tokens.shape), tokens, atol=2e-5)
+    # As a record of a converted set holds them.
+    contract, config = Contract(groups=groups), restrict(model.config, {'s2': ''}, '')
+    vectors, _ = make_encoder(model, config, contract, 1, 'tokens')(fields)
+    np.testing.assert_allclose(embedded(tmp_path / 'e.tif'), vectors[0], atol=2e-5)
     about = json.loads((tmp_path / 'e.tif.json').read_text())
     assert set(about['inputs']) == {'s2_10m', 's2_20m', 's2_60m'}
     item = json.loads((tmp_path / 'e.tif.stac.json').read_text())
