@@ -318,8 +318,8 @@ def _leaks(args: argparse.Namespace) -> int:
 @command(
     'encode',
     *config_file('configs/encode.py'),
-    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
-    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
+    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1, or a STAC item', type=path, default=''),
+    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2, a product .SAFE, or a STAC item', type=path, default=''),
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
     needs='geo',
