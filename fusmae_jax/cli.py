@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusmae_jax import installed
-from fusmae_jax.config import options
+from fusmae_jax.config import options, terminal
 from fusmae_jax.config.options import (
     DATA,
     DEVICE_BATCH,
@@ -38,12 +38,11 @@ T = TypeVar('T')
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `argv` begins with the name of the program."""
     argv = sys.argv if argv is None else argv
-    # A terminal may have no sign for a letter of a file name, and a name may be no text at all.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
     try:
-        return _main([*argv[1:]])
+        with terminal.printing():
+            return _main([*argv[1:]])
+    except terminal.ClosedOutputError:
+        return terminal.CLOSED
     except (InputError, DivergedError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
