@@ -138,13 +138,14 @@ def _pretrain(args: argparse.Namespace) -> int:
     'reconstruct',
     WORKDIR,
     folder('--data_path', 'a converted data set that is no longer where the run read it', default=''),
+    option('--attention', 'ROW,COLUMN', 'a patch: also draws where it looks', default=''),
     needs='plot',
 )
 def _reconstruct(args: argparse.Namespace) -> int:
     """Draws what a run reconstructs."""
     from fusmae_jax.run.reconstruct import reconstruct
 
-    return reconstruct(args.workdir, args.data_path)
+    return reconstruct(args.workdir, args.data_path, args.attention)
 
 
 @command('bench', *config_file(), DEVICE_BATCH)

@@ -234,11 +234,12 @@ def test_a_finished_run_stays_finished_and_is_reconstructed(finished):
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
     assert experiment.pretrain(config, run) == 0
-    assert reconstruct(run) == 0
+    assert reconstruct(run, attention='1,3') == 0
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']
     assert 0 < summary['s1_vs_mean'] < 2 and 0 < summary['s1_block8_vs_mean'] < 1
-    assert (run / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
+    for name in ('reconstruction.png', 'attention.png'):
+        assert (run / name).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
