@@ -94,7 +94,7 @@ class Raster:
             if here:
                 step = whole_step(max(pixel_ground(grid)))
                 error.advice = f'--config.reproject={step:g} interpolates on the fly; or once: {error.advice}'
-            elif grid.crs is None or not grid.placed:
+            elif (grid.crs is None or not grid.placed) and not header.points:
                 error.advice += '; for chips whose place does not matter: --config.georeference=none'
             raise
         return grid, None

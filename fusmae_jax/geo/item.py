@@ -99,7 +99,8 @@ def _channels(file: Path, item: Mapping[str, Any], modality: str) -> Iterator[Ch
         if not isinstance(asset, dict):
             continue
         named = asset.get('bands') or asset.get('eo:bands') or [{}]
-        raster = asset.get('raster:bands') or [{}] * len(named)
+        # Of fewer entries than bands nothing is said of the last ones.
+        raster = [*(asset.get('raster:bands') or ()), *([{}] * len(named))]
         for index, (about, numbers) in enumerate(zip(named, raster), 1):
             # An asset of one band may be called like it; the name of the band itself comes first.
             texts = [str(about.get('name', '')), *([key] if len(named) == 1 else [])]

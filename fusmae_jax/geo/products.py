@@ -27,6 +27,12 @@ def rasters_of(path: Path, modality: str) -> list[Path]:
     return [path / f'{modality}_{stack.name}' for stack in _stacks(path, modality)] or [path]
 
 
+def check_part(file: Path) -> None:
+    """Raises UnusableError for a measurement of Sentinel-1 taken out of its product, as for the product."""
+    if file.parent.name == 'measurement' and safe.is_safe(file.parent.parent):
+        safe.stacks(file.parent.parent)
+
+
 def stack_of(path: Path) -> Stack | None:
     """What a path among those of `rasters_of` stands for; None for a path of a file."""
     match = _PART.fullmatch(path.name)

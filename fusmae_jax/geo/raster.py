@@ -25,7 +25,7 @@ from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.bands import BANDS, band_of
 from fusmae_jax.geo.formats import MAKE, TIFF, begins, check_beside, check_source
 from fusmae_jax.geo.grid import Grid, Place, grid_of
-from fusmae_jax.geo.products import stack_of
+from fusmae_jax.geo.products import check_part, stack_of
 from fusmae_jax.geo.stack import Stack, open_stack
 from fusmae_jax.geo.vrt import checked_vrt
 
@@ -96,6 +96,7 @@ def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.
             raise UnusableError('', f'cannot be read: {error}', 'download the product again') from error
     if not file.is_file():
         raise UnusableError('', *_no_file(file))
+    check_part(file)
     # An absolute path is never taken for the address of something else.
     name, driver = os.path.abspath(file), 'GTiff'
     if beside:

@@ -109,6 +109,10 @@ def test_grd_names_the_commands_of_snap(tmp_path, opened):
     # The middle of the footprint is at 14.6 degrees east.
     assert f'-Ssource={folder}/manifest.safe' in message and '-PmapProjection=EPSG:32633' in message
     assert "unit='linear'" in message
+    inside = refusal(opened, s1=next(folder.glob('measurement/*')))
+    assert (
+        'digital numbers in the geometry of the radar' in inside and str(folder / 'manifest.safe') in inside
+    )
 
 
 @pytest.mark.parametrize('version', ['1.0.0', '1.1.0'])
