@@ -64,6 +64,12 @@ def align(rasters: Mapping[str, Raster]) -> tuple[Grid, list[str]]:
     for raster in rasters.values():
         rows, columns = raster.extent.rows, raster.extent.columns
         part = raster.part = window_onto(raster.extent, shared)
+        if raster.extent.crs and raster.extent.crs != raster.header.grid.crs:
+            assert raster.header.grid.crs is not None
+            lines.append(
+                f'{raster.file}: interpolated from {name_of(raster.header.grid.crs)} onto pixels of '
+                f'{raster.extent.resolution:g} m in {name_of(raster.extent.crs)}'
+            )
         if part != Window(0, 0, columns, rows):
             lines.append(
                 f'{raster.file}: of {rows} x {columns} pixels, {part.height} x {part.width} from row '

@@ -40,7 +40,6 @@ _TAGS = {
     's2:processing_baseline': 'PROCESSING_BASELINE',
     'datetime': 'ACQUISITIONDATETIME',
     's2:product_type': 'PRODUCT_TYPE',
-    'sar:product_type': 'SAR_PRODUCT_TYPE',
 }
 
 

@@ -30,7 +30,7 @@ _LEVELS = {'MTD_MSIL1C.xml': 'L1C', 'MTD_MSIL2A.xml': 'L2A'}
 # Names in the metadata -> tags as `values.py` reads them; the offsets come with the number of their band.
 _OFFSETS = {'L1C': 'RADIO_ADD_OFFSET', 'L2A': 'BOA_ADD_OFFSET'}
 _QUANTIFICATION = {'L1C': 'QUANTIFICATION_VALUE', 'L2A': 'BOA_QUANTIFICATION_VALUE'}
-_PLAIN = ('PROCESSING_BASELINE', 'PRODUCT_START_TIME', 'PRODUCT_TYPE', 'SPACECRAFT_NAME')
+_PLAIN = ('PROCESSING_BASELINE', 'PRODUCT_START_TIME', 'PRODUCT_TYPE')
 
 
 def is_safe(path: Path) -> bool:

@@ -2,10 +2,11 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+_NAME = 28  # letters of the end of a record's name
 _TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
 
 
@@ -62,7 +63,8 @@ def attention_figure(looks: Sequence[Look], patch: tuple[int, int], title: str) 
         for axis in line:
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel(f'a patch of {look.modality}\n{look.name}', fontsize=5)
+        line[0].set_ylabel(f'a patch of {look.modality}', fontsize=7)
+        line[0].set_xlabel(look.name[-_NAME:], fontsize=5)
     fig.suptitle(title, fontsize=9)
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=90)
@@ -70,9 +72,12 @@ def attention_figure(looks: Sequence[Look], patch: tuple[int, int], title: str) 
     return np.asarray(Image.open(out).convert('RGB'))
 
 
-def _outline(axis: object, patch: tuple[int, int], image: Sequence[int], grid: Sequence[int]) -> None:
+def _outline(axis: Any, patch: tuple[int, int], image: Sequence[int], grid: Sequence[int]) -> None:
     from matplotlib.patches import Rectangle
 
     height, width = image[0] / grid[0], image[1] / grid[1]
     corner = patch[1] * width - 0.5, patch[0] * height - 0.5
-    axis.add_patch(Rectangle(corner, width, height, fill=False, color='red', linewidth=1.2))  # type: ignore[attr-defined]
+    # Red on dark, so that it is seen on any ground.
+    for color, linewidth in (('black', 3.2), ('red', 1.4)):
+        outline = Rectangle(corner, width, height, fill=False, color=color, linewidth=linewidth)
+        axis.add_patch(outline)

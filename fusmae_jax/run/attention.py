@@ -74,7 +74,8 @@ def draw_attention(
     ]
     title = f'{config.name}, step {step}: attention of the outlined patch, mean over heads'
     with (workdir / PICTURE).open('wb') as file:
-        Image.fromarray(attention_figure(looks, patch, title)).save(file, 'PNG')
+        # Of few colours, so that it is as small as a picture in a page should be.
+        Image.fromarray(attention_figure(looks, patch, title)).quantize(200).save(file, 'PNG', optimize=True)
 
 
 def _look(

@@ -95,6 +95,8 @@ def test_degrees_are_encoded_where_they_lie(tmp_path, model):
     with pytest.raises(InputError, match=r'--config.reproject=10 interpolates on the fly; or once: rio warp'):
         run(model, changed(), tmp_path / 'e.tif', s1=file)
     run(model, changed(reproject=10.0), tmp_path / 'e.tif', s1=file)
+    notes = json.loads((tmp_path / 'e.tif.json').read_text())['differences']
+    assert any('interpolated from EPSG:4326 onto pixels of 10 m in EPSG:32633' in note for note in notes)
     run(model, changed(), tmp_path / 'f.tif', s1=utm)
     with rasterio.open(tmp_path / 'e.tif') as a, rasterio.open(tmp_path / 'f.tif') as b:
         assert a.crs == b.crs and a.crs.to_epsg() == 32633
