@@ -17,34 +17,9 @@ from fusmae_jax.run import trackers
 from fusmae_jax.run.trackers import About, Follower, MLflow, Wandb
 from fusmae_jax.run.writers import JsonLines, Writers, curve
 from tests.support.tiny import tiny_config
+from tests.support.trackers import Memory
 
 ABOUT = About('tiny', {'seed': 3, 'model': {'size': 'tiny', 'bands': ('VV', 'VH')}}, {'parameters': 5})
-
-
-class Memory:
-    """A tracker that keeps everything; `fails` of its calls raise first."""
-
-    def __init__(self, fails=0):
-        self.calls, self.fails = [], fails
-
-    def _take(self, *call):
-        if self.fails:
-            self.fails -= 1
-            raise ConnectionError('no route')
-        self.calls.append(call)
-
-    def open(self, key, run, folder):
-        self._take('open', dict(key), run.name)
-        return {'id': key.get('id', 'new')}
-
-    def scalars(self, step, values):
-        self._take('scalars', step, dict(values))
-
-    def image(self, step, tag, image):
-        self._take('image', step, tag)
-
-    def close(self, complete):
-        self._take('close', complete)
 
 
 def sitting(workdir, tracker, start, steps, complete=False):
@@ -71,10 +46,10 @@ def workdir(tmp_path):
 
 def test_a_resumed_run_goes_on_in_the_same_one_with_every_step_once(workdir):
     first = sitting(workdir, Memory(), 0, range(1, 8))
-    assert first.calls[0] == ('open', {}, 'tiny') and first.calls[-1] == ('close', False)
+    assert first.calls[0] == ('open', {}, ABOUT) and first.calls[-1] == ('close', False)
     # Killed after step 7, with a checkpoint at step 4.
     second = sitting(workdir, Memory(), 4, range(5, 11), complete=True)
-    assert second.calls[0] == ('open', {'id': 'new'}, 'tiny') and second.calls[-1] == ('close', True)
+    assert second.calls[0] == ('open', {'id': 'new'}, ABOUT) and second.calls[-1] == ('close', True)
     assert steps_of(first) + steps_of(second) == list(range(1, 11))
     assert sitting(workdir, Memory(), 10, []).calls == []
 
@@ -94,7 +69,7 @@ def test_other_numbers_of_a_step_are_not_taken_for_sent(workdir):
 def test_what_begins_at_step_0_is_a_new_run(workdir):
     sitting(workdir, Memory(), 0, range(1, 8))
     again = sitting(workdir, Memory(), 0, range(1, 3))
-    assert again.calls[0] == ('open', {}, 'tiny') and steps_of(again) == [1, 2]
+    assert again.calls[0] == ('open', {}, ABOUT) and steps_of(again) == [1, 2]
 
 
 def test_a_run_that_had_no_tracker_sends_what_it_has_written(workdir):
