@@ -10,6 +10,7 @@ import pytest
 from fusmae_jax.embed.ground import align, open_rasters
 from fusmae_jax.embed.settings import SensorFile
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo import stack
 from fusmae_jax.geo.stack import has_jp2
 from tests.support.embed_fixtures import changed, write
 from tests.support.products import item_s2, safe_s1, safe_s2, write_jp2
@@ -182,3 +183,9 @@ def test_an_item_that_contradicts_its_files_or_is_none(tmp_path, opened):
     assert 'no asset is a band of s1 as a GeoTIFF on this disk (assets: image-B04' in refusal(opened, s1=file)
     file.write_text('{"type": "Feature"}')
     assert 'is no item of STAC (KeyError' in refusal(opened, s2=file)
+
+
+def test_a_gdal_without_jpeg_2000_says_so(tmp_path, opened, monkeypatch):
+    folder, _ = safe_s2(tmp_path, 60)
+    monkeypatch.setattr(stack, 'has_jp2', lambda: False)
+    assert 'this GDAL cannot read JPEG 2000 (JP2OpenJPEG); make GeoTIFFs' in refusal(opened, s2=folder)
