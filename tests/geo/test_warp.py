@@ -170,9 +170,7 @@ def test_metres_that_are_none_of_ground_are_brought_to_ground(tmp_path):
     pixels = np.full((100, 100, 2), -10, np.float32)
     transform = Affine(16.1, 0, 1_525_000, 0, -16.1, 6_730_000)
     file = write(tmp_path / 'a.tif', pixels, ('VV', 'VH'), crs='EPSG:3857', transform=transform)
-    with pytest.raises(
-        InputError, match=r'a metre of EPSG:3857 is 0\.6.*--config.reproject=10'
-    ):
+    with pytest.raises(InputError, match=r'a metre of EPSG:3857 is 0\.6.*--config.reproject=10'):
         opened(file, reproject=0.0)
     raster = opened(file)
     there = np.isfinite(whole(raster, ['VV'])).sum()
