@@ -2,7 +2,8 @@
 
     python main.py encode --config=configs/encode.py --s1=a.tif --s2=b.tif --checkpoint=DIR --out=emb.tif
 
-with both files or one of them, projected in metres, north up, covering the same ground. `--out` ends in .tif
+with both files or one of them, projected in metres, north up, covering the same ground; `--s2` may be a
+folder NAME.SAFE, both may be items of STAC with files beside them. `--out` ends in .tif
 (a COG: a band for each number, a pixel for each patch token), .zarr (Zarr v3) or .parquet (GeoParquet, a row
 for each token). What the files do not say themselves is declared here; the model's input contract is checked
 against it first.
@@ -14,6 +15,8 @@ against it first.
     --config.s1.product.calibration=gamma0     told to the contract; a shift has to be accepted
     --config.accept="('calibration',)"
     --config.vrt=True                          take a VRT of local GeoTIFFs
+    --config.reproject=10                      files in degrees, onto 10 m in the local UTM zone
+    --config.georeference=none                 chips without a place, with --config.s1.pixel=10
     --config.anchor=image                      windows from the corner of the image, not on the ground's grid
     --config.stac=True                         a STAC item beside the output; --config.datetime=... with it
     --config.dtype=int8                        a quarter of the size; the scale of each channel is stored

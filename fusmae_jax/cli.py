@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusmae_jax import installed
-from fusmae_jax.config import options
+from fusmae_jax.config import options, terminal
 from fusmae_jax.config.options import (
     DATA,
     DEVICE_BATCH,
@@ -38,12 +38,11 @@ T = TypeVar('T')
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code. `argv` begins with the name of the program."""
     argv = sys.argv if argv is None else argv
-    # A terminal may have no sign for a letter of a file name, and a name may be no text at all.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
     try:
-        return _main([*argv[1:]])
+        with terminal.printing():
+            return _main([*argv[1:]])
+    except terminal.ClosedOutputError:
+        return terminal.CLOSED
     except (InputError, DivergedError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
@@ -139,13 +138,14 @@ def _pretrain(args: argparse.Namespace) -> int:
     'reconstruct',
     WORKDIR,
     folder('--data_path', 'a converted data set that is no longer where the run read it', default=''),
+    option('--attention', 'ROW,COLUMN', 'a patch: also draws where it looks', default=''),
     needs='plot',
 )
 def _reconstruct(args: argparse.Namespace) -> int:
     """Draws what a run reconstructs."""
     from fusmae_jax.run.reconstruct import reconstruct
 
-    return reconstruct(args.workdir, args.data_path)
+    return reconstruct(args.workdir, args.data_path, args.attention)
 
 
 @command('bench', *config_file(), DEVICE_BATCH)
@@ -318,8 +318,8 @@ def _leaks(args: argparse.Namespace) -> int:
 @command(
     'encode',
     *config_file('configs/encode.py'),
-    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
-    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
+    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1, or a STAC item', type=path, default=''),
+    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2, a product .SAFE, or a STAC item', type=path, default=''),
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
     needs='geo',

@@ -21,6 +21,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     'convert': (*_GEO, *_PLOT, 'scipy', 'apache_beam', 'bigearthnet_common'),
     'parity': ('torch',),
     'export': ('flatbuffers', 'onnx', 'onnxruntime', 'huggingface_hub'),
+    'wandb': ('wandb',),
+    'mlflow': ('mlflow',),
 }
 
 

@@ -144,6 +144,28 @@ def test_a_terminal_without_the_letters_of_a_name_is_no_end(tmp_path):
         assert b'Traceback' not in done.stderr
 
 
+@pytest.mark.parametrize('buffered', [True, False])
+@pytest.mark.parametrize('line', ['configs', '--help', 'encode --help'])
+def test_a_reader_that_has_gone_is_no_traceback(line, buffered):
+    """As behind `| head -0`: the other end of the pipe is closed before anything is written."""
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, *([] if buffered else ['-u']), 'main.py', *line.split()]
+    done = subprocess.run(command, stdout=written, stderr=subprocess.PIPE)
+    os.close(written)
+    # argparse, which prints the help of a command, does not say that it could not.
+    assert (done.returncode, done.stderr) == (0 if line == 'encode --help' else 141, b'')
+
+
+def test_another_pipe_that_broke_is_not_taken_for_the_output(monkeypatch):
+    def fail(words):
+        raise BrokenPipeError('a socket')
+
+    monkeypatch.setattr(cli, '_main', fail)
+    with pytest.raises(BrokenPipeError, match='a socket'):
+        cli.main(['fusmae', 'configs'])
+
+
 @pytest.mark.parametrize(
     ('option', 'message'),
     [

@@ -23,7 +23,11 @@ from tests.support import requirements
 ROOT = Path(__file__).parents[1]
 EXTRAS = requirements.project()['optional-dependencies']
 # The name of a distribution, where it is not that of its module.
-MODULE = {'apache-beam': 'apache_beam', 'bigearthnet-common': 'bigearthnet_common'}
+MODULE = {
+    'apache-beam': 'apache_beam',
+    'bigearthnet-common': 'bigearthnet_common',
+    'mlflow-skinny': 'mlflow',
+}
 OPTIONAL = {name for names in installed.EXTRAS.values() for name in names} | {'sklearn', 'transformers'}
 
 

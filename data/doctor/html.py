@@ -32,6 +32,7 @@ h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #d8dde2; padd
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .15rem .7rem; border-bottom: 1px solid #e6eaed; }
 th:first-child, td:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
+.wide { overflow-x: auto; }
 img { max-width: 100%; height: auto; }
 .patches { display: flex; flex-wrap: wrap; gap: .8rem; }
 figure { margin: 0; }
@@ -42,10 +43,12 @@ figure img { width: 132px; height: 132px; image-rendering: pixelated; }
 
 def write(file: Path, results: Sequence[tuple[Evidence, Sequence[Finding]]]) -> None:
     """Writes the page, whole or not at all."""
+    paths = ', '.join(evidence.path for evidence, _ in results)
     body = ''.join(_evidence(evidence, findings) for evidence, findings in results)
     page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>doctor</title>'
-        f'<style>{_STYLE}</style></head><body>{body}</body></html>'
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>doctor: {html.escape(paths)}</title><style>{_STYLE}</style></head><body>{body}</body></html>'
     )
     storage.write_text(file, page)
 
@@ -60,7 +63,8 @@ def _evidence(evidence: Evidence, findings: Sequence[Finding]) -> str:
     for sensor in evidence.sensors.values():
         if sensor.images:
             title = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}[sensor.modality]
-            parts += [f'<h2>{title}</h2>', _table(sensor), _image(histograms(sensor))]
+            alt = f'histograms of {title}'
+            parts += [f'<h2>{title}</h2>', _table(sensor), _image(histograms(sensor), alt)]
     if evidence.names:
         parts += ['<h2>Patches</h2>', _patches(evidence)]
     return ''.join(parts)
@@ -84,7 +88,7 @@ def _table(sensor: Sensor) -> str:
         + f'<td>{row["unusable"]:.2%}</td></tr>'
         for row in report.band_rows(sensor)
     )
-    return f'<table><tr>{head}</tr>{rows}</table>'
+    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
 def _image(png: bytes, alt: str = '') -> str:

@@ -4,13 +4,15 @@ import csv
 import datetime
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.products import is_product, rasters_of
 
 from .. import records
+from ..geotiff import refused
 from ..records import Field, RecordError, inside
 from . import labels
 from .settings import Archive, Offset
@@ -41,6 +43,22 @@ def roots(archive: Archive) -> dict[str, Path]:
     return {m: records.folder(getattr(archive, f'{m}_root'), f'{m}_root') for m in archive.modalities}
 
 
+def products(archive: Archive, modality: str, root: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Files relative to a root, in which a product is replaced by its rasters, one for each pixel size.
+
+    Raises RecordError for a product that cannot be used.
+    """
+    result: list[str] = []
+    for name in names:
+        with refused(root / name, modality, ''):
+            rasters = rasters_of(root / name, modality)
+        if rasters != [root / name] and archive.georeference == 'none':
+            advice = 'leave georeference alone: products know their place'
+            raise RecordError(root / name, modality, "a product, with georeference='none'", advice)
+        result += [raster.relative_to(root).as_posix() for raster in rasters]
+    return tuple(result)
+
+
 def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
     """The entries of folders whose files pair by their names, in the order of these; and what is left over.
 
@@ -53,10 +71,14 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
     entries = []
     for stem in sorted(set().union(*stems.values())):
         missing = [m for m in folders if stem not in stems[m]]
-        if missing:
+        if missing and archive.missing == 'error':
             problems.append((stem, _lonely(archive, stem, missing[0], stems, folders)))
             continue
-        files = {m: tuple(stems[m][stem]) for m in folders}
+        try:
+            files = {m: products(archive, m, folders[m], stems[m].get(stem, [])) for m in folders}
+        except RecordError as error:
+            problems.append((stem, error))
+            continue
         entries.append(Entry(stem, files.get('s1', ()), files.get('s2', ()), '', (), {}, ''))
     return entries, problems
 
@@ -66,12 +88,9 @@ def _check_apart(archive: Archive, folders: Mapping[str, Path]) -> None:
         return
     s1_root, s2_root = folders.values()
     if s1_root == s2_root:
-        if (archive.s1_prefix, archive.s1_suffix) == (archive.s2_prefix, archive.s2_suffix):
-            raise InputError(
-                f'{s1_root}: s1_root and s2_root are the same folder: tell the files apart by s1_suffix and '
-                's2_suffix (or the prefixes), or pair them with a table'
-            )
-    elif s1_root.is_relative_to(s2_root) or s2_root.is_relative_to(s1_root):
+        # With the same prefix and suffix too every file holds bands of both sensors.
+        return
+    if s1_root.is_relative_to(s2_root) or s2_root.is_relative_to(s1_root):
         raise InputError(
             f's1_root={s1_root}, s2_root={s2_root}: one lies inside the other; give two separate '
             'folders, one for both with suffixes, or a table'
@@ -121,6 +140,10 @@ def _stems(
 def _list(root: Path, problems: list[Problem]) -> list[str]:
     names = []
     for folder, folders, files in os.walk(root):
+        # A product is one image, whatever lies in it.
+        inner = [name for name in folders if is_product(Path(folder, name))]
+        names += [Path(folder, name).relative_to(root).as_posix() for name in inner]
+        folders[:] = [name for name in folders if name not in inner]
         for name in folders:
             if os.path.islink(link := Path(folder, name)):
                 advice = 'give the folder itself as a root, or move it here'
@@ -133,7 +156,10 @@ def _list(root: Path, problems: list[Problem]) -> list[str]:
             if name.lower().endswith(EXTENSIONS)
         ]
     if not names:
-        raise InputError(f'{root}: no file here ends in {" or ".join(EXTENSIONS)}; give the folder that has')
+        raise InputError(
+            f'{root}: no file here ends in {" or ".join(EXTENSIONS)} and no folder in .SAFE; give the folder '
+            'that has'
+        )
     return sorted(names)
 
 
@@ -280,7 +306,9 @@ def _entry(
         raise RecordError(file, where, 'another number of columns than the header', 'repair the row')
     values = {name: text.strip() for name, text in row.items()}
     files = {m: _files(archive, m, folders[m], values[m], f'{file}: {where}') for m in folders}
-    first = files.get('s2') or files['s1']
+    first = files.get('s2') or files.get('s1')
+    if not first:
+        raise RecordError(file, where, 'neither sensor has a file', 'name one, or remove the row')
     if 'split' in values and not re.fullmatch(r'[a-z][a-z0-9_]*', values['split']):
         raise RecordError(
             file, f'{where}, split', f'{values["split"]!r}', "write a name in small letters, such as 'train'"
@@ -307,12 +335,14 @@ def _entry(
 def _files(archive: Archive, modality: str, root: Path, text: str, where: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(';') if name.strip())
     parts = len(getattr(archive, f'{modality}_parts'))
+    if not names and archive.missing == 'keep':
+        return ()
     if not names or (parts and len(names) != parts):
         wanted = f'{parts} files parted by ;' if parts else 'a file'
         raise RecordError(where, modality, f'{text!r}, expected {wanted}', 'repair the row')
     for name in names:
         inside(root, name, where, modality)
-    return tuple(Path(name.replace('\\', '/')).as_posix() for name in names)
+    return products(archive, modality, root, [Path(name.replace('\\', '/')).as_posix() for name in names])
 
 
 def _fact(file: Path, where: str, name: str, text: str) -> Any:

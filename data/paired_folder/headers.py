@@ -11,7 +11,7 @@ import rasterio
 
 from fusmae_jax.geo import UnusableError, bands, raster, rio
 from fusmae_jax.geo.bands import SKIP
-from fusmae_jax.geo.grid import check_grid, name_of, warp
+from fusmae_jax.geo.grid import check_grid, name_of, unplaced, warp
 from fusmae_jax.geo.raster import Header
 from fusmae_jax.geo.values import DN, Declared, Values
 from fusmae_jax.geo.values import values_of as meaning
@@ -33,11 +33,18 @@ def opened(file: Path, field: str) -> Iterator[rasterio.DatasetReader]:
         yield dataset
 
 
-def read_headers(files: Sequence[Path], modality: str, names: Sequence[str]) -> list[Header]:
+def read_headers(
+    files: Sequence[Path], modality: str, names: Sequence[str], pixel: float = 0.0
+) -> list[Header]:
     """The headers of the files of one image.
 
-    `names`: the channels of all files in their order, or nothing to take the band descriptions. Raises
-    RecordError for what cannot be used.
+    Args:
+        files: of one sensor.
+        modality: the sensor.
+        names: the channels of all files in their order, or nothing to take the band descriptions.
+        pixel: metres, of chips without a place, whatever they say of it; 0: files must say where they lie.
+
+    Raises RecordError for what cannot be used.
     """
     headers: list[Header] = []
     left = list(names)
@@ -45,7 +52,9 @@ def read_headers(files: Sequence[Path], modality: str, names: Sequence[str]) -> 
         with opened(file, modality) as dataset:
             kept = channels(file, dataset, modality, left[: dataset.count] if names else ())
             header = raster.read_header(file, dataset, kept)
-            check(header)
+            if pixel:
+                header = header._replace(grid=unplaced(header.rows, header.columns, pixel))
+            check(header, placed=not pixel)
         headers.append(header)
         left = left[len(kept) :]
     with refused(files[-1], modality, ''):
@@ -81,16 +90,19 @@ def channels(
     return tuple(band or '' for band in described)
 
 
-def check(header: Header) -> None:
+def check(header: Header, placed: bool = True) -> None:
     """Raises UnusableError with the first of `refusals`."""
-    for problem in refusals(header):
+    for problem in refusals(header, placed):
         raise problem
 
 
-def refusals(header: Header) -> Iterator[UnusableError]:
-    """Everything in a header that records cannot hold."""
+def refusals(header: Header, placed: bool = True) -> Iterator[UnusableError]:
+    """Everything in a header that records cannot hold; `placed`: it must say where it lies."""
     if not header.channels:
-        yield UnusableError('bands', 'no channel is kept', 'name the channels')
+        there = ', '.join(filter(None, header.descriptions)) or 'none is named'
+        advice = 'name the channels; where each sensor has files of its own in one folder, s1_suffix and '
+        advice += 's2_suffix tell them apart'
+        yield UnusableError('bands', f'no channel is one of this sensor ({there})', advice)
         return
     for dtype in set(header.dtypes) - set(DTYPES):
         yield UnusableError(
@@ -111,8 +123,10 @@ def refusals(header: Header) -> Iterator[UnusableError]:
             getattr(header, field)
         except UnusableError as problem:
             yield problem
+    if not placed:
+        return
     try:
-        check_grid(header.grid, header.points)
+        check_grid(header.grid, header.points, header.dtypes[0], header.nodatas[0])
     except UnusableError as problem:
         yield problem
         return

@@ -48,6 +48,11 @@ class RecordLayout:
     groups: Mapping[str, Group]
     classes: tuple[str, ...]
 
+    @property
+    def finest(self) -> float:
+        """Metres of the smallest pixels of a record, in which tiles are counted."""
+        return min(group.resolution for group in self.groups.values())
+
 
 class FileKind(NamedTuple):
     """What must be the same for the files at one position of all images."""
@@ -127,6 +132,17 @@ def _onto(header: Header, leader: Header) -> str:
 def _placed(header: Header) -> rio.Placed:
     corner = header.place[1:]
     return rio.Placed(header.file, header.rows, header.columns, *corner, header.resolution)
+
+
+def check_fill(layout: RecordLayout) -> None:
+    """Raises InputError where a sensor that is missing could not be told from one that is there."""
+    for name, group in layout.groups.items():
+        if not group.dtype.startswith('float') and not group.nodata:
+            raise InputError(
+                f"config.archive.missing='keep': field {name!r} is {group.dtype} without a nodata value, so "
+                'nothing can stand for what is missing; set '
+                f'{group.modality}_nodata=(VALUE,) to one that no pixel has'
+            )
 
 
 def make_layout(
@@ -229,7 +245,7 @@ def lowest(layout: RecordLayout, kinds: Sequence[Mapping[str, Sequence[FileKind]
     offsets: dict[str, float] = {}
     for part in layout.parts:
         if part.modality == 's2':
-            offset = min(image['s2'][part.index].values.offset for image in kinds)
+            offset = min(image['s2'][part.index].values.offset for image in kinds if 's2' in image)
             offsets[part.group] = min(offset, offsets.get(part.group, offset))
     return offsets
 
@@ -239,6 +255,8 @@ def shifts(layout: RecordLayout, offsets: Mapping[str, float], kinds: Sequence[F
 
     Raises InputError where it is no whole number.
     """
+    if not kinds:
+        return []
     parts = [part for part in layout.parts if part.modality == 's2']
     values = [kinds[part.index].values for part in parts]
     exact = [(v.offset - offsets[part.group]) / v.scale for part, v in zip(parts, values)]

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.raster import Header
+from fusmae_jax.geo.safe import level_of
 from fusmae_jax.geo.values import baseline
 
 from ..records import Item, RecordError, RecordSource
@@ -21,6 +22,7 @@ from .layout import (
     FileKind,
     RecordLayout,
     aligned,
+    check_fill,
     check_ground,
     check_kind,
     kind_of,
@@ -49,6 +51,11 @@ class Image(NamedTuple):
         every = (header for headers in self.headers.values() for header in headers)
         return min(every, key=lambda header: header.resolution)
 
+    def size(self, layout: RecordLayout) -> tuple[int, int]:
+        """Rows and columns in the finest pixels of a record, which a missing sensor may have."""
+        ratio = self.fine.resolution / layout.finest
+        return round(self.fine.rows * ratio), round(self.fine.columns * ratio)
+
 
 def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     """The folders as the converter takes them; reads the header of every file.
@@ -68,6 +75,8 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
         raise InputError(f'{_where(archive)}: no image can be used; the first problem: {problems[0][1]}')
     folders = {m: str(folder) for m, folder in roots(archive).items()}
     layout = make_layout(_with_offset(archive, images[0].entry), folders, images[0].headers, classes)
+    if archive.missing == 'keep':
+        check_fill(layout)
     layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
     for image, shift in zip(images, shifts):
@@ -78,7 +87,7 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
             _stop_at(problems, on_error)
     _check_val(archive, splits, len(images))
     return RecordSource(
-        schema=make_schema(archive, layout, table.columns, _baselines(images)),
+        schema=make_schema(archive, layout, table.columns, _baselines(images), _level(archive, images)),
         splits={name: items for name, items in splits.items() if items or on_error == 'fail'},
         read=functools.partial(read_item, layout=layout),
         inputs=_inputs(archive),
@@ -111,11 +120,23 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
     """The entries whose files can be used, with their headers; the first one sets what the others must be."""
     folders = roots(archive)
     usable: list[Image] = []
-    for entry in table.entries:
+    # Those of both sensors first: one of them sets what the others must be.
+    for entry in sorted(table.entries, key=lambda entry: not all(map(entry.files, folders))):
+        if not usable and not all(map(entry.files, folders)):
+            raise InputError(
+                f"{_where(archive)}: missing='keep': no image that can be used has both sensors; leave the "
+                'root of the one that is missing empty'
+            )
         try:
             headers = {
-                m: read_headers([folders[m] / f for f in entry.files(m)], m, getattr(archive, f'{m}_bands'))
+                m: read_headers(
+                    [folders[m] / f for f in entry.files(m)],
+                    m,
+                    getattr(archive, f'{m}_bands'),
+                    getattr(archive, f'{m}_pixel'),
+                )
                 for m in folders
+                if entry.files(m)
             }
             settings = _with_offset(archive, entry)
             kinds = {m: [kind_of(h, m, settings) for h in files] for m, files in headers.items()}
@@ -178,7 +199,9 @@ def _notes(
             f'{max(map(max, filter(None, moved)))} is added to their whole numbers, so that one offset '
             'holds for all'
         )
-    sizes = Counter((image.fine.rows, image.fine.columns) for image in images)
+    if count := sum(len(image.headers) < len(archive.modalities) for image in images):
+        notes.append(f'{count} of {len(images)} images lack a sensor, which is kept as nodata')
+    sizes = Counter(image.size(layout) for image in images)
     if text := cover.note(archive, sizes, _multiple(layout)):
         notes.append(text)
     return notes
@@ -197,9 +220,10 @@ def _items(archive: Archive, image: Image, layout: RecordLayout, shift: Sequence
     labels = [layout.classes.index(label) for label in entry.labels]
     files = {m: list(entry.files(m)) for m in archive.modalities}
     result = []
-    for row, column in tiles(archive, fine.rows, fine.columns):
-        shape, corner = [fine.rows, fine.columns], [row, column]
-        tile = Tile(files, list(fine.place), shape, corner, fine.resolution, labels, facts, shift)
+    shape = image.size(layout)
+    for row, column in tiles(archive, *shape):
+        place = list(fine.place)
+        tile = Tile(files, place, list(shape), [row, column], layout.finest, labels, facts, shift)
         if archive.min_valid and _empty(tile, layout, archive.min_valid):
             continue
         result.append(Item(f'{entry.id}_{row}_{column}', tuple(tile)))
@@ -211,7 +235,8 @@ def _empty(tile: Tile, layout: RecordLayout, least: float) -> bool:
         shares = valid_shares(read_images(tile, layout), layout)
     except RecordError:
         return False  # damaged: converting it will say so
-    return min(shares.values()) < least
+    # A sensor that is missing as a whole is missing on purpose.
+    return min(share for modality, share in shares.items() if tile.files[modality]) < least
 
 
 def _scene(entry: Entry) -> str:
@@ -225,13 +250,13 @@ def _split(archive: Archive, entry: Entry) -> str:
 
 
 def _too_small(archive: Archive, image: Image, layout: RecordLayout) -> RecordError:
-    fine = image.fine
+    rows, columns = image.size(layout)
     multiple = _multiple(layout)
-    largest = min(fine.rows, fine.columns) // multiple * multiple
+    largest = min(rows, columns) // multiple * multiple
     return RecordError(
-        fine.file,
+        image.fine.file,
         'size',
-        f'no tile of {archive.tile} pixels in {fine.rows} x {fine.columns}',
+        f'no tile of {archive.tile} pixels in {rows} x {columns}',
         (f'choose tile={largest} or smaller, ' if largest else 'choose ')
         + "edge='pad', or leave such images out with on_error=skip",
     )
@@ -243,6 +268,22 @@ def _baselines(images: Sequence[Image]) -> str:
     if not baselines or not baselines[0]:
         return ''
     return baselines[0] if len(baselines) == 1 else f'{baselines[0]}..{baselines[-1]}'
+
+
+def _level(archive: Archive, images: Sequence[Image]) -> Literal['', 'L1C', 'L2A']:
+    """The level of the optical products, as the setting or the metadata of all files say.
+
+    Raises InputError where they contradict each other.
+    """
+    headers = [header for image in images for header in image.headers.get('s2', ())]
+    levels = {level_of(header.tags): header.file for header in headers}
+    for level, file in levels.items():
+        if level and archive.s2_level and level != archive.s2_level:
+            raise InputError(
+                f'{file}: PRODUCT_TYPE says {level}, but config.archive.s2_level={archive.s2_level!r}; leave '
+                'the setting out, or correct the tag'
+            )
+    return archive.s2_level or (next(iter(levels)) if len(levels) == 1 else '')
 
 
 def _check_val(archive: Archive, splits: Mapping[str, Sequence[Item]], images: int) -> None:

@@ -1,6 +1,7 @@
 """The schema of records of a user's folder, which follows from the files and the settings."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from fusmae_jax.input.contract import Product
 
@@ -9,24 +10,29 @@ from .entries import FACTS, TIME
 from .layout import RecordLayout
 from .settings import Archive
 
+Level = Literal['', 'L1C', 'L2A']
 VERSION = '1.0.0'
 TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
 
 
-def make_schema(archive: Archive, layout: RecordLayout, columns: Sequence[str], baseline: str) -> Schema:
-    """The schema; `columns` are those of the table, `baseline` what the metadata of the files name."""
+def make_schema(
+    archive: Archive, layout: RecordLayout, columns: Sequence[str], baseline: str, level: Level
+) -> Schema:
+    """The schema; `columns` are those of the table, `baseline` and `level` what settings or metadata name."""
     fields = {
         'name': Field(
             'text', 'name of the image and corner of the tile in it; unique, the key of the record'
         ),
         'scene': Field('text', 'what this record shares with its neighbours: the image that it was cut from'),
         'window': Field('int32', 'row and column of the upper left pixel in the finest file', (2,)),
-        'epsg': Field('int32', 'EPSG code of the projected reference system'),
+        'epsg': Field('int32', 'EPSG code of the projected reference system; -1 for a chip without a place'),
         'upper_left': Field('float64', 'easting and northing of the upper left corner, metres', (2,)),
     }
     for modality in archive.modalities:
         title = TITLES[modality]
-        fields[f'{modality}_name'] = Field('text', f'{title} file without its extension, and the same corner')
+        fields[f'{modality}_name'] = Field(
+            'text', f'{title} file without its extension, and the same corner; empty if it is missing'
+        )
         fields[f'{modality}_valid'] = Field('float32', f'share of {title} values that are valid, 0 to 1')
     fields |= {name: FACTS[name] for name in FACTS if name in columns or name in _times(archive)}
     if layout.classes:
@@ -37,7 +43,7 @@ def make_schema(archive: Archive, layout: RecordLayout, columns: Sequence[str], 
         version=VERSION,
         groups=layout.groups,
         fields=fields,
-        products={m: _product(archive, m, baseline) for m in archive.modalities},
+        products={m: _product(archive, m, baseline, level) for m in archive.modalities},
         key='name',
         classes={'labels': layout.classes} if layout.classes else {},
         description='Tiles cut from GeoTIFFs of one owner, '
@@ -50,7 +56,7 @@ def _times(archive: Archive) -> list[str]:
     return [name for name in TIME if name[:2] in archive.modalities]
 
 
-def _product(archive: Archive, modality: str, baseline: str) -> Product:
+def _product(archive: Archive, modality: str, baseline: str, level: Level) -> Product:
     if modality == 's1':
         return Product(
             description='as declared by the owner of the files',
@@ -68,6 +74,6 @@ def _product(archive: Archive, modality: str, baseline: str) -> Product:
         description='as declared by the owner of the files',
         platforms=archive.s2_platforms,
         processor=archive.s2_processor,
-        level=archive.s2_level,
+        level=level,
         baseline=archive.s2_baseline or baseline,
     )

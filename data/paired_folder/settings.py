@@ -66,6 +66,12 @@ class Archive:
     s2_baseline: str = ''  # '' takes PROCESSING_BASELINE from the metadata in the files, if it is there
     s2_platforms: tuple[str, ...] = ()
     s2_processor: str = ''
+    # A pair of which one sensor is missing: an error, or kept with nothing but nodata for that sensor
+    missing: Literal['error', 'keep'] = 'error'
+    # none: chips whose place is not known, of pixels as large as these say; records have no place then
+    georeference: Literal['required', 'none'] = 'required'
+    s1_pixel: float = setting(0.0, least=0)  # metres, with georeference='none' alone
+    s2_pixel: float = setting(0.0, least=0)
     # Tiles, in pixels of the finest file.
     tile: int = setting(120, least=1)
     stride: int = setting(0, least=0)  # from one tile to the next; 0: as far as a tile is wide
@@ -99,6 +105,8 @@ def check(archive: Archive) -> None:
         problems.append(f'name={archive.name!r} must be small letters, digits and _, a letter first')
     for modality in archive.modalities:
         problems += _modality_problems(archive, modality)
+    if archive.missing == 'keep' and len(archive.modalities) < 2:
+        problems.append("missing='keep': needs files of both sensors; with one root nothing is missing")
     if archive.classes and not archive.table:
         problems.append('classes: labels come from the table; give one, or leave the classes out')
     if archive.labels_separator and not archive.table:
@@ -115,6 +123,19 @@ def _modality_problems(archive: Archive, modality: str) -> list[str]:
     if not getattr(archive, f'{modality}_unit'):
         how = HOW_S1 if modality == 's1' else HOW_S2
         problems.append(f"{modality}_unit='': {how}")
+    pixel, chips = getattr(archive, f'{modality}_pixel'), archive.georeference == 'none'
+    if chips and not pixel:
+        problems.append(
+            f"{modality}_pixel=0: with georeference='none' say how large a pixel is, in metres: 10"
+        )
+    if pixel and not chips:
+        problems.append(
+            f"{modality}_pixel={pixel:g}: the files say it; it goes with georeference='none' alone"
+        )
+    if chips and getattr(archive, f'{modality}_parts'):
+        problems.append(
+            f'{modality}_parts: files of several pixel sizes need a place; leave georeference alone'
+        )
     names = getattr(archive, f'{modality}_bands')
     for name in names:
         if name != SKIP and not band_of(name, modality):

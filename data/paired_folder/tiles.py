@@ -24,7 +24,7 @@ from .layout import LayoutPart, RecordLayout, shifted
 class Tile(NamedTuple):
     """A tile as listed, before any of its pixels is read."""
 
-    files: Mapping[str, Sequence[str]]  # modality -> files relative to its root
+    files: Mapping[str, Sequence[str]]  # modality -> files relative to its root; none where it is missing
     place: Sequence[float]  # EPSG code, left, top of the image
     shape: Sequence[int]  # rows, columns of the image, in pixels of the finest file
     corner: Sequence[int]  # row, column of the tile, the same
@@ -45,6 +45,8 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
     images = read_images(tile, layout)
     shares = valid_shares(images, layout)
     for modality, files in tile.files.items():
+        if not files:
+            continue
         of_sensor = {
             name: image for name, image in images.items() if layout.groups[name].modality == modality
         }
@@ -60,7 +62,7 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
         'window': np.array([row, column], np.int32),
     }
     for modality, files in tile.files.items():
-        record[f'{modality}_name'] = files[0].rpartition('.')[0] + end
+        record[f'{modality}_name'] = files[0].rpartition('.')[0] + end if files else ''
         record[f'{modality}_valid'] = np.float32(shares[modality])
     if layout.classes:
         record['labels'] = np.zeros(len(layout.classes), np.uint8)
@@ -79,6 +81,9 @@ def read_images(tile: Tile, layout: RecordLayout) -> dict[str, np.ndarray]:
     with rasterio.Env(**OPTIONS, GTIFF_SRS_SOURCE='GEOKEYS'):
         for part in layout.parts:
             group = layout.groups[part.group]
+            if not tile.files[part.modality]:
+                images.setdefault(part.group, _blank(group))
+                continue
             file = Path(layout.roots[part.modality]) / tile.files[part.modality][part.index]
             block = _read_window(file, part, group, tile)
             if part.modality == 's2' and tile.shift:

@@ -298,6 +298,9 @@ class Log:
     eval_every_steps: int = setting(2000, least=1)  # held-out masked loss
     eval_batches: int = setting(0, least=0)  # 0: the whole validation split
     knn: Neighbours = dataclasses.field(default_factory=Neighbours)
+    # Who gets the curve beside metrics.jsonl and TensorBoard, each with an extra of its name:
+    # ('wandb', 'mlflow'). Their own variables of the environment say where, and whether online.
+    writers: tuple[Literal['wandb', 'mlflow'], ...] = dataclasses.field(default=(), metadata=SPARSE)
 
 
 @dataclasses.dataclass(frozen=True)

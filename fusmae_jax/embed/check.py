@@ -1,7 +1,7 @@
 """The check of input files against a model: their contract, the look at their pixels, and the verdict."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +12,13 @@ from fusmae_jax.embed.settings import EncodeConfig, SensorFile
 from fusmae_jax.embed.windows import spread
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.geo.safe import level_of
+from fusmae_jax.geo.values import baseline
 from fusmae_jax.input import compatibility, normalise, units
 from fusmae_jax.input.compatibility import Difference
 from fusmae_jax.input.contract import Contract, Group, Statistics
 from fusmae_jax.input.statistics import Moments
+from fusmae_jax.sensors import Product
 
 SAMPLE = 64  # blocks of a window's size that are looked at before a model with its own statistics is run
 _THIN = 4  # every which pixel, along rows and columns, is looked at for the range of values
@@ -86,37 +89,26 @@ def fit(
     Args:
         model: the checkpoint.
         config: its configuration, with the modalities of the files alone.
-        rasters: modality -> open file.
-        windows: modality -> pixels (rows, columns) of a window.
+        rasters: field -> open file; several of one modality, of a product with several pixel sizes.
+        windows: field -> pixels (rows, columns) of a window.
         ground: metres (rows, columns) of a window.
         settings: what was declared of the files.
 
     Raises:
         InputError: with everything that does not fit, and what to do.
     """
-    groups, measured, products, looks = {}, {}, {}, []
-    for name, raster in rasters.items():
-        declared: SensorFile = getattr(settings, name)
-        bands = pick(raster, config.model.modalities[name].bands, settings.absent_bands)
-        group = Group(
-            modality=name,
-            bands=tuple(bands),
-            size=windows[name],
-            dtype='float32',
-            unit=declared.unit,
-            resolution=ground[0] / windows[name][0],
-            scale=raster.scale,
-            offset=raster.offset,
-        )
-        if not group.unit:
-            known = units.accepted(normalise.target_unit(config.model.modalities[name], group))
-            raise InputError(
-                f'{raster.file}: in which unit are its values? --config.{name}.unit=... ({", ".join(known)})'
-            )
-        blocks = SAMPLE if settings.stats == 'checkpoint' else 0
-        measured[name], pixels = _measure(raster, group, blocks)
-        looks += _look(raster, group, pixels, model.contract)
-        groups[name], products[name] = group, declared.product
+    bands = _bands(config, rasters, settings.absent_bands)
+    groups: dict[str, Group] = {}
+    measured, looks, products = {}, [], {}
+    for modality in dict.fromkeys(raster.modality for raster in rasters.values()):
+        of_sensor = {name: r for name, r in rasters.items() if r.modality == modality and bands[name]}
+        pixels = {}
+        for name, raster in of_sensor.items():
+            groups[name] = _group(config, raster, bands[name], windows[name], ground, settings)
+            blocks = SAMPLE if settings.stats == 'checkpoint' else 0
+            measured[name], pixels[name] = _measure(raster, groups[name], blocks)
+        looks += _look(of_sensor, groups, pixels, model.contract)
+        products[modality] = _product(list(of_sensor.values()), getattr(settings, modality).product)
     files = ', '.join(str(raster.file) for raster in rasters.values())
     whole = settings.stats == 'dataset'
     contract = Contract(
@@ -136,14 +128,71 @@ def fit(
     return FittedFiles(normalise.resolve(config, contract), contract, notes)
 
 
+def _bands(config: Config, rasters: Mapping[str, Raster], absent: str) -> dict[str, list[str]]:
+    """The bands of each raster that the model reads; none of a file that has only others."""
+    result: dict[str, list[str]] = {}
+    for modality, settings in config.model.modalities.items():
+        of_sensor = {name: raster for name, raster in rasters.items() if raster.modality == modality}
+        result |= pick(of_sensor, settings.bands, absent)
+    return result
+
+
+def _group(
+    config: Config,
+    raster: Raster,
+    bands: Sequence[str],
+    window: tuple[int, int],
+    ground: tuple[float, float],
+    settings: EncodeConfig,
+) -> Group:
+    """What is read of one raster; raises InputError where nobody says in which unit it is."""
+    declared: SensorFile = getattr(settings, raster.modality)
+    group = Group(
+        modality=raster.modality,
+        bands=tuple(bands),
+        size=window,
+        dtype='float32',
+        unit=declared.unit,
+        resolution=ground[0] / window[0],
+        scale=raster.scale,
+        offset=raster.offset,
+    )
+    if not group.unit:
+        known = units.accepted(normalise.target_unit(config.model.modalities[raster.modality], group))
+        raise InputError(
+            f'{raster.file}: in which unit are its values? --config.{raster.modality}.unit=... '
+            f'({", ".join(known)})'
+        )
+    return group
+
+
+def _product(rasters: Sequence[Raster], declared: Product) -> Product:
+    """What is known of a product: what was declared, and beside it what the metadata of its files say."""
+    header = rasters[0].header
+    level = level_of(header.tags)
+    if declared.level and level and declared.level != level:
+        raise InputError(
+            f'{rasters[0].file}: PRODUCT_TYPE says {level}, but config.s2.product.level={declared.level!r}; '
+            'leave the setting out, or correct the tag'
+        )
+    if rasters[0].modality != 's2':
+        return declared
+    return dataclasses.replace(
+        declared, level=declared.level or level, baseline=declared.baseline or baseline(header)
+    )
+
+
 def _coarser(model: Pretrained, rasters: Mapping[str, Raster]) -> list[str]:
     """Says where pixels are larger than any that the model learned from: detail is missing then."""
     lines = []
-    for name, raster in rasters.items():
-        known = [g.resolution for g in model.contract.first.groups.values() if g.modality == name]
+    trained = model.contract.first.groups.values()
+    for raster in rasters.values():
+        known = [group.resolution for group in trained if group.modality == raster.modality]
         if known and raster.extent.resolution > max(known) * 1.001:
             there = f'{raster.extent.resolution:g} m in {raster.file}'
-            lines.append(f'note: {name}: pixels are {there}, the model knows up to {max(known):g} m')
+            lines.append(
+                f'note: {raster.modality}: pixels are {there}, the model knows up to {max(known):g} m'
+            )
     return lines
 
 
@@ -167,11 +216,21 @@ def _measure(raster: Raster, group: Group, blocks: int) -> tuple[Statistics, np.
     return moments.result(), np.stack(seen)
 
 
-def _look(raster: Raster, group: Group, pixels: np.ndarray, trained: Contract) -> list[Difference]:
+def _look(
+    rasters: Mapping[str, Raster],
+    groups: Mapping[str, Group],
+    pixels: Mapping[str, np.ndarray],
+    trained: Contract,
+) -> list[Difference]:
+    """What looks wrong with the pixels of one sensor, all of its rasters together."""
+    first = next(iter(rasters.values()))
+    # All have as many blocks, but of the last row of a coarse raster.
+    count = min(map(len, pixels.values()))
+    images = {name: blocks[:count] for name, blocks in pixels.items()}
     differences = compatibility.look(
-        group.modality, {group.modality: pixels}, {group.modality: group}, trained, 'block'
+        first.modality, images, {name: groups[name] for name in images}, trained, 'block'
     )
-    return [d._replace(message=f'{raster.file}: {d.message}') for d in differences]
+    return [d._replace(message=f'{first.file}: {d.message}') for d in differences]
 
 
 def _as_stored(contract: Contract, rasters: Mapping[str, Raster]) -> Contract:

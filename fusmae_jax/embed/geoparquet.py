@@ -97,11 +97,11 @@ def _geo(grid: Grid) -> dict[str, Any]:
     """The `geo` metadata; its bbox is that of all cells, with and without data."""
     whole = grid.corners(np.array([0, grid.rows - 1]), np.array([0, grid.columns - 1]))
     left, bottom, right, top = (side[i] for side, i in zip(whole, (0, 1, 1, 0)))
-    assert grid.crs is not None
     column = {
         'encoding': 'WKB',
         'geometry_types': ['Polygon'],
-        'crs': grid.crs.to_dict(projjson=True),
+        # null: not known.
+        'crs': grid.crs.to_dict(projjson=True) if grid.crs else None,
         'orientation': 'counterclockwise',
         'edges': 'planar',
         'bbox': [float(left), float(bottom), float(right), float(top)],

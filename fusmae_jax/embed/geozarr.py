@@ -93,20 +93,18 @@ class GeoZarr:
         if self._waiting and len(self._waiting[0][0]):
             self._put(*self._waiting[0])
         grid = self._grid
-        assert grid.crs is not None
         try:
             x = grid.left + (np.arange(grid.columns) + 0.5) * grid.step_x
             y = grid.top - (np.arange(grid.rows) + 0.5) * grid.step_y
             for name, values in {'x': x, 'y': y}.items():
-                about: dict[str, Any] = {'standard_name': f'projection_{name}_coordinate', 'units': 'm'}
+                about: dict[str, Any] = {'units': 'm'}
+                about |= {'standard_name': f'projection_{name}_coordinate'} if grid.crs else {}
                 array = self._root.create_array(
                     name, shape=values.shape, dtype='float64', dimension_names=(name,), attributes=about
                 )
                 array[:] = values
-            system: dict[str, Any] = {
-                'crs_wkt': grid.crs.to_wkt(),
-                'GeoTransform': ' '.join(map(repr, grid.transform.to_gdal())),
-            }
+            system: dict[str, Any] = {'GeoTransform': ' '.join(map(repr, grid.transform.to_gdal()))}
+            system |= {'crs_wkt': grid.crs.to_wkt()} if grid.crs else {}
             self._root.create_array('spatial_ref', shape=(), dtype='int32', attributes=system)[...] = 0
             self._root.attrs.update(_attributes(grid) | {KEY: dict(self._description)})
         except OSError as error:
@@ -117,14 +115,18 @@ class GeoZarr:
 
 
 def _attributes(grid: Grid) -> dict[str, Any]:
-    """The conventions `spatial:` and `proj:` of a grid."""
-    assert grid.crs is not None
-    code = grid.crs.to_epsg()
-    system = {'proj:code': f'EPSG:{code}'} if code else {'proj:wkt2': grid.crs.to_wkt(version='WKT2_2019')}
+    """The conventions `spatial:` and, of a grid with a reference system, `proj:`."""
+    system: dict[str, Any] = {}
+    known = CONVENTIONS[:1]
+    if grid.crs:
+        code, known = grid.crs.to_epsg(), CONVENTIONS
+        system = (
+            {'proj:code': f'EPSG:{code}'} if code else {'proj:wkt2': grid.crs.to_wkt(version='WKT2_2019')}
+        )
     return json.loads(
         json.dumps(
             {
-                'zarr_conventions': CONVENTIONS,
+                'zarr_conventions': known,
                 **system,
                 'spatial:dimensions': ['y', 'x'],
                 'spatial:transform': list(grid.transform)[:6],

@@ -1,18 +1,49 @@
-"""The common extent of the inputs of `encode`, and the grid of its output."""
+"""The inputs of `encode` on the ground: their rasters, their common extent, and the grid of the output."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 
 from rasterio.windows import Window
 
 from fusmae_jax.embed.rasters import Raster
+from fusmae_jax.embed.settings import EncodeConfig
 from fusmae_jax.embed.windows import Axis
 from fusmae_jax.errors import InputError
-from fusmae_jax.geo import rio
+from fusmae_jax.geo import UnusableError, rio
 from fusmae_jax.geo.grid import SLACK, Grid, common, name_of, warp, window_onto
+from fusmae_jax.geo.products import rasters_of
+
+
+def open_rasters(config: EncodeConfig, files: Mapping[str, str], stack: ExitStack) -> dict[str, Raster]:
+    """Opens the inputs, modality -> file, as field -> raster; `stack` closes them.
+
+    A field is called like its sensor. Of a product whose bands have several pixel sizes there is one for
+    each, `s2_10m`, as in converted sets. Raises InputError for what cannot be used.
+    """
+    rasters = {}
+    for modality, name in files.items():
+        try:
+            paths = rasters_of(Path(name), modality)
+        except UnusableError as error:
+            where = ' '.join(filter(None, (modality, error.field)))
+            raise InputError(f'{name}: {where}: {error.found}; {error.advice_for(name)}') from error
+        for path in paths:
+            field = modality if len(paths) == 1 else path.name
+            rasters[field] = Raster(
+                path,
+                modality,
+                getattr(config, modality),
+                config.vrt,
+                config.reproject,
+                placed=config.georeference == 'required',
+            )
+            stack.callback(rasters[field].close)
+    return rasters
 
 
 def align(rasters: Mapping[str, Raster]) -> tuple[Grid, list[str]]:
-    """The ground that one or two rasters cover, in pixels of the finer; each raster's `part` is set to it.
+    """The ground that all rasters cover, in pixels of the finest; each raster's `part` is set to it.
 
     One raster may contain the other, on the same pixel grid.
 
@@ -23,25 +54,49 @@ def align(rasters: Mapping[str, Raster]) -> tuple[Grid, list[str]]:
         InputError: another reference system, another place, or grids that do not meet.
     """
     first, *others = rasters.values()
-    shared = _shared(first, others[0]) if others else first.extent
+    for other in others:
+        _check_pair(first, other)
+    shared = common([raster.extent for raster in rasters.values()])
+    assert shared is not None
+    for other in others:
+        _check_corners(first, other, shared)
     lines = []
     for raster in rasters.values():
         rows, columns = raster.extent.rows, raster.extent.columns
         part = raster.part = window_onto(raster.extent, shared)
+        if raster.extent.crs and raster.extent.crs != raster.header.grid.crs:
+            assert raster.header.grid.crs is not None
+            lines.append(
+                f'{raster.file}: interpolated from {name_of(raster.header.grid.crs)} onto pixels of '
+                f'{raster.extent.resolution:g} m in {name_of(raster.extent.crs)}'
+            )
         if part != Window(0, 0, columns, rows):
             lines.append(
                 f'{raster.file}: of {rows} x {columns} pixels, {part.height} x {part.width} from row '
-                f'{part.row_off}, column {part.col_off} are encoded: what both files cover'
+                f'{part.row_off}, column {part.col_off} are encoded: what {_all(rasters)} cover'
             )
     return shared, lines
 
 
-def _shared(first: Raster, other: Raster) -> Grid:
+def _all(rasters: Mapping[str, Raster]) -> str:
+    return 'both files' if len(rasters) == 2 else 'all files'
+
+
+def _onto(first: Raster, other: Raster) -> str:
+    """The remedy that puts the second file onto the grid of the first."""
+    grid = first.extent
+    if grid.crs is None:
+        return 'cut them alike'
+    command = warp(name_of(grid.crs), other.extent.resolution, grid.bounds, other.file)
+    return f'bring one onto the other: {command}'
+
+
+def _check_pair(first: Raster, other: Raster) -> None:
+    """Raises InputError unless one raster lies in the other."""
     a, b = first.extent, other.extent
-    assert a.crs is not None and b.crs is not None
-    # The second file on the grid of the first.
-    advice = f'bring one onto the other: {warp(name_of(a.crs), b.resolution, a.bounds, other.file)}'
+    advice = _onto(first, other)
     if a.crs != b.crs:
+        assert a.crs is not None and b.crs is not None
         message = f'{first.file} is in {name_of(a.crs)}, {other.file} in {name_of(b.crs)}'
         raise InputError(f'{message}; {advice}')
     wrong = rio.wrong_transform(_placed(first), _placed(other))
@@ -58,15 +113,18 @@ def _shared(first: Raster, other: Raster) -> Grid:
             f'{first.file} and {other.file} cover different ground: left, bottom, right, top are '
             f'{_text(a.bounds)} and {_text(b.bounds)}; {advice}'
         )
-    for extent in (a, b):
+
+
+def _check_corners(first: Raster, other: Raster, shared: Grid) -> None:
+    """Raises InputError where the common ground begins within a pixel of either raster."""
+    for extent in (first.extent, other.extent):
         for distance in (shared.left - extent.left, extent.top - shared.top):
             pixels = distance / extent.resolution
             if abs(pixels - round(pixels)) > SLACK:
                 raise InputError(
                     f'{first.file} and {other.file} do not share a grid: their corners are off by '
-                    f'{pixels:.3f} pixels of {extent.resolution:g} m; {advice}'
+                    f'{pixels:.3f} pixels of {extent.resolution:g} m; {_onto(first, other)}'
                 )
-    return shared
 
 
 def _inside(inner: tuple[float, ...], outer: tuple[float, ...], slack: float) -> bool:

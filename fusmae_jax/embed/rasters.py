@@ -1,6 +1,6 @@
 """Input rasters: opened, checked, and read window by window, bands by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +11,35 @@ from fusmae_jax.embed.settings import SensorFile
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import UnusableError, raster
 from fusmae_jax.geo.bands import SKIP, by_description, by_setting, check_unique, spelt
-from fusmae_jax.geo.grid import check_grid, window_onto
+from fusmae_jax.geo.grid import Grid, check_grid, pixel_ground, unplaced, whole_step, window_onto
 from fusmae_jax.geo.values import Declared, values_of
+from fusmae_jax.geo.warp import Warp
 
 
 class Raster:
     """One open input file: what it holds, and its pixels as float32 with NaN where there is no data."""
 
-    def __init__(self, file: Path, modality: str, settings: SensorFile, vrt: bool = False):
+    def __init__(
+        self,
+        file: Path,
+        modality: str,
+        settings: SensorFile,
+        vrt: bool = False,
+        reproject: float = 0.0,
+        placed: bool = True,
+    ):
         """Opens a file; raises InputError where it is none, or does not say what its pixels are.
 
         Args:
-            file: a GeoTIFF.
+            file: a GeoTIFF, or one of `products.rasters_of`.
             modality: the sensor, as the model calls it.
             settings: what was declared of the file.
             vrt: take a VRT of local GeoTIFFs as well.
+            reproject: pixel size in UTM that a file in degrees is interpolated to; 0 refuses it.
+            placed: False: the file is a chip without a place, of pixels as large as the settings say.
         """
-        self.file, self.modality = file, modality
+        self.file, self.modality, self._unit = file, modality, settings.unit
+        self._reproject, self._placed = reproject, placed
         try:
             self._dataset = raster.open_raster(file, vrt=vrt)
             try:
@@ -50,8 +62,7 @@ class Raster:
         if 'complex' in self.dtype:
             advice = 'give detected backscatter, not single-look complex'
             raise UnusableError('dtype', f'complex numbers ({self.dtype})', advice)
-        self.extent = self.header.grid
-        check_grid(self.extent, self.header.points)
+        self.extent, self._warp = self._ground(settings)
         prefix, offset = f'config.{self.modality}.', settings.offset
         declared = Declared(
             prefix,
@@ -64,6 +75,29 @@ class Raster:
         )
         self.scale, self.offset, self.nodata = values_of(self.header, self.modality, declared)
         self.part = window_onto(self.extent, self.extent)
+
+    def _ground(self, settings: SensorFile) -> tuple[Grid, Warp | None]:
+        """The grid that pixels are read on, and how they get there; None: as they lie in the file."""
+        grid, header = self.header.grid, self.header
+        if not self._placed:
+            if not settings.pixel:
+                advice = f'say how large a pixel is, in metres: --config.{self.modality}.pixel=10'
+                raise UnusableError('pixel size', "not known, with georeference='none'", advice)
+            return unplaced(grid.rows, grid.columns, settings.pixel), None
+        try:
+            check_grid(grid, header.points, header.dtypes[0], header.nodatas[0])
+        except UnusableError as error:
+            here = grid.crs is not None and grid.placed and not grid.turned and grid.step_y > 0
+            if self._reproject and here:
+                warp = Warp(grid, self._reproject)
+                return warp.grid, warp
+            if here:
+                step = whole_step(max(pixel_ground(grid)))
+                error.advice = f'--config.reproject={step:g} interpolates on the fly; or once: {error.advice}'
+            elif (grid.crs is None or not grid.placed) and not header.points:
+                error.advice += '; for chips whose place does not matter: --config.georeference=none'
+            raise
+        return grid, None
 
     def read(self, bands: Sequence[str], row: int, column: int, rows: int, columns: int) -> np.ndarray:
         """Pixels (rows, columns, bands) float32 as stored, NaN for nodata and outside of the used part.
@@ -84,20 +118,44 @@ class Raster:
         first = self.part.row_off + row + top, self.part.col_off + column + left
         window = Window(first[1], first[0], width, height)
         channels = [self.header.bands.index(band) + 1 for band in bands]
+        if self._warp is None:
+            values = self._pixels(channels, window)
+        else:
+            values = self._warp.read(lambda part: self._to_power(self._pixels(channels, part)), window)
+            values = self._from_power(values)
+        out[top : top + height, left : left + width] = np.moveaxis(values, 0, -1)
+        return out
+
+    def _pixels(self, channels: Sequence[int], window: Window) -> np.ndarray:
+        """Pixels of the file (bands, rows, columns) float32 as stored, NaN where there are none."""
         try:
             stored = raster.read_valid(self._dataset, self.header, channels, window)
         except rasterio.errors.RasterioError as error:
             raise InputError(
-                f'{self.file}: {height} x {width} pixels from row {window.row_off}, column {window.col_off} '
-                f'cannot be read ({error}); is the file complete?'
+                f'{self.file}: {window.height} x {window.width} pixels from row {window.row_off}, column '
+                f'{window.col_off} cannot be read ({error}); is the file complete?'
             ) from error
         values = stored.astype(np.float32)
         for value in self.nodata:
             # As stored: float32 cannot tell large whole numbers apart.
             values[stored == (value if stored.dtype.kind == 'f' else int(value))] = np.nan
         values[np.isinf(values)] = np.nan
-        out[top : top + height, left : left + width] = np.moveaxis(values, 0, -1)
-        return out
+        return values
+
+    def _to_power(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers as what may be averaged: backscatter as power, reflectance as it is."""
+        values = stored.astype(np.float64) * self.scale + self.offset
+        if self._unit == 'dB':
+            return 10 ** (values / 10)
+        return values**2 if self._unit == 'amplitude' else values
+
+    def _from_power(self, values: np.ndarray) -> np.ndarray:
+        """The inverse of `_to_power`."""
+        if self._unit == 'dB':
+            values = 10 * np.log10(values)
+        elif self._unit == 'amplitude':
+            values = np.sqrt(values)
+        return (values - self.offset) / self.scale
 
     def tags(self) -> dict[str, str]:
         """What the file says of its making, as text."""
@@ -131,18 +189,19 @@ def _names(dataset: rasterio.DatasetReader, modality: str, given: tuple[str, ...
     return names
 
 
-def pick(raster: Raster, wanted: Sequence[str], absent: str) -> list[str]:
-    """The bands of a raster that a model reads, in the model's order.
+def pick(rasters: Mapping[str, Raster], wanted: Sequence[str], absent: str) -> dict[str, list[str]]:
+    """The bands of the rasters of one sensor that a model reads: field -> bands, in the model's order.
 
     Raises:
         InputError: a band is missing and `absent` is 'error', or not one of them is there.
     """
-    present = [band for band in wanted if band in raster.bands]
-    missing = [band for band in wanted if band not in raster.bands]
-    if not present or (missing and absent == 'error'):
+    first = next(iter(rasters.values()))
+    there = [band for raster in rasters.values() for band in raster.bands]
+    missing = [band for band in wanted if band not in there]
+    if len(missing) == len(wanted) or (missing and absent == 'error'):
         raise InputError(
-            f'{raster.file}: bands {", ".join(missing)} of {raster.modality} are missing; '
-            f'{nearest(missing[0], raster.bands)} (found {", ".join(raster.bands)}); if they do not exist, '
+            f'{first.file}: bands {", ".join(missing)} of {first.modality} are missing; '
+            f'{nearest(missing[0], there)} (found {", ".join(there)}); if they do not exist, '
             "--config.absent_bands=mean puts the model's mean in their place"
         )
-    return present
+    return {name: [band for band in wanted if band in raster.bands] for name, raster in rasters.items()}

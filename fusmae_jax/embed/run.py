@@ -25,7 +25,6 @@ from fusmae_jax.embed.geoparquet import GeoParquet
 from fusmae_jax.embed.geotiff import GeoTiff
 from fusmae_jax.embed.geozarr import GeoZarr
 from fusmae_jax.embed.quantise import MOST_CLIPPED, Quantiser, scale_of
-from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import EncodeJob, calibrate, make_encoder, rows_of_cells
 from fusmae_jax.embed.windows import Layout
@@ -158,10 +157,7 @@ def _settle(
     if config.output == 'cls' and not model.config.model.cls:
         raise InputError(f"output='cls': {source} has no CLS token; take 'tokens' or 'pooled'")
     restricted = check.restrict(model.config, files, source)
-    rasters = {}
-    for name, file in files.items():
-        rasters[name] = Raster(Path(file), name, getattr(config, name), config.vrt)
-        stack.callback(rasters[name].close)
+    rasters = ground.open_rasters(config, files, stack)
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
@@ -202,7 +198,8 @@ def _settle(
 
 def _anchor_notes(config: EncodeConfig, layout: Layout, fixed: Sequence[tuple[int, int]]) -> list[str]:
     """Says if another cut has other embeddings; raises InputError if no cell is left."""
-    if config.anchor == 'ground' and (layout.rows.inner is None or layout.columns.inner is None):
+    placed = config.georeference == 'required'
+    if config.anchor == 'ground' and placed and (layout.rows.inner is None or layout.columns.inner is None):
         note = 'note: the image is too small for a whole window of the grid of the ground: windows begin at '
         note += 'its corner, and another cut of the scene gives other embeddings'
     else:
@@ -228,7 +225,7 @@ def _layout(
     for i, (begin, length, window, grid) in enumerate(zip((-extent.top, extent.left), lengths, size, cells)):
         counts = [count[i] for count in pixels]
         overlap = windows.choose_overlap(config.overlap if config.output == 'tokens' else 0, grid, counts)
-        if config.anchor == 'image':
+        if config.anchor == 'image' or extent.crs is None:
             axes.append(windows.axis(length, window, grid, overlap))
             continue
         steps = windows.common_steps(grid, overlap, counts)

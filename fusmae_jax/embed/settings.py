@@ -25,6 +25,7 @@ class SensorFile:
     offset: float | None = None
     nodata: tuple[float, ...] = ()  # stored values without meaning, beside the file's own nodata and NaN
     product: Product = dataclasses.field(default_factory=Product)  # what is known of its making
+    pixel: float = setting(0.0, least=0)  # metres, with georeference='none'; else the file says it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,11 @@ class EncodeConfig:
     datetime: str = ''
     overwrite: bool = False  # replace the output, and the .json of an earlier run beside it
     vrt: bool = False  # take a VRT of local GeoTIFFs as an input
+    # Of inputs in degrees, or in metres that are none of ground: pixels (metres) in the local UTM zone that
+    # they are interpolated to; 0 refuses them
+    reproject: float = setting(0.0, least=0)
+    # none: chips whose place is not known or does not matter, of pixels as large as `s1.pixel`, `s2.pixel`
+    georeference: Literal['required', 'none'] = 'required'
 
 
 def check_settings(config: EncodeConfig) -> None:
@@ -67,6 +73,14 @@ def check_settings(config: EncodeConfig) -> None:
             f'overlap={config.overlap}: output={config.output!r} gives one vector a window, and windows that '
             'overlap have no grid of their own; leave overlap at -1'
         )
+    if config.georeference == 'none':
+        for setting_name in ('stac', 'reproject'):
+            if getattr(config, setting_name):
+                problems.append(f"{setting_name}: needs a place on the ground, and georeference is 'none'")
+        if config.edges == 'drop':
+            problems.append(
+                "edges='drop': without a place there is no grid of the ground; leave it at 'keep'"
+            )
     for name in ('s1', 's2'):
         sensor: SensorFile = getattr(config, name)
         for field in ('scale', 'offset', 'nodata'):

@@ -97,7 +97,7 @@ def item(
         config: the settings of the run.
         model: the encoder.
         files: modality -> input file.
-        groups: modality -> what was read of it.
+        groups: field -> what was read of it.
         description: what lies beside the output as JSON.
         times: from `moments`.
     """
@@ -191,10 +191,11 @@ def _model(model: Pretrained, config: EncodeConfig, groups: Mapping[str, Group])
     """The fields of MLM, from the checkpoint's settings and the contract of its data."""
     settings, trained = model.config, model.contract
     inputs, names = [], []
-    for name in groups:
+    for name in dict.fromkeys(group.modality for group in groups.values()):
         modality = settings.model.modalities[name]
         known = [g for g in trained.first.groups.values() if g.modality == name]
-        finest = min(known, key=lambda group: group.resolution, default=groups[name])
+        known = known or [g for g in groups.values() if g.modality == name]
+        finest = min(known, key=lambda group: group.resolution)
         unit = normalise.target_unit(modality, finest)
         names += [band for band in modality.bands if band not in names]
         inputs.append(

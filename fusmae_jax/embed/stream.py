@@ -33,7 +33,7 @@ class EncodeJob(NamedTuple):
 
     config: EncodeConfig
     rasters: Mapping[str, Raster]
-    groups: Mapping[str, Group]  # modality -> what is read of its raster
+    groups: Mapping[str, Group]  # field -> what is read of its raster
     layout: Layout
     encoder: EncodeWindows
     width: int  # numbers in one embedding
@@ -108,7 +108,7 @@ def _one_ahead(items: Iterable[T]) -> Iterator[T]:
 
 
 def _read(job: EncodeJob, row: int, column: int) -> dict[str, np.ndarray] | None:
-    """The windows of a batch, modality -> (batch, rows, columns, bands) float32; None without any pixel."""
+    """The windows of a batch, field -> (batch, rows, columns, bands) float32; None without any pixel."""
     layout, result = job.layout, {}
     down, across = layout.batch
     for name, group in job.groups.items():
@@ -192,13 +192,13 @@ def make_encoder(
     Args:
         model: the checkpoint, whose weights are used.
         config: its configuration, with the modalities that are given and their statistics.
-        contract: the fields of a batch, one for each modality.
+        contract: the fields of a batch.
         batch: windows in a batch.
         output: what a cell holds. `tokens`: the mean of the tokens that the sensors have there, leaving out
             those without a valid pixel. `pooled` and `cls`: that vector of the window, one cell a window.
 
     Returns:
-        A function of modality -> (batch, rows, columns, bands) float32, NaN where nothing was measured. It
+        A function of field -> (batch, rows, columns, bands) float32, NaN where nothing was measured. It
         gives vectors (batch, grid rows, grid columns, width) float32 and their validity (without width), on
         the device.
     """

@@ -2,8 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -95,11 +95,17 @@ def grid_of(dataset: rasterio.DatasetReader) -> Grid:
     )
 
 
-def check_grid(grid: Grid, points: bool = False) -> None:
+def unplaced(rows: int, columns: int, pixel: float) -> Grid:
+    """The grid of a chip without a place: pixels of so many metres, its lower left corner at 0, 0."""
+    return Grid(None, 0.0, pixel * rows, pixel, pixel, rows, columns)
+
+
+def check_grid(grid: Grid, points: bool = False, dtype: str = '', nodata: float | None = None) -> None:
     """Raises UnusableError unless pixels are square, north up, in metres that are metres of ground.
 
-    `points`: the file has ground control points.
+    `points`: the file has ground control points; its type and nodata value go into the remedy.
     """
+    values: dict[str, Any] = {'dtype': dtype, 'nodata': nodata}
     crs = grid.crs
     if crs is None or not grid.placed:
         message = 'no geotransform' if crs else 'no reference system'
@@ -107,20 +113,21 @@ def check_grid(grid: Grid, points: bool = False) -> None:
         raise UnusableError('CRS', message, rio.georeference('IN.tif'))
     if not crs.is_projected or abs(crs.linear_units_factor[1] - 1) > 1e-9:
         unit = crs.linear_units_factor[0] if crs.is_projected else 'degree'
-        advice = warp(utm_near(grid)) if crs.is_geographic and not grid.turned else warp()
+        step = whole_step(max(pixel_ground(grid))) if crs.is_geographic and not grid.turned else 10.0
+        advice = warp(utm_near(grid) if not grid.turned else 'EPSG:326NN', step, **values)
         raise UnusableError(
             'CRS', f'{name_of(crs)} counts in {unit}, expected a projected one in metres', advice
         )
     if grid.turned or grid.step_x <= 0 or grid.step_y <= 0:
         message = f'{"rotated" if grid.turned else "not north up"}, expected square pixels, north up'
-        raise UnusableError('pixel size', message, warp(name_of(crs)))
+        raise UnusableError('pixel size', message, warp(name_of(crs), **values))
     if abs(grid.step_x - grid.step_y) > 1e-6 * grid.step_x:
         message = f'{grid.step_x:g} x {grid.step_y:g} m are not square'
-        raise UnusableError('pixel size', message, warp(name_of(crs), grid.step_x))
-    _check_ground(grid, crs)
+        raise UnusableError('pixel size', message, warp(name_of(crs), grid.step_x, **values))
+    _check_ground(grid, crs, values)
 
 
-def _check_ground(grid: Grid, crs: CRS) -> None:
+def _check_ground(grid: Grid, crs: CRS, values: Mapping[str, Any]) -> None:
     """Raises UnusableError where a metre of the reference system is not a metre on the ground."""
     right, down, skew = ground_scale(grid)
     if max(abs(right - 1), abs(down - 1), abs(skew)) <= DISTORTION:
@@ -129,7 +136,21 @@ def _check_ground(grid: Grid, crs: CRS) -> None:
     message += f'from north to south: pixels of {grid.step_x:g} m are not what they say'
     if not math.isfinite(right + down + skew):
         message = f'{name_of(crs)} does not reach to where the image is said to lie'
-    raise UnusableError('CRS', message, warp(utm_near(grid)))
+    raise UnusableError('CRS', message, warp(utm_near(grid), **values))
+
+
+def pixel_ground(grid: Grid) -> tuple[float, float]:
+    """Metres of ground of a pixel in the middle, to the right and down, in any reference system."""
+    assert grid.crs is not None
+    left, bottom, right, top = grid.bounds
+    x, y = (left + right) / 2, (bottom + top) / 2
+    return _chords(grid.crs, x, y, abs(grid.step_x) / 2, abs(grid.step_y) / 2)[:2]
+
+
+def whole_step(metres: float) -> float:
+    """The pixel size of Sentinel next to a length, or the length itself where that is quite another."""
+    near = min((10.0, 20.0, 60.0), key=lambda size: abs(math.log(size / metres)))
+    return near if abs(near / metres - 1) < 0.2 else float(f'{metres:.2g}')
 
 
 def ground_scale(grid: Grid) -> tuple[float, float, float]:
@@ -157,8 +178,17 @@ def _distortion(scale: tuple[float, float, float]) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _local_scale(crs: str, x: float, y: float) -> tuple[float, float, float]:
-    """`ground_scale` at one place, along chords of WGS84, which have no pole and no date line."""
-    xs, ys = [x - _STEP, x + _STEP, x, x], [y, y, y + _STEP, y - _STEP]
+    """`ground_scale` at one place."""
+    across, along, skew = _chords(crs, x, y, _STEP, _STEP)
+    return across / (2 * _STEP), along / (2 * _STEP), skew
+
+
+def _chords(crs: Any, x: float, y: float, half_x: float, half_y: float) -> tuple[float, float, float]:
+    """Metres between the ends of a cross, and the cosine between its arms; NaN where that is not on Earth.
+
+    Along chords of WGS84, which have no pole and no date line.
+    """
+    xs, ys = [x - half_x, x + half_x, x, x], [y, y, y + half_y, y - half_y]
     try:
         longitude, latitude = rasterio.warp.transform(crs, 'EPSG:4326', xs, ys)
     except rasterio.errors.RasterioError:
@@ -176,7 +206,7 @@ def _local_scale(crs: str, x: float, y: float) -> tuple[float, float, float]:
         right, down = points[:, 1] - points[:, 0], points[:, 3] - points[:, 2]
         across, along = np.linalg.norm(right), np.linalg.norm(down)
         skew = right @ down / (across * along)
-    return float(across / (2 * _STEP)), float(along / (2 * _STEP)), float(skew)
+    return float(across), float(along), float(skew)
 
 
 def utm_near(grid: Grid) -> str:
@@ -196,11 +226,17 @@ def utm_near(grid: Grid) -> str:
 
 
 def warp(
-    crs: str = 'EPSG:326NN', step: float = 10.0, bounds: Sequence[float] = (), file: object = 'IN.tif'
+    crs: str = 'EPSG:326NN',
+    step: float = 10.0,
+    bounds: Sequence[float] = (),
+    file: object = 'IN.tif',
+    *,
+    dtype: str = '',
+    nodata: float | None = None,
 ) -> str:
     """The command that brings a file onto a grid; its names of bands and its tags do not come along."""
     zone = ', with the UTM zone for NN' if 'NN' in crs else ''
-    return rio.warp(file, crs=crs, bounds=bounds, step=step) + zone
+    return rio.warp(file, crs=crs, bounds=bounds, step=step, dtype=dtype, nodata=nodata) + zone
 
 
 def name_of(crs: CRS) -> str:

@@ -24,12 +24,12 @@ from fusmae_jax.parallel.lock import Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.parallel.processes import read, together
-from fusmae_jax.run import compile_cache, model_card, start
+from fusmae_jax.run import compile_cache, model_card, start, trackers
 from fusmae_jax.run.initial import begin
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.run.validation import Validation, make_pictures
 from fusmae_jax.run.workdir import COMPLETE, SKIPPED, checked_meta, checkpoint_meta, note_skip, write_config
-from fusmae_jax.run.writers import StepLog, Writers, names_of_records, progress_bar, trim
+from fusmae_jax.run.writers import StepLog, Writers, curve, names_of_records, progress_bar, trim
 from fusmae_jax.storage import SaveError, check_name, explain_full_disk
 from fusmae_jax.train.setup import Setup
 from fusmae_jax.train.state import State
@@ -134,6 +134,10 @@ class Run:
             trim(workdir / SKIPPED, self.start)
         self.writers = Writers(workdir, self.start, self.lead)
         self.stack.callback(self.writers.close)
+        if self.lead:
+            facts = model_card.facts(setup, len(source))
+            resumed = bool(self.start)
+            self.writers.follow(trackers.follow(self.config, workdir, facts, resumed, curve(workdir)))
         self.log = StepLog(
             self.config, self.setup.total_steps, self.writers, self._skipped, self.goodput.scalars
         )

@@ -56,6 +56,26 @@ converted first. *To be filled in: evaluation results, known failures, who to as
 """
 
 
+def facts(setup: Setup, examples: int) -> dict[str, Any]:
+    """What a run of `examples` records is, as the card has it and whoever else lists runs."""
+    config, contract, known = setup.config, setup.contract, versions()
+    model = config.model
+    return {
+        'title': setup.recipe.title(config),
+        'model': f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
+        'parameters': sum(x.size for x in jax.tree.leaves(setup.abstract_state()['params'])),
+        'objective': setup.recipe.describe(config),
+        'dataset': contract.dataset,
+        'version': contract.version,
+        'fingerprint': contract.fingerprint,
+        'examples': examples,
+        'steps': setup.total_steps,
+        'dtype': str(setup.dtype),
+        'code': known['fusmae_jax'],
+        'jax': known['jax'],
+    }
+
+
 def write(
     workdir: epath.Path,
     setup: Setup,
@@ -75,35 +95,24 @@ def write(
         initial: what `run.initial.begin` says of the weights that it started from; None: random ones.
     """
     config, contract = setup.config, setup.contract
-    model, known = config.model, versions()
+    model = config.model
     optical = any(m.unit in ('DN', 'reflectance') for m in model.modalities.values())
     text = TEXT.format(
-        title=setup.recipe.title(config),
-        model=f'ViT-{model.size} ({model.width} wide, {model.depth} deep, {model.heads} heads)',
-        parameters=sum(x.size for x in jax.tree.leaves(setup.abstract_state()['params'])),
-        objective=setup.recipe.describe(config),
+        **facts(setup, examples),
         modalities='; '.join(f'{name}: {", ".join(m.bands)}' for name, m in model.modalities.items()),
         rows=model.image_size[0],
         columns=model.image_size[1],
         patch=model.patch_size,
-        dataset=contract.dataset,
-        version=contract.version,
         split=', '.join(p.train_split for p in config.data.mixture.values()) or config.data.train_split,
-        examples=examples,
-        fingerprint=contract.fingerprint,
         normalisation='[mean - 2 std, mean + 2 std] to [-1, 1]'
         if config.data.normalisation == 'mean_2sigma'
         else f'z-scores, clipped to +-{config.data.clip:g}',
-        steps=setup.total_steps,
-        dtype=str(setup.dtype),
         seed=config.seed,
         learning_rate=config.optimizer.learning_rate,
         batch_size=config.train.batch_size,
         loss='still training' if loss is None else 'not measured' if math.isnan(loss) else f'{loss:.4f}',
         val_loss='not measured' if best_val is None else f'{best_val:.4f}',
         initial=_initial(initial),
-        code=known['fusmae_jax'],
-        jax=known['jax'],
         footprint=_footprint(contract),
         sensors='\n'.join(_sensor(name, m, contract) for name, m in model.modalities.items()),
         use=_use(config),

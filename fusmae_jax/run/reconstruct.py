@@ -13,6 +13,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.mixture import open_train, open_validation
 from fusmae_jax.pictures.figure import figure
 from fusmae_jax.pictures.panels import Reconstructor, summary
+from fusmae_jax.run.attention import PICTURE as ATTENTION
+from fusmae_jax.run.attention import draw_attention, parse_patch
 from fusmae_jax.run.workdir import read_config
 from fusmae_jax.train.recipes import recipe_of
 from fusmae_jax.train.setup import make_setup
@@ -20,12 +22,12 @@ from fusmae_jax.train.setup import make_setup
 PICTURE, SUMMARY = 'reconstruction.png', 'summary.json'
 
 
-def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
+def reconstruct(workdir: epath.PathLike, data_path: str = '', attention: str = '') -> int:
     """Draws `log.num_images` records of the run in `workdir`, and writes their error ratios.
 
     The records are the first ones of the validation split, or of the training split where there is none;
     masks are fixed and nothing is augmented. `data_path` replaces the run's own `data.path`.
-    Writes reconstruction.png and summary.json.
+    Writes reconstruction.png and summary.json; and attention.png, of the patch `attention` (ROW,COLUMN).
     """
     from PIL import Image
 
@@ -34,6 +36,7 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
     config = dataclasses.replace(read_config(workdir), parallel=Parallel())
     if not recipe_of(config).masks:
         raise InputError(f'{workdir}: this run reconstructs nothing; only masked autoencoders do')
+    patch = parse_patch(attention, config) if attention else None
     if data_path:
         data = dataclasses.replace(config.data, path=data_path, mixture={})
         config = dataclasses.replace(config, data=data)
@@ -60,6 +63,8 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '') -> int:
         Image.fromarray(picture).save(file, 'PNG')
     storage.write_text(workdir / SUMMARY, json.dumps(values, indent=2) + '\n')
     print(json.dumps(values, indent=2))
-    for name in (PICTURE, SUMMARY):
+    if patch:
+        draw_attention(workdir, setup, params, records, patch, step)
+    for name in (PICTURE, SUMMARY, *([ATTENTION] if patch else [])):
         print(f'wrote {workdir / name}')
     return 0

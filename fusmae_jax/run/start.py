@@ -21,7 +21,7 @@ from fusmae_jax.models.kernels.check import check_kernels
 from fusmae_jax.parallel.lock import POLL, Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import check_same, gather, together
-from fusmae_jax.run import jax_flags
+from fusmae_jax.run import jax_flags, trackers
 from fusmae_jax.run.goodput import Goodput
 from fusmae_jax.run.validation import Neighbours
 from fusmae_jax.run.workdir import versions
@@ -52,6 +52,7 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
     check_same(
         shared | versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )
+    together(lambda: trackers.check(config))
     source = together(lambda: open_train(config))
     setup = together(lambda: make_setup(config, source.contract, len(source)))
     check_same(

@@ -1,10 +1,13 @@
-"""Metrics of a run: read one step late, to JSON lines, TensorBoard and the progress line. No TensorFlow."""
+"""Metrics of a run: read one step late, to JSON lines, TensorBoard and the progress line. No TensorFlow.
+
+Other tools that `log.writers` names follow behind: `trackers.py`.
+"""
 
 import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from fusmae_jax import storage
 from fusmae_jax.config.run import Config
 from fusmae_jax.input import pipeline
 from fusmae_jax.parallel.processes import gather, read
+from fusmae_jax.run.trackers import Follower
 
 METRICS = 'metrics.jsonl'
 PART_LINES = 1000  # of a part in a bucket
@@ -91,6 +95,15 @@ def _until(file: epath.Path, step: int) -> list[str]:
     return [f'{line}\n' for line in file.read_text().splitlines() if _step_of(line) <= step]
 
 
+def curve(workdir: epath.Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and numbers of each line that a run has written; NaN for null."""
+    for file in sorted(workdir.glob('metrics*.jsonl')):
+        for line in file.read_text().splitlines():
+            values = json.loads(line)
+            step = values.pop('step')
+            yield step, {key: math.nan if value is None else value for key, value in values.items()}
+
+
 class TensorBoard:
     """Scalars, pictures and texts as TensorBoard events, written by the tensorboard package alone."""
 
@@ -137,9 +150,15 @@ class TensorBoard:
 class Writers:
     """All outputs of one run; on any process but the first it writes nothing."""
 
+    _followers: Sequence[Follower] = ()
+
     def __init__(self, workdir: epath.Path, step: int, active: bool):
         self._jsonl = JsonLines(workdir, step) if active else None
         self._tensorboard = TensorBoard(workdir, step) if active else None
+
+    def follow(self, followers: Sequence[Follower]) -> None:
+        """From now on these get everything as well."""
+        self._followers = followers
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """The same numbers to every output, on disk at once: a killed run keeps its curve."""
@@ -147,11 +166,15 @@ class Writers:
             if writer is not None:
                 writer.scalars(step, values)
                 writer.flush()
+        for follower in self._followers:
+            follower.scalars(step, values)
 
     def image(self, step: int, tag: str, image: np.ndarray) -> None:
-        """A picture, uint8 (rows, columns, 3), to TensorBoard."""
+        """A picture, uint8 (rows, columns, 3), to TensorBoard and what else shows pictures."""
         if self._tensorboard is not None:
             self._tensorboard.image(step, tag, image)
+        for follower in self._followers:
+            follower.image(step, tag, image)
 
     def flush(self) -> None:
         """Puts all lines on disk, also where that is not due."""
@@ -163,6 +186,8 @@ class Writers:
         self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        for follower in self._followers:
+            follower.close()
 
 
 class StepLog:

@@ -170,7 +170,7 @@ def test_bad_setting(changes, message, tmp_path):
 def test_folders_must_be_told_apart(tmp_path):
     pair(tmp_path)
     same = {'s1_root': str(tmp_path / 's1'), 's2_root': str(tmp_path / 's1')}
-    with pytest.raises(InputError, match='are the same folder: tell the files apart by s1_suffix'):
+    with pytest.raises(InputError, match=r'no channel is one of this sensor .* s1_suffix and s2_suffix tell'):
         pairs.source(archive(tmp_path, **same))
     with pytest.raises(InputError, match='one lies inside the other'):
         pairs.source(archive(tmp_path, s2_root=str(tmp_path)))

@@ -15,6 +15,7 @@ from fusmae_jax.embed import stac
 from fusmae_jax.embed.run import encode
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo.grid import Grid
+from tests.support import stac_items
 from tests.support.embed_fixtures import (
     BANDS,
     CELL,
@@ -342,6 +343,22 @@ def test_a_stac_item_says_where_when_and_by_which_model(tmp_path, model, name):
     ):
         with pytest.raises(InputError, match=part):
             run(model, changed(stac=True, overwrite=True, datetime=time), tmp_path / name, s1=s1)
+    pytest.importorskip('pystac')
+    assert stac_items.problems(item) == [] and stac_items.validated(item) == 4
+    # Validation that finds nothing proves something only if it can find.
+    for path, value in (
+        (('geometry', 'type'), 'Square'),
+        (('properties', 'proj:shape'), ['5', 9]),
+        (('properties', 'mlm:input', 0, 'input', 'data_type'), 'decibel'),
+        (('assets', 'embeddings', 'raster:sampling'), 'corner'),
+        (('properties', 'processing:software'), 'jax'),
+    ):
+        broken = json.loads(json.dumps(item))
+        place = broken
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        assert stac_items.problems(broken), path
 
 
 def test_the_interval_and_the_box_of_an_item():

@@ -170,10 +170,10 @@ def test_a_damaged_file_is_named_when_it_is_read(tmp_path):
 def test_missing_bands_need_a_policy(tmp_path):
     write(tmp_path / 'a.tif', stack(bands=2), ['B02', 'B04'])
     raster = opened(tmp_path / 'a.tif', 's2', OPTICAL)
-    assert pick(raster, ('B04', 'B03', 'B02'), 'mean') == ['B04', 'B02']
+    assert pick({'s2': raster}, ('B04', 'B03', 'B02'), 'mean') == {'s2': ['B04', 'B02']}
     for wanted, policy in ((('B04', 'B03'), 'error'), (('B05',), 'mean')):
         with pytest.raises(InputError, match=r'are missing.*absent_bands=mean'):
-            pick(raster, wanted, policy)
+            pick({'s2': raster}, wanted, policy)
     raster.close()
 
 

@@ -25,6 +25,7 @@ from fusmae_jax.eval.reliance.command import run_reliance
 from fusmae_jax.eval.reliance.config import CleanHead, Cloud, Reliance
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import clouded, opacity, other_cluster
+from fusmae_jax.eval.reliance.maps import _cross, maps
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import Patches, make_prepare
@@ -209,6 +210,39 @@ def test_shares_of_a_model_sum_to_one_and_equal_weights_give_those_of_the_tokens
                 np.testing.assert_allclose(groups['cls'].tokens['s1'], [16 / 33, 4 / 21], rtol=1e-6)
                 spread = np.abs(groups['s1'].mass['s2'] - groups['s1'].tokens['s2'])
                 assert blind or spread.max() > 0.01
+
+
+@pytest.mark.parametrize('encoder', ['none', 'xae'])
+def test_maps_of_single_patches_add_up_to_the_shares_of_all(encoder, patches):
+    params, _ = compiled(encoder, 'self')
+    graphdef = fusmae.graph(resolve(tiny_model(fusion=cfg.Fusion(encoder))))
+    function = jax.jit(lambda p, x, token: maps(nnx.merge(graphdef, p), x, token))
+    each = jax.device_get([function(params, patches, jnp.int32(i)) for i in range(16)])
+    shares = encoded_by(encoder, patches)
+    assert {len(blocks) for blocks in each} == {len(shares)}
+    for number, groups in enumerate(shares):
+        for name in patches:
+            valid = np.asarray(patches[name].valid.any(axis=2))
+            for other in patches:
+                found = np.stack([one[number][name][other] for one in each], axis=1)
+                assert found.shape == (2, 16, 16)
+                # A patch without a pixel is not looked at.
+                assert (
+                    found[~np.broadcast_to(patches[other].valid.any(axis=2)[:, None], found.shape)] == 0
+                ).all()
+                mean = [found[b][valid[b]].sum(axis=-1).mean() for b in range(2)]
+                np.testing.assert_allclose(mean, groups[name].mass[other], rtol=1e-4, atol=1e-6)
+
+
+def test_the_map_of_cross_attention_is_that_of_the_patches_it_names(patches):
+    """Keys that move, as patches of the other sensor change places, move the map with them."""
+    order = np.random.default_rng(0).permutation(16)
+    valid = {name: patches[name].valid.any(axis=2) for name in ('s1', 's2')}
+    stages = {'block1/query/s1': heads(0, 16), 'block1/key/s1': heads(1, 16)}
+    moved = stages | {'block1/key/s1': stages['block1/key/s1'][:, order]}
+    one, other = map(jax.jit(lambda x: _cross('s1', x, valid, 'self', jnp.int32(5))), (stages, moved))
+    np.testing.assert_allclose(one['s2'][:, order], other['s2'], rtol=1e-5)
+    assert (one['s1'] == 0).all() and np.ptp(one['s2'][0]) > 1e-4
 
 
 def test_without_the_other_sensor_xae_attends_to_its_own(patches):

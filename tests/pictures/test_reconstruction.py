@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from fusmae_jax.config import run as cfg
+from fusmae_jax.errors import InputError
 from fusmae_jax.input.prepare import patchify, statistics
+from fusmae_jax.pictures.attention import Look, attention_figure
 from fusmae_jax.pictures.figure import (
     COLUMNS,
     Panel,
@@ -18,6 +20,7 @@ from fusmae_jax.pictures.figure import (
     sensor_units,
 )
 from fusmae_jax.pictures.panels import errors, summary
+from fusmae_jax.run.attention import parse_patch
 from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config
 
@@ -132,3 +135,23 @@ def test_nothing_measured_is_black_in_the_picture(scene):
     panel = Panel(target, target, np.ones_like(target, bool), np.arange(16) < 4)
     (given, *_), _ = pictures(panel, record, config, contract, 's1')
     assert (given[:, :4] == 0).all() and (given[:, 4:, :2] > 0).all()
+
+
+def test_a_picture_of_attention_outlines_the_patch_and_tells_the_shares():
+    image = np.zeros((40, 40, 3))
+    even, one = np.full((4, 4), 0.5 / 16), np.zeros((4, 4))
+    one[2, 1] = 0.25
+    look = Look('a record', 's2', {'s1': image, 's2': image}, {'block 1': {'s1': one, 's2': even}})
+    picture = attention_figure([look], (1, 2), 'title')
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    # The outline is red, and stands in the image of its sensor alone: the second of four columns.
+    rows, columns = np.nonzero(picture[..., 0] - picture[..., 1:].max(-1).astype(int) > 80)
+    assert len(rows) > 20 and 0.25 < columns.min() / picture.shape[1] < columns.max() / picture.shape[1] < 0.5
+
+
+def test_a_patch_must_be_one_of_the_grid():
+    config = tiny_config()
+    assert parse_patch('3,0', config) == (3, 0)
+    for text, part in (('4,0', r'4 x 4 patches, 0,0 to 3,3'), ('1', 'such as 4,7'), ('a,b', 'such as 4,7')):
+        with pytest.raises(InputError, match=part):
+            parse_patch(text, config)

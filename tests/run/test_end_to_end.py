@@ -25,13 +25,14 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.models.fusmae import FusMAE
-from fusmae_jax.run import compile_cache, workdir
+from fusmae_jax.run import compile_cache, trackers, workdir
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run.reconstruct import reconstruct
 from fusmae_jax.run.writers import StepLog, Writers, progress_bar
 from fusmae_jax.shipped.data.synthetic import write
 from tests.support.probe_fixtures import archive
 from tests.support.tiny import smallest_model, tiny_config
+from tests.support.trackers import Memory
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures('one_device')
@@ -140,6 +141,7 @@ class Finished(NamedTuple):
     traces: int
     read: Counter
     printed: str
+    tracked: list  # what a tracker was told
 
 
 def counted_reads(patch):
@@ -165,12 +167,15 @@ def finished(dataset, tmp_path_factory):
         log=cfg.Log(every_steps=5, images_every_steps=10, num_images=2, eval_every_steps=10, knn=knn),
         checkpoint=cfg.Checkpoint(every_steps=8, keep=1, keep_every_steps=16),
     )
-    traces, call, out = [], FusMAE.__call__, io.StringIO()
+    traces, call, out, tracker = [], FusMAE.__call__, io.StringIO(), Memory()
+    following = dataclasses.replace(config, log=dataclasses.replace(config.log, writers=('wandb',)))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         reads = counted_reads(patch)
         patch.setattr(FusMAE, '__call__', lambda *a, **k: (traces.append(1), call(*a, **k))[1])
-        assert experiment.pretrain(config, folder, profile='19:99') == 0
-    return Finished(config, folder, len(traces), reads, out.getvalue())
+        patch.setattr(trackers, 'check', lambda config: None)
+        patch.setitem(trackers.KINDS, 'wandb', lambda: tracker)
+        assert experiment.pretrain(following, folder, profile='19:99') == 0
+    return Finished(config, folder, len(traces), reads, out.getvalue(), tracker.calls)
 
 
 def test_a_run_traces_once_and_reads_little(finished):
@@ -218,6 +223,19 @@ def test_metrics_are_written_when_they_are_due(finished):
     assert held_out[1]['val/loss'] < held_out[0]['val/loss']
 
 
+def test_a_tracker_gets_what_was_written(finished):
+    (_, key, about), *calls, end = finished.tracked
+    assert key == {} and end == ('close', True)
+    assert about.facts['examples'] == 16 and about.facts['workdir'] == str(finished.folder)
+    assert about.settings['train']['steps'] == 20
+    told = [{'step': step, **values} for kind, step, values in calls if kind == 'scalars']
+    assert told == lines(finished.folder)
+    assert [call[1:] for call in calls if call[0] == 'image'] == [
+        (10, 'reconstruction'),
+        (20, 'reconstruction'),
+    ]
+
+
 def test_a_finished_run_stays_finished_and_is_reconstructed(finished):
     config, run = finished.config, finished.folder
     rows, card = lines(run), (run / 'MODEL_CARD.md').read_text()
@@ -234,11 +252,12 @@ def test_a_finished_run_stays_finished_and_is_reconstructed(finished):
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
     assert experiment.pretrain(config, run) == 0
-    assert reconstruct(run) == 0
+    assert reconstruct(run, attention='1,3') == 0
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']
     assert 0 < summary['s1_vs_mean'] < 2 and 0 < summary['s1_block8_vs_mean'] < 1
-    assert (run / 'reconstruction.png').read_bytes()[:4] == b'\x89PNG'
+    for name in ('reconstruction.png', 'attention.png'):
+        assert (run / name).read_bytes()[:4] == b'\x89PNG'
 
 
 def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):

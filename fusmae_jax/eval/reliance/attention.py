@@ -49,11 +49,7 @@ def mass(
         key_groups: group -> which keys are valid tokens of it; no key is in two.
     """
     key_valid = jnp.any(jnp.stack(list(key_groups.values())), axis=0)
-    scores = jnp.einsum('bnhe,bmhe->bhnm', query, key, preferred_element_type=jnp.float32)
-    # Softmax in float32 as inside the model's own attention.
-    scores = scores * jnp.float32(query.shape[-1] ** -0.5)
-    scores = jnp.where(key_valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-    weights = jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1)  # (b, n, m)
+    weights = mean_weights(query, key, key_valid)
     each = query_valid[..., None] & jnp.any(key_valid, axis=1)[:, None, None]
     there = jnp.any(each, axis=(1, 2))
     count = jnp.maximum(jnp.sum(each, axis=(1, 2), dtype=jnp.float32), 1)
@@ -66,17 +62,36 @@ def mass(
     )
 
 
+def mean_weights(
+    query: Float[Array, 'b n h e'], key: Float[Array, 'b m h e'], key_valid: Bool[Array, 'b m']
+) -> Float[Array, 'b n m']:
+    """softmax(Q K^T / sqrt(e)) over the valid keys, eq. (5), the mean over heads."""
+    scores = jnp.einsum('bnhe,bmhe->bhnm', query, key, preferred_element_type=jnp.float32)
+    # Softmax in float32 as inside the model's own attention.
+    scores = scores * jnp.float32(query.shape[-1] ** -0.5)
+    scores = jnp.where(key_valid[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+    return jnp.mean(jax.nn.softmax(scores, axis=-1), axis=1)
+
+
+def captured(
+    model: FusMAE, patches: Mapping[str, Patches]
+) -> tuple[dict[str, Array], dict[str, Bool[Array, 'b n']]]:
+    """The intermediates of all patches, none masked, and which tokens of each sensor hold anything."""
+    stages = model.encode(patches, capture=True).stages
+    names = [name for name in model.model.modalities if name in patches]
+    valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
+    if model.model.fusion.absent == 'zero_image':  # the mean image of a sensor that is not there is valid
+        valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
+    return stages, valid
+
+
 def blocks(model: FusMAE, patches: Mapping[str, Patches]) -> list[dict[str, Shares]]:
     """For each encoder block, the shares of each group of tokens: the sensors, and CLS where it takes part.
 
     Nothing is masked. Block 1 of XAE is cross-attention before CLS is there: each sensor's tokens attend to
     those of the others alone (or to its own, by the rule for absent sensors). Traceable.
     """
-    stages = model.encode(patches, capture=True).stages
-    names = [name for name in model.model.modalities if name in patches]
-    valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
-    if model.model.fusion.absent == 'zero_image':  # the mean image of a sensor that is not there is valid
-        valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
+    stages, valid = captured(model, patches)
     always = jnp.ones((next(iter(valid.values())).shape[0], 1), bool)
     groups = valid | {CLS: always}
     shares = []
