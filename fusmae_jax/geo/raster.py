@@ -17,6 +17,7 @@ import numpy as np
 import rasterio
 import rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
@@ -48,6 +49,29 @@ def opened(file: Path, **options: str) -> Iterator[rasterio.DatasetReader]:
                 yield dataset
         except rasterio.errors.RasterioError as error:
             raise _damaged(file, error) from error
+
+
+@contextmanager
+def opened_bytes(content: bytes, **options: str) -> Iterator[rasterio.DatasetReader]:
+    """An open GeoTIFF that lies in memory, such as a member of a container; otherwise as `opened`.
+
+    Nothing lies beside it, and a mask or overview outside of it is not looked for.
+
+    Raises:
+        UnusableError: no GeoTIFF, or one that is damaged.
+    """
+    if not content.startswith(_TIFF):
+        raise UnusableError('', f'{len(content):,} bytes that are no GeoTIFF', '')
+    with rasterio.Env(**{**PUBLISHED, **options}), MemoryFile(content) as memory:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
+                dataset = memory.open(driver='GTiff')
+            with dataset:
+                yield dataset
+        except rasterio.errors.RasterioError as error:
+            message = f'cannot be read in full ({len(content):,} bytes): {error}'
+            raise UnusableError('', message, 'the GeoTIFF is truncated or damaged') from error
 
 
 def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.DatasetReader:
