@@ -50,10 +50,10 @@ parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
-# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2 and NeuCo-Bench.
+# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2 and NeuCo-Bench, and
+# PEERS_PYTHON has the requirements of the latter.
 bench-peers: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet pandas 'torch==2.13.0'
-	PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest -m bench_peers
+	PEERS=$(abspath $(PEERS)) PEERS_PYTHON=$(PEERS_PYTHON) $(BIN)/python -m pytest -m bench_peers
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

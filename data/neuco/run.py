@@ -268,6 +268,18 @@ def season_mean(features: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.
     return mean.astype(np.float32), np.any(seasons, axis=1)
 
 
+def id_of(name: str) -> str:
+    """A location as the CSV names it: with the suffix of its file where a table reader would see a number.
+
+    The loader of the benchmark takes that suffix off, and reads 0012 as 12.
+    """
+    try:
+        float(name)
+    except ValueError:
+        return name
+    return f'{name}{cubes.SUFFIX}'
+
+
 def _write(
     target: Path, members: Sequence[Location], rows: Iterator[tuple[np.ndarray, bool]], width: int
 ) -> list[str]:
@@ -280,7 +292,7 @@ def _write(
                 if not np.isfinite(vector).all():
                     raise InputError(f'{location.name}: an embedding that is not finite; is the model sound?')
                 # Nine digits are what a float32 needs to come back as it was.
-                stream.write(','.join([location.name, *(f'{value:.9g}' for value in vector)]) + '\n')
+                stream.write(','.join([id_of(location.name), *(f'{value:.9g}' for value in vector)]) + '\n')
                 empty += [] if some else [location.name]
         os.replace(part, target)
     finally:

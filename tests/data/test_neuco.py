@@ -97,6 +97,11 @@ def test_windows_cover_an_image_and_a_single_one_may_leave_out_a_rim():
     np.testing.assert_array_equal(cut[4], image[1, :2, :2])
 
 
+def test_names_that_are_numbers_keep_the_suffix_of_their_file():
+    for name, written in (('0012', '0012.zarr.zip'), ('12e4', '12e4.zarr.zip'), ('a12', 'a12')):
+        assert run.id_of(name) == written
+
+
 def test_the_mean_is_over_what_was_seen():
     features = np.arange(12.0).reshape(1, 3, 2, 2)
     seen = np.array([[[True, True], [True, False], [False, False]]])
