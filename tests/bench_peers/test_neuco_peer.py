@@ -21,9 +21,9 @@ pytestmark = pytest.mark.bench_peers
 NAMES = [f'{number:04d}' for number in range(11)] + ['3f8a']  # as hashes are, mostly digits
 SENSORS = {'s1': ('s1',), 's2': ('s2',), 'both': ('s1', 's2')}
 LOAD = """
-import json, sys
+import importlib, json, sys
 from pathlib import Path
-from data.embeddings import load_submission
+load_submission = importlib.import_module('data.embeddings').load_submission
 names = set(json.loads(sys.argv[2]))
 table, width = load_submission(Path(sys.argv[1]), names, expected_dim=1024, standardize=False)
 print(json.dumps([table['id'].tolist(), [v.tolist() for v in table['embedding']], width]))
