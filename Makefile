@@ -50,8 +50,9 @@ parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
-# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2 and NeuCo-Bench, and
-# PEERS_PYTHON has the requirements of the latter.
+# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2, NeuCo-Bench and
+# torchgeo-bench, PEERS_PYTHON a Python with the requirements of NeuCo-Bench. What needs torch here is skipped
+# without it.
 bench-peers: $(VENV)/.ready
 	PEERS=$(abspath $(PEERS)) PEERS_PYTHON=$(PEERS_PYTHON) $(BIN)/python -m pytest -m bench_peers
 
