@@ -10,8 +10,8 @@ and, as the model's YAML,
     radar: by_level      # or by_name, for the row that takes the names as they stand
 
 benv2 of GEO-Bench-2 stores VH before VV under the names VV, VH, and the statistics of torchgeo-bench 0.4.0
-follow: its `vv` has a mean of -19.4 dB and its `vh` one of -12.6 dB. With `by_level` the channel whose mean is
-higher is VV, as it is over land and sea; with `by_name` nothing is exchanged. Report both.
+follow: its `vv` has a mean of -19.4 dB and its `vh` one of -12.6 dB. With `by_level` the channel with the
+higher mean is VV, as it is over land and sea; with `by_name` nothing is exchanged. Report both.
 """
 
 import importlib.util

@@ -11,14 +11,17 @@ import sys
 import numpy as np
 import pytest
 
+import fusmae_jax
 from fusmae_jax.shipped.data.neuco import run
 from fusmae_jax.shipped.data.neuco.settings import NeucoConfig
+from fusmae_jax.shipped.data.ssl4eo_s12.schema import S2_BANDS
 from tests.support import neuco_files
 from tests.support.embed_fixtures import write_checkpoint
 from tests.support.peers import clone
 
 pytestmark = pytest.mark.bench_peers
 NAMES = [f'{number:04d}' for number in range(11)] + ['3f8a']  # as hashes are, mostly digits
+ACCEPT = ('order', 'offset', 'level', 'statistics')  # made-up spectra have no water and no forest
 SENSORS = {'s1': ('s1',), 's2': ('s2',), 'both': ('s1', 's2')}
 LOAD = """
 import importlib, json, sys
@@ -43,16 +46,19 @@ task_filter: null
 
 
 @pytest.fixture(scope='module')
-def tables(tmp_path_factory):
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp('model'))
+
+
+@pytest.fixture(scope='module')
+def tables(checkpoint, tmp_path_factory):
     """The CSV of twelve made-up locations for each of SENSORS."""
     folder = tmp_path_factory.mktemp('neuco')
     archive = {name: neuco_files.images(number) for number, name in enumerate(NAMES)}
-    data, checkpoint = neuco_files.write_archive(folder / 'data', archive), write_checkpoint(folder / 'model')
+    data = neuco_files.write_archive(folder / 'data', archive)
     files = {name: folder / f'{name}.csv' for name in SENSORS}
     for name, file in files.items():
-        config = NeucoConfig(
-            SENSORS[name], batch=36, accept=('order', 'offset', 'level', 'statistics', 'resolution')
-        )
+        config = NeucoConfig(SENSORS[name], batch=36, accept=ACCEPT)
         run.neuco(config, str(data), checkpoint, str(file))
     return files
 
@@ -92,3 +98,14 @@ def test_the_evaluation_gives_a_row_for_each_sensor_and_both(tables, tmp_path):
     for path in summaries:
         scores = json.loads(path.read_text())
         assert scores['task_q_scores'].keys() == {'made_up'} and np.isfinite(scores['overall_q_score'])
+
+
+def test_a_row_is_the_mean_of_what_the_python_api_gives(tables, checkpoint):
+    model, stored = fusmae_jax.load(checkpoint), neuco_files.images(0)
+    order = [S2_BANDS['S2L2A'].index(band) for band in model.config.model.modalities['s2'].bands]
+    s1, s2 = (np.moveaxis(stored[name], 1, -1).astype(np.float32) for name in ('s1', 's2'))
+    at = [(top, left) for top in (0, 72, 144) for left in (0, 72, 144)]
+    cut = [np.concatenate([x[:, t : t + 120, k : k + 120] for t, k in at]) for x in (s1, s2[..., order])]
+    encoded = model.encode(dict(zip(('s1', 's2'), cut)), units={'s1': 'dB', 's2': 'DN'}, accept=ACCEPT)
+    row = np.array(tables['both'].read_text().splitlines()[1].split(',')[1:], np.float32)
+    np.testing.assert_allclose(row, encoded.pooled.mean(axis=0), rtol=2e-4, atol=2e-5)
