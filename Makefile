@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 
-.PHONY: help demo test slow storm tpu gpu-plan parity lint deploy-lint types bench wheel docs notebooks requirements lock clean
+.PHONY: help demo test slow storm tpu gpu-plan parity bench-peers lint deploy-lint types bench wheel docs notebooks requirements lock clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | lint | deploy-lint | types | bench | wheel | docs | notebooks | requirements | lock | clean'
+	@echo 'make demo | test | slow | storm | tpu | gpu-plan | parity | bench-peers | lint | deploy-lint | types | bench | wheel | docs | notebooks | requirements | lock | clean'
 
 $(VENV)/.ready: pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -23,12 +23,12 @@ demo: $(VENV)/.ready
 	$(BIN)/python main.py demo --workdir=runs/demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu_plan'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu_plan and not bench_peers'
 	@echo 'Not run here: the comparison with PyTorch (make parity) and long checks (make slow).'
 
 # The archives at full test size, memory, kills; half an hour.
 slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m 'slow and not parity and not gpu_plan'
+	$(BIN)/python -m pytest -m 'slow and not parity and not gpu_plan and not bench_peers'
 
 # Thirty kills at random moments over one run, which must end as if nothing had happened.
 storm: $(VENV)/.ready
@@ -49,6 +49,12 @@ parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet 'torch==2.13.0'
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
+
+# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2, NeuCo-Bench and
+# torchgeo-bench, PEERS_PYTHON a Python with the requirements of NeuCo-Bench. What needs torch here is skipped
+# without it.
+bench-peers: $(VENV)/.ready
+	PEERS=$(abspath $(PEERS)) PEERS_PYTHON=$(PEERS_PYTHON) $(BIN)/python -m pytest -m bench_peers
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

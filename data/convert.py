@@ -23,6 +23,7 @@ BUILDERS = {
     'bigearthnet_v2': '.bigearthnet_v2.pairs',
     'sen12ms': '.sen12ms.triplets',
     'ssl4eo_s12': '.ssl4eo_s12.locations',
+    'geobench2': '.geobench2.samples',
     'paired_folder': '.paired_folder.pairs',
 }
 # The module with a sample that needs no download (`examples`), for those that have one. A generator knows the

@@ -46,12 +46,20 @@ def read_stack(file: Path, group: Group) -> tuple[np.ndarray, Place]:
     Raises RecordError as `read_group` does.
     """
     with opened(file, group.modality) as dataset:
-        _check_layout(file, group.modality, len(group.bands), group, dataset)
-        place = place_of(file, group.modality, dataset, group.resolution)
-        # Read into place: transposing afterwards would take as long again.
-        image = np.empty((*group.size, len(group.bands)), group.dtype)
-        dataset.read(out=image.transpose(2, 0, 1))
-        return image, place
+        image = stack_of(file, group, dataset)
+        return image, place_of(file, group.modality, dataset, group.resolution)
+
+
+def stack_of(file: Path, group: Group, dataset: rasterio.DatasetReader) -> np.ndarray:
+    """All bands of an open file as (rows, columns, bands); raises RecordError as `read_group` does.
+
+    `file`: what an error calls it.
+    """
+    _check_layout(file, group.modality, len(group.bands), group, dataset)
+    # Read into place: transposing afterwards would take as long again.
+    image = np.empty((*group.size, len(group.bands)), group.dtype)
+    dataset.read(out=image.transpose(2, 0, 1))
+    return image
 
 
 @contextmanager

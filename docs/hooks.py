@@ -18,6 +18,7 @@ OUTSIDE = {
     'archives/bigearthnet_v2.md': 'data/bigearthnet_v2/README.md',
     'archives/sen12ms.md': 'data/sen12ms/README.md',
     'archives/ssl4eo_s12.md': 'data/ssl4eo_s12/README.md',
+    'archives/geobench2.md': 'data/geobench2/README.md',
     'archives/paired_folder.md': 'data/paired_folder/README.md',
     'results/cpu_two_cores.md': 'benchmarks/results/cpu_two_cores.md',
 }

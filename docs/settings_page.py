@@ -25,6 +25,7 @@ COMMANDS = (
     ('finetune', 'fusmae_jax.eval.finetune.config', 'Finetune', ''),
     ('reliance', 'fusmae_jax.eval.reliance.config', 'Reliance', ''),
     ('encode', 'fusmae_jax.embed.settings', 'EncodeConfig', ''),
+    ('neuco', 'fusmae_jax.shipped.data.neuco.settings', 'NeucoConfig', ''),
     ('import', 'fusmae_jax.interop.weights.published_kinds', 'WeightFile', ''),
     ('tables', 'fusmae_jax.tables.config', 'Tables', ''),
     ('convert', 'fusmae_jax.shipped.data.convert', 'ConvertConfig', ''),

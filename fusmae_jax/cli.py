@@ -337,6 +337,26 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 @command(
+    'neuco',
+    *config_file('configs/neuco.py'),
+    folder('--data', 'SSL4EO-S12-downstream, or its folder data', required=True),
+    folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
+    option('--out', 'FILE.csv', 'the table of embeddings', type=path, required=True),
+    needs='convert',
+)
+def _neuco(args: argparse.Namespace) -> int:
+    """Embeds SSL4EO-S12-downstream for NeuCo-Bench."""
+    config = _load(args)
+    from fusmae_jax.config.build import from_dict
+    from fusmae_jax.shipped.data.neuco.settings import NeucoConfig
+
+    settings = from_dict(NeucoConfig, config)
+    from fusmae_jax.shipped.data.neuco.run import neuco
+
+    return neuco(settings, args.data, args.checkpoint, args.out)
+
+
+@command(
     'map',
     option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
     option(

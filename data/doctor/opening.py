@@ -6,7 +6,7 @@ from pathlib import Path
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 
-from . import raw_bigearthnet, raw_folder, raw_sen12ms, raw_ssl4eo
+from . import raw_bigearthnet, raw_folder, raw_geobench2, raw_sen12ms, raw_ssl4eo
 from .evidence import Evidence
 from .open_set import open_set
 from .raw import RawListing, gather
@@ -21,8 +21,9 @@ LAYOUTS: tuple[Callable[[Sequence[Path]], RawListing | None], ...] = (
     raw_folder.archive,
 )
 KNOWN = (
-    'the folder of a raw archive (BigEarthNet v1 or v2, SEN12MS, SSL4EO-S12, GeoTIFFs of your own), a '
-    'folder written by `convert`, a GeoTIFF or a pair of them, or the working directory of a run'
+    'the folder of a raw archive (BigEarthNet v1 or v2, SEN12MS, SSL4EO-S12, GeoTIFFs of your own), the '
+    '.tortilla of benv2 (GEO-Bench-2), a folder written by `convert`, a GeoTIFF or a pair of them, '
+    'or the working directory of a run'
 )
 
 
@@ -48,11 +49,13 @@ def open_paths(names: Sequence[str]) -> list[Evidence]:
 
 
 def kind_of(path: Path) -> str:
-    """'tiff', 'set', 'checkpoint' or 'folder'; raises InputError for any other file."""
+    """'tiff', 'tortilla', 'set', 'checkpoint' or 'folder'; raises InputError for any other file."""
     if path.is_file():
         if path.suffix.lower() in raw_folder.EXTENSIONS:
             return 'tiff'
-        raise InputError(f'{path}: a file that is no GeoTIFF; give {KNOWN}')
+        if path.suffix.lower() == raw_geobench2.SUFFIX:
+            return 'tortilla'
+        raise InputError(f'{path}: a file that is no GeoTIFF and no tortilla; give {KNOWN}')
     if (path / contracts.FILE).is_file():
         return 'set'
     is_step = path.parent.name == 'checkpoints' and path.name.isdecimal()
@@ -65,6 +68,8 @@ def kind_of(path: Path) -> str:
 def _one(path: Path, kind: str, data: Path | None) -> Evidence:
     if kind == 'set':
         return open_set(path)
+    if kind == 'tortilla':
+        return gather(str(path), raw_geobench2.archive(path))
     if kind == 'checkpoint':
         from .open_checkpoint import open_checkpoint
 

@@ -23,6 +23,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     'bigearthnet_v2': {},
     'sen12ms': {'size': 256, 'level': 'L1C'},
     'ssl4eo_s12': {'size': 264},
+    'geobench2': {},
     'paired_folder': {},
 }
 REPORT = 'generated.json'

@@ -75,6 +75,14 @@ def mask(cube: Cube, sample: int, time: int) -> np.ndarray:
     return _plane(cube.file, 'cloud_mask', sample, time)
 
 
+def open_store(file: Path) -> Any:
+    """The zarr group in a zip.
+
+    Raises RecordError if it is missing or damaged, or names a codec that may run code.
+    """
+    return _group(file, _stamp(file))
+
+
 def _stamp(file: Path) -> Stamp:
     try:
         status = os.stat(file)
@@ -84,7 +92,8 @@ def _stamp(file: Path) -> Stamp:
 
 
 @contextmanager
-def _reading(file: Path, field: str) -> Iterator[None]:
+def reading(file: Path, field: str) -> Iterator[None]:
+    """Whatever goes wrong while `field` of a file is read becomes a RecordError."""
     try:
         yield
     except RecordError:
@@ -99,7 +108,7 @@ def _group(file: Path, stamp: Stamp) -> Any:
     import zarr
     from zarr.storage import ZipStore
 
-    with _reading(file, 'zip'):
+    with reading(file, 'zip'):
         _check_codecs(file)
         return zarr.open_group(ZipStore(file, mode='r'), mode='r')
 
@@ -130,7 +139,7 @@ def _codecs(metadata: Any) -> Iterator[str]:
 @functools.lru_cache(maxsize=4)
 def _cube(file: Path, kind: str, stamp: Stamp) -> Cube:
     group = _group(file, stamp)
-    with _reading(file, 'metadata'):
+    with reading(file, 'metadata'):
         names = sorted(group.array_keys())
     for field in ('bands', 'band', 'sample', 'file_id', 'crs', 'x_', 'y_', 'center_lat', 'center_lon'):
         if field not in names:
@@ -168,7 +177,7 @@ def _check_mask(file: Path, masks: Any, samples: int) -> None:
 
 
 def _strings(file: Path, group: Any, field: str, shape: tuple[int, ...] = ()) -> list[Any]:
-    with _reading(file, field):
+    with reading(file, field):
         values = np.asarray(group[field][...])
         if values.dtype.kind == 'S':
             values = np.char.decode(values, 'utf-8')
@@ -178,7 +187,7 @@ def _strings(file: Path, group: Any, field: str, shape: tuple[int, ...] = ()) ->
 
 
 def _numbers(file: Path, group: Any, field: str, shape: tuple[int, ...]) -> np.ndarray:
-    with _reading(file, field):
+    with reading(file, field):
         values = np.asarray(group[field][...])
     if values.shape != shape or values.dtype.kind not in 'iuf':
         message = f'{values.dtype} of shape {values.shape}, expected numbers of shape {shape}'
@@ -220,7 +229,7 @@ def _plane(file: Path, field: str, sample: int, time: int) -> np.ndarray:
 @functools.lru_cache(maxsize=KEPT_CHUNKS)
 def _chunk(file: Path, stamp: Stamp, field: str, row: int, column: int) -> np.ndarray:
     """The images that share a chunk, of all bands and rows and columns."""
-    with _reading(file, field):
+    with reading(file, field):
         array = _group(file, stamp)[field]
         rows, columns = array.chunks[:2]
         return array[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]

@@ -19,6 +19,7 @@ import numpy as np
 import rasterio
 import rasterio.errors
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
@@ -76,6 +77,29 @@ def _kept_open(file: Path, stack: Stack) -> rasterio.DatasetReader:
         old.close()
     _kept.entries = kept[:_KEPT]
     return dataset
+
+
+@contextmanager
+def opened_bytes(content: bytes, **options: str) -> Iterator[rasterio.DatasetReader]:
+    """An open GeoTIFF that lies in memory, such as a member of a container; otherwise as `opened`.
+
+    Nothing lies beside it, and a mask or overview outside of it is not looked for.
+
+    Raises:
+        UnusableError: no GeoTIFF, or one that is damaged.
+    """
+    if not content.startswith(TIFF):
+        raise UnusableError('', f'{len(content):,} bytes that are no GeoTIFF', '')
+    with rasterio.Env(**{**PUBLISHED, **options}), MemoryFile(content) as memory:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
+                dataset = memory.open(driver='GTiff')
+            with dataset:
+                yield dataset
+        except rasterio.errors.RasterioError as error:
+            message = f'cannot be read in full ({len(content):,} bytes): {error}'
+            raise UnusableError('', message, 'the GeoTIFF is truncated or damaged') from error
 
 
 def open_raster(file: Path, beside: bool = True, vrt: bool = False) -> rasterio.DatasetReader:

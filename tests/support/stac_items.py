@@ -1,4 +1,4 @@
-"""Validation of STAC items without a network: the core by pystac, extensions by what they say of our fields."""
+"""Validation of STAC items without a network: the core by pystac, extensions by the rules of our fields."""
 
 NUMBERS = {'type': 'array', 'items': {'type': 'number'}}
 TYPES = ['uint8', 'uint16', 'int8', 'int16', 'float16', 'float32', 'float64']

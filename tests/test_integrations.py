@@ -1,0 +1,65 @@
+"""Contributed files for other programs: what they decide, without those programs."""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+FILE = Path(__file__).parents[1] / 'integrations/fusmae_torchgeo_bench.py'
+
+
+class Spec(NamedTuple):
+    """What is read of a band of torchgeo-bench."""
+
+    sensor: str
+    name: str
+    mean: float
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    """The file for torchgeo-bench, with empty modules for what it imports."""
+    torch = types.ModuleType('torch')
+    torch.Tensor, torch.no_grad = object, lambda: lambda function: function
+    interface = types.ModuleType('torchgeo_bench.models.interface')
+    interface.BenchModel = object
+    for name in ('torchgeo_bench', 'torchgeo_bench.models'):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, 'torch', torch)
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    spec = importlib.util.spec_from_file_location('adapter', FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_channel_with_the_higher_mean_is_vv_unless_names_are_asked_for(adapter):
+    named = [Spec('s2', 'b02', 400.0), Spec('s1', 'vv', -19.4), Spec('s1', 'vh', -12.6)]
+    right = [Spec('s2', 'b02', 400.0), Spec('sar', 'vv', -12.6), Spec('sar', 'vh', -19.4)]
+    assert adapter.exchanged(named) and not adapter.exchanged(right) and not adapter.exchanged(named[:2])
+    for bands, radar, expected in (
+        (named, 'by_level', [2, 1]),
+        (named, 'by_name', [1, 2]),
+        (right, 'by_level', [1, 2]),
+    ):
+        channels = adapter.channels_of(bands, 's1', ('VV', 'VH'), 'dB', radar)
+        assert [channel.index for channel in channels] == expected
+
+
+def test_reflectance_becomes_digital_numbers_and_a_band_may_be_absent(adapter):
+    bands = [Spec('s2', 'b8a', 0.2), Spec('s2', 'b02', 0.13)]
+    channels = adapter.channels_of(bands, 's2', ('B01', 'B02', 'B8A'), 'DN')
+    assert channels == [(None, 1e4), (1, 1e4), (0, 1e4)]
+    numbers = [Spec('s2', 'b02', 434.7)]
+    assert adapter.channels_of(numbers, 's2', ('B02',), 'DN') == [(0, 1)]
+    assert adapter.channels_of(numbers, 's2', ('B02',), 'reflectance') == [(0, 1e-4)]
+
+
+def test_radar_that_is_not_in_decibels_is_refused(adapter):
+    with pytest.raises(ValueError, match='no backscatter in dB'):
+        adapter.channels_of([Spec('s1', 'vv', 0.0), Spec('s1', 'vh', 0.0)], 's1', ('VV', 'VH'), 'dB')
+    with pytest.raises(ValueError, match='s1: none of'):
+        adapter.channels_of([Spec('s2', 'b02', 0.0)], 's1', ('VV', 'VH'), 'dB')
