@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fusmae_jax.errors import InputError
@@ -29,6 +30,7 @@ from .layout import (
     shifts,
     tiles,
 )
+from .maps import check_like, label_map, map_header
 from .schema import make_schema
 from .settings import Archive, check
 from .tiles import Tile, read_images, read_item, valid_shares
@@ -42,11 +44,12 @@ class Image(NamedTuple):
     entry: Entry
     headers: Mapping[str, Sequence[Header]]  # modality -> those of its files
     kinds: Mapping[str, Sequence[FileKind]]
+    map: Header | None = None  # of the label raster
 
     @property
     def fine(self) -> Header:
         """The header of the file with the smallest pixels."""
-        every = (header for headers in self.headers.values() for header in headers)
+        every = [header for headers in self.headers.values() for header in headers]
         return min(every, key=lambda header: header.resolution)
 
 
@@ -68,6 +71,8 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
         raise InputError(f'{_where(archive)}: no image can be used; the first problem: {problems[0][1]}')
     folders = {m: str(folder) for m, folder in roots(archive).items()}
     layout = make_layout(_with_offset(archive, images[0].entry), folders, images[0].headers, classes)
+    if images[0].map:
+        layout = dataclasses.replace(layout, map=label_map(archive, images[0].map, images[0].fine.resolution))
     layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
     for image, shift in zip(images, shifts):
@@ -115,14 +120,15 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
         try:
             headers = {
                 m: read_headers([folders[m] / f for f in entry.files(m)], m, getattr(archive, f'{m}_bands'))
-                for m in folders
+                for m in archive.modalities
             }
             settings = _with_offset(archive, entry)
             kinds = {m: [kind_of(h, m, settings) for h in files] for m, files in headers.items()}
-            image = Image(entry, headers, kinds)
+            image = Image(entry, headers, kinds, _map_header(archive, entry, folders))
             # A file that does not fit its partner is the wrong one, whatever the other images look like.
-            check_ground(headers)
+            check_ground(headers | ({'map': [image.map]} if image.map else {}))
             if usable:
+                check_like(image.map, usable[0].map)
                 _check_like_first(image, usable[0], 's2_offset' in table.columns)
         except RecordError as error:
             problems.append((entry.id, error))
@@ -130,6 +136,10 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
             continue
         usable.append(image)
     return usable
+
+
+def _map_header(archive: Archive, entry: Entry, folders: Mapping[str, Path]) -> Header | None:
+    return map_header(folders['map'] / entry.map[0]) if archive.map_root else None
 
 
 def _with_offset(archive: Archive, entry: Entry) -> Archive:
@@ -199,7 +209,8 @@ def _items(archive: Archive, image: Image, layout: RecordLayout, shift: Sequence
     result = []
     for row, column in tiles(archive, fine.rows, fine.columns):
         shape, corner = [fine.rows, fine.columns], [row, column]
-        tile = Tile(files, list(fine.place), shape, corner, fine.resolution, labels, facts, shift)
+        place, label_file = list(fine.place), ''.join(entry.map)
+        tile = Tile(files, place, shape, corner, fine.resolution, labels, facts, shift, label_file)
         if archive.min_valid and _empty(tile, layout, archive.min_valid):
             continue
         result.append(Item(f'{entry.id}_{row}_{column}', tuple(tile)))
