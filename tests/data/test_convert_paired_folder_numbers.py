@@ -10,6 +10,7 @@ from fusmae_jax.input import contract
 from fusmae_jax.shipped.data import convert, sharded
 from fusmae_jax.shipped.data.paired_folder import cover, pairs
 from fusmae_jax.shipped.data.paired_folder.settings import Archive
+from fusmae_jax.shipped.data.paired_folder.tiles import Tile
 from fusmae_jax.shipped.data.records import RecordError
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import NO_TAGS, S2, archive, optical, pair, put, radar
