@@ -443,6 +443,28 @@ def _finetune(args: argparse.Namespace) -> int:
         return run_finetune(settings, args.workdir)
 
 
+@command('dense_probe', *config_file('configs/dense_probe.py'), WORKDIR, needs='eval')
+def _dense_probe(args: argparse.Namespace) -> int:
+    """Trains heads on frozen tokens, a class for each pixel."""
+    from fusmae_jax.eval.dense.config import DenseProbe
+
+    with _in_workdir(args, DenseProbe) as settings:
+        from fusmae_jax.eval.dense.probe import run_dense_probe
+
+        return run_dense_probe(settings, args.workdir)
+
+
+@command('dense_finetune', *config_file('configs/dense_finetune.py'), WORKDIR, needs='eval')
+def _dense_finetune(args: argparse.Namespace) -> int:
+    """Trains an encoder and a head together, a class for each pixel."""
+    from fusmae_jax.eval.dense.config import DenseFinetune
+
+    with _in_workdir(args, DenseFinetune) as settings:
+        from fusmae_jax.eval.dense.finetune import run_dense_finetune
+
+        return run_dense_finetune(settings, args.workdir)
+
+
 @command('reliance', *config_file('configs/reliance.py'), WORKDIR, needs='eval')
 def _reliance(args: argparse.Namespace) -> int:
     """Measures what a head does without a sensor, with another image's, or under cloud."""
