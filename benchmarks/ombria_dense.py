@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import ombria_config, ombria_maps, ombria_set
 from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
-from fusmae_jax.errors import InputError
+from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Intervals, Task
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
 from fusmae_jax.eval.dense.finetune import run_dense_finetune
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INPUTS = (('s1',), ('s2',), ('s1', 's2'))
 SHOWN = ('iou_macro', 'iou/flooded', 'f1/flooded', 'accuracy')
 PARTS = ('probe', 'change', 'finetune')
+COMMAND = 'python -m benchmarks.ombria_dense --npz=ombria_train.npz --workdir=runs/ombria_dense'
 HEAD = ('part', 'system', 'inputs', 'metric', 'estimate', 'low', 'high', 'regions')
 TEXT = """# OMBRIA: maps of floods
 
@@ -68,8 +69,8 @@ def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | D
         'data': Task(data, labels=ombria_maps.MAP, kind='segmentation', threads=2),
         'intervals': Intervals('region'),
     }
-    frozen = EncoderSettings(checkpoint, (RANDOM, BANDS, PRIOR), modalities=INPUTS, seed=seed)
-    tuned = EncoderSettings(checkpoint, (RANDOM,), modalities=INPUTS, seed=seed)
+    frozen = EncoderSettings(checkpoint, (RANDOM, BANDS, PRIOR), modalities=INPUTS, seed=seed, batch=32)
+    tuned = EncoderSettings(checkpoint, (RANDOM,), modalities=INPUTS, seed=seed, batch=32)
     if part == 'finetune':
         return DenseFinetune(
             **shared,
@@ -143,8 +144,7 @@ def write(workdir: Path, results: Path, seed: int, steps: int) -> str:
     options = f' --seed={seed}' * (seed != 0) + f' --steps={steps}' * (steps != ombria_config.STEPS)
     text = TEXT.format(
         regions=max(one['regions'] for one in every),
-        command='python -m benchmarks.ombria_dense --npz=ombria_train.npz --workdir=runs/ombria_dense'
-        + options,
+        command=f'{COMMAND}{options}',
         steps=steps,
         seed=seed,
         tables='\n\n'.join(tables),
@@ -184,16 +184,10 @@ def main() -> int:
     parser.add_argument('--parts', default=','.join(PARTS), help=f'of {", ".join(PARTS)}')
     given = parser.parse_args()
     try:
-        print(
-            run(
-                given.npz,
-                given.workdir,
-                given.results,
-                given.seed,
-                given.steps,
-                tuple(given.parts.split(',')),
-            )
-        )
+        parts = tuple(given.parts.split(','))
+        if wrong := [part for part in parts if part not in PARTS]:
+            raise InputError(f'--parts: {wrong[0]!r}; {nearest(wrong[0], PARTS)}')
+        print(run(given.npz, given.workdir, given.results, given.seed, given.steps, parts))
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""OMBRIA for segmentation: a record a region, the images after its flood, those before it, and the flood mask.
+"""OMBRIA for segmentation: a record a region, with the images after its flood and before it, and its mask.
 
 Reads the file that `ombria_set.py` describes, with the same split of the regions. The fields of the images
 before the flood begin with `before_`.
@@ -51,9 +51,8 @@ def write(npz: str, folder: str | os.PathLike[str]) -> str:
         late, early = (int(rows[side][0]) for side in (True, False))
         splits[split].append(Item(f'region_{number:04d}', (late, early)))
     digest = hashlib.sha256(Path(npz).read_bytes()).hexdigest()
-    return str(
-        convert(RecordSource(MAPS, splits, functools.partial(record, npz=npz), {'sha256': digest}), folder)[0]
-    )
+    source = RecordSource(MAPS, splits, functools.partial(record, npz=npz), {'sha256': digest})
+    return str(convert(source, folder)[0])
 
 
 def record(item: Item, npz: str) -> Record:

@@ -110,19 +110,40 @@ class Prober:
         )
 
     def _moments(self, batch: Any) -> tuple[float, np.ndarray, np.ndarray]:
-        some, mean, spread = jax.device_get(self._sums(self._params, batch))
+        some, mean, spread = jax.device_get(self._sums(self._read(self._params, batch)))
         return float(some), mean.astype(np.float64), spread.astype(np.float64)
 
     @functools.cached_property
     def _sums(self) -> Callable:
-        def sums(params: Any, batch: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-            values, seen = self._reader.run(params, batch, None)
+        def sums(features: Features) -> tuple[jax.Array, jax.Array, jax.Array]:
+            values, seen = features
             there = seen[..., None]
             count = jnp.sum(seen, dtype=jnp.float32)
             mean = jnp.sum(jnp.where(there, values, 0), axis=(0, 1, 2)) / jnp.maximum(count, 1)
             return count, mean, jnp.sum(jnp.where(there, values - mean, 0) ** 2, axis=(0, 1, 2))
 
         return self._jit(sums)
+
+    # Apart from the heads, so that the encoder, which takes most of the time to compile, is compiled once for
+    # each size of a batch.
+    @functools.cached_property
+    def _read(self) -> Callable:
+        return self._jit(lambda params, batch: self._reader.run(params, batch, None))
+
+    @functools.cached_property
+    def _read_training(self) -> Callable:
+        """From weights and a batch to the features and labels that heads learn from."""
+        config, names = self._config, (*self._reader.fields, TARGETS)
+        if still(config.augment) and not config.rot90:
+            return lambda params, batch: (self._read(params, batch), batch[TARGETS])
+
+        def read(params: Any, batch: Any) -> tuple[Features, jax.Array]:
+            geometry, turn = sample_keys(jax.random.key(0), batch[POSITION])
+            batch = turned(batch, names, turn) if config.rot90 else batch
+            keys = None if still(config.augment) else geometry
+            return self._reader.run(params, batch, keys), moved(batch[TARGETS], keys, config.augment)
+
+        return self._jit(read)
 
     def _jit(self, function: Callable, **options: Any) -> Callable:
         compiled = jax.jit(function, **options)
@@ -149,7 +170,7 @@ class Prober:
             ready = pipeline.to_devices(batch, self._where, {'': size}, names)
             # Half a cosine to 0, as the probes of whole images.
             share = np.float32(0.5 * (1 + np.cos(np.pi * number / steps)))
-            sweep = self._step(sweep, self._params, scale, ready, share)
+            sweep = self._step(sweep, scale, *self._read_training(self._params, ready), share)
         return sweep
 
     def _fresh(self, swept: Points) -> Sweep:
@@ -164,16 +185,10 @@ class Prober:
 
     @functools.cached_property
     def _step(self) -> Callable:
-        config, reader, adam = self._config, self._reader, optax.scale_by_adam(*BETAS)
-        names = (*reader.fields, TARGETS)
+        config, adam = self._config, optax.scale_by_adam(*BETAS)
 
-        def step(sweep: Sweep, params: Any, scale: Scale, batch: Any, share: Any) -> Sweep:
-            geometry, turn = sample_keys(jax.random.key(0), batch[POSITION])
-            if config.rot90:
-                batch = turned(batch, names, turn)
-            keys = None if still(config.augment) else geometry
-            labels = moved(batch[TARGETS], keys, config.augment)
-            features = jax.lax.stop_gradient(scaled(reader.run(params, batch, keys), scale))
+        def step(sweep: Sweep, scale: Scale, read: Features, labels: jax.Array, share: Any) -> Sweep:
+            features = scaled(read, scale)
 
             def objective(head: Any) -> jax.Array:
                 logits = scores(head, features, self.head, self._size)
@@ -198,7 +213,9 @@ class Prober:
         source = self._splits[split]
         stream = pipeline.over_split(
             source,
-            lambda batch: np.asarray(self._confusion(params, self._params, scale, batch)),
+            lambda batch: np.asarray(
+                self._confusion(params, scale, self._read(self._params, batch), batch[TARGETS])
+            ),
             self._where,
             self._batch,
             self._config.data,
@@ -210,10 +227,10 @@ class Prober:
 
     @functools.cached_property
     def _confusion(self) -> Callable:
-        def run(every: Any, params: Any, scale: Scale, batch: Any) -> jax.Array:
-            features = scaled(self._reader.run(params, batch, None), scale)
+        def run(every: Any, scale: Scale, read: Features, labels: jax.Array) -> jax.Array:
+            features = scaled(read, scale)
             return jax.lax.map(
-                lambda head: confusion(scores(head, features, self.head, self._size), batch[TARGETS]), every
+                lambda head: confusion(scores(head, features, self.head, self._size), labels), every
             )
 
         return self._jit(run)
