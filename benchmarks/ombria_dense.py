@@ -76,7 +76,7 @@ def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | D
             **shared,
             encoder=tuned,
             head='pup',
-            head_width=32,
+            head_width=16,
             rot90=True,
             augment=Augment(crop=False, hflip=0.5, vflip=0.5),
             learning_rates=(1e-3,),
@@ -97,7 +97,7 @@ def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | D
     )
 
 
-PROBE_EPOCHS, FINETUNE_EPOCHS = 10.0, 15.0
+PROBE_EPOCHS, FINETUNE_EPOCHS = 6.0, 8.0
 
 
 def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tuple[str, ...]) -> str:

@@ -337,6 +337,30 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 @command(
+    'predict',
+    *config_file('configs/encode.py'),
+    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
+    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
+    folder('--checkpoint', 'the encoder that the probe was run on', required=True),
+    option('--head', 'FILE', 'of the folder heads/ of a dense_probe', type=path, required=True),
+    option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
+    option('--probabilities', 'FILE', 'a .tif with a band for each class', type=path, default=''),
+    needs='geo',
+)
+def _predict(args: argparse.Namespace) -> int:
+    """Turns GeoTIFFs into a map of classes."""
+    config = _load(args)
+    from fusmae_jax.config.build import from_dict
+    from fusmae_jax.embed.settings import EncodeConfig
+
+    settings = from_dict(EncodeConfig, config)
+    from fusmae_jax.predict.run import predict
+
+    files = {name: file for name, file in (('s1', args.s1), ('s2', args.s2)) if file}
+    return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities)
+
+
+@command(
     'map',
     option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
     option(

@@ -13,6 +13,7 @@ from fusmae_jax.config.run import Augment, Config
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.input import presets, resample
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -227,3 +228,8 @@ def _pixels(
 
     bands = sum(len(group.bands) for group in groups.values())
     return Reader(run, tuple(groups), {}, bands, 1, None, 'bands of each pixel')
+
+
+def scaled(features: Features, scale: Scale) -> Float[Array, 'b h w d']:
+    """Standardised features; 0, the mean, where nothing was seen."""
+    return jnp.where(features.seen[..., None], (features.values - scale.mean) / scale.std, 0)

@@ -18,10 +18,11 @@ from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.eval import cells
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.dense.config import DenseProbe, check
-from fusmae_jax.eval.dense.features import make_reader, with_earlier
+from fusmae_jax.eval.dense.features import chosen, make_reader, with_earlier
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
+from fusmae_jax.eval.dense.stored import describe, write_head
 from fusmae_jax.eval.dense.task import map_of, open_maps, prior
 from fusmae_jax.eval.linear_probe import Settled
 from fusmae_jax.eval.metrics import Measure
@@ -36,6 +37,7 @@ class Arm(NamedTuple):
     prober: Prober
     fields: dict[str, Any]  # of its rows
     stem: str  # of the names of its heads
+    about: dict[str, Any]  # of its heads, where they can be used on other images
     baseline: bool
 
 
@@ -106,7 +108,19 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
         fields |= method_fields(config, NAME, reader.words, prober.head.kind)
         fields['batch_norm'] = prober.standardised
         stem = f'{entrant.kind}-{"+".join(entrant.modalities)}'
-        yield Arm(prober, entrant.fields | fields, stem, entrant.baseline)
+        about = {}
+        if reader.fitted and not config.earlier:
+            model = reader.fitted.config.model
+            about = describe(
+                prober.head,
+                entrant.system.fingerprint,
+                tuple(model.modalities),
+                chosen(config.layers, reader.fitted.config, entrant.system.name),
+                model.fusion.absent,
+                config.encoder.stats,
+                map_of(data, contract),
+            )
+        yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
 
 
 def _cell(
@@ -127,8 +141,7 @@ def _cell(
         chosen.append(settled)
         measures |= {(seed, head): segmentation(x, task.classes) for head, x in counts.items()}
         file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_npz(file, stored)
+        write_head(file, stored, arm.about)
     values = {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
     return Cell({**about, **arm.fields, 'chosen': values}, runs, arm.baseline)

@@ -15,7 +15,7 @@ from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import heads, losses
 from fusmae_jax.eval.dense.config import DenseProbe
-from fusmae_jax.eval.dense.features import Features, Reader
+from fusmae_jax.eval.dense.features import Features, Reader, scaled
 from fusmae_jax.eval.dense.metrics import of_confusion
 from fusmae_jax.eval.dense.score import confusion, scores
 from fusmae_jax.eval.dense.targets import moved, turned
@@ -240,11 +240,6 @@ def _updated(path: Any, value: jax.Array, move: jax.Array, rate: jax.Array, deca
     """AdamW with the decay of kernels alone."""
     kernel = path[-1].key == 'kernel'
     return value - rate * (move + decay * value if kernel else move)
-
-
-def scaled(features: Features, scale: Scale) -> jax.Array:
-    """Standardised features; 0, the mean, where nothing was seen."""
-    return jnp.where(features.seen[..., None], (features.values - scale.mean) / scale.std, 0)
 
 
 def still(augment: Any) -> bool:
