@@ -19,7 +19,6 @@ import rasterio
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground
-from fusmae_jax.embed.geotiff import GeoTiff
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.run import gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
@@ -30,7 +29,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.features import check_preset
 from fusmae_jax.eval.dense.stored import StoredHead, read_head
 from fusmae_jax.geo.grid import Grid
-from fusmae_jax.predict.class_map import NOTHING, ClassMap, colours
+from fusmae_jax.predict.map_file import NOTHING, class_map, colours, probability_map
 from fusmae_jax.predict.predictor import make_predictor
 
 
@@ -40,7 +39,8 @@ def predict(
     """Writes the map of a scene; returns the exit code 0.
 
     Args:
-        config: what is known of the files, and how windows lie; `output`, `dtype` and `stac` do not apply.
+        config: what is known of the files, and how windows lie; `output`, `dtype`, `compress`, `cog` and
+            `stac` do not apply.
         files: sensor -> GeoTIFF, of the sensors that the head learned from.
         checkpoint: the encoder that the head was trained on.
         head: a file of `heads/` of a `dense_probe`.
@@ -156,20 +156,15 @@ def _write(
     parts = [target.with_name(f'.{target.name}.{os.getpid()}.part') for target in targets]
     counts = np.zeros(NOTHING + 1, np.int64)
     try:
-        classes = ClassMap(parts[0], grid, palette, about)
-        writers: list[ClassMap | GeoTiff] = [classes]
-        scores = None
+        writers = [class_map(parts[0], grid, palette, about)]
         if len(parts) > 1:
-            config = job.config
-            scores = GeoTiff(parts[1], grid, None, len(legend), config.compress, about, config.cog)
-            writers.append(scores)
+            writers.append(probability_map(parts[1], grid, labels.classes, about))
         try:
             for values, valid in rows_of_cells(job):
                 numbers = class_numbers(values, valid)
                 counts += np.bincount(numbers.ravel(), minlength=NOTHING + 1)
-                classes.write(numbers)
-                if scores is not None:
-                    scores.write(values, valid)
+                for writer, rows in zip(writers, (numbers[..., None], values)):
+                    writer.write(rows)
             for writer in writers:
                 writer.finish()
         except BaseException:

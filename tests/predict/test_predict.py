@@ -19,7 +19,7 @@ from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.stored import describe, read_head, write_head
 from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.predict import run as command
-from fusmae_jax.predict.class_map import NOTHING, colours
+from fusmae_jax.predict.map_file import NOTHING, colours
 from fusmae_jax.predict.run import class_numbers, predict
 from tests.support.embed_fixtures import BANDS, CONFIG, LEFT, TOP, changed, image, write, write_checkpoint
 

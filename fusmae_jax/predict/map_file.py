@@ -1,9 +1,9 @@
-"""A map of classes as a Cloud Optimized GeoTIFF with a colour table, written row by row."""
+"""Maps as Cloud Optimized GeoTIFFs, written row by row: classes with a colour table, or probabilities."""
 
 import colorsys
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,16 @@ def colours(count: int) -> list[Colour]:
     return shown  # type: ignore[return-value]
 
 
-class ClassMap:
-    """Takes rows of class numbers from the top; whole tiles are written, so that nothing is read back."""
+class MapFile:
+    """Takes rows of a map from the top; whole tiles are written, so that nothing is read back.
 
-    def __init__(self, file: Path, grid: Grid, palette: list[Colour], description: Mapping[str, Any]):
-        """Creates the file."""
+    The tiles of `embed.geotiff` are small, for the hundreds of numbers that an embedding has.
+    """
+
+    def __init__(self, file: Path, grid: Grid, bands: int, description: Mapping[str, Any], **profile: Any):
+        """Creates the file; see `class_map` and `probability_map`."""
         self._file, self._grid = file, grid
-        self._waiting = np.zeros((0, grid.columns), np.uint8)
+        self._waiting = np.zeros((0, grid.columns, bands), profile['dtype'])
         self._next = 0
         self._dataset = rasterio.open(
             file,
@@ -45,23 +48,27 @@ class ClassMap:
             driver='GTiff',
             width=grid.columns,
             height=grid.rows,
-            count=1,
-            dtype='uint8',
+            count=bands,
             crs=grid.crs,
             transform=grid.transform,
-            nodata=NOTHING,
             tiled=True,
             blockxsize=TILE,
             blockysize=TILE,
             compress='deflate',
+            BIGTIFF='IF_SAFER',
+            **profile,
         )
         self._dataset.update_tags(**{TAG: json.dumps(description)})
-        table = {number: (*colour, 255) for number, colour in enumerate(palette)}
-        self._dataset.write_colormap(1, table | {NOTHING: (0, 0, 0, 0)})
 
-    def write(self, numbers: np.ndarray) -> None:
-        """The next rows (rows, columns) uint8."""
-        rows = np.concatenate([self._waiting, numbers])
+    def name(self, bands: Sequence[str], palette: Mapping[int, tuple[int, int, int, int]]) -> None:
+        """Describes the bands, and gives the first one its colours, if there are any."""
+        self._dataset.descriptions = tuple(bands)
+        if palette:
+            self._dataset.write_colormap(1, dict(palette))
+
+    def write(self, values: np.ndarray) -> None:
+        """The next rows (rows, columns, bands)."""
+        rows = np.concatenate([self._waiting, values])
         whole = len(rows) // TILE * TILE
         if whole:
             self._put(rows[:whole])
@@ -69,7 +76,7 @@ class ClassMap:
 
     def _put(self, rows: np.ndarray) -> None:
         window = Window(0, self._next, self._grid.columns, len(rows))
-        self._guard(self._dataset.write, rows, 1, window=window)
+        self._guard(self._dataset.write, np.moveaxis(rows, -1, 0), window=window)
         self._next += len(rows)
 
     def _guard(self, write: Callable[..., Any], *values: Any, **options: Any) -> None:
@@ -79,13 +86,14 @@ class ClassMap:
             raise InputError(f'{self._file}: cannot be written ({error}); is the disk full?') from error
 
     def finish(self) -> None:
-        """Writes what waits, and lays the file out as a COG; overviews show the nearest pixel."""
+        """Writes what waits, and lays the file out as a COG; overviews of classes show the nearest pixel."""
         if len(self._waiting):
             self._put(self._waiting)
         self._dataset.close()
         copy = self._file.with_name(f'{self._file.name}.cog')
         try:
-            options = {'driver': 'COG', 'COMPRESS': 'DEFLATE', 'OVERVIEW_RESAMPLING': 'NEAREST'}
+            kind = 'NEAREST' if self._dataset.dtypes[0] == 'uint8' else 'AVERAGE'
+            options = {'driver': 'COG', 'COMPRESS': 'DEFLATE', 'OVERVIEW_RESAMPLING': kind}
             self._guard(rasterio.shutil.copy, self._file, copy, **options)
             os.replace(copy, self._file)
         finally:
@@ -94,3 +102,20 @@ class ClassMap:
     def abort(self) -> None:
         """Closes the file, which the caller removes."""
         self._dataset.close()
+
+
+def class_map(file: Path, grid: Grid, palette: Sequence[Colour], description: Mapping[str, Any]) -> MapFile:
+    """A map of class numbers in 8 bits, NOTHING where there is none."""
+    opened = MapFile(file, grid, 1, description, dtype='uint8', nodata=NOTHING)
+    shown = {number: (*colour, 255) for number, colour in enumerate(palette)}
+    opened.name(['class'], shown | {NOTHING: (0, 0, 0, 0)})
+    return opened
+
+
+def probability_map(
+    file: Path, grid: Grid, classes: Sequence[str], description: Mapping[str, Any]
+) -> MapFile:
+    """A band of probabilities for each class, float32, NaN where there is none."""
+    opened = MapFile(file, grid, len(classes), description, dtype='float32', nodata=np.nan)
+    opened.name(classes, {})
+    return opened
