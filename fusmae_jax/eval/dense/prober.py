@@ -10,7 +10,6 @@ import numpy as np
 import optax
 
 from fusmae_jax.config.run import Parallel
-from fusmae_jax.errors import DivergedError
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import heads, losses
@@ -80,8 +79,6 @@ class Prober:
             return of_confusion(counts, task.classes)[name]
 
         values = np.array([judged(x, metric, data.val_split) for x in totals])
-        if not np.isfinite(values).any():
-            raise DivergedError(f'a head diverged at every learning rate of {config.learning_rates}')
         settled = linear_probe.best(self._swept, values)
         points = np.array([*settled.heads.values()])
         kept = jax.tree.map(lambda x: x[points], sweep.params)
@@ -95,8 +92,9 @@ class Prober:
         if not self.standardised:
             return Scale(np.zeros(self._reader.width, np.float32), np.ones(self._reader.width, np.float32))
         count, mean, squares = 0.0, np.zeros(self._reader.width), np.zeros(self._reader.width)
+        moments = functools.partial(self._moments, records=len(train))
         stream = pipeline.over_split(
-            train, self._moments, self._where, self._batch, self._config.data, fields=self._reader.fields
+            train, moments, self._where, self._batch, self._config.data, fields=self._reader.fields
         )
         for _, (some, centre, spread) in stream:
             total = count + some
@@ -109,14 +107,16 @@ class Prober:
             mean.astype(np.float32), np.sqrt(squares / max(count, 1) + STANDARD_EPS).astype(np.float32)
         )
 
-    def _moments(self, batch: Any) -> tuple[float, np.ndarray, np.ndarray]:
-        some, mean, spread = jax.device_get(self._sums(self._read(self._params, batch)))
+    def _moments(self, batch: Any, records: int) -> tuple[float, np.ndarray, np.ndarray]:
+        # Without the records that fill up the last batch.
+        read = self._read(self._params, batch)
+        some, mean, spread = jax.device_get(self._sums(read, batch[POSITION] < records))
         return float(some), mean.astype(np.float64), spread.astype(np.float64)
 
     @functools.cached_property
     def _sums(self) -> Callable:
-        def sums(features: Features) -> tuple[jax.Array, jax.Array, jax.Array]:
-            values, seen = features
+        def sums(features: Features, counted: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            values, seen = features.values, features.seen & counted[:, None, None]
             there = seen[..., None]
             count = jnp.sum(seen, dtype=jnp.float32)
             mean = jnp.sum(jnp.where(there, values, 0), axis=(0, 1, 2)) / jnp.maximum(count, 1)
