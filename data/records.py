@@ -20,9 +20,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.input import ranges
-from fusmae_jax.input.contract import Contract, Group, Product, Statistics
-from fusmae_jax.input.source import CONTENT
+from fusmae_jax.input import label_maps, ranges
+from fusmae_jax.input.contract import Contract, Group, LabelMap, Product, Statistics
+from fusmae_jax.input.source import CONTENT, PIXELS
 from fusmae_jax.input.units import validity as validity
 from fusmae_jax.paths import check_text, escaped
 
@@ -69,6 +69,7 @@ class Schema:
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(
         default_factory=dict
     )  # multi-hot field -> names
+    maps: Mapping[str, LabelMap] = dataclasses.field(default_factory=dict)  # field -> classes of its pixels
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ''
     homepage: str = ''
@@ -163,6 +164,7 @@ def contract(
         fingerprint=fingerprint,
         fields={name: field.meaning for name, field in schema.fields.items()},
         classes=schema.classes,
+        maps=schema.maps or None,
         split_aliases=schema.split_aliases,
         statistics=statistics,
         statistics_split=statistics_split,
@@ -213,6 +215,9 @@ def read_checked(reader: Callable[[Item], Record], item: Item, schema: Schema) -
         if problem is not None:
             where = f'{modality} {problem.band or "unit"}'
             raise RecordError(record[schema.key], where, problem.found, problem.advice)
+    for field, about in schema.maps.items():
+        if (unknown := label_maps.unknown(record[field], about)) is not None:
+            raise RecordError(record[schema.key], field, unknown, 'name the value, or ignore it')
     return record
 
 
@@ -236,21 +241,30 @@ class IndexRows:
 
     def __init__(self, schema: Schema):
         self._fields = {name: field for name, field in schema.fields.items() if field.indexed}
+        self._maps = schema.maps
         self._groups: dict[str, list[str]] = {}
         for name, group in sorted(schema.groups.items()):
             self._groups.setdefault(group.modality, []).append(name)
         self._rows: list[Record] = []
         self._content: dict[str, list[bytes]] = {modality: [] for modality in self._groups}
+        self._pixels: dict[str, list[np.ndarray]] = {name: [] for name in schema.maps}
 
     def add(self, record: Record) -> None:
         """Takes in one record."""
         self._rows.append({name: record[name] for name in self._fields})
         for modality, groups in self._groups.items():
             self._content[modality].append(content_digest([record[name] for name in groups]))
+        for name, about in self._maps.items():
+            self._pixels[name].append(label_maps.count(record[name], about))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """field -> array over the records; text as UTF-8 bytes."""
-        contents = {f'{CONTENT}{name}': np.array(rows, np.bytes_) for name, rows in self._content.items()}
+        contents: dict[str, np.ndarray] = {
+            f'{CONTENT}{name}': np.array(rows, np.bytes_) for name, rows in self._content.items()
+        }
+        for name, about in self._maps.items():
+            shape = (-1, len(about.classes))
+            contents[f'{PIXELS}{name}'] = np.array(self._pixels[name], np.int32).reshape(shape)
         return contents | {
             name: np.array([row[name].encode() for row in self._rows], np.bytes_)
             if field.dtype == 'text'

@@ -20,6 +20,7 @@ from .records import RecordSource, Schema
 from .statistics import Tally
 
 FILE = 'conversion_report.json'
+UNLABELLED = '(no label)'  # pixels of a map
 
 
 def build(
@@ -90,6 +91,15 @@ def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict
         'labels': {
             field: dict(zip(schema.classes[field], count.tolist())) for field, count in tally.labels.items()
         },
+        **({'maps': _pixels(schema, tally)} if schema.maps else {}),
+    }
+
+
+def _pixels(schema: Schema, tally: Tally) -> dict[str, dict[str, int]]:
+    """Map -> class -> pixels; those without a class last."""
+    return {
+        field: dict(zip((*schema.maps[field].classes, UNLABELLED), count.tolist()))
+        for field, count in tally.maps.items()
     }
 
 
@@ -145,6 +155,9 @@ def _label_lines(split: dict[str, Any]) -> list[str]:
             beside = f' (published: {published[name]:,})' if name in published else ''
             if count or beside:
                 lines.append(f'    {field:<10} {count:>9,}{beside}  {name}')
+    for field, pixels in split.get('maps', {}).items():
+        total = max(sum(pixels.values()), 1)
+        lines += [f'    {field:<10} {count / total:>9.2%} of the pixels  {n}' for n, count in pixels.items()]
     return lines
 
 

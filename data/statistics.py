@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusmae_jax import sensors
-from fusmae_jax.input import units
+from fusmae_jax.input import label_maps, units
 from fusmae_jax.input.contract import Group, Statistics
 from fusmae_jax.input.statistics import Moments
 
@@ -29,6 +29,8 @@ class Tally:
         self.moments = {name: Moments(len(group.bands)) for name, group in schema.groups.items()}
         self.with_invalid = dict.fromkeys(schema.groups, 0)  # records with at least one invalid pixel
         self.labels = {name: np.zeros(len(classes), np.int64) for name, classes in schema.classes.items()}
+        # Pixels of each class, and last those without one.
+        self.maps = {name: np.zeros(len(about.classes) + 1, np.int64) for name, about in schema.maps.items()}
 
     def add(self, record: Record) -> None:
         """Counts one record."""
@@ -37,6 +39,10 @@ class Tally:
             self.with_invalid[name] += self.moments[name].add(record[name], group) > 0
         for name, count in self.labels.items():
             count += record[name]
+        for name, count in self.maps.items():
+            pixels = label_maps.count(record[name], self.schema.maps[name])
+            count[:-1] += pixels
+            count[-1] += record[name].size - pixels.sum()
 
     def merge(self, other: 'Tally') -> None:
         """Counts the records of another tally."""
@@ -44,8 +50,9 @@ class Tally:
         for name, moments in self.moments.items():
             moments.merge(other.moments[name])
             self.with_invalid[name] += other.with_invalid[name]
-        for name, count in self.labels.items():
-            count += other.labels[name]
+        for mine, others in ((self.labels, other.labels), (self.maps, other.maps)):
+            for name, count in mine.items():
+                count += others[name]
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `from_json` restores them exactly."""
@@ -57,6 +64,7 @@ class Tally:
             },
             'with_invalid': self.with_invalid,
             'labels': {name: count.tolist() for name, count in self.labels.items()},
+            'maps': {name: count.tolist() for name, count in self.maps.items()},
         }
 
     @classmethod
@@ -69,6 +77,8 @@ class Tally:
                 setattr(moments, key, np.asarray(value, getattr(moments, key).dtype))
         tally.with_invalid = dict(values['with_invalid'])
         tally.labels = {name: np.asarray(count, np.int64) for name, count in values['labels'].items()}
+        # Shards that an earlier version converted have none.
+        tally.maps |= {n: np.asarray(count, np.int64) for n, count in values.get('maps', {}).items()}
         return tally
 
 

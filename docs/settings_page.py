@@ -23,6 +23,8 @@ COMMANDS = (
     ('linear_probe', 'fusmae_jax.eval.config', 'LinearProbe', ''),
     ('knn', 'fusmae_jax.eval.config', 'Knn', ''),
     ('finetune', 'fusmae_jax.eval.finetune.config', 'Finetune', ''),
+    ('dense_probe', 'fusmae_jax.eval.dense.config', 'DenseProbe', ''),
+    ('dense_finetune', 'fusmae_jax.eval.dense.config', 'DenseFinetune', ''),
     ('reliance', 'fusmae_jax.eval.reliance.config', 'Reliance', ''),
     ('encode', 'fusmae_jax.embed.settings', 'EncodeConfig', ''),
     ('neuco', 'fusmae_jax.shipped.data.neuco.settings', 'NeucoConfig', ''),

@@ -357,6 +357,30 @@ def _neuco(args: argparse.Namespace) -> int:
 
 
 @command(
+    'predict',
+    *config_file('configs/encode.py'),
+    option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
+    option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
+    folder('--checkpoint', 'the encoder that the probe was run on', required=True),
+    option('--head', 'FILE', 'of the folder heads/ of a dense_probe', type=path, required=True),
+    option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
+    option('--probabilities', 'FILE', 'a .tif with a band for each class', type=path, default=''),
+    needs='geo',
+)
+def _predict(args: argparse.Namespace) -> int:
+    """Turns GeoTIFFs into a map of classes."""
+    config = _load(args)
+    from fusmae_jax.config.build import from_dict
+    from fusmae_jax.embed.settings import EncodeConfig
+
+    settings = from_dict(EncodeConfig, config)
+    from fusmae_jax.predict.run import predict
+
+    files = {name: file for name, file in (('s1', args.s1), ('s2', args.s2)) if file}
+    return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities)
+
+
+@command(
     'map',
     option('--embeddings', 'FILE', 'what `encode` wrote: a .tif or a .zarr', type=path, required=True),
     option(
@@ -461,6 +485,28 @@ def _finetune(args: argparse.Namespace) -> int:
         from fusmae_jax.eval.finetune.command import run_finetune
 
         return run_finetune(settings, args.workdir)
+
+
+@command('dense_probe', *config_file('configs/dense_probe.py'), WORKDIR, needs='eval')
+def _dense_probe(args: argparse.Namespace) -> int:
+    """Trains heads on frozen tokens, a class for each pixel."""
+    from fusmae_jax.eval.dense.config import DenseProbe
+
+    with _in_workdir(args, DenseProbe) as settings:
+        from fusmae_jax.eval.dense.probe import run_dense_probe
+
+        return run_dense_probe(settings, args.workdir)
+
+
+@command('dense_finetune', *config_file('configs/dense_finetune.py'), WORKDIR, needs='eval')
+def _dense_finetune(args: argparse.Namespace) -> int:
+    """Trains an encoder and a head together, a class for each pixel."""
+    from fusmae_jax.eval.dense.config import DenseFinetune
+
+    with _in_workdir(args, DenseFinetune) as settings:
+        from fusmae_jax.eval.dense.finetune import run_dense_finetune
+
+        return run_dense_finetune(settings, args.workdir)
 
 
 @command('reliance', *config_file('configs/reliance.py'), WORKDIR, needs='eval')

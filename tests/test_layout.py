@@ -34,6 +34,7 @@ ORDER = [
     'eval',
     'embed',
     'maps',
+    'predict',
     'bench',
     'run',
     'export',

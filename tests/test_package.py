@@ -141,7 +141,7 @@ def test_commands_need_extras_that_there_are():
 
 # Rooms whose subject is a package that is optional; who comes to them has asked `installed.need`.
 ROOMS = {
-    'rasterio': ('fusmae_jax/geo', 'fusmae_jax/embed', 'fusmae_jax/maps', 'data'),
+    'rasterio': ('fusmae_jax/geo', 'fusmae_jax/embed', 'fusmae_jax/maps', 'fusmae_jax/predict', 'data'),
     'pyarrow': ('fusmae_jax/embed',),
     'scipy': ('data/doctor',),
     'torch': ('fusmae_jax/interop/reference', 'fusmae_jax/export/torch_model.py'),

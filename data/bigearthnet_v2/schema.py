@@ -2,12 +2,13 @@
 
 import dataclasses
 
-from fusmae_jax.input.contract import Group, Product
+from fusmae_jax.input.contract import Group, LabelMap, Product
 
-from ..bigearthnet_mm.labels import CLASSES_19
+from ..bigearthnet_mm.labels import CLASSES_19, CLASSES_43
 from ..bigearthnet_mm.schema import GROUPS
 from ..bigearthnet_mm.schema import SCHEMA as V1
 from ..records import Field, Schema
+from .labels import CODES_43, GLACIERS, UNLABELLED
 
 # A reference map is read like an image of one band, but is a label: it has no modality.
 MAP = Group('', ('reference_map',), (120, 120), 'uint16', 'CORINE code', 10.0)
@@ -36,6 +37,14 @@ REFERENCE_MAP = Field(
     'CORINE 2018 level-3 code of each 10 m pixel, such as 312; 999: not labelled, 0: no data',
     MAP.size,
     indexed=False,
+)
+# All classes of CORINE 2018; 0 stands where the map ends.
+CORINE = LabelMap(
+    classes=(*CLASSES_43, 'Glaciers and perpetual snow'),
+    values=(*CODES_43, GLACIERS),
+    ignore=(0, UNLABELLED),
+    size=MAP.size,
+    dtype='uint16',
 )
 
 SCHEMA = Schema(
@@ -73,4 +82,5 @@ def schema(reference_maps: bool) -> Schema:
     """The schema of records with or without the map of land cover."""
     if not reference_maps:
         return SCHEMA
-    return dataclasses.replace(SCHEMA, fields={**FIELDS, 'reference_map': REFERENCE_MAP})
+    fields = {**FIELDS, 'reference_map': REFERENCE_MAP}
+    return dataclasses.replace(SCHEMA, fields=fields, maps={'reference_map': CORINE})

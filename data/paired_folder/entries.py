@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,15 +33,16 @@ class Entry(NamedTuple):
     facts: Mapping[str, Any]  # record field -> value, of the fields that only a table can tell
     source: str  # where the entry stands, for errors
     s2_offset: Offset | Literal[''] = ''  # as the setting of that name, which '' leaves as it is
+    map: tuple[str, ...] = ()  # the label raster, relative to map_root; empty without
 
-    def files(self, modality: str) -> tuple[str, ...]:
-        """The files of one sensor."""
-        return self.s1 if modality == 's1' else self.s2
+    def files(self, source: str) -> tuple[str, ...]:
+        """The files of one sensor, or of 'map'."""
+        return {'s1': self.s1, 's2': self.s2, 'map': self.map}[source]
 
 
 def roots(archive: Archive) -> dict[str, Path]:
-    """The folder of each sensor, resolved; raises InputError for one that does not exist."""
-    return {m: records.folder(getattr(archive, f'{m}_root'), f'{m}_root') for m in archive.modalities}
+    """The folder of each sensor and of 'map', resolved; raises InputError for one that does not exist."""
+    return {m: records.folder(getattr(archive, f'{m}_root'), f'{m}_root') for m in archive.sources}
 
 
 def products(archive: Archive, modality: str, root: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -71,37 +73,43 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
     entries = []
     for stem in sorted(set().union(*stems.values())):
         missing = [m for m in folders if stem not in stems[m]]
-        if missing and archive.missing == 'error':
+        # A label without an image, or an image without its label, is no record whatever may be missing.
+        lonely = 'map' in missing or set(archive.modalities) <= set(missing)
+        if missing and (lonely or archive.missing == 'error'):
             problems.append((stem, _lonely(archive, stem, missing[0], stems, folders)))
             continue
         try:
-            files = {m: products(archive, m, folders[m], stems[m].get(stem, [])) for m in folders}
+            files = {m: products(archive, m, folders[m], stems[m].get(stem, [])) for m in archive.modalities}
         except RecordError as error:
             problems.append((stem, error))
             continue
-        entries.append(Entry(stem, files.get('s1', ()), files.get('s2', ()), '', (), {}, ''))
+        label_map = tuple(stems['map'][stem]) if 'map' in folders else ()
+        entries.append(Entry(stem, files.get('s1', ()), files.get('s2', ()), '', (), {}, '', map=label_map))
     return entries, problems
 
 
 def _check_apart(archive: Archive, folders: Mapping[str, Path]) -> None:
-    if len(folders) < 2:
-        return
-    s1_root, s2_root = folders.values()
-    if s1_root == s2_root:
-        # With the same prefix and suffix too every file holds bands of both sensors.
-        return
-    if s1_root.is_relative_to(s2_root) or s2_root.is_relative_to(s1_root):
-        raise InputError(
-            f's1_root={s1_root}, s2_root={s2_root}: one lies inside the other; give two separate '
-            'folders, one for both with suffixes, or a table'
-        )
+    for (one, root), (other, beside) in itertools.combinations(folders.items(), 2):
+        names = [(getattr(archive, f'{m}_prefix'), getattr(archive, f'{m}_suffix')) for m in (one, other)]
+        if root == beside:
+            # Images of the same name too are stacks: every file holds bands of both sensors.
+            if names[0] == names[1] and 'map' in (one, other):
+                raise InputError(
+                    f'{root}: {one}_root and {other}_root are the same folder: tell the files apart by '
+                    f'{one}_suffix and {other}_suffix (or the prefixes), or pair them with a table'
+                )
+        elif root.is_relative_to(beside) or beside.is_relative_to(root):
+            raise InputError(
+                f'{one}_root={root}, {other}_root={beside}: one lies inside the other; give two separate '
+                'folders, one for both with suffixes, or a table'
+            )
 
 
 def _stems(
     archive: Archive, modality: str, folders: Mapping[str, Path], problems: list[Problem]
 ) -> dict[str, list[str]]:
     """stem -> files of one sensor, one for each part."""
-    root, parts = folders[modality], getattr(archive, f'{modality}_parts') or ('',)
+    root, parts = folders[modality], _parts(archive, modality) or ('',)
     shared = len(set(folders.values())) < len(folders)
     by_stem: dict[str, dict[str, str]] = {}
     for name in _list(root, problems):
@@ -168,7 +176,7 @@ def _split(archive: Archive, modality: str, name: str) -> tuple[str, str]:
     prefix, suffix = getattr(archive, f'{modality}_prefix'), getattr(archive, f'{modality}_suffix')
     folder, _, file = name.rpartition('/')
     base = file.rpartition('.')[0]
-    for part in sorted(getattr(archive, f'{modality}_parts'), key=len, reverse=True) or ('',):
+    for part in sorted(_parts(archive, modality), key=len, reverse=True) or ('',):
         ending = suffix + part
         core = base.removeprefix(prefix).removesuffix(ending)
         if core and base == prefix + core + ending:
@@ -176,9 +184,14 @@ def _split(archive: Archive, modality: str, name: str) -> tuple[str, str]:
     return '', ''
 
 
+def _parts(archive: Archive, modality: str) -> tuple[str, ...]:
+    """Endings of the files of one image; a label raster is one file."""
+    return getattr(archive, f'{modality}_parts') if modality in archive.modalities else ()
+
+
 def _pattern(archive: Archive, modality: str) -> str:
     prefix, suffix = getattr(archive, f'{modality}_prefix'), getattr(archive, f'{modality}_suffix')
-    parts = getattr(archive, f'{modality}_parts')
+    parts = _parts(archive, modality)
     return f'{prefix}*{suffix}{"{" + ",".join(parts) + "}" if parts else ""}.tif'
 
 
@@ -197,7 +210,7 @@ def _lonely(
     stems: Mapping[str, Mapping[str, list[str]]],
     folders: Mapping[str, Path],
 ) -> RecordError:
-    there = next(m for m in folders if m != missing)
+    there = next(m for m in folders if m != missing and stem in stems[m])
     example = next((files[0] for files in stems[missing].values()), '')
     other = f' (files there are named like {example})' if example else ''
     return RecordError(
@@ -228,7 +241,7 @@ OFFSETS: dict[str, Offset | Literal['']] = {
     '-1000': '-1000',
     '-1000.0': '-1000',
 }
-COLUMNS = ('s1', 's2', 'id', 'split', labels.COLUMN, 's2_offset', *FACTS)
+COLUMNS = ('s1', 's2', 'map', 'id', 'split', labels.COLUMN, 's2_offset', *FACTS)
 
 
 class EntryTable(NamedTuple):
@@ -242,10 +255,10 @@ class EntryTable(NamedTuple):
 def read_table(archive: Archive) -> EntryTable:
     """The entries of `archive.table`.
 
-    `s1` and `s2` are files relative to the roots, several parted by `;` where an image lies in parts; `id`
-    names a row (else the Sentinel-2 file does, or the Sentinel-1 file). `labels` holds the classes, or each
-    of `archive.classes` has a column of its own (see `labels.reader`); `s2_offset` replaces the setting of
-    that name for the row.
+    `s1`, `s2` and `map` are files relative to the roots, those of a sensor parted by `;` where an image lies
+    in parts; `id` names a row (else the Sentinel-2 file does, or the Sentinel-1 file). `labels` holds the
+    classes, or each of `archive.classes` has a column of its own (see `labels.reader`); `s2_offset` replaces
+    the setting of that name for the row.
 
     Raises InputError for a table that cannot be read or has unknown, missing or ambiguous columns.
     """
@@ -282,8 +295,8 @@ def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str
         raise InputError(f'{file}: table: cannot be read as a UTF-8 CSV ({error})') from error
     if len(set(columns)) < len(columns):
         raise InputError(f'{file}: table: two columns have the same name: {", ".join(columns)}')
-    for name in ('s1', 's2'):
-        wanted = name in archive.modalities
+    for name in ('s1', 's2', 'map'):
+        wanted = name in archive.sources
         if wanted != (name in columns):
             message = 'is missing' if wanted else f'is there, but {name}_root is not set'
             raise InputError(f'{file}: table: column {name!r} {message}; columns: {", ".join(columns)}')
@@ -329,15 +342,16 @@ def _entry(
         facts={name: _fact(file, where, name, values[name]) for name in FACTS if name in values},
         source=f'{file}: {where}',
         s2_offset=offset,
+        map=files.get('map', ()),
     )
 
 
 def _files(archive: Archive, modality: str, root: Path, text: str, where: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(';') if name.strip())
-    parts = len(getattr(archive, f'{modality}_parts'))
-    if not names and archive.missing == 'keep':
+    parts = len(_parts(archive, modality))
+    if not names and archive.missing == 'keep' and modality != 'map':
         return ()
-    if not names or (parts and len(names) != parts):
+    if not names or (parts and len(names) != parts) or (modality == 'map' and len(names) > 1):
         wanted = f'{parts} files parted by ;' if parts else 'a file'
         raise RecordError(where, modality, f'{text!r}, expected {wanted}', 'repair the row')
     for name in names:

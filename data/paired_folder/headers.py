@@ -21,6 +21,7 @@ from .settings import Archive
 
 DTYPES = ('uint8', 'int16', 'uint16', 'int32', 'uint32', 'float32')
 OPTIONS = raster.BESIDE
+CHANGED = 'the file changed while it was converted; run the conversion again'
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fusmae_jax.geo import rio
 from fusmae_jax.geo.bands import BANDS
 from fusmae_jax.geo.raster import Header
 from fusmae_jax.geo.values import Values
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.contract import Group, LabelMap
 
 from ..records import RecordError, validity
 from .headers import values_of
@@ -47,6 +47,7 @@ class RecordLayout:
     parts: tuple[LayoutPart, ...]
     groups: Mapping[str, Group]
     classes: tuple[str, ...]
+    map: LabelMap | None = None  # of the label rasters
 
     @property
     def finest(self) -> float:
@@ -110,11 +111,11 @@ def check_ground(headers: Mapping[str, Sequence[Header]]) -> None:
             f'{modality} position',
             f'EPSG:{header.place.epsg}, left, bottom, right, top = {header.box}, but {leader.file} has '
             f'EPSG:{leader.place.epsg} {box}',
-            _onto(header, leader),
+            _onto(header, leader, 'nearest' if modality == 'map' else 'bilinear'),
         )
 
 
-def _onto(header: Header, leader: Header) -> str:
+def _onto(header: Header, leader: Header, resampling: str) -> str:
     """The remedy for a file that covers other ground than the leader of its image."""
     if wrong := rio.wrong_transform(_placed(header), _placed(leader)):
         return wrong
@@ -125,6 +126,7 @@ def _onto(header: Header, leader: Header) -> str:
         step=header.resolution,
         dtype=header.dtype,
         nodata=header.nodata,
+        resampling=resampling,
     )
     return f'bring it onto the same ground: {command}'
 
@@ -164,7 +166,7 @@ def make_layout(
             group = Group(
                 modality=modality,
                 bands=tuple(band for band in BANDS[modality] if band in header.bands),
-                size=_size(archive, header, finest),
+                size=tile_size(archive, header, finest),
                 dtype=header.dtype,
                 unit=getattr(archive, f'{modality}_unit'),
                 resolution=round(header.resolution, 9),
@@ -194,7 +196,7 @@ def _merged(group: Group | None, other: Group, header: Header) -> Group:
     return dataclasses.replace(group, bands=tuple(band for band in BANDS[group.modality] if band in both))
 
 
-def _size(archive: Archive, header: Header, finest: float) -> tuple[int, int]:
+def tile_size(archive: Archive, header: Header, finest: float) -> tuple[int, int]:
     """Pixels on the sides of a tile in a file."""
     ratio = header.resolution / finest
     for name, pixels in (('tile', archive.tile), ('stride', archive.step)):

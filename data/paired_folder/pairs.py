@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fusmae_jax.errors import InputError
@@ -31,6 +32,7 @@ from .layout import (
     shifts,
     tiles,
 )
+from .maps import check_like, label_map, map_header
 from .schema import make_schema
 from .settings import Archive, check
 from .tiles import Tile, read_images, read_item, valid_shares
@@ -44,11 +46,12 @@ class Image(NamedTuple):
     entry: Entry
     headers: Mapping[str, Sequence[Header]]  # modality -> those of its files
     kinds: Mapping[str, Sequence[FileKind]]
+    map: Header | None = None  # of the label raster
 
     @property
     def fine(self) -> Header:
         """The header of the file with the smallest pixels."""
-        every = (header for headers in self.headers.values() for header in headers)
+        every = [header for headers in self.headers.values() for header in headers]
         return min(every, key=lambda header: header.resolution)
 
     def size(self, layout: RecordLayout) -> tuple[int, int]:
@@ -77,6 +80,8 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     layout = make_layout(_with_offset(archive, images[0].entry), folders, images[0].headers, classes)
     if archive.missing == 'keep':
         check_fill(layout)
+    if images[0].map:
+        layout = dataclasses.replace(layout, map=label_map(archive, images[0].map, images[0].fine.resolution))
     layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
     for image, shift in zip(images, shifts):
@@ -121,8 +126,8 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
     folders = roots(archive)
     usable: list[Image] = []
     # Those of both sensors first: one of them sets what the others must be.
-    for entry in sorted(table.entries, key=lambda entry: not all(map(entry.files, folders))):
-        if not usable and not all(map(entry.files, folders)):
+    for entry in sorted(table.entries, key=lambda entry: not all(map(entry.files, archive.modalities))):
+        if not usable and not all(map(entry.files, archive.modalities)):
             raise InputError(
                 f"{_where(archive)}: missing='keep': no image that can be used has both sensors; leave the "
                 'root of the one that is missing empty'
@@ -135,15 +140,16 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
                     getattr(archive, f'{m}_bands'),
                     getattr(archive, f'{m}_pixel'),
                 )
-                for m in folders
+                for m in archive.modalities
                 if entry.files(m)
             }
             settings = _with_offset(archive, entry)
             kinds = {m: [kind_of(h, m, settings) for h in files] for m, files in headers.items()}
-            image = Image(entry, headers, kinds)
+            image = Image(entry, headers, kinds, _map_header(archive, entry, folders))
             # A file that does not fit its partner is the wrong one, whatever the other images look like.
-            check_ground(headers)
+            check_ground(headers | ({'map': [image.map]} if image.map else {}))
             if usable:
+                check_like(image.map, usable[0].map)
                 _check_like_first(image, usable[0], 's2_offset' in table.columns)
         except RecordError as error:
             problems.append((entry.id, error))
@@ -151,6 +157,10 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
             continue
         usable.append(image)
     return usable
+
+
+def _map_header(archive: Archive, entry: Entry, folders: Mapping[str, Path]) -> Header | None:
+    return map_header(folders['map'] / entry.map[0]) if archive.map_root else None
 
 
 def _with_offset(archive: Archive, entry: Entry) -> Archive:
@@ -220,10 +230,10 @@ def _items(archive: Archive, image: Image, layout: RecordLayout, shift: Sequence
     labels = [layout.classes.index(label) for label in entry.labels]
     files = {m: list(entry.files(m)) for m in archive.modalities}
     result = []
-    shape = image.size(layout)
+    shape, label_file = image.size(layout), ''.join(entry.map)
     for row, column in tiles(archive, *shape):
-        place = list(fine.place)
-        tile = Tile(files, place, list(shape), [row, column], layout.finest, labels, facts, shift)
+        place, corner = list(fine.place), [row, column]
+        tile = Tile(files, place, list(shape), corner, layout.finest, labels, facts, shift, label_file)
         if archive.min_valid and _empty(tile, layout, archive.min_valid):
             continue
         result.append(Item(f'{entry.id}_{row}_{column}', tuple(tile)))

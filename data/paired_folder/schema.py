@@ -8,6 +8,7 @@ from fusmae_jax.input.contract import Product
 from ..records import Field, Schema
 from .entries import FACTS, TIME
 from .layout import RecordLayout
+from .maps import MAP, label_words
 from .settings import Archive
 
 Level = Literal['', 'L1C', 'L2A']
@@ -35,6 +36,10 @@ def make_schema(
         )
         fields[f'{modality}_valid'] = Field('float32', f'share of {title} values that are valid, 0 to 1')
     fields |= {name: FACTS[name] for name in FACTS if name in columns or name in _times(archive)}
+    if layout.map:
+        about = layout.map
+        meaning = f'class of each pixel of {about.resolution:g} m: {label_words(about)}'
+        fields[MAP] = Field(about.dtype, meaning, about.size, indexed=False)
     if layout.classes:
         meaning = 'multi-hot; every tile has the labels of its image'
         fields['labels'] = Field('uint8', meaning, (len(layout.classes),))
@@ -46,6 +51,7 @@ def make_schema(
         products={m: _product(archive, m, baseline, level) for m in archive.modalities},
         key='name',
         classes={'labels': layout.classes} if layout.classes else {},
+        maps={MAP: layout.map} if layout.map else {},
         description='Tiles cut from GeoTIFFs of one owner, '
         + ' and '.join(TITLES[m] for m in archive.modalities)
         + '; units and processing as declared when they were converted.',

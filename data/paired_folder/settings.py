@@ -7,6 +7,7 @@ from typing import Literal
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.geo.bands import BANDS, SKIP, band_of
+from fusmae_jax.input.label_maps import MOST
 
 HOW_S1 = (
     "say what the Sentinel-1 files hold, s1_unit='dB', 'linear' or 'amplitude'. `rio info --stats --bidx 1 "
@@ -84,11 +85,29 @@ class Archive:
     classes: tuple[str, ...] = ()  # in the order of the label vector; (): those in the table, sorted
     # Parts the texts of the column labels; '' is ';', and refuses other signs that may part them.
     labels_separator: str = ''
+    # A raster of labels for each image: a class for each pixel, one channel of whole numbers.
+    # Folder of the label rasters, whose names pair as those of the sensors do; '': none
+    map_root: str = setting('', path=True)
+    map_prefix: str = ''
+    map_suffix: str = ''
+    map_classes: tuple[str, ...] = ()  # names, in the order of `map_values`
+    map_values: tuple[int, ...] = ()  # the value of each class; (): 0, 1, 2, ...
+    map_ignore: tuple[int, ...] = ()  # values of pixels without a label, beside the nodata value of the files
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """The sensors that there are files of."""
         return tuple(m for m in ('s1', 's2') if getattr(self, f'{m}_root'))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sensors, and 'map' where there are label rasters."""
+        return (*self.modalities, 'map') if self.map_root else self.modalities
+
+    @property
+    def map_codes(self) -> tuple[int, ...]:
+        """The value of each class of the label rasters."""
+        return self.map_values or tuple(range(len(self.map_classes)))
 
     @property
     def step(self) -> int:
@@ -115,7 +134,32 @@ def check(archive: Archive) -> None:
         problems.append(f'labels_separator={archive.labels_separator!r} must hold no letter and no digit')
     if len(set(archive.classes)) < len(archive.classes):
         problems.append(f'classes={archive.classes}: a class is named twice')
-    raise_all('config.archive: these settings cannot be used', problems)
+    raise_all('config.archive: these settings cannot be used', problems + _map_problems(archive))
+
+
+def _map_problems(archive: Archive) -> list[str]:
+    """What cannot be among the settings of the label rasters."""
+    names, values = archive.map_classes, archive.map_values
+    if not archive.map_root:
+        given = [
+            f.name for f in dataclasses.fields(archive) if f.name[:4] == 'map_' and getattr(archive, f.name)
+        ]
+        return [f'{name}: there are no label rasters; give map_root, or leave it out' for name in given]
+    problems = []
+    if not 2 <= len(names) <= MOST:
+        problems.append(
+            f'map_classes={names}: name the classes of the label rasters in the order of their values, 2 to '
+            f"{MOST}, such as ('dry', 'flooded')"
+        )
+    if len(set(names)) < len(names):
+        problems.append(f'map_classes={names}: a class is named twice')
+    if values and len(values) != len(names):
+        problems.append(f'map_values={values}: {len(values)} values for {len(names)} map_classes')
+    if len(set(archive.map_codes)) < len(archive.map_codes):
+        problems.append(f'map_values={values}: a value means two classes')
+    if both := sorted({*archive.map_codes} & {*archive.map_ignore}):
+        problems.append(f'map_ignore={archive.map_ignore}: {both[0]} is a class too')
+    return problems
 
 
 def _modality_problems(archive: Archive, modality: str) -> list[str]:

@@ -17,8 +17,9 @@ from fusmae_jax.input.contract import Group
 
 from ..records import Field, Item, Record, RecordError, validity
 from .entries import FACTS
-from .headers import OPTIONS, channels, opened
+from .headers import CHANGED, OPTIONS, channels, opened
 from .layout import LayoutPart, RecordLayout, shifted
+from .maps import MAP, read_map
 
 
 class Tile(NamedTuple):
@@ -32,6 +33,7 @@ class Tile(NamedTuple):
     labels: Sequence[int]  # indices of the classes
     facts: Mapping[str, Any]  # record field of `table.FACTS` -> value
     shift: Sequence[int] = ()  # added to the numbers of each Sentinel-2 file, see `offsets`; () is 0
+    map: str = ''  # the label raster, relative to its root
 
 
 def read_item(item: Item, layout: RecordLayout) -> Record:
@@ -64,6 +66,8 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
     for modality, files in tile.files.items():
         record[f'{modality}_name'] = files[0].rpartition('.')[0] + end if files else ''
         record[f'{modality}_valid'] = np.float32(shares[modality])
+    if layout.map:
+        record[MAP] = read_map(Path(layout.roots['map']) / tile.map, layout.map, tile)
     if layout.classes:
         record['labels'] = np.zeros(len(layout.classes), np.uint8)
         record['labels'][list(tile.labels)] = 1
@@ -115,16 +119,13 @@ def _read_window(file: Path, part: LayoutPart, group: Group, tile: Tile) -> np.n
         corner = (dataset.transform.c, dataset.transform.f)
         if dataset.shape != shape or any(abs(a - b) > tile.pixel / 2 for a, b in zip(corner, tile.place[1:])):
             raise RecordError(
-                file, f'{part.modality} size', f'{dataset.shape} at {corner}, listed {shape}', _CHANGED
+                file, f'{part.modality} size', f'{dataset.shape} at {corner}, listed {shape}', CHANGED
             )
         if {*part.bands} != {*bands} - {''} or {*dataset.dtypes} != {group.dtype}:
             message = f'{", ".join(bands)} of {dataset.dtypes[0]}'
-            raise RecordError(file, f'{part.modality} bands', message, _CHANGED)
+            raise RecordError(file, f'{part.modality} bands', message, CHANGED)
         indexes = [bands.index(band) + 1 for band in part.bands]
         return dataset.read(indexes, window=Window(column, row, columns, rows))
-
-
-_CHANGED = 'the file changed while it was converted; run the conversion again'
 
 
 def valid_shares(images: Mapping[str, np.ndarray], layout: RecordLayout) -> dict[str, float]:

@@ -71,7 +71,7 @@ def embed(config: EncodeConfig, files: Mapping[str, str], model: Pretrained, sou
     check_settings(config)
     target = _target(out, config, files)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(rasterio.Env(**_gdal_options()))
+        stack.enter_context(rasterio.Env(**gdal_options()))
         job, grid, description = _settle(config, model, files, source, stack)
         if config.stac:
             times = stac.moments(config.datetime, {r.file.name: r.tags() for r in job.rasters.values()})
@@ -84,7 +84,8 @@ def embed(config: EncodeConfig, files: Mapping[str, str], model: Pretrained, sou
     _summary(job, grid, target, description, time.perf_counter() - start)
 
 
-def _gdal_options() -> dict[str, Any]:
+def gdal_options() -> dict[str, Any]:
+    """Options of GDAL while files of a user are read."""
     # A user's own limit is left to GDAL, which knows 5% and 512MB too.
     return raster.BESIDE | ({} if 'GDAL_CACHEMAX' in os.environ else {'GDAL_CACHEMAX': _CACHE})
 
@@ -163,7 +164,7 @@ def _settle(
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
     fitted = check.fit(model, restricted, rasters, pixels, size, config)
     cells = model.config.model.grid if config.output == 'tokens' else (1, 1)
-    layout = _layout(config, extent, size, cells, list(pixels.values()))
+    layout = lay_out(config, extent, size, cells, list(pixels.values()))
     cell = (size[0] / cells[0], size[1] / cells[1])
     grid = ground.output_grid(extent, cell, layout.rows, layout.columns)
     batch = layout.batch[0] * layout.batch[1]
@@ -212,13 +213,25 @@ def _anchor_notes(config: EncodeConfig, layout: Layout, fixed: Sequence[tuple[in
     return [note] if note else []
 
 
-def _layout(
+def lay_out(
     config: EncodeConfig,
     extent: Grid,
     size: tuple[float, float],
     cells: tuple[int, int],
     pixels: Sequence[tuple[int, int]],
 ) -> Layout:
+    """The windows over the common extent of the inputs.
+
+    Args:
+        config: overlap, anchor and batch.
+        extent: of the inputs.
+        size: ground of a window, metres.
+        cells: rows and columns of the output in a window.
+        pixels: rows and columns of a window in each input.
+
+    Raises:
+        InputError: windows would start between pixels.
+    """
     lengths = extent.rows * extent.resolution, extent.columns * extent.resolution
     axes = []
     # Rows grow to the south.

@@ -13,12 +13,16 @@ from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import intervals
 from fusmae_jax.eval.config import Evaluation, Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, evaluate, train_prior
-from fusmae_jax.eval.row import ALL, ResultRow, metric_fields, number_fields
+from fusmae_jax.eval.metrics import Measure, train_prior, values
+from fusmae_jax.eval.row import ALL, PIXELWISE, ResultRow, metric_fields, number_fields
 from fusmae_jax.eval.task import LabelledSet, leaks, measure
 
 # What is printed of a run.
-HEADLINE = {'multi_label': ('ap_micro', 'ap_macro'), 'single_label': ('top1', 'top3', 'f1_weighted')}
+HEADLINE = {
+    'multi_label': ('ap_micro', 'ap_macro'),
+    'single_label': ('top1', 'top3', 'f1_weighted'),
+    'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
+}
 ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
 
 
@@ -39,12 +43,12 @@ class Cell(NamedTuple):
 
 
 def summarise(
-    measures: Mapping[tuple[int, int], MultiLabel | SingleLabel],
+    measures: Mapping[tuple[int, int], Measure],
     clusters: np.ndarray | None,
     settings: Intervals,
 ) -> Runs:
     """The runs of one system over label subsets and head seeds."""
-    each = {key: evaluate(scored).values for key, scored in measures.items()}
+    each = {key: values(scored) for key, scored in measures.items()}
     if clusters is None or not settings.replicates:
         names = next(iter(each.values()))
         means = {name: float(np.mean([run[name] for run in each.values()])) for name in names}
@@ -75,10 +79,22 @@ def prior(
     for seed, part in positions.items():
         scores = train_prior(task.train.labels[part], len(task.test.keys))
         measures[seed, 0] = measure(task, task.test, scores, config.data.kind, 0.5)
+    return without_image(config, task, measures, about, 'train prior', 'prior')
+
+
+def without_image(
+    config: Evaluation,
+    task: LabelledSet,
+    measures: Mapping[tuple[int, int], Measure],
+    about: Mapping[str, Any],
+    system: str,
+    method: str,
+) -> Cell:
+    """The cell of a system that looks at no image, from its measures on the test split."""
     fields = {
-        'system': 'train prior',
+        'system': system,
         'leaks': leaks(config.data, open_system(BANDS, config.encoder).seen),
-        'method': 'prior',
+        'method': method,
         **dict.fromkeys(('preset', 'image', 'statistics'), 'none'),
         **dict.fromkeys(('checkpoints', 'modalities', 'accepted', 'head_seeds'), ()),
         **dict.fromkeys(('absent', 'pooled', 'batch_norm', 'settled_on')),
@@ -120,12 +136,13 @@ def rows(cell: Cell) -> list[ResultRow]:
     """A row for each metric."""
     result = []
     for name, interval in cell.runs.intervals.items():
-        values: dict[tuple[int, ...], float] = {key: metrics[name] for key, metrics in cell.runs.each.items()}
-        spread = intervals.spread(values) if np.isfinite(list(values.values())).all() else None
+        runs: dict[tuple[int, ...], float] = {key: metrics[name] for key, metrics in cell.runs.each.items()}
+        spread = intervals.spread(runs) if np.isfinite(list(runs.values())).all() else None
         metric = metric_fields(name)
         hot = metric['metric'] == 'f1' and metric['averaging'] in ('micro', 'macro')
+        hot &= cell.about['method'] not in PIXELWISE
         about = cell.about | metric | {'threshold': 0.5 if hot else None}
-        result.append(ResultRow(**about, **(number_fields(interval, spread) | {'runs': len(values)})))
+        result.append(ResultRow(**about, **(number_fields(interval, spread) | {'runs': len(runs)})))
     return result
 
 

@@ -12,6 +12,7 @@ from fusmae_jax.errors import nearest, raise_all
 METRICS = {
     'multi_label': ('ap_micro', 'ap_macro', 'f1_micro', 'f1_macro'),
     'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
+    'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
 }
 # Epochs and batch of the paper's linear heads: BigEarthNet-MM, and SEN12MS (its batch is in version 1 only).
 PAPER_HEAD = {'multi_label': (20.0, 128), 'single_label': (10.0, 256)}
@@ -28,8 +29,8 @@ class Task:
     train_split: str = 'train'
     val_split: str = 'val'  # settles the sweep
     test_split: str = 'test'  # looked at once, with what was settled
-    labels: str = 'labels_19'  # the label field: one number a class, 0 or 1
-    kind: Literal['multi_label', 'single_label'] = 'multi_label'
+    labels: str = 'labels_19'  # the label field: one number a class, 0 or 1; segmentation: a map
+    kind: Literal['multi_label', 'single_label', 'segmentation'] = 'multi_label'
     threads: int = setting(4, least=1)
     prefetch: int = setting(4, least=1)
 
@@ -61,9 +62,15 @@ class Evaluation:
     encoder: EncoderSettings = dataclasses.field(default_factory=EncoderSettings)
     labels: Labels = dataclasses.field(default_factory=Labels)
     intervals: Intervals = dataclasses.field(default_factory=Intervals)
+    preset: str = 'none'
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledEvaluation(Evaluation):
+    """One label, or several, for a whole image."""
+
     image: Image = 'resize'  # crops: the mean over the four quarters of an image
     features: tuple[str, ...] = ('mean_patch',)  # what is read; each a run of its own
-    preset: str = 'none'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +86,7 @@ class HeadSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe(HeadSettings, Evaluation):
+class LinearProbe(HeadSettings, PooledEvaluation):
     """A linear head on frozen features."""
 
     # True: affine-free, with the statistics of the labelled records that have a valid pixel.
@@ -91,7 +98,7 @@ class LinearProbe(HeadSettings, Evaluation):
 
 
 @dataclasses.dataclass(frozen=True)
-class Knn(Evaluation):
+class Knn(PooledEvaluation):
     """Scores from the labels of the nearest training records; nothing is trained or settled."""
 
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
@@ -116,7 +123,7 @@ def recipe_of(config: LinearProbe) -> str:
 
 def check(config: LinearProbe | Knn) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = evaluation_problems(config)
+    problems = pooled_problems(config)
     if isinstance(config, LinearProbe):
         problems += sweep_problems(config, ('learning_rates', 'weight_decays', 'head_seeds'))
         if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
@@ -133,6 +140,14 @@ def evaluation_problems(config: Evaluation) -> list[str]:
         problems.append('labels.seeds is empty: name at least one draw')
     if not config.data.path:
         problems.append("data.path='': give the folder of a converted data set")
+    return problems
+
+
+def pooled_problems(config: PooledEvaluation) -> list[str]:
+    """The same, of evaluations of whole images."""
+    problems = evaluation_problems(config)
+    if config.data.kind == 'segmentation':
+        problems.append("data.kind='segmentation': `dense_probe` and `dense_finetune` take maps of labels")
     for name in config.features:
         if name not in POOLED:
             problems.append(f'features: {name!r}; {nearest(name, POOLED)}')

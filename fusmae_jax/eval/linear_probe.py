@@ -200,6 +200,11 @@ def settle(
     values = np.array(
         [judged(scores(heads, features, p), metric, 'validation split') for p in range(len(swept.seed))]
     )
+    return best(swept, values)
+
+
+def best(swept: Points, values: np.ndarray) -> Settled:
+    """What a sweep comes to whose heads have these values (p,) on the validation split; see `settle`."""
     settings = np.stack([swept.learning_rate, swept.weight_decay], axis=1)
     # In the order in which they were swept, which np.unique would not keep: of equal ones the first is taken.
     kinds = list(dict.fromkeys(map(tuple, settings.tolist())))
@@ -209,13 +214,13 @@ def settle(
             f'a head diverged at every learning rate of {tuple(np.unique(swept.learning_rate).tolist())}; '
             'try lower ones'
         )
-    best = kinds[int(np.argmax(means))]
-    settled = np.flatnonzero((settings == best).all(axis=1))
+    first = kinds[int(np.argmax(means))]
+    settled = np.flatnonzero((settings == first).all(axis=1))
     rates = np.unique(swept.learning_rate)
     return Settled(
-        learning_rate=best[0],
-        weight_decay=best[1],
+        learning_rate=first[0],
+        weight_decay=first[1],
         heads={int(swept.seed[point]): int(point) for point in settled},
         value=max(means),
-        at_edge=len(rates) > 1 and best[0] in (rates[0].item(), rates[-1].item()),
+        at_edge=len(rates) > 1 and first[0] in (rates[0].item(), rates[-1].item()),
     )

@@ -200,8 +200,9 @@ def probe(
     swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
     train = _labelled(variant.train, positions)
     scale = fit_scale(train) if variant.norm else None
-    smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
-    recipe = linear_probe.Recipe(config.data.kind, config.decay, smoothing)
+    recipe = linear_probe.Recipe('multi_label', config.decay)
+    if config.data.kind == 'single_label':
+        recipe = linear_probe.Recipe('single_label', config.decay, config.label_smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)

@@ -18,6 +18,8 @@ from fusmae_jax.eval.intervals import Interval, Spread
 
 FORMAT = 1  # of the JSON
 ALL = 'all'  # the draw of a label fraction of 1
+# Methods that give each pixel the class of the highest score: their F1 has no threshold.
+PIXELWISE = ('dense_probe', 'dense_finetune', 'most frequent class')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class ResultRow:
     statistics: str  # that inputs were normalised with
     accepted: tuple[str, ...]  # declared shifts between the data and the model's input contract
     # What the number is.
-    metric: Literal['ap', 'f1', 'top1', 'top3', 'precision', 'recall']
+    metric: Literal['ap', 'f1', 'top1', 'top3', 'precision', 'recall', 'iou', 'accuracy']
     averaging: Literal['micro', 'macro', 'weighted', 'class', 'none']
     label: str | None  # the class, for the averaging 'class'
     threshold: float | None  # of F1 over multi-hot labels, as a probability
@@ -195,7 +197,7 @@ def _impossible(row: ResultRow) -> list[str]:
     """What contradicts itself, as sentences."""
     shares = [row.estimate, row.low, row.high, row.lowest, row.highest]
     of_class, drawn = row.averaging == 'class', row.label_fraction < 1
-    multi_hot_f1 = row.metric == 'f1' and row.averaging in ('micro', 'macro')
+    multi_hot_f1 = row.metric == 'f1' and row.averaging in ('micro', 'macro') and row.method not in PIXELWISE
     rules = [
         (min(row.records, row.runs) > 0, 'records and runs must be 1 or more'),
         (min(row.train_records, row.clusters) >= 0, 'train_records and clusters must be 0 or more'),

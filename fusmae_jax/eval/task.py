@@ -99,7 +99,7 @@ def read_task(data: Task, cluster: str = '') -> LabelledSet:
     train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
     test = read_split(data, contract, data.test_split, cluster)
     task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
-    _check_apart(task, data.path)
+    check_apart(task, data.path)
     return task
 
 
@@ -122,7 +122,8 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Labe
     )
 
 
-def _check_apart(task: LabelledSet, path: str) -> None:
+def check_apart(task: LabelledSet, path: str) -> None:
+    """Raises InputError for a record that stands in two of the splits."""
     splits = (task.train, task.val, task.test)
     for i, first in enumerate(splits):
         for second in splits[i + 1 :]:

@@ -17,6 +17,7 @@ def warp(
     step: float = 0.0,
     dtype: str = '',
     nodata: float | None = None,
+    resampling: str = 'bilinear',
 ) -> str:
     """The command that puts a raster onto another grid.
 
@@ -27,13 +28,14 @@ def warp(
       step: pixel size of the result; 0 leaves it to rio.
       dtype: of the file. Floats without nodata get NaN where the file has no ground, which else were 0.
       nodata: of the file.
+      resampling: nearest for labels.
     """
     options = [f'--dst-crs {shlex.quote(crs)}'] if crs else []
     options += [f'--bounds {" ".join(f"{edge:.10g}" for edge in bounds)}'] if len(bounds) else []
     options += [f'--res {step:.10g}'] if step else []
     if nodata is None and dtype.startswith('float'):
         options.append('--src-nodata nan --dst-nodata nan')
-    return f'rio warp {shlex.quote(str(file))} OUT.tif {" ".join(options)} --resampling bilinear ({LOST})'
+    return f'rio warp {shlex.quote(str(file))} OUT.tif {" ".join(options)} --resampling {resampling} ({LOST})'
 
 
 def warp_mask(dtype: str, file: object = 'IN.tif') -> str:

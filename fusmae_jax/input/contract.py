@@ -13,6 +13,7 @@ from etils import epath
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict, to_dict
+from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError
 from fusmae_jax.installed import program
 from fusmae_jax.sensors import Product
@@ -37,6 +38,22 @@ class Group:
     scale: float = 1.0
     offset: float = 0.0
     nodata: tuple[float, ...] = ()  # stored values that mean "nothing here"; NaN and inf always do
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMap:
+    """One label field of a record: a class for each pixel, on a grid of its own over the same ground.
+
+    Its numbers are names. Nothing normalises or interpolates them; between pixels the nearest one counts
+    (`input/label_maps.py`).
+    """
+
+    classes: tuple[str, ...] = ()
+    values: tuple[int, ...] = ()  # the stored value of each class
+    ignore: tuple[int, ...] = ()  # stored values of pixels without a label
+    size: tuple[int, int] = (0, 0)  # rows, columns
+    dtype: str = 'uint8'
+    resolution: float = 10.0  # metres a pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +85,7 @@ class Contract:
     # other record fields -> meaning, unit
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # label field -> names
+    maps: Mapping[str, LabelMap] | None = setting(None, sparse=True)  # record field -> classes of its pixels
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured
     statistics_split: str = ''  # the split that the statistics were measured on
@@ -96,6 +114,7 @@ class Contract:
         """
         parts = {name: part.digest for name, part in self.parts.items()}
         about = {'records': self.fingerprint, 'groups': self.groups, 'statistics': self.statistics}
+        about |= {'maps': self.maps} if self.maps else {}
         return fingerprint({'parts': parts} | {name: to_dict(value) for name, value in about.items()})
 
     def to_json(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.contract import Group, LabelMap
 
 # A tag is a field's number times 8, and 2 for "a length and as many bytes". Example.features,
 # Features.feature, the key of an entry, Feature.bytes_list and the values of a list are all field 1.
@@ -20,11 +20,11 @@ _FIRST, _VALUE, _INTEGERS = 0x0A, 0x12, 0x1A  # field 1; the value of an entry; 
 
 
 class Image:
-    """An image field of records: its name, and the bytes that begin and end it, which its size decides."""
+    """An image field or a map: its name, and the bytes that begin and end it, which its size decides."""
 
-    def __init__(self, name: str, group: Group):
+    def __init__(self, name: str, group: Group | LabelMap):
         self.name, self.dtype = name.encode(), np.dtype(group.dtype)
-        self.shape = (*group.size, len(group.bands))
+        self.shape = (*group.size, len(group.bands)) if isinstance(group, Group) else group.size
         self.count = math.prod(self.shape)
         self.size = self.count * self.dtype.itemsize
         header, length = b'', self.size
@@ -53,7 +53,7 @@ class Example:
         return name.encode() in self._values
 
     def image(self, image: Image) -> np.ndarray:
-        """(rows, columns, bands), a read-only view of the stored bytes, wherever in memory they begin."""
+        """(rows, columns, bands), or (rows, columns) of a map: a read-only view of the stored bytes."""
         at, end = self._values[image.name]
         start = end - image.size
         if self._data[at:start] != image.header:

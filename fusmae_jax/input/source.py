@@ -25,10 +25,14 @@ INDEX = 'index-{split}.npz'  # what is known of every record without reading its
 # Before the name of a sensor: digests of its images, which a conversion writes to the index alone; sets
 # converted earlier have none.
 CONTENT = 'content_'
+PIXELS = 'pixels_'  # before the name of a map: pixels of each class, which a conversion writes to the index
 
 
 class Source:
-    """Random access to one split: `source[i]` is a dict of arrays with the wanted image fields and LABELS.
+    """Random access to one split: `source[i]` is a dict of arrays with the wanted fields and LABELS.
+
+    Fields are images (rows, columns, bands) or label maps (rows, columns); a map is read where it is asked
+    for, and only there.
 
     Splits and files are TFDS's; a record is decoded here, from the contract: an image is stored as plain
     bytes, and a view of them is all that it takes (`input/example.py`). Pickles small: the reader opens on
@@ -122,7 +126,8 @@ class Source:
 
     def _image(self, name: str) -> Image:
         if name not in self._images:
-            self._images[name] = Image(name, self.contract.groups[name])
+            maps = self.contract.maps or {}
+            self._images[name] = Image(name, maps[name] if name in maps else self.contract.groups[name])
         return self._images[name]
 
     def index(self, fields: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:

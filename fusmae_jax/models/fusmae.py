@@ -231,7 +231,7 @@ def param_shapes(model: Model, dtype: DTypeLike = jnp.float32) -> dict[str, Any]
 
 def _structure(model: Model, dtype: DTypeLike) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """Graph and shapes; traced once for each model, since that takes a third of a second."""
-    key = repr(model), jnp.dtype(dtype).name, jax.config.jax_enable_x64
+    key = repr(model), jnp.dtype(dtype).name, jax.config.read('jax_enable_x64')
     if key not in _STRUCTURES:
         # Abstract: a structure needs no numbers, and drawing them would cost seconds.
         abstract = nnx.eval_shape(lambda: FusMAE(model, rngs=nnx.Rngs(0), dtype=dtype))

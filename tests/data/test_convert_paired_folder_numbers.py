@@ -10,6 +10,7 @@ from fusmae_jax.input import contract
 from fusmae_jax.shipped.data import convert, sharded
 from fusmae_jax.shipped.data.paired_folder import cover, pairs
 from fusmae_jax.shipped.data.paired_folder.settings import Archive
+from fusmae_jax.shipped.data.paired_folder.tiles import Tile
 from fusmae_jax.shipped.data.records import RecordError
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import NO_TAGS, S2, archive, optical, pair, put, radar
@@ -224,7 +225,7 @@ def test_the_metadata_of_each_image_count_where_the_table_says_auto(tmp_path):
     text = 's1,s2,s2_offset\na.tif,a.tif,auto\nb.tif,b.tif,auto\n'
     source = pairs.source(table(tmp_path, text))
     assert source.schema.groups['s2'].offset == -1000
-    assert [[*item.values[-1]] for item in source.splits['train']] == [[1000]] * 4 + [[]] * 4
+    assert [[*Tile(*item.values).shift] for item in source.splits['train']] == [[1000]] * 4 + [[]] * 4
     with pytest.raises(RecordError, match=r'scale, offset, nodata: .*another data set'):
         pairs.source(archive(tmp_path, s2_offset='auto'))
 

@@ -250,9 +250,9 @@ def test_a_name_that_was_taken_meanwhile_is_left_alone(tmp_path):
 @pytest.mark.parametrize('value', ['5%', '512MB', ''])
 def test_the_cache_of_gdal_is_left_to_its_variable(monkeypatch, value):
     monkeypatch.setenv('GDAL_CACHEMAX', value)
-    assert 'GDAL_CACHEMAX' not in embed_run._gdal_options()
+    assert 'GDAL_CACHEMAX' not in embed_run.gdal_options()
     monkeypatch.delenv('GDAL_CACHEMAX')
-    assert embed_run._gdal_options()['GDAL_CACHEMAX'] == 256
+    assert embed_run.gdal_options()['GDAL_CACHEMAX'] == 256
 
 
 def test_offsets_of_tags_are_applied_and_written_down(tmp_path, model):

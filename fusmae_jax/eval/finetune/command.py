@@ -6,7 +6,7 @@ scored by the points that were settled on.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,16 +21,31 @@ from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import cells, crops
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
-from fusmae_jax.eval.finetune.config import Finetune, check
+from fusmae_jax.eval.finetune.config import Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
-from fusmae_jax.eval.finetune.point import Trained, forget, test_scores, train
+from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
+from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
-POINTS, CONFIG, SWEEP = 'points', f'settings-{NAME}.json', f'sweep-{NAME}.json'
+POINTS, CONFIG, SWEEP = 'points', 'settings-{}.json', f'sweep-{NAME}.json'
 Run = tuple[int, int]  # label draw, seed
+
+
+class TaskKind(NamedTuple):
+    """What is learned: the parts in which fine-tunings differ."""
+
+    name: str  # of the method, and in the names of its files
+    check: Callable[[Any], None]
+    open: Callable[[Any], tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]]
+    # From the settings, the task and the folder of the points to the arms.
+    arms: Callable[[Any, LabelledSet, epath.Path], Iterator['TuningArm']]
+    source: Callable[[Any, Trainer, str], Any]  # the records of a split
+    judge: Callable[[Any, LabelledSet], Judge]  # of scores of the validation split
+    measure: Callable[[Any, LabelledSet, np.ndarray], Measure]  # of scores of the test split
+    prior: Callable[..., Cell]
 
 
 class TuningArm(NamedTuple):
@@ -72,12 +87,20 @@ class Swept(NamedTuple):
 def run_finetune(
     config: Finetune, workdir: epath.PathLike, *, points: epath.PathLike = '', rate: float = 0.0
 ) -> int:
+    """Fine-tunes for labels of whole images; see `run_tuning`."""
+    return run_tuning(IMAGES, config, workdir, points=points, rate=rate)
+
+
+def run_tuning(
+    kind: TaskKind, config: Any, workdir: epath.PathLike, *, points: epath.PathLike = '', rate: float = 0.0
+) -> int:
     """Fine-tunes, and writes a row for each metric; returns the exit code 0. Run again, it goes on.
 
     Into the workdir: `rows-finetune.jsonl`; `differences-finetune.jsonl`, the paired differences from the
     baselines; `points/`, with the weights that were settled on and their scores of the test split.
 
     Args:
+        kind: what is learned.
         config: the run.
         workdir: see above.
         points: where the points are instead.
@@ -88,14 +111,14 @@ def run_finetune(
         DivergedError: no learning rate of a sweep came to an end.
     """
     workdir = epath.Path(workdir)
-    check(config)
-    task, drawn = open_task(config)
-    arms = list(_arms(config, task, epath.Path(points) if points else workdir / POINTS))
+    kind.check(config)
+    task, drawn = kind.open(config)
+    arms = list(kind.arms(config, task, epath.Path(points) if points else workdir / POINTS))
     workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG, to_dict(config))
+    storage.write_json(workdir / CONFIG.format(kind.name), to_dict(config))
     evaluated: list[Cell] = []
     for fraction, positions in drawn.items():
-        swept = _sweep(config, task, arms, fraction, positions)
+        swept = _sweep(kind, config, task, arms, fraction, positions)
         means = _means(config, swept)
         rates = dict.fromkeys(means, rate)
         if not rate:
@@ -103,12 +126,12 @@ def run_finetune(
         shared = cells.task_fields(config.data, task, config.intervals)
         shared |= cells.label_fields(fraction, config.labels.draw, positions)
         for arm in swept:
-            evaluated.append(_cell(config, task, arm, rates[arm.name], shared))
-            cells.write(evaluated, workdir, NAME)
+            evaluated.append(_cell(kind, config, task, arm, rates[arm.name], shared))
+            cells.write(evaluated, workdir, kind.name)
         if PRIOR in config.encoder.baselines:
-            evaluated.append(cells.prior(config, task, positions, shared))
-            cells.write(evaluated, workdir, NAME)
-    cells.show(evaluated, config.data.kind, workdir, NAME)
+            evaluated.append(kind.prior(config, task, positions, shared))
+            cells.write(evaluated, workdir, kind.name)
+    cells.show(evaluated, config.data.kind, workdir, kind.name)
     return 0
 
 
@@ -123,12 +146,13 @@ def sweep(config: Finetune, workdir: epath.PathLike) -> None:
     task, drawn = open_task(config)
     arms = list(_arms(config, task, workdir / POINTS))
     ((fraction, positions),) = drawn.items()
-    swept = _sweep(config, task, arms, fraction, positions)
+    swept = _sweep(IMAGES, config, task, arms, fraction, positions)
     write_sweep(workdir, config.learning_rates, _means(config, swept))
 
 
 def _sweep(
-    config: Finetune,
+    kind: TaskKind,
+    config: Any,
     task: LabelledSet,
     arms: Sequence[TuningArm],
     fraction: float,
@@ -136,10 +160,10 @@ def _sweep(
 ) -> list[Swept]:
     """Trains every point of every arm at one label fraction."""
     jobs = [_jobs(config, task, arm, fraction, positions) for arm in arms]
-    return [Swept(arm, points, _train(config, task, arm, points)) for arm, points in zip(arms, jobs)]
+    return [Swept(arm, points, _train(kind, config, task, arm, points)) for arm, points in zip(arms, jobs)]
 
 
-def _means(config: Finetune, swept: Sequence[Swept]) -> dict[str, list[float]]:
+def _means(config: Tuning, swept: Sequence[Swept]) -> dict[str, list[float]]:
     """Arm -> its mean at each learning rate."""
     return {arm.name: [arm.mean(rate) for rate in config.learning_rates] for arm in swept}
 
@@ -168,7 +192,7 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
 
 
 def _jobs(
-    config: Finetune, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
+    config: Tuning, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
 ) -> list[PointJob]:
     """Every point of an arm at one label fraction."""
     jobs = []
@@ -184,16 +208,19 @@ def _jobs(
     return jobs
 
 
-def _train(config: Finetune, task: LabelledSet, arm: TuningArm, jobs: list[PointJob]) -> list[Trained]:
+def _train(
+    kind: TaskKind, config: Any, task: LabelledSet, arm: TuningArm, jobs: list[PointJob]
+) -> list[Trained]:
     """Trains what is not trained yet."""
-    data, judge = config.data, validation(config, task)
-    train_split = Source(data.path, data.train_split, arm.trainer.fields)
-    val_split = Source(data.path, data.val_split, arm.trainer.fields)
+    judge = kind.judge(config, task)
+    train_split = kind.source(config, arm.trainer, config.data.train_split)
+    val_split = kind.source(config, arm.trainer, config.data.val_split)
     return [train(arm.trainer, train_split, val_split, job.point, judge, job.folder) for job in jobs]
 
 
 def _cell(
-    config: Finetune,
+    kind: TaskKind,
+    config: Any,
     task: LabelledSet,
     swept: Swept,
     rate: float,
@@ -201,17 +228,17 @@ def _cell(
 ) -> Cell:
     """The settled points of an arm on the test split; the weights of all others are removed."""
     arm = swept.arm
-    test = Source(config.data.path, config.data.test_split, arm.trainer.fields)
+    test = kind.source(config, arm.trainer, config.data.test_split)
     settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
     measures = {}
     for job, trained in settled:
         scores = test_scores(arm.trainer, test, trained, job.folder)
         if scores is None:  # an earlier sweep settled on another rate and removed these weights
             forget(job.folder, weights_only=False)
-            (again,) = _train(config, task, arm, [job])
+            (again,) = _train(kind, config, task, arm, [job])
             scores = test_scores(arm.trainer, test, again, job.folder)
         assert scores is not None
-        measures[job.run] = measure(task, task.test, scores, config.data.kind, 0.0)
+        measures[job.run] = kind.measure(config, task, scores)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
@@ -221,6 +248,17 @@ def _cell(
         chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
     return Cell(about, cells.summarise(measures, task.test.clusters, config.intervals), arm.baseline)
+
+
+def _source(config: Finetune, trainer: Trainer, split: str) -> Source:
+    return Source(config.data.path, split, trainer.fields)
+
+
+def _measure(config: Finetune, task: LabelledSet, scores: np.ndarray) -> Measure:
+    return measure(task, task.test, scores, config.data.kind, 0.0)
+
+
+IMAGES = TaskKind(NAME, check, open_task, _arms, _source, validation, _measure, cells.prior)
 
 
 def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], together: bool) -> dict[str, float]:

@@ -9,11 +9,40 @@ from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
 from fusmae_jax.config.setting import setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.config import PAPER_HEAD, Evaluation, Labels, evaluation_problems, sweep_problems
+from fusmae_jax.eval.config import PAPER_HEAD, Labels, PooledEvaluation, pooled_problems, sweep_problems
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(Evaluation):
+class Tuning:
+    """How an encoder and its head are trained together."""
+
+    # Of the record, or of a quarter of it
+    augment: Augment = dataclasses.field(
+        default_factory=functools.partial(Augment, crop=False, crop_scale=(0.5, 1.0), hflip=0.5, vflip=0.5)
+    )
+    # Peaks; the validation split settles on one
+    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 5e-4), above=0)
+    settle: Literal['all', 'each'] = 'all'  # one rate for all systems and modalities, or one for each
+    epoch: Literal['last', 'best'] = 'last'  # which is tested; best: on the validation split
+    # Of the validation split; '' is ap_micro (multi_label), top1 (single_label) or iou_macro (segmentation)
+    metric: str = ''
+    epochs: float = setting(10.0, above=0)
+    warmup_epochs: float = setting(1.0, least=0)  # linear from 0; then a half cosine to 0
+    batch_size: int = setting(128, least=1)  # of all devices; fewer labelled records make a smaller batch
+    weight_decay: float = setting(0.05, least=0)  # decoupled; of kernels alone
+    b1: float = setting(0.9, least=0, below=1)
+    b2: float = setting(0.999, least=0, below=1)
+    # Factor of the rate from one block to the one below it; 1 is off
+    layer_decay: float = setting(1.0, above=0, most=1)
+    drop_path: float = setting(0.0, least=0, below=1)  # in the last block, rising from 0 in the first
+    # Of head, batch order and augmentation; each a run of its own
+    head_seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
+    max_skips: int = setting(10, least=1)  # this many steps in a row that are not finite end a learning rate
+    parallel: Parallel = dataclasses.field(default_factory=Parallel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Tuning, PooledEvaluation):
     """A linear head and the encoder under it, trained together; the paper's 10 epochs of AdamW.
 
     The defaults are the preset `paper`. What the paper leaves open follows the fine-tuning of MAE and
@@ -24,29 +53,7 @@ class Finetune(Evaluation):
         default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, PRIOR))
     )
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
-    # Of the record, or of a quarter of it
-    augment: Augment = dataclasses.field(
-        default_factory=functools.partial(Augment, crop=False, crop_scale=(0.5, 1.0), hflip=0.5, vflip=0.5)
-    )
-    # Peaks; the validation split settles on one
-    learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 5e-4), above=0)
-    settle: Literal['all', 'each'] = 'all'  # one rate for all systems and modalities, or one for each
-    epoch: Literal['last', 'best'] = 'last'  # which is tested; best: on the validation split
-    metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
-    epochs: float = setting(10.0, above=0)
-    warmup_epochs: float = setting(1.0, least=0)  # linear from 0; then a half cosine to 0
-    batch_size: int = setting(128, least=1)  # of all devices; fewer labelled records make a smaller batch
-    weight_decay: float = setting(0.05, least=0)  # decoupled; of kernels alone
-    b1: float = setting(0.9, least=0, below=1)
-    b2: float = setting(0.999, least=0, below=1)
-    # Factor of the rate from one block to the one below it; 1 is off
-    layer_decay: float = setting(1.0, above=0, most=1)
-    drop_path: float = setting(0.0, least=0, below=1)  # in the last block, rising from 0 in the first
     label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
-    # Of head, batch order and augmentation; each a run of its own
-    head_seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
-    max_skips: int = setting(10, least=1)  # this many steps in a row that are not finite end a learning rate
-    parallel: Parallel = dataclasses.field(default_factory=Parallel)
     preset: str = 'paper'
 
 
@@ -85,10 +92,16 @@ def recipe_of(config: Finetune) -> str:
 
 def check(config: Finetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
-    problems = evaluation_problems(config) + augment_problems(config.augment)
+    problems = pooled_problems(config) + tuning_problems(config, config.encoder, '`linear_probe` and `knn`')
     problems += sweep_problems(config, ('learning_rates', 'head_seeds'))
-    if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):
-        problems.append(f'encoder: {BANDS!r} has no weights to train; `linear_probe` and `knn` take it')
+    raise_all('config: these settings cannot be used', problems)
+
+
+def tuning_problems(config: Tuning, encoder: EncoderSettings, others: str) -> list[str]:
+    """What is impossible in training an encoder; `others` are the commands that train none."""
+    problems = augment_problems(config.augment)
+    if BANDS in (encoder.checkpoint, *encoder.baselines):
+        problems.append(f'encoder: {BANDS!r} has no weights to train; {others} take it')
     if not config.warmup_epochs < config.epochs:
         problems.append(f'warmup_epochs={config.warmup_epochs} leaves nothing of epochs={config.epochs}')
-    raise_all('config: these settings cannot be used', problems)
+    return problems

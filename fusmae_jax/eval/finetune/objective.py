@@ -82,13 +82,20 @@ def network(
         InputError: the feature is not one of this encoder, or the records cannot be cut into four.
     """
     assert system.model is not None
-    whole = system.model.config
-    check_pooled((feature,), whole.model, system.name)
+    check_pooled((feature,), system.model.config.model, system.name)
     crops.view_contract(contract, config.image)
-    dtype = system.model.dtype
+    return around(system, fitted, contract, config.image, feature, classes)
+
+
+def around(
+    system: System, fitted: Fitted, contract: Contract, image: str, feature: str, classes: int
+) -> Network:
+    """The network of a system whose settings were checked."""
+    assert system.model is not None
+    whole, dtype = system.model.config, system.model.dtype
     graphdef = fusmae.graph(whole.model, dtype)
     shapes = fusmae.param_shapes(whole.model, dtype)
-    return Network(fitted.config, whole, dtype, contract, config.image, feature, classes, graphdef, shapes)
+    return Network(fitted.config, whole, dtype, contract, image, feature, classes, graphdef, shapes)
 
 
 def classification(net: Network, config: Finetune) -> Objective:
@@ -98,8 +105,9 @@ def classification(net: Network, config: Finetune) -> Objective:
     with smoothed one-hot targets, mean over records.
     """
     prepare = make_inputs(net.config, net.view, config.augment)
-    smoothing = config.label_smoothing if config.data.kind == 'single_label' else 0.0
-    recipe = linear_probe.Recipe(config.data.kind, label_smoothing=smoothing)
+    recipe = linear_probe.Recipe('multi_label')
+    if config.data.kind == 'single_label':
+        recipe = linear_probe.Recipe('single_label', label_smoothing=config.label_smoothing)
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])

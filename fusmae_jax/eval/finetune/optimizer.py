@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.config import Tuning
 from fusmae_jax.parallel.rules import Params, path_name
 from fusmae_jax.train.optimizer import decay_mask
 
@@ -58,7 +58,7 @@ def rate(pace: Pace, count: Array) -> Float[Array, '']:
     return pace.peak * jnp.where(count < warmup, rising, 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
 
-def make_optimizer(config: Finetune, depth: int) -> optax.GradientTransformation:
+def make_optimizer(config: Tuning, depth: int) -> optax.GradientTransformation:
     """AdamW with decoupled decay on kernels; its state starts at a peak of 0, see `start`."""
     moments = optax.chain(
         optax.scale_by_adam(config.b1, config.b2, EPS),

@@ -20,7 +20,6 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import judged
 from fusmae_jax.input.fractions import digest
-from fusmae_jax.input.source import Source
 from fusmae_jax.train.state import State
 
 RESULT, SCORES = 'result.json', 'scores-test.npz'
@@ -42,9 +41,7 @@ class Trained(NamedTuple):
         return self.values[self.steps.index(self.step)] if self.step else -np.inf
 
 
-def train(
-    trainer: Trainer, train: Source, val: Source, point: Point, judge: Judge, folder: epath.Path
-) -> Trained:
+def train(trainer: Trainer, train: Any, val: Any, point: Point, judge: Judge, folder: epath.Path) -> Trained:
     """Trains a point, or goes on training it, or reads what it came to.
 
     Raises:
@@ -123,8 +120,11 @@ def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None
         )
 
 
-def test_scores(trainer: Trainer, test: Source, trained: Trained, folder: epath.Path) -> np.ndarray | None:
-    """The logits of the test split, read or computed and stored; None if the weights are gone."""
+def test_scores(trainer: Trainer, test: Any, trained: Trained, folder: epath.Path) -> np.ndarray | None:
+    """The scores of the test split, read or computed and stored; None if the weights are gone.
+
+    `test`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
+    """
     file = folder / SCORES
     name = f'{test.path} {test.split} {test.contract.digest} {trained.step}'
     key = test.contract.key

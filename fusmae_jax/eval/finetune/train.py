@@ -10,13 +10,14 @@ import numpy as np
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune import optimizer as optimizers
-from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.config import Finetune, Tuning
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, classification, scorer
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import heads
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from fusmae_jax.parallel.rules import Params, shardings
+from fusmae_jax.train.objective import Objective
 from fusmae_jax.train.state import State, abstract_state
 from fusmae_jax.train.step import abstract_batch, lower_step, make_step
 
@@ -53,7 +54,7 @@ class Examples:
         return {name: record[name] for name in self._source.fields} | {TARGETS: self._point.labels[index]}
 
 
-def make_plan(config: Finetune, records: int, devices: int) -> TuningPlan:
+def make_plan(config: Tuning, records: int, devices: int) -> TuningPlan:
     """How many steps of which size; raises InputError if the batch cannot be split over the devices."""
     if config.batch_size % devices:
         nearest = max(devices, round(config.batch_size / devices) * devices)
@@ -69,15 +70,45 @@ def make_plan(config: Finetune, records: int, devices: int) -> TuningPlan:
     return TuningPlan(batch, min(round(config.warmup_epochs * records / batch), total - 1), tuple(ends))
 
 
+class Learned(NamedTuple):
+    """What is learned: the parts in which tasks differ."""
+
+    objective: Objective
+    head: Callable[[jax.Array], Any]  # from a key to the parameters of a fresh head
+    score: Callable[[Any, Any], jax.Array]  # (params, batch) -> what validation judges, a row a record
+    targets: tuple[tuple[int, ...], Any]  # shape and type of TARGETS of one record
+    scored: tuple[str, ...] = ()  # fields that `score` reads beside the images
+
+
+def pooled(net: Network, config: Finetune) -> Learned:
+    """A linear head on one pooled feature, judged by its logits."""
+
+    def head(key: jax.Array) -> Any:
+        return heads.init_head(key, net.width, net.classes)
+
+    return Learned(classification(net, config), head, scorer(net), ((net.classes,), jnp.uint8))
+
+
 class Trainer:
     """Fine-tunes one network with one list of settings; every function is traced and compiled once."""
 
-    def __init__(self, config: Finetune, net: Network, encoder: Any, devices: list[jax.Device] | None = None):
-        """`encoder` are the weights that every point starts from; `devices` are all of them by default."""
+    def __init__(
+        self,
+        config: Any,
+        net: Network,
+        encoder: Any,
+        devices: list[jax.Device] | None = None,
+        learned: Learned | None = None,
+    ):
+        """`encoder` are the weights that every point starts from; `devices` are all of them by default.
+
+        `config` has the fields of `Tuning`, `data` and `encoder`; `learned` is a linear head by default.
+        """
         self.config, self.net, self._encoder = config, net, encoder
         self.mesh = make_mesh(config.parallel, devices)
         self._sharding = batch_sharding(self.mesh)
-        self._objective = classification(net, config)
+        self._learned = learned or pooled(net, config)
+        self._objective = self._learned.objective
         self._optimizer = optimizers.make_optimizer(config, net.whole.model.depth)
         self.fields = self._objective.fields
         self.abstract = abstract_state(self._objective, self._optimizer, self.mesh)
@@ -99,12 +130,10 @@ class Trainer:
 
     @functools.cached_property
     def _start(self) -> Callable:
-        width, classes = self.abstract['params']['head']['kernel'].shape
-
         def make(encoder: Any, key: jax.Array, extra: Any, pace: optimizers.Pace) -> State:
             # Copies: the state is donated, and the next point starts from the same weights.
             encoder = jax.tree.map(jnp.copy, encoder)
-            params = {'encoder': encoder, 'head': heads.init_head(key, width, classes)}
+            params = {'encoder': encoder, 'head': self._learned.head(key)}
             zero = jnp.zeros((), jnp.int32)
             return {
                 'step': zero,
@@ -125,7 +154,7 @@ class Trainer:
         """
         size = self.plan(point).batch
         rows = pipeline.local_rows(self._sharding, size)
-        batches = pipeline.train_batches(Examples(source, point), point.seed, size, rows)
+        batches = pipeline.train_batches(self.examples(source, point), point.seed, size, rows)
         step, losses, skips = self._step(size), [], []
         data = self.config.data
         stream = pipeline.iterate(batches, start, stop, threads=data.threads, prefetch=data.prefetch)
@@ -145,15 +174,19 @@ class Trainer:
         values = np.array(jax.device_get(losses))
         return state, float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else float('inf')
 
-    def scores(self, params: Params, source: Source) -> np.ndarray:
-        """The logits (records, classes) of a split, float32, in its order."""
+    def examples(self, source: Any, point: Point) -> Any:
+        """The records that a point learns from, by index."""
+        return Examples(source, point)
+
+    def scores(self, params: Params, source: Any) -> np.ndarray:
+        """What validation judges, of a split in its order: the logits (records, classes), float32."""
         stream = pipeline.over_split(
             source,
             lambda batch: np.asarray(self._scorer(params, batch)),
             self._sharding,
             self._eval_batch,
             self.config.data,
-            fields=self.fields,
+            fields=(*self.fields, *self._learned.scored),
         )
         return pipeline.joined([scores for _, scores in stream], len(source))
 
@@ -162,17 +195,21 @@ class Trainer:
             # The rate that make_step reports is not read: the optimizer's own state has it.
             step = make_step(self._objective, self._optimizer, jnp.zeros_like, 0)
             batch = self._batch(size)
-            batch[TARGETS] = jax.ShapeDtypeStruct(
-                (size, self.net.classes), jnp.uint8, sharding=self._sharding
-            )
+            batch |= self._targets(size)
             self._steps[size] = lower_step(step, self.abstract, batch, self.mesh).compile()
         return self._steps[size]
 
     @functools.cached_property
     def _scorer(self) -> Callable:
         with jax.set_mesh(self.mesh):
-            jitted = jax.jit(scorer(self.net), out_shardings=replicated(self.mesh))
-            return jitted.lower(self.abstract['params'], self._batch(self._eval_batch)).compile()
+            jitted = jax.jit(self._learned.score, out_shardings=replicated(self.mesh))
+            batch = self._batch(self._eval_batch)
+            batch |= self._targets(self._eval_batch) if self._learned.scored else {}
+            return jitted.lower(self.abstract['params'], batch).compile()
+
+    def _targets(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shape, dtype = self._learned.targets
+        return {TARGETS: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self._sharding)}
 
     def _batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return abstract_batch(self.net.contract, self.fields, {'': size}, self.mesh)

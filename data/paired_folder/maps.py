@@ -1,0 +1,140 @@
+"""The label rasters of a user's folder: a class for each pixel, cut along with the images.
+
+A label raster covers the ground of its image, in pixels of its own size. Its numbers are never changed: what
+would have to be resampled, or means no class, is refused.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.windows import Window
+
+from fusmae_jax.errors import InputError
+from fusmae_jax.geo import UnusableError, raster
+from fusmae_jax.geo.grid import check_grid
+from fusmae_jax.geo.raster import Header
+from fusmae_jax.input import label_maps
+from fusmae_jax.input.contract import LabelMap
+
+from ..geotiff import refused
+from ..records import RecordError
+from .headers import CHANGED, opened
+from .layout import tile_size
+from .settings import Archive
+
+MAP = 'map'  # the record field
+DTYPES = ('uint8', 'int8', 'int16', 'uint16', 'int32', 'uint32')
+
+
+def map_header(file: Path) -> Header:
+    """The header of a label raster; raises RecordError for one that records cannot hold."""
+    with opened(file, MAP) as dataset:
+        header = raster.read_header(file, dataset, (MAP,) * dataset.count)
+    with refused(file, MAP, ''):
+        if dataset.count != 1:
+            advice = f'keep the one with the classes: rio stack {file} --bidx 1 OUT.tif'
+            raise UnusableError('channels', f'{dataset.count}, expected one', advice)
+        if header.dtype not in DTYPES:
+            raise UnusableError(
+                'dtype',
+                f'{header.dtype}, but classes are whole numbers',
+                f'write them as one of {", ".join(DTYPES)}; a map that was interpolated has to be made anew, '
+                'with nearest neighbours',
+            )
+        if (header.scale, header.offset) != (1, 0):
+            raise UnusableError(
+                'scale, offset',
+                f'{header.scale:g}, {header.offset:g}',
+                'classes have neither: remove the tags',
+            )
+        if header.masked:
+            raise UnusableError(
+                'mask', 'a mask says what is labelled', 'write a nodata value into the pixels'
+            )
+        check_grid(header.grid, header.points)
+    return header
+
+
+def check_like(header: Header | None, first: Header | None) -> None:
+    """Raises RecordError where a label raster is of another kind than the first one."""
+    if header is None or first is None:
+        return
+    for what in ('dtype', 'nodata', 'resolution'):
+        value, wanted = getattr(header, what), getattr(first, what)
+        if value != wanted:
+            raise RecordError(
+                header.file,
+                f'{MAP} {what}',
+                f'{value}, but {first.file} has {wanted}',
+                'all label rasters need one type, nodata value and pixel size: write them alike',
+            )
+
+
+def label_map(archive: Archive, header: Header, finest: float) -> LabelMap:
+    """What the label rasters hold; `finest` is the pixel size of the finest image, in metres.
+
+    Raises:
+        InputError: tiles that are no whole number of its pixels, a nodata value that is a class, or edges
+            to fill up without one.
+    """
+    ignore = set(archive.map_ignore)
+    if header.nodata in archive.map_codes:
+        name = archive.map_classes[archive.map_codes.index(int(header.nodata))]
+        raise InputError(
+            f'{header.file}: {MAP} nodata: {header.nodata:g} is also the value of the class {name!r}: remove '
+            f'the tag (rio edit-info --unset-nodata {header.file}), or leave the class out'
+        )
+    if header.nodata is not None:
+        ignore.add(int(header.nodata))
+    if archive.edge == 'pad' and not ignore:
+        raise InputError(
+            "config.archive.edge='pad': the label rasters have no value for pixels without a label to fill "
+            "up with; set map_ignore, or edge='drop'"
+        )
+    return LabelMap(
+        classes=archive.map_classes,
+        values=archive.map_codes,
+        ignore=tuple(sorted(ignore)),
+        size=tile_size(archive, header, finest),
+        dtype=header.dtype,
+        resolution=round(header.resolution, 9),
+    )
+
+
+def label_words(about: LabelMap) -> str:
+    """The values of a map in words."""
+    words = [f'{value} {name}' for value, name in zip(about.values, about.classes)]
+    return ', '.join([*words, *(f'{value} no label' for value in about.ignore)])
+
+
+def read_map(file: Path, about: LabelMap, tile: Any) -> np.ndarray:
+    """The labels within a `tiles.Tile`, (rows, columns) as stored; what no file fills is to be ignored.
+
+    Raises:
+        RecordError: a file that changed, or a value that is no class.
+    """
+    step = about.resolution / tile.pixel
+    row, column = (round(x / step) for x in tile.corner)
+    shape = tuple(round(x / step) for x in tile.shape)
+    rows, columns = (min(side, x - start) for side, x, start in zip(about.size, shape, (row, column)))
+    with opened(file, MAP) as dataset:
+        corner = (dataset.transform.c, dataset.transform.f)
+        moved = any(abs(a - b) > tile.pixel / 2 for a, b in zip(corner, tile.place[1:]))
+        if dataset.shape != shape or moved or dataset.dtypes[0] != about.dtype:
+            message = f'{dataset.shape} {dataset.dtypes[0]} at {corner}, listed {shape} {about.dtype}'
+            raise RecordError(file, f'{MAP} size', message, CHANGED)
+        block = dataset.read(1, window=Window(column, row, columns, rows))
+    if (wrong := label_maps.unknown(block, about)) is not None:
+        raise RecordError(
+            file,
+            MAP,
+            f'{wrong}, counted from row {row}, column {column} of the file',
+            'name it (config.archive.map_classes, map_values) or leave it out (map_ignore); a map that was '
+            'interpolated has to be made anew, with nearest neighbours',
+        )
+    if block.shape == about.size:
+        return block
+    whole = np.full(about.size, about.ignore[0] if about.ignore else 0, about.dtype)
+    whole[:rows, :columns] = block
+    return whole

@@ -1,0 +1,1 @@
+"""Dense tasks: a class for each pixel, read off the tokens of an encoder."""

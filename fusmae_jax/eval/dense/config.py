@@ -1,0 +1,89 @@
+"""The settings of `dense_probe` and `dense_finetune`, and the impossible ones among them."""
+
+import dataclasses
+import functools
+
+from fusmae_jax.config.checks import augment_problems
+from fusmae_jax.config.run import MAX_SEED, Augment
+from fusmae_jax.config.setting import setting
+from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
+from fusmae_jax.errors import raise_all
+from fusmae_jax.eval.config import Evaluation, Intervals, Labels, Task, evaluation_problems, sweep_problems
+from fusmae_jax.eval.dense.heads import Kind
+from fusmae_jax.eval.dense.losses import Loss
+from fusmae_jax.eval.finetune.config import Tuning, tuning_problems
+
+STILL = Augment(crop=False, hflip=0.0, vflip=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Evaluation):
+    """A class for each pixel, from the tokens of an encoder."""
+
+    data: Task = dataclasses.field(default_factory=functools.partial(Task, labels='map', kind='segmentation'))
+    labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
+    intervals: Intervals = dataclasses.field(default_factory=functools.partial(Intervals, cluster='scene'))
+    # Numbers of the blocks, from 1, whose tokens the head is given side by side; (): the last one
+    layers: tuple[int, ...] = setting((), least=1)
+    head: Kind = 'linear'  # shuffle: all pixels of a patch from its token; pup: a convolutional decoder
+    head_width: int = setting(64, least=1)  # channels of the decoder
+    loss: Loss = 'cross_entropy'
+    focal_gamma: float = setting(2.0, least=0)  # of the focal loss
+    rot90: bool = False  # turn training records by a random multiple of 90 degrees; grids must be square
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseProbe(Dense):
+    """A head on frozen tokens; the encoder is never changed."""
+
+    encoder: EncoderSettings = dataclasses.field(
+        default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, BANDS, PRIOR))
+    )
+    augment: Augment = STILL  # off, as in other probes of frozen features
+    learning_rates: tuple[float, ...] = setting((3e-4, 1e-3, 3e-3, 1e-2), above=0)
+    weight_decays: tuple[float, ...] = setting((0.0,), least=0)  # decoupled; of kernels alone
+    epochs: float = setting(10.0, above=0)
+    batch_size: int = setting(32, least=1)
+    # Before the names of the fields of an earlier image of the same ground, such as 'before_': the head is
+    # given the tokens and their difference from the earlier ones
+    earlier: str = ''
+    # Tokens with mean 0 and variance 1 over the labelled records; pixels always
+    standardise: bool = True
+    head_seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)  # of the initial heads
+    metric: str = ''  # of the validation split; '' is iou_macro
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseFinetune(Tuning, Dense):
+    """A head and the encoder under it, trained together."""
+
+    encoder: EncoderSettings = dataclasses.field(
+        default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, PRIOR))
+    )
+    batch_size: int = setting(32, least=1)
+
+
+# What decides the outcome of a fine-tuning beside the encoder, the records, the rate and the seed.
+RECIPE = (
+    *('augment', 'rot90', 'epochs', 'warmup_epochs', 'batch_size', 'weight_decay', 'b1', 'b2'),
+    *('layer_decay', 'drop_path', 'epoch', 'max_skips', 'layers', 'head', 'head_width', 'loss'),
+    'focal_gamma',
+)
+
+
+def check(config: DenseProbe | DenseFinetune) -> None:
+    """Raises InputError with every setting that is impossible whatever the data hold."""
+    problems = evaluation_problems(config)
+    if config.data.kind != 'segmentation':
+        problems.append(f"data.kind={config.data.kind!r}: dense tasks need 'segmentation'")
+    if len(set(config.layers)) < len(config.layers):
+        problems.append(f'layers={config.layers} names a block twice')
+    if isinstance(config, DenseProbe):
+        problems += augment_problems(config.augment)
+        names: tuple[str, ...] = ('learning_rates', 'weight_decays', 'head_seeds')
+    else:
+        problems += tuning_problems(config, config.encoder, '`dense_probe`')
+        names = ('learning_rates', 'head_seeds')
+    if config.data.kind == 'segmentation':
+        problems += sweep_problems(config, names)
+    raise_all('config: these settings cannot be used', problems)

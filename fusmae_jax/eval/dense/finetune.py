@@ -1,0 +1,173 @@
+"""The command `dense_finetune`: encoder and head trained together, a class for each pixel.
+
+Points, sweeps, validation and what a killed run goes on from are those of `finetune` (`eval/finetune`); what
+differs stands here: the loss of a batch of maps, and scores that are confusion matrices.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import Array, Float
+
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.systems import System, fit
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.config import metric_of
+from fusmae_jax.eval.dense import features, heads, losses
+from fusmae_jax.eval.dense.config import RECIPE, DenseFinetune, check
+from fusmae_jax.eval.dense.heads import HeadShape
+from fusmae_jax.eval.dense.metrics import Segmentation, of_confusion, segmentation
+from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
+from fusmae_jax.eval.dense.score import confusion, scores
+from fusmae_jax.eval.dense.targets import moved, turned
+from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
+from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
+from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
+from fusmae_jax.eval.finetune.rows import digest
+from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
+from fusmae_jax.eval.task import LabelledSet, entrants
+from fusmae_jax.input import presets
+from fusmae_jax.input.compatibility import Fitted
+from fusmae_jax.input.pipeline import POSITION
+from fusmae_jax.input.prepare import fields
+from fusmae_jax.models import fusmae
+from fusmae_jax.models.blocks import sample_paths
+from fusmae_jax.parallel.rules import Params
+from fusmae_jax.train.objective import Batch, Metrics, Objective, sample_keys
+
+NAME = 'dense_finetune'
+
+
+def run_dense_finetune(config: DenseFinetune, workdir: epath.PathLike) -> int:
+    """Fine-tunes for maps of labels, and writes a row for each metric; see `finetune.command.run_tuning`."""
+    return run_tuning(MAPS, config, workdir)
+
+
+def segmenting(
+    net: Network, shape: HeadShape, layers: tuple[int, ...], config: DenseFinetune, size: Any
+) -> Learned:
+    """A head on maps of tokens, judged by confusion matrices (records, classes, classes).
+
+    Args:
+        net: the encoder.
+        shape: of the head.
+        layers: the blocks that it is given.
+        config: loss, augmentation and stochastic depth.
+        size: rows and columns of the labels.
+    """
+    names = tuple(fields(net.config, net.contract))
+    depth = net.whole.model.depth
+
+    def logits(params: Params, patches: Any, paths: Any = None) -> Float[Array, 'b h w c']:
+        found = features.token_map(net.merge(params['encoder']), patches, layers, paths)
+        return scores(params['head'], found.values, shape, size)
+
+    def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
+        geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
+        turn, path = jnp.moveaxis(jax.vmap(jax.random.split)(rest), 1, 0)
+        if config.rot90:
+            batch = turned(batch, (*names, TARGETS), turn)
+        paths = None
+        if config.drop_path and depth > 1:
+            paths = sample_paths(path, depth, config.drop_path, first=1)
+        found = logits(params, augmented(batch, geometry), paths)
+        labels = moved(batch[TARGETS], geometry, config.augment)
+        total = losses.loss(found, labels, config.loss, config.focal_gamma)
+        return total, ({'loss': total}, extra)
+
+    def score(params: Params, batch: Batch) -> Float[Array, 'b c c']:
+        return confusion(logits(params, plain(batch, None)), batch[TARGETS])
+
+    def head(key: Array) -> Any:
+        return heads.init(key, shape)
+
+    def init(key: Array) -> tuple[Any, Any]:
+        encoder = fusmae.init_params(net.whole.model, key, net.dtype)['encoder']
+        return {'encoder': encoder, 'head': head(key)}, {'seed': jnp.zeros((), jnp.uint32)}
+
+    augmented = presets.make_inputs(net.config, net.contract, config.augment)
+    plain = presets.make_inputs(net.config, net.contract, None)
+    return Learned(Objective(init, loss, names), head, score, (size, jnp.uint8), (TARGETS,))
+
+
+class MapTrainer(Trainer):
+    """Fine-tunes an encoder and a head on maps of labels."""
+
+    def examples(self, source: Any, point: Point) -> Any:
+        """The records that a point learns from, with their maps."""
+        return MappedSource(self.config.data, source.split, self.fields, point.positions)
+
+
+def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Iterator[TuningArm]:
+    data, contract = config.data, task.contract
+    about = map_of(data, contract)
+    for entrant in entrants(config):
+        system, modalities = entrant.system, entrant.modalities
+        if system.parts:
+            raise InputError(f'encoder.checkpoint: {system.name} has several encoders; fine-tuning takes one')
+        assert system.model is not None
+        fitted = fit(system.model, contract, modalities, config.encoder, data.path)
+        for line in fitted.notes:
+            logging.info('%s', line)
+        features.check_preset(fitted.config, system.name)
+        whole = system.model.config
+        layers = features.chosen(config.layers, whole, system.name)
+        if config.rot90:
+            check_square(contract, fields(fitted.config, contract), about.size)
+        net = around(system, fitted, contract, 'resize', '', len(task.classes))
+        width = features.width(fitted.config, whole, layers)
+        shape = HeadShape(config.head, width, net.classes, whole.model.patch_size, config.head_width)
+        learned = segmenting(net, shape, layers, config, about.size)
+        words = features.layer_words(layers)
+        yield TuningArm(
+            MapTrainer(config, net, system.model.params['encoder'], learned=learned),
+            entrant.fields
+            | system_fields(fitted, modalities, contract)
+            | method_fields(config, NAME, words, config.head),
+            identity(config, task, system, fitted),
+            folder / f'{entrant.kind}-{"+".join(modalities)}-{config.head}',
+            entrant.baseline,
+        )
+
+
+def identity(config: DenseFinetune, task: LabelledSet, system: System, fitted: Fitted) -> dict[str, Any]:
+    """Everything that decides what a point comes to, but for its records, rate and seed."""
+    assert system.model is not None
+    data, model = config.data, fitted.config.model
+    about = {
+        'weights': system.fingerprint,
+        'data': task.contract.digest,
+        'splits': [data.train_split, data.val_split],
+        'labels': [data.labels, data.kind],
+        'validation': [metric_of(config), digest(task.val.labels)],
+        'modalities': list(model.modalities),
+        'absent': model.fusion.absent,
+        'input': to_dict(model.modalities),
+        'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
+        'preset': presets.preset_fields(fitted.config),
+        'compute': str(system.model.dtype),
+        'recipe': {name: to_dict(getattr(config, name)) for name in RECIPE},
+    }
+    return json.loads(json.dumps(about))
+
+
+def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource:
+    return MappedSource(config.data, split, trainer.fields)
+
+
+def _judge(config: DenseFinetune, task: LabelledSet) -> Callable[[np.ndarray], float]:
+    name = metric_of(config)
+    return lambda counts: of_confusion(counts.sum(axis=0, dtype=np.float64), task.classes)[name]
+
+
+def _measure(config: DenseFinetune, task: LabelledSet, counts: np.ndarray) -> Segmentation:
+    return segmentation(counts, task.classes)
+
+
+MAPS = TaskKind(NAME, check, open_maps, _arms, _source, _judge, _measure, prior)

@@ -1,0 +1,147 @@
+"""The command `dense_probe`: heads on the frozen tokens of an encoder, a class for each pixel.
+
+Tokens of a whole data set have no room, so they are not stored: each step encodes its batch once, and all
+heads of the sweep (learning rates x weight decays x seeds) learn from it side by side. The encoder is never
+changed. The validation split settles the sweep; the test split is read once, with what was settled.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from fusmae_jax import storage
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import PRIOR
+from fusmae_jax.eval import cells
+from fusmae_jax.eval.cells import Cell
+from fusmae_jax.eval.dense.config import DenseProbe, check
+from fusmae_jax.eval.dense.features import chosen, make_reader, with_earlier
+from fusmae_jax.eval.dense.metrics import segmentation
+from fusmae_jax.eval.dense.prober import Prober
+from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
+from fusmae_jax.eval.dense.stored import describe, write_head
+from fusmae_jax.eval.dense.task import map_of, open_maps, prior
+from fusmae_jax.eval.linear_probe import Settled
+from fusmae_jax.eval.metrics import Measure
+from fusmae_jax.eval.task import LabelledSet, entrants
+
+NAME, HEADS, CONFIG = 'dense_probe', 'heads', 'settings-dense_probe.json'
+
+
+class Arm(NamedTuple):
+    """A system with one choice of sensors."""
+
+    prober: Prober
+    fields: dict[str, Any]  # of its rows
+    stem: str  # of the names of its heads
+    about: dict[str, Any]  # of its heads, where they can be used on other images
+    baseline: bool
+
+
+def run_dense_probe(config: DenseProbe, workdir: epath.PathLike) -> int:
+    """Trains heads on frozen tokens and writes a row for each metric; returns the exit code 0.
+
+    Into the workdir: `rows-dense_probe.jsonl`; `differences-dense_probe.jsonl`, the paired differences from
+    the baselines; `heads/`, what was learned.
+
+    Raises:
+        InputError: settings, checkpoint and data do not fit together.
+        DivergedError: every head of a sweep diverged.
+    """
+    workdir = epath.Path(workdir)
+    check(config)
+    task, drawn = open_maps(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_json(workdir / CONFIG, to_dict(config))
+    evaluated: list[Cell] = []
+    for cell in _cells(config, workdir, task, drawn):
+        evaluated.append(cell)
+        cells.write(evaluated, workdir, NAME)
+        print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
+    print()
+    cells.show(evaluated, config.data.kind, workdir, NAME)
+    return 0
+
+
+def _cells(
+    config: DenseProbe,
+    workdir: epath.Path,
+    task: LabelledSet,
+    drawn: Mapping[float, Mapping[int, np.ndarray]],
+) -> Iterator[Cell]:
+    """Every system and sensor subset at every label fraction, then the floor."""
+    shared = cells.task_fields(config.data, task, config.intervals)
+    about = {f: shared | cells.label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
+    for arm in _arms(config, task):
+        for fraction, parts in drawn.items():
+            yield _cell(config, task, arm, parts, about[fraction], workdir)
+    if PRIOR in config.encoder.baselines:
+        for fraction, parts in drawn.items():
+            yield prior(config, task, parts, about[fraction])
+
+
+def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
+    data, contract = config.data, task.contract
+    size = map_of(data, contract).size
+    for entrant in entrants(config):
+        reader = make_reader(
+            entrant.system,
+            contract,
+            entrant.modalities,
+            config.encoder,
+            config.layers,
+            config.augment,
+            data.path,
+            size,
+        )
+        if config.earlier:
+            reader = with_earlier(reader, contract, config.earlier)
+        for line in reader.fitted.notes if reader.fitted else ():
+            logging.info('%s', line)
+        if config.rot90:
+            check_square(contract, reader.fields, size)
+        prober = Prober(config, task, reader)
+        fields = system_fields(reader.fitted, entrant.modalities, contract)
+        fields |= method_fields(config, NAME, reader.words, prober.head.kind)
+        fields['batch_norm'] = prober.standardised
+        stem = f'{entrant.kind}-{"+".join(entrant.modalities)}'
+        about = {}
+        if reader.fitted and not config.earlier:
+            model = reader.fitted.config.model
+            about = describe(
+                prober.head,
+                entrant.system.fingerprint,
+                tuple(model.modalities),
+                chosen(config.layers, reader.fitted.config, entrant.system.name),
+                model.fusion.absent,
+                config.encoder.stats,
+                map_of(data, contract),
+            )
+        yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
+
+
+def _cell(
+    config: DenseProbe,
+    task: LabelledSet,
+    arm: Arm,
+    parts: Mapping[int, np.ndarray],
+    about: Mapping[str, Any],
+    workdir: epath.Path,
+) -> Cell:
+    """All label subsets of one arm at one fraction."""
+    measures: dict[tuple[int, int], Measure] = {}
+    chosen: list[Settled] = []
+    for seed, positions in parts.items():
+        settled, counts, stored = arm.prober(positions)
+        if settled.at_edge:
+            logging.info('%s: settled on the lowest or highest learning rate of the sweep', arm.stem)
+        chosen.append(settled)
+        measures |= {(seed, head): segmentation(x, task.classes) for head, x in counts.items()}
+        file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
+        write_head(file, stored, arm.about)
+    values = {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
+    runs = cells.summarise(measures, task.test.clusters, config.intervals)
+    return Cell({**about, **arm.fields, 'chosen': values}, runs, arm.baseline)

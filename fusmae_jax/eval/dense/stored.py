@@ -1,0 +1,102 @@
+"""Heads on disk: what was learned, and all that is needed to use it on other images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from fusmae_jax import storage
+from fusmae_jax.config.build import from_dict
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.dense.heads import HeadShape
+from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.input.contract import LabelMap
+
+ABOUT, FORMAT = 'about', 1
+
+
+class StoredHead(NamedTuple):
+    """A head of a probe."""
+
+    params: Any
+    scale: Scale  # of the features that it is given
+    shape: HeadShape
+    weights: str  # fingerprint of the encoder
+    modalities: tuple[str, ...]
+    layers: tuple[int, ...]
+    absent: Any  # the rule for sensors that are not given
+    stats: str  # where the statistics of its inputs were from: 'checkpoint' or 'dataset'
+    labels: LabelMap  # what it predicts, and on which grid
+
+
+def describe(
+    shape: HeadShape,
+    weights: str,
+    modalities: Sequence[str],
+    layers: Sequence[int],
+    absent: str,
+    stats: str,
+    labels: LabelMap,
+) -> dict[str, Any]:
+    """What is stored beside the parameters, as JSON has it."""
+    return {
+        'format': FORMAT,
+        'shape': shape._asdict(),
+        'weights': weights,
+        'modalities': [*modalities],
+        'layers': [*layers],
+        'absent': absent,
+        'stats': stats,
+        'labels': {
+            'classes': [*labels.classes],
+            'values': [*labels.values],
+            'size': [*labels.size],
+            'resolution': labels.resolution,
+        },
+    }
+
+
+def write_head(file: epath.Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
+    """Writes heads (several along the first axis of each array) with their description; whole or not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_npz(file, {**arrays, ABOUT: np.array(json.dumps(about))})
+
+
+def read_head(file: epath.PathLike) -> StoredHead:
+    """The first of the heads in a file.
+
+    Raises:
+        InputError: no such file, or no head that can be used on other images.
+    """
+    if not epath.Path(file).exists():
+        raise InputError(f'{file}: there is no such file; `dense_probe` writes heads/ into its workdir')
+    with storage.read_npz(epath.Path(file), 'give a file of heads/ of a `dense_probe`') as archive:
+        about = json.loads(str(archive[ABOUT])) if ABOUT in archive else {}
+        arrays = {name: archive[name] for name in archive.files if name != ABOUT}
+    if about.get('format') != FORMAT:
+        raise InputError(
+            f'{file}: no head that can be used on other images: take one from heads/ of a `dense_probe`, of '
+            'an encoder, on images of one date'
+        )
+    labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
+    params: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name not in ('seed', 'mean', 'std'):
+            *folders, leaf = name.split('/')
+            inner = params
+            for folder in folders:
+                inner = inner.setdefault(folder, {})
+            inner[leaf] = array[0]
+    return StoredHead(
+        params,
+        Scale(arrays['mean'], arrays['std']),
+        HeadShape(**about['shape']),
+        about['weights'],
+        tuple(about['modalities']),
+        tuple(about['layers']),
+        about['absent'],
+        about['stats'],
+        labels,
+    )

@@ -1,0 +1,103 @@
+"""A data set with maps of labels: what its index says of the classes, and its records with their maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.eval.cells import Cell, without_image
+from fusmae_jax.eval.config import Evaluation, Task
+from fusmae_jax.eval.dense.config import Dense
+from fusmae_jax.eval.dense.metrics import segmentation
+from fusmae_jax.eval.finetune.objective import TARGETS
+from fusmae_jax.eval.task import LabelledSet, LabelledSplit, check_apart, subsets
+from fusmae_jax.input.contract import Contract, LabelMap
+from fusmae_jax.input.label_maps import to_classes
+from fusmae_jax.input.source import PIXELS, Source
+
+MAJORITY = 'most frequent class'
+
+
+class MappedSource:
+    """Records of a split by index: image fields and, as TARGETS, the class of each pixel."""
+
+    def __init__(self, data: Task, split: str, fields: Sequence[str], positions: np.ndarray | None = None):
+        """`positions` chooses some of the records; None takes all in their order."""
+        self._source = Source(data.path, split, (*fields, data.labels))
+        self._about, self._map = map_of(data, self._source.contract), data.labels
+        self._positions, self.fields = positions, (*fields, TARGETS)
+        self.path, self.split, self.contract = self._source.path, split, self._source.contract
+
+    def __len__(self) -> int:
+        return len(self._source) if self._positions is None else len(self._positions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = self._source[index if self._positions is None else int(self._positions[index])]
+        images = {name: record[name] for name in self.fields if name != TARGETS}
+        return images | {TARGETS: to_classes(record[self._map], self._about)}
+
+    def index(self, fields: Sequence[str]) -> dict[str, np.ndarray]:
+        """Fields of the index of the whole split, in its order."""
+        return self._source.index(fields)
+
+
+def map_of(data: Task, contract: Contract) -> LabelMap:
+    """What the maps of a data set hold; raises InputError where it has none of that name."""
+    maps = contract.maps or {}
+    if data.labels not in maps:
+        hint = nearest(data.labels, maps) if maps else 'it has no maps of labels (see docs/dense.md)'
+        raise InputError(f'{data.path}: no map {data.labels!r} (data.labels); {hint}')
+    return maps[data.labels]
+
+
+def open_maps(config: Dense) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+    """The classes that occur in each record, from the index; of each label fraction the drawn subsets.
+
+    Raises:
+        InputError: no such split, map or cluster field; a record in two splits; a class that no training
+            record has a pixel of is said in the log, not refused.
+    """
+    data, cluster = config.data, config.intervals.cluster if config.intervals.replicates else ''
+    contract = Source(data.path, data.train_split, ()).contract
+    classes = map_of(data, contract).classes
+    train, val = (_split(data, contract, name, '') for name in (data.train_split, data.val_split))
+    task = LabelledSet(contract, classes, train, val, _split(data, contract, data.test_split, cluster))
+    check_apart(task, data.path)
+    for split in (task.train, task.val, task.test):
+        pixels = split.labels.sum(axis=0, dtype=np.int64)
+        absent = [name for i, name in enumerate(classes) if not pixels[i]]
+        more = f'; no pixel of {", ".join(absent)}' if absent else ''
+        logging.info('%s: %s records%s', split.name, f'{len(split.keys):,}', more)
+        if len(absent) == len(classes):
+            raise InputError(f'{data.path}, {split.name}: no pixel of {data.labels} has a label')
+    labels = config.labels
+    drawn = {f: subsets(data, task, f, labels.draw, labels.seeds) for f in labels.fractions}
+    return task, drawn
+
+
+def _split(data: Task, contract: Contract, split: str, cluster: str) -> LabelledSplit:
+    """Names, pixels of each class, and clusters of the records of a split."""
+    pixels = f'{PIXELS}{data.labels}'
+    fields = [contract.key, *([cluster] if cluster else [])]
+    index = Source(data.path, split, ()).index(fields, (pixels,))
+    if pixels not in index:
+        raise InputError(
+            f'{data.path}, {split}: the index has no counts of {data.labels}: it was converted by an earlier '
+            'version; convert it again'
+        )
+    return LabelledSplit(split, index[contract.key], index[pixels], index[cluster] if cluster else None)
+
+
+def prior(
+    config: Evaluation, task: LabelledSet, positions: Mapping[int, np.ndarray], about: Mapping[str, Any]
+) -> Cell:
+    """Every pixel is of the class that most labelled pixels have."""
+    measures = {}
+    for seed, part in positions.items():
+        most = int(task.train.labels[part].sum(axis=0, dtype=np.int64).argmax())
+        counts = np.zeros((*task.test.labels.shape, len(task.classes)), np.int64)
+        counts[:, :, most] = task.test.labels
+        measures[seed, 0] = segmentation(counts, task.classes)
+    return without_image(config, task, measures, about, MAJORITY, MAJORITY)

@@ -1,0 +1,190 @@
+"""`python main.py predict`: a scene of any size to a map of classes and their probabilities.
+
+Windows are those of `encode`: as large on the ground as the records that the model learned from, on a grid of
+the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the map
+is one of the labels that the head learned; where windows overlap its probabilities are a tapered mean.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from fusmae_jax import __version__
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.embed import check, ground
+from fusmae_jax.embed.rasters import Raster
+from fusmae_jax.embed.run import gdal_options, lay_out
+from fusmae_jax.embed.settings import EncodeConfig, check_settings
+from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.dense.features import check_preset
+from fusmae_jax.eval.dense.stored import StoredHead, read_head
+from fusmae_jax.geo.grid import Grid
+from fusmae_jax.predict.map_file import NOTHING, class_map, colours, probability_map
+from fusmae_jax.predict.predictor import make_predictor
+
+
+def predict(
+    config: EncodeConfig, files: Mapping[str, str], checkpoint: str, head: str, out: str, probabilities: str
+) -> int:
+    """Writes the map of a scene; returns the exit code 0.
+
+    Args:
+        config: what is known of the files, and how windows lie; `output`, `dtype`, `compress`, `cog` and
+            `stac` do not apply.
+        files: sensor -> GeoTIFF, of the sensors that the head learned from.
+        checkpoint: the encoder that the head was trained on.
+        head: a file of `heads/` of a `dense_probe`.
+        out: the map of classes, a .tif; `out`.json says what its numbers mean.
+        probabilities: a .tif with a band a class; '' for none.
+
+    Raises:
+        InputError: files, head, encoder and outputs do not fit together; nothing is written then.
+    """
+    check_settings(config)
+    targets = [_target(name, config.overwrite, files) for name in (out, probabilities) if name]
+    learned = read_head(head)
+    if set(files) != set(learned.modalities):
+        raise InputError(
+            f'{head} was trained on {" and ".join(learned.modalities)}, given: '
+            f'{" and ".join(files) or "nothing"}; give these files, or a head of these sensors'
+        )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**gdal_options()))
+        job, grid, about = _settle(config, files, checkpoint, head, learned, stack)
+        start = time.perf_counter()
+        shares = _write(job, grid, targets, learned, about)
+    count = job.layout.rows.windows * job.layout.columns.windows
+    print(f'{count:,} windows in {time.perf_counter() - start:.1f} s; {grid.rows} x {grid.columns} pixels')
+    for name, share in shares.items():
+        print(f'  {share:>7.2%}  {name}')
+    print(f'wrote {", ".join(map(str, targets))} and {targets[0].name}.json')
+    return 0
+
+
+def _target(name: str, overwrite: bool, files: Mapping[str, str]) -> Path:
+    """An output as a path; raises InputError unless it can be written."""
+    out = Path(name)
+    if out.suffix.lower() not in ('.tif', '.tiff'):
+        raise InputError(f'{out}: a map is a GeoTIFF; let its name end in .tif')
+    if not out.parent.is_dir():
+        raise InputError(f'{out}: the folder {out.parent} does not exist')
+    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
+        raise InputError(f'{out} is one of the inputs')
+    for file in (out, _legend(out)):
+        if os.path.lexists(file) and not overwrite:
+            raise InputError(f'{file} exists; name another file, or set --config.overwrite=True')
+    return out
+
+
+def _legend(out: Path) -> Path:
+    """The file that says what the numbers of a map mean."""
+    return out.with_name(f'{out.name}.json')
+
+
+def _settle(
+    config: EncodeConfig,
+    files: Mapping[str, str],
+    checkpoint: str,
+    head: str,
+    learned: StoredHead,
+    stack: contextlib.ExitStack,
+) -> tuple[EncodeJob, Grid, dict[str, Any]]:
+    """Opens and checks the files, lays out the windows, compiles."""
+    system = open_system(checkpoint, EncoderSettings(absent=learned.absent))
+    model = system.model
+    if model is None or system.fingerprint != learned.weights:
+        raise InputError(
+            f'{head} was trained on an encoder with the fingerprint {learned.weights}, {checkpoint} has '
+            f'{system.fingerprint}; give the checkpoint that the probe was run on'
+        )
+    if learned.stats != 'checkpoint':
+        raise InputError(
+            f'{head} was trained with encoder.stats={learned.stats!r}: the statistics of its data set are '
+            "not those that a scene is read with; probe with encoder.stats='checkpoint'"
+        )
+    check_preset(model.config, checkpoint)
+    # In the order of the model, whatever order the files were given in.
+    files = {name: files[name] for name in model.config.model.modalities if name in files}
+    restricted = check.restrict(model.config, files, checkpoint)
+    rasters = {}
+    for name, file in files.items():
+        rasters[name] = Raster(Path(file), name, getattr(config, name), config.vrt)
+        stack.callback(rasters[name].close)
+    extent, lines = ground.align(rasters)
+    size = check.window_ground(model, restricted, config.window)
+    pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
+    fitted = check.fit(model, restricted, rasters, pixels, size, config)
+    cells = learned.labels.size
+    layout = lay_out(config, extent, size, cells, [*pixels.values()])
+    for line in (*lines, *fitted.notes):
+        print(line)
+    grid = ground.output_grid(extent, (size[0] / cells[0], size[1] / cells[1]), layout.rows, layout.columns)
+    predictor = make_predictor(model, fitted, learned, layout.batch[0] * layout.batch[1])
+    classes = len(learned.labels.classes)
+    job = EncodeJob(config, rasters, fitted.contract.groups, layout, predictor, classes)
+    about = {
+        'fusmae_jax': __version__,
+        'checkpoint': checkpoint,
+        'head': head,
+        'inputs': to_dict(fitted.contract.groups),
+        'differences': [*lines, *fitted.notes],
+        'settings': to_dict(config),
+    }
+    return job, grid, about
+
+
+def _write(
+    job: EncodeJob, grid: Grid, targets: list[Path], learned: StoredHead, about: dict[str, Any]
+) -> dict[str, float]:
+    """Writes everything under other names first; returns the share of each class."""
+    labels, palette = learned.labels, colours(len(learned.labels.classes))
+    legend = [
+        {'number': number, 'class': name, 'value': value, 'colour': '#{:02x}{:02x}{:02x}'.format(*colour)}
+        for number, (name, value, colour) in enumerate(zip(labels.classes, labels.values, palette))
+    ]
+    about |= {'legend': legend, 'nothing': NOTHING}
+    parts = [target.with_name(f'.{target.name}.{os.getpid()}.part') for target in targets]
+    counts = np.zeros(NOTHING + 1, np.int64)
+    try:
+        writers = [class_map(parts[0], grid, palette, about)]
+        if len(parts) > 1:
+            writers.append(probability_map(parts[1], grid, labels.classes, about))
+        try:
+            for values, valid in rows_of_cells(job):
+                numbers = class_numbers(values, valid)
+                counts += np.bincount(numbers.ravel(), minlength=NOTHING + 1)
+                for writer, rows in zip(writers, (numbers[..., None], values)):
+                    writer.write(rows)
+            for writer in writers:
+                writer.finish()
+        except BaseException:
+            for writer in writers:
+                writer.abort()
+            raise
+        _legend(parts[0]).write_text(json.dumps(about, indent=2) + '\n')
+        for part, target in zip(parts, targets):
+            os.replace(part, target)
+        os.replace(_legend(parts[0]), _legend(targets[0]))
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+            _legend(part).unlink(missing_ok=True)
+    shares = counts / max(counts.sum(), 1)
+    names = {**dict(enumerate(labels.classes)), NOTHING: 'nothing measured'}
+    return {name: float(shares[number]) for number, name in names.items() if counts[number]}
+
+
+def class_numbers(probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The most probable class (rows, columns) uint8, of equal ones the first; NOTHING where not valid."""
+    most = np.where(valid[..., None], probabilities, 0).argmax(axis=-1)
+    return np.where(valid, most, NOTHING).astype(np.uint8)

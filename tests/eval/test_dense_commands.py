@@ -1,0 +1,126 @@
+"""`dense_probe` and `dense_finetune` over a converted archive with maps."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval import metrics
+from fusmae_jax.eval.config import Intervals, Task
+from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.dense.finetune import run_dense_finetune
+from fusmae_jax.eval.dense.metrics import segmentation
+from fusmae_jax.eval.dense.probe import run_dense_probe
+from fusmae_jax.eval.dense.task import MappedSource, open_maps
+from fusmae_jax.eval.finetune.objective import TARGETS
+from fusmae_jax.input.label_maps import IGNORE
+from tests.support.map_fixtures import CLASSES, SIDE, archive, truth
+from tests.support.probe_fixtures import checkpoint
+from tests.support.result_rows import rows_of
+
+pytestmark = pytest.mark.usefixtures('one_device')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return archive(tmp_path_factory.mktemp('maps'))
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, data):
+    return checkpoint(tmp_path_factory.mktemp('run'), data, depth=2)
+
+
+def settings(kind, path, run, **changes):
+    values = {
+        'data': Task(str(path), labels='map', kind='segmentation', threads=1),
+        'encoder': EncoderSettings(run, baselines=('bands', 'prior'), modalities=(('s1',),), batch=16),
+        'intervals': Intervals('scene', 20),
+        'learning_rates': (1e-2, 3e-2),
+        'head_seeds': (0,),
+        'batch_size': 8,
+        'epochs': 10.0,
+    }
+    return kind(**values | changes)
+
+
+def test_a_batch_has_the_classes_of_the_map(data):
+    about = Task(str(data), labels='map', kind='segmentation')
+    source = MappedSource(about, 'test', ('s1',), np.array([5, 2]))
+    names = source.index(['name'])['name'][[5, 2]]
+    assert len(source) == 2 and set(source[0]) == {'s1', TARGETS}
+    for index, name in enumerate(names):
+        found = source[index][TARGETS]
+        labelled = found != IGNORE
+        assert found.shape == (SIDE, SIDE) and 0.8 < labelled.mean() < 0.97
+        np.testing.assert_array_equal(found[labelled], truth(2, int(name[-4:]))[labelled])
+
+
+def test_a_probe_of_untrained_tokens_learns_a_map_that_the_radar_shows(data, run, tmp_path, capsys):
+    config = settings(DenseProbe, data, run, layers=(1, 2))
+    assert run_dense_probe(config, tmp_path) == 0
+    rows = rows_of(tmp_path, 'dense_probe')
+    found = {(row.method, row.pooled, row.metric, row.averaging): row for row in rows if row.label is None}
+    (probe,) = (row for key, row in found.items() if key[2] == 'iou' and 'block 1+2' in (key[1] or ''))
+    bands = found['dense_probe', 'bands of each pixel, linear, cross_entropy', 'iou', 'macro']
+    floor = found['most frequent class', None, 'iou', 'macro']
+    assert probe.estimate > 0.75 > bands.estimate > 0.3 > floor.estimate
+    assert probe.without_positives == ('nowhere',) and probe.classes == CLASSES
+    assert probe.low <= probe.estimate <= probe.high and probe.clusters == 4
+    lines = [json.loads(x) for x in (tmp_path / 'differences-dense_probe.jsonl').read_text().splitlines()]
+    (line,) = [x for x in lines if x['minus'] == 'band statistics']
+    change = line['metrics']['iou_macro']
+    assert change['estimate'] == pytest.approx(probe.estimate - bands.estimate)
+    assert 'iou_macro' in capsys.readouterr().out
+    stored = np.load(next((tmp_path / 'heads').glob('checkpoint*.npz')))
+    assert stored['kernel'].shape == (1, 2 * 32, 4) and stored['mean'].shape == (64,)
+    # Standardised with the same records once more; those that fill up the last batch do not count.
+    stored = np.load(next((tmp_path / 'heads').glob('bands*.npz')))
+    np.testing.assert_allclose(stored['mean'], 0, atol=1e-4)
+    np.testing.assert_allclose(stored['std'], 1, atol=1e-4)
+
+
+def test_the_floor_is_the_most_frequent_class(data, run):
+    task, _ = open_maps(settings(DenseProbe, data, run))
+    most = task.train.labels.sum(axis=0).argmax()
+    counts = np.zeros((8, 4, 4))
+    counts[:, :, most] = task.test.labels
+    found = metrics.values(segmentation(counts, CLASSES))
+    assert found['accuracy'] == task.test.labels[:, most].sum() / task.test.labels.sum()
+
+
+@pytest.mark.slow  # compiles forward and backward of an encoder with a decoder
+def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_path):
+    changes = {
+        'encoder': EncoderSettings(run, ('prior',), modalities=(('s1',),), batch=8),
+        'learning_rates': (1e-2,),
+        'batch_size': 4,
+        'epochs': 12.0,
+    }
+    config = settings(DenseFinetune, data, run, rot90=True, **changes)
+    assert run_dense_finetune(config, tmp_path) == 0
+    rows = {(r.method, r.metric, r.averaging): r for r in rows_of(tmp_path, 'dense_finetune')}
+    assert rows['dense_finetune', 'iou', 'macro'].estimate > 0.8
+    before = (tmp_path / 'rows-dense_finetune.jsonl').read_text()
+    result = next(tmp_path.glob('points/*/*/result.json'))
+    time = result.stat().st_mtime_ns
+    assert run_dense_finetune(config, tmp_path) == 0
+    assert (tmp_path / 'rows-dense_finetune.jsonl').read_text() == before
+    assert result.stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'data': Task('', labels='mpa', kind='segmentation')}, "no map 'mpa'"),
+        ({'encoder': EncoderSettings('bands', (), modalities=(('s3',),))}, "'s3' is not in"),
+        ({'layers': (7,)}, 'has the blocks 1 to 2'),
+    ],
+)
+def test_what_does_not_fit_is_one_error(changes, message, data, run, tmp_path):
+    if 'data' in changes:
+        changes = {'data': Task(str(data), labels='mpa', kind='segmentation')}
+    with pytest.raises(InputError, match=message):
+        run_dense_probe(settings(DenseProbe, data, run, **changes), tmp_path)

@@ -1,0 +1,154 @@
+"""`predict`: the map of a scene is that of its windows in memory, bit for bit; what does not fit is said."""
+
+import contextlib
+import json
+
+import jax
+import numpy as np
+import pytest
+import rasterio
+
+from fusmae_jax.embed.run import gdal_options
+from fusmae_jax.embed.stream import _read as command_read
+from fusmae_jax.embed.windows import taper
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.dense import heads
+from fusmae_jax.eval.dense.heads import HeadShape
+from fusmae_jax.eval.dense.stored import describe, read_head, write_head
+from fusmae_jax.input.contract import LabelMap
+from fusmae_jax.predict import run as command
+from fusmae_jax.predict.map_file import NOTHING, colours
+from fusmae_jax.predict.run import class_numbers, predict
+from tests.support.embed_fixtures import BANDS, CONFIG, LEFT, TOP, changed, image, write, write_checkpoint
+
+pytestmark = pytest.mark.usefixtures('one_device')
+LABELS = LabelMap(('dry', 'wet', 'ice'), (4, 1, 9), (), (60, 60), 'uint8', 20.0)  # of a record of 1200 m
+SIZE = 300, 270  # pixels of the scene
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def head(checkpoint, tmp_path_factory):
+    """An untrained head on the tokens of Sentinel-1."""
+    file, system = tmp_path_factory.mktemp('head') / 'head.npz', open_system(checkpoint, EncoderSettings())
+    shape = HeadShape('shuffle', 2 * 32, 3, 8, 8)
+    params = heads.init(jax.random.key(0), shape)
+    arrays = {name: np.asarray(x)[None] * 30 for name, x in params.items()}
+    arrays |= {'seed': np.array([0]), 'mean': np.zeros(64, np.float32), 'std': np.ones(64, np.float32)}
+    about = describe(shape, system.fingerprint, ('s1', 's2'), (2,), 'self', 'checkpoint', LABELS)
+    write_head(command.Path(file), arrays, about)
+    return str(file)
+
+
+@pytest.fixture(scope='module')
+def scene(tmp_path_factory):
+    """Two files of one place; a corner of both holds nothing."""
+    folder, files = tmp_path_factory.mktemp('scene'), {}
+    for name in ('s1', 's2'):
+        pixels = image(name, *SIZE)
+        pixels[:90, :100] = np.nan if name == 's1' else 0
+        profile = {} if name == 's1' else {'nodata': 0}
+        files[name] = write(folder / f'{name}.tif', pixels, BANDS[name], left=LEFT, top=TOP, **profile)
+    return files
+
+
+def read(file):
+    with rasterio.open(file) as dataset:
+        return np.moveaxis(dataset.read(), 0, -1), dataset.profile, dataset.transform
+
+
+@pytest.fixture(scope='module')
+def written(scene, checkpoint, head, tmp_path_factory):
+    out = tmp_path_factory.mktemp('out')
+    given = (scene, checkpoint, head, str(out / 'map.tif'), str(out / 'p.tif'))
+    assert predict(changed(merge='mean'), *given) == 0
+    return out
+
+
+def whole(job):
+    """All windows in memory, merged in one array of the size of the scene."""
+    layout, results = job.layout, {}
+    for row, column in layout.positions:
+        windows = command_read(job, row, column)
+        encoded = None if windows is None else jax.device_get(job.encoder(windows))
+        for k in range(layout.batch[0] * layout.batch[1]):
+            at = row + k // layout.batch[1], column + k % layout.batch[1]
+            if encoded is not None and layout.inside(*at):
+                results[at] = encoded[0][k], encoded[1][k]
+    rows, columns = layout.rows, layout.columns
+    shape = tuple((a.windows - 1) * a.stride + a.grid for a in (rows, columns))
+    sums, weights = np.zeros((*shape, job.width), np.float32), np.zeros(shape, np.float32)
+    for row, column in sorted(results):
+        values, valid = results[row, column]
+        weight = taper(rows, row, 'mean')[:, None] * taper(columns, column, 'mean')[None] * valid
+        here = np.s_[row * rows.stride :, column * columns.stride :]
+        sums[here][: rows.grid, : columns.grid] += values * weight[..., None]
+        weights[here][: rows.grid, : columns.grid] += weight
+    inside = np.s_[rows.lead : rows.lead + rows.cells, columns.lead : columns.lead + columns.cells]
+    valid = weights[inside] > 0
+    divisor = np.where(valid, weights[inside], np.float32(np.nan))[..., None]
+    return sums[inside] / divisor, valid
+
+
+def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, checkpoint, head):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**gdal_options()))
+        job, grid, _ = command._settle(changed(merge='mean'), scene, checkpoint, head, read_head(head), stack)
+        assert len(job.layout.bands) > 1 and job.layout.columns.windows > 1
+        probabilities, valid = whole(job)
+    found, profile, transform = read(written / 'p.tif')
+    np.testing.assert_array_equal(found, probabilities)
+    classes, profile, transform = read(written / 'map.tif')
+    np.testing.assert_array_equal(classes[..., 0], class_numbers(probabilities, valid))
+    assert (transform.a, transform.c, transform.f) == (20.0, LEFT, TOP) and profile['nodata'] == NOTHING
+    assert classes.shape[:2] == (grid.rows, grid.columns) == (150, 135)
+    nothing = np.zeros(classes.shape[:2], bool)
+    nothing[:45, :50] = True
+    np.testing.assert_array_equal(classes[..., 0] == NOTHING, nothing)
+    np.testing.assert_allclose(np.nansum(found, axis=-1)[60:, 60:], 1, atol=1e-5)
+    assert len(np.unique(classes)) > 2
+
+
+def test_the_legend_says_what_the_numbers_mean(written):
+    about = json.loads((written / 'map.tif.json').read_text())
+    assert [(x['number'], x['class'], x['value']) for x in about['legend']] == [
+        (0, 'dry', 4),
+        (1, 'wet', 1),
+        (2, 'ice', 9),
+    ]
+    with rasterio.open(written / 'map.tif') as dataset:
+        table = dataset.colormap(1)
+        assert [table[i][:3] for i in range(3)] == colours(3) and table[NOTHING][3] == 0
+        assert dataset.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+    assert len(set(colours(44))) == 44
+    assert sorted(x.name for x in written.iterdir()) == ['map.tif', 'map.tif.json', 'p.tif']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'files': ('s1',)}, 'was trained on s1 and s2, given: s1'),
+        ({'out': 'map.png'}, 'let its name end in .tif'),
+        ({'head': 'nothing.npz'}, 'there is no such file'),
+        ({'weights': 'other'}, 'fingerprint other, .* give the checkpoint that the probe was run on'),
+        ({'stats': 'dataset'}, "encoder.stats='dataset'"),
+        ({'about': {}}, 'no head that can be used on other images'),
+    ],
+)
+def test_what_does_not_fit_is_one_error(changes, message, scene, checkpoint, head, tmp_path):
+    files = {name: scene[name] for name in changes.pop('files', scene)}
+    out, file = str(tmp_path / changes.pop('out', 'map.tif')), changes.pop('head', None)
+    if changes:
+        with np.load(head) as archive:
+            arrays = {name: archive[name] for name in archive.files if name != 'about'}
+            about = json.loads(str(archive['about']))
+        write_head(command.Path(tmp_path / 'other.npz'), arrays, changes.get('about', about | changes))
+        file = str(tmp_path / 'other.npz')
+    with pytest.raises(InputError, match=message):
+        predict(CONFIG, files, checkpoint, file or head, out, '')
