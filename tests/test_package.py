@@ -143,7 +143,7 @@ def test_commands_need_extras_that_there_are():
 ROOMS = {
     'rasterio': ('fusmae_jax/geo', 'fusmae_jax/embed', 'fusmae_jax/maps', 'fusmae_jax/predict', 'data'),
     'pyarrow': ('fusmae_jax/embed',),
-    'scipy': ('data/doctor',),
+    'scipy': ('data/doctor', 'fusmae_jax/eval'),
     'torch': ('fusmae_jax/interop/reference', 'fusmae_jax/export/torch_model.py'),
 }
 

@@ -40,6 +40,7 @@ class Cell(NamedTuple):
     about: dict[str, Any]  # fields of its rows
     runs: Runs
     baseline: bool
+    calibration: dict[str, Any] | None = None  # a line of `calibration_report`, where it was asked for
 
 
 def summarise(

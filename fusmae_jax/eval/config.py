@@ -86,8 +86,18 @@ class HeadSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How far the probabilities of a head can be believed; see `eval/calibration.py`."""
+
+    alpha: float = setting(0.0, least=0, below=1)  # records whose label set may lack a label; 0: not measured
+    bins: int = setting(15, least=1)  # of the calibration error
+
+
+@dataclasses.dataclass(frozen=True)
 class LinearProbe(HeadSettings, PooledEvaluation):
     """A linear head on frozen features."""
+
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
 
     # True: affine-free, with the statistics of the labelled records that have a valid pixel.
     batch_norm: tuple[bool, ...] = (False,)

@@ -17,7 +17,7 @@ from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, knn, linear_probe
+from fusmae_jax.eval import calibration_report, cells, knn, linear_probe
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import Knn, LinearProbe, check, metric_of, recipe_of
 from fusmae_jax.eval.features import Features, make_extractor
@@ -44,6 +44,7 @@ class ProbeOutcome(NamedTuple):
     chosen: dict[str, float]
     heads: dict[str, np.ndarray]  # what is stored of it
     at_edge: bool = False  # the learning rate settled on is the lowest or highest of the sweep
+    validation: Mapping[int, np.ndarray] = {}  # head seed -> (validation records, classes)
 
 
 class ProbeArm(NamedTuple):
@@ -74,7 +75,7 @@ def run_knn(config: Knn, workdir: epath.PathLike) -> int:
 
 def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     check(config)
-    task, drawn = open_task(config)
+    task, drawn = open_task(config, isinstance(config, LinearProbe) and config.calibration.alpha > 0)
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / CONFIG.format(name), to_dict(config))
     # Written again after every cell: what is there survives an interruption.
@@ -82,9 +83,11 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     for cell in _cells(config, workdir, task, drawn, name):
         evaluated.append(cell)
         cells.write(evaluated, workdir, name)
+        calibration_report.write(evaluated, workdir, name)
         print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
     print()
     cells.show(evaluated, config.data.kind, workdir, name)
+    calibration_report.show(evaluated, workdir, name)
     return 0
 
 
@@ -174,8 +177,19 @@ def _cell(
         store(outcome, workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz')
     names = next(iter(outcomes.values())).chosen
     chosen = {name: tuple(outcome.chosen[name] for outcome in outcomes.values()) for name in names}
+    fields = {**about, **arm.fields, 'chosen': chosen}
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **arm.fields, 'chosen': chosen}, runs, arm.baseline)
+    calibrated = None
+    if isinstance(config, LinearProbe) and config.calibration.alpha:
+        logits = {
+            (seed, head): calibration_report.Logits(outcome.validation[head], scores)
+            for seed, outcome in outcomes.items()
+            for head, scores in outcome.scores.items()
+        }
+        assert arm.variant.val is not None
+        valid = arm.variant.val.valid, arm.variant.test.valid
+        calibrated = calibration_report.line(config, task, logits, valid, fields)
+    return Cell(fields, runs, arm.baseline, calibrated)
 
 
 def _sweep(config: LinearProbe | Knn) -> dict[str, tuple[float, ...]]:
@@ -206,8 +220,9 @@ def probe(
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
-    settled = linear_probe.settle(heads, swept, scaled(variant.val, scale), judge)
-    test, points = scaled(variant.test, scale), list(settled.heads.values())
+    val, test = scaled(variant.val, scale), scaled(variant.test, scale)
+    settled = linear_probe.settle(heads, swept, val, judge)
+    points = list(settled.heads.values())
     stored = {'kernel': np.asarray(heads.kernel)[:, points], 'bias': np.asarray(heads.bias)[points]}
     stored['seed'] = np.array(list(settled.heads))
     stored |= {} if scale is None else scale._asdict()
@@ -216,6 +231,7 @@ def probe(
         {'learning_rate': settled.learning_rate, 'weight_decay': settled.weight_decay},
         stored,
         settled.at_edge,
+        {seed: linear_probe.scores(heads, val, point) for seed, point in settled.heads.items()},
     )
 
 

@@ -49,9 +49,15 @@ class Entrant(NamedTuple):
     baseline: bool
 
 
-def open_task(config: Evaluation) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
-    """The labels of a run, and of each label fraction the drawn subsets: seed -> positions."""
-    task = read_task(config.data, config.intervals.cluster if config.intervals.replicates else '')
+def open_task(
+    config: Evaluation, clustered: bool = False
+) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+    """The labels of a run, and of each label fraction the drawn subsets: seed -> positions.
+
+    `clustered`: clusters are needed even without intervals.
+    """
+    needed = clustered or config.intervals.replicates
+    task = read_task(config.data, config.intervals.cluster if needed else '')
     for split in (task.train, task.val, task.test):
         logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
     labels = config.labels
@@ -84,7 +90,7 @@ def read_task(data: Task, cluster: str = '') -> LabelledSet:
 
     Args:
         data: where they are.
-        cluster: the index field that names the scene of each test record; '' for none.
+        cluster: the index field that names the scene of each record of validation and test; '' for none.
 
     Raises:
         InputError: no such split, label field or cluster field; labels that are not 0 and 1; a record that
@@ -96,8 +102,8 @@ def read_task(data: Task, cluster: str = '') -> LabelledSet:
             f'{data.path}: no label field {data.labels!r} (data.labels); '
             f'{nearest(data.labels, contract.classes) if contract.classes else "it has no labels"}'
         )
-    train, val = (read_split(data, contract, split, '') for split in (data.train_split, data.val_split))
-    test = read_split(data, contract, data.test_split, cluster)
+    train = read_split(data, contract, data.train_split, '')
+    val, test = (read_split(data, contract, split, cluster) for split in (data.val_split, data.test_split))
     task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
     check_apart(task, data.path)
     return task

@@ -14,7 +14,7 @@ from fusmae_jax.config.files import load_config
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval.config import Intervals, Knn, Labels, LinearProbe, Task
+from fusmae_jax.eval.config import Calibration, Intervals, Knn, Labels, LinearProbe, Task
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.probe import (
     Variant,
@@ -322,3 +322,26 @@ def test_statistics_of_nothing_are_refused(method):
     plain = lost._replace(norm=False)  # the head can still learn how frequent the classes are
     found = method(plain, positions, made_up_labels(4))
     assert all(np.isfinite(scores).all() for scores in found.scores.values())
+
+
+def test_calibration_is_of_the_settled_heads(data, run, tmp_path, capsys):
+    """Learned from validation alone, measured on test; a record without a pixel gets every label."""
+    config = LinearProbe(
+        **settings(data, run, labels=Labels(fractions=(1.0,))), **SHORT, calibration=Calibration(alpha=0.2)
+    )
+    assert run_linear_probe(config, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert 'ECE' in printed and str(tmp_path / 'calibration-linear.png') in printed
+    (values,) = map(json.loads, (tmp_path / 'calibration-linear.jsonl').read_text().splitlines())
+    assert values['promised'] == 0.8 and len(values['temperatures']) == len(SHORT['head_seeds'])
+    for name in ('ece_before', 'ece_after', 'surprise_after', 'coverage', 'set_size'):
+        interval = values['metrics'][name]
+        assert interval['low'] <= interval['estimate'] <= interval['high'] and interval['replicates'] == 30
+    bins = values['diagrams']['before']
+    assert sum(some['entries'] for some in bins) == SIZES['test'] * len(CLASSES)
+    assert all(some['number'] / 15 <= some['confidence'] <= (some['number'] + 1) / 15 for some in bins)
+    assert (tmp_path / 'calibration-linear.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_without_alpha_nothing_is_calibrated(first):
+    assert not list(first.glob('calibration-*'))
