@@ -17,7 +17,7 @@ from fusmae_jax.geo.values import baseline
 
 from ..records import Item, RecordError, RecordSource
 from . import cover
-from .entries import TIME, Entry, EntryTable, Problem, by_name, read_table, roots
+from .entries import Entry, Problem, roots
 from .headers import read_headers
 from .layout import (
     FileKind,
@@ -33,8 +33,10 @@ from .layout import (
     tiles,
 )
 from .maps import check_like, label_map, map_header
+from .names import by_name
 from .schema import make_schema
 from .settings import Archive, check
+from .table import TIME, EntryTable, read_table
 from .tiles import Tile, read_images, read_item, valid_shares
 
 OnError = Literal['fail', 'skip']

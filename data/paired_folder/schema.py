@@ -6,10 +6,10 @@ from typing import Literal
 from fusmae_jax.input.contract import Product
 
 from ..records import Field, Schema
-from .entries import FACTS, TIME
 from .layout import RecordLayout
 from .maps import MAP, label_words
 from .settings import Archive
+from .table import FACTS, TIME
 
 Level = Literal['', 'L1C', 'L2A']
 VERSION = '1.0.0'

@@ -16,10 +16,10 @@ from fusmae_jax.input import ranges
 from fusmae_jax.input.contract import Group
 
 from ..records import Field, Item, Record, RecordError, validity
-from .entries import FACTS
 from .headers import CHANGED, OPTIONS, channels, opened
 from .layout import LayoutPart, RecordLayout, shifted
 from .maps import MAP, read_map
+from .table import FACTS
 
 
 class Tile(NamedTuple):

@@ -9,8 +9,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
 from fusmae_jax.shipped.data import sharded
 from fusmae_jax.shipped.data.paired_folder import labels, pairs
-from fusmae_jax.shipped.data.paired_folder.entries import COLUMNS
 from fusmae_jax.shipped.data.paired_folder.settings import Archive
+from fusmae_jax.shipped.data.paired_folder.table import COLUMNS
 from fusmae_jax.shipped.data.records import RecordError
 from tests.support.data_fixtures import read
 from tests.support.paired_folder_files import S2, archive, optical, pair, put, radar
