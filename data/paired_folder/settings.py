@@ -23,6 +23,7 @@ HOW_S2 = (
 )
 
 Offset = Literal['auto', '0', '-1000']
+LOWEST, HIGHEST = -(2**31), 2**31 - 1  # values of a label raster, which has 32 bits at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,10 @@ class Archive:
     map_prefix: str = ''
     map_suffix: str = ''
     map_classes: tuple[str, ...] = ()  # names, in the order of `map_values`
-    map_values: tuple[int, ...] = ()  # the value of each class; (): 0, 1, 2, ...
-    map_ignore: tuple[int, ...] = ()  # values of pixels without a label, beside the nodata value of the files
+    # The value of each class; (): 0, 1, 2, ...
+    map_values: tuple[int, ...] = setting((), least=LOWEST, most=HIGHEST)
+    # Values of pixels without a label, beside the nodata value of the files
+    map_ignore: tuple[int, ...] = setting((), least=LOWEST, most=HIGHEST)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fusmae_jax.config.run import MAX_SEED
-from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.config.setting import SPARSE, range_problems, setting
 from fusmae_jax.encoders.settings import EncoderSettings, encoder_problems
 from fusmae_jax.errors import nearest, raise_all
 
@@ -97,7 +97,7 @@ class Calibration:
 class LinearProbe(HeadSettings, PooledEvaluation):
     """A linear head on frozen features."""
 
-    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    calibration: Calibration = dataclasses.field(default=Calibration(), metadata=SPARSE)
 
     # True: affine-free, with the statistics of the labelled records that have a valid pixel.
     batch_norm: tuple[bool, ...] = (False,)

@@ -50,14 +50,15 @@ class Entrant(NamedTuple):
 
 
 def open_task(
-    config: Evaluation, clustered: bool = False
+    config: Evaluation, calibrated: bool = False
 ) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
     """The labels of a run, and of each label fraction the drawn subsets: seed -> positions.
 
-    `clustered`: clusters are needed even without intervals.
+    `calibrated`: the clusters of validation and test are needed, even without intervals.
     """
-    needed = clustered or config.intervals.replicates
-    task = read_task(config.data, config.intervals.cluster if needed else '')
+    cluster = config.intervals.cluster
+    needed = calibrated or config.intervals.replicates
+    task = read_task(config.data, cluster if needed else '', cluster if calibrated else '')
     for split in (task.train, task.val, task.test):
         logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
     labels = config.labels
@@ -85,12 +86,13 @@ def entrants(config: Evaluation) -> Iterator[Entrant]:
             yield Entrant(short, system, modalities, fields, kind != settings.checkpoint)
 
 
-def read_task(data: Task, cluster: str = '') -> LabelledSet:
+def read_task(data: Task, cluster: str = '', val_cluster: str = '') -> LabelledSet:
     """The labels of the three splits.
 
     Args:
         data: where they are.
-        cluster: the index field that names the scene of each record of validation and test; '' for none.
+        cluster: the index field that names the scene of each test record; '' for none.
+        val_cluster: of each validation record.
 
     Raises:
         InputError: no such split, label field or cluster field; labels that are not 0 and 1; a record that
@@ -103,7 +105,8 @@ def read_task(data: Task, cluster: str = '') -> LabelledSet:
             f'{nearest(data.labels, contract.classes) if contract.classes else "it has no labels"}'
         )
     train = read_split(data, contract, data.train_split, '')
-    val, test = (read_split(data, contract, split, cluster) for split in (data.val_split, data.test_split))
+    val = read_split(data, contract, data.val_split, val_cluster)
+    test = read_split(data, contract, data.test_split, cluster)
     task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
     check_apart(task, data.path)
     return task

@@ -274,7 +274,7 @@ def test_a_number_that_cannot_be_is_refused_by_name(kind):
             f'{path} needs its range beside it'
         )
         for wrong in outside(field, of):
-            values = node = to_dict(kind())
+            values = node = to_dict(kind(), to_change=True)
             for name in path[:-1]:
                 node = node[name]
             node[path[-1]] = (wrong,) * count if count else wrong
