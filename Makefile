@@ -23,7 +23,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python main.py demo --workdir=runs/demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu_plan and not bench_peers'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not parity and not slow and not gpu_plan and not bench_peers'
 	@echo 'Not run here: the comparison with PyTorch (make parity) and long checks (make slow).'
 
 # The archives at full test size, memory, kills; half an hour.

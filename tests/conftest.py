@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -45,7 +46,30 @@ if hasattr(DynamicJaxprTracer, '_origin_msg'):  # private to jax: where it is go
 CHECKED = ['fusmae_jax.models', 'fusmae_jax.train', 'fusmae_jax.input']
 install_import_hook(CHECKED, 'tests.support.typed.checked')
 
+ROOT = Path(__file__).parents[1]
 pytest_plugins = ['tests.support.data_fixtures']
+
+
+# What takes longest comes first: a worker that begins with it at the end leaves the other without work.
+LONGEST = (
+    'run/test_end_to_end',
+    'models/test_model',
+    'train/test_step',
+    'eval/test_features',
+    'eval/test_finetune_command',
+    'tables/test_tables',
+    'test_stored',
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files in this order; `--no-loadscope-reorder` keeps it where several workers share them."""
+
+    def rank(item):
+        name = str(item.path.relative_to(ROOT / 'tests').with_suffix(''))
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture
