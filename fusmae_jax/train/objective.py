@@ -38,7 +38,8 @@ class Objective(NamedTuple):
     of its own, so that the mean of the micro-batches' losses is the loss of the batch.
 
     Where `extra` holds parameters too, `restart(params, extra)` is the extra state that goes with others than
-    those of `init`.
+    those of `init`. `shapes()` are the shapes and dtypes of what `init` gives, where they are known without
+    tracing it.
     """
 
     init: Callable[[Array], tuple[Params, Any]]
@@ -46,6 +47,7 @@ class Objective(NamedTuple):
     fields: tuple[str, ...]
     weights: Callable[[Batch, Array], Any] | None = None
     restart: Callable[[Params, Any], Any] = lambda params, extra: extra
+    shapes: Callable[[], tuple[Params, Any]] | None = None
 
 
 class Masked(NamedTuple):
@@ -197,4 +199,7 @@ def reconstruction(
     def init(key: Array) -> tuple[Params, Any]:
         return fusmae.init_params(config.model, key, dtype), {}
 
-    return Objective(init, loss, tuple(fields(config, contract)), weights)
+    def shapes() -> tuple[Params, Any]:
+        return fusmae.param_shapes(config.model, dtype), {}
+
+    return Objective(init, loss, tuple(fields(config, contract)), weights, shapes=shapes)

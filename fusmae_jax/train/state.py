@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
-from fusmae_jax.parallel.rules import path_name, shardings
+from fusmae_jax.parallel.rules import Params, path_name, shardings
 from fusmae_jax.train.objective import Objective
 
 State = dict[str, Any]
@@ -61,7 +61,8 @@ def abstract_state(
 # A start asks for it half a dozen times, and each would trace the model.
 @functools.lru_cache(maxsize=4)
 def _abstract(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool) -> State:
-    shapes = jax.eval_shape(lambda key: _init(objective, optimizer, key, ema), jax.random.key(0))
+    begun = objective.shapes or functools.partial(jax.eval_shape, objective.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda params, extra: _whole(params, extra, optimizer, ema), *begun())
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -105,6 +106,11 @@ def _init(
     if given is not None:
         params = given.into(params)
         extra = objective.restart(params, extra)
+    return _whole(params, extra, optimizer, ema)
+
+
+def _whole(params: Params, extra: Any, optimizer: optax.GradientTransformation, ema: bool) -> State:
+    """The state before the first step."""
     # A copy: a donated state must not hold one buffer twice.
     average = {'ema': jax.tree.map(jnp.copy, params)} if ema else {}
     return average | {

@@ -175,6 +175,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
         store.read(tmp_path / 'own')
 
 
+@pytest.mark.slow
 def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     data = archive(tmp_path / 'data', {'train': 4, 'val': 12, 'test': 4})
     file = tmp_path / 'weights.safetensors'

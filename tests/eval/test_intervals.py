@@ -127,6 +127,7 @@ def coverage(clustered, trials=100, regions=40, per_region=20):
     return held / trials
 
 
+@pytest.mark.slow
 def test_intervals_cover_when_clusters_are_drawn_and_not_when_records_are():
     assert 0.88 <= coverage(clustered=True) <= 0.99
     assert coverage(clustered=False) < 0.6

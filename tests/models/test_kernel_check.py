@@ -23,7 +23,8 @@ def fused(attention='pallas', norm='pallas', **changes):
     )
 
 
-@pytest.mark.parametrize('dtype', [pytest.param(jnp.bfloat16, marks=pytest.mark.slow), jnp.float32])
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
 def test_kernels_that_compute_the_same_pass(dtype):
     # Self-attention and cross-attention of the encoder, self-attention of the decoder; two widths of a norm.
     assert check.check_kernels(fused(), dtype) == 5

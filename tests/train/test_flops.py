@@ -48,8 +48,8 @@ def test_forward_operations_match_the_compiler(fusion):
     ('fusion', 'joint'),
     [
         (('stack', 'none'), False),
-        (('none', 'multimae'), False),
-        (('xae', 'multimae'), True),
+        pytest.param(('none', 'multimae'), False, marks=pytest.mark.slow),
+        pytest.param(('xae', 'multimae'), True, marks=pytest.mark.slow),
         (('none', 'xad'), True),
     ],
 )

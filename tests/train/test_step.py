@@ -257,10 +257,12 @@ def test_loss_and_gradient_of_micro_batches_are_those_of_the_batch(masks):
     sensors = cfg.Model().modalities
     few = dataclasses.replace(sensors['s2'], bands=sensors['s2'].bands[1:4])
     small = cfg.Decoder(width=16, depth=1, heads=2)
+    # Two sensors where a mask is drawn over both; the other one is compiled twice as fast with one.
+    both = {'s1': sensors['s1'], 's2': few}
     setup = setup_of(
         fusion=('none', 'none'),
         masks=masks,
-        modalities={'s1': sensors['s1'], 's2': few},
+        modalities=both if masks == 'dirichlet' else {'s1': sensors['s1']},
         depth=1,
         decoder=small,
     )
@@ -269,7 +271,7 @@ def test_loss_and_gradient_of_micro_batches_are_those_of_the_batch(masks):
     def gradient(count):
         make = jax.jit(make_gradient(setup.objective, count))
         (loss, (metrics, _)), grads = make(params, {}, batch, jax.random.key(0))
-        return {'loss': loss, 'loss/s1': metrics['loss/s1'], 'valid/s2': metrics['valid/s2']}, grads
+        return {'loss': loss, **{name: metrics[name] for name in ('loss/s1', 'valid/s1')}}, grads
 
     (expected, whole), (split, parts) = gradient(1), gradient(4)
     for name, value in expected.items():
