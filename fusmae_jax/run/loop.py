@@ -132,15 +132,20 @@ class Run:
             if self.start < setup.total_steps:  # the last checkpoint of a finished run was damaged
                 (workdir / COMPLETE).unlink(missing_ok=True)
             trim(workdir / SKIPPED, self.start)
-        self.writers = Writers(workdir, self.start, self.lead)
-        self.stack.callback(self.writers.close)
-        if self.lead:
-            facts = model_card.facts(setup, len(source))
-            resumed = bool(self.start)
-            self.writers.follow(trackers.follow(self.config, workdir, facts, resumed, curve(workdir)))
+        self.writers = self._open_writers()
         self.log = StepLog(
             self.config, self.setup.total_steps, self.writers, self._skipped, self.goodput.scalars
         )
+
+    def _open_writers(self) -> Writers:
+        """Where the curve goes; trackers get what they lack of it."""
+        writers = Writers(self.workdir, self.start, self.lead)
+        self.stack.callback(writers.close)
+        if self.lead:
+            facts = model_card.facts(self.setup, len(self.source))
+            written = curve(self.workdir)
+            writers.follow(trackers.follow(self.config, self.workdir, facts, bool(self.start), written))
+        return writers
 
     def _records_seen(self) -> Seen:
         """What a test set is held against, kept in every checkpoint; also what initial weights have seen."""

@@ -4,7 +4,6 @@ Points, sweeps, validation and what a killed run goes on from are those of `fine
 differs stands here: the loss of a batch of maps, and scores that are confusion matrices.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +14,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, Float
 
-from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.systems import System, fit
+from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import features, heads, losses
@@ -29,11 +27,10 @@ from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
 from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
-from fusmae_jax.eval.finetune.rows import digest
+from fusmae_jax.eval.finetune.rows import identity
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
 from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import presets
-from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.models import fusmae
@@ -130,31 +127,10 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             entrant.fields
             | system_fields(fitted, modalities, contract)
             | method_fields(config, NAME, words, config.head),
-            identity(config, task, system, fitted),
+            identity(config, task, system, fitted, RECIPE),
             folder / f'{entrant.kind}-{"+".join(modalities)}-{config.head}',
             entrant.baseline,
         )
-
-
-def identity(config: DenseFinetune, task: LabelledSet, system: System, fitted: Fitted) -> dict[str, Any]:
-    """Everything that decides what a point comes to, but for its records, rate and seed."""
-    assert system.model is not None
-    data, model = config.data, fitted.config.model
-    about = {
-        'weights': system.fingerprint,
-        'data': task.contract.digest,
-        'splits': [data.train_split, data.val_split],
-        'labels': [data.labels, data.kind],
-        'validation': [metric_of(config), digest(task.val.labels)],
-        'modalities': list(model.modalities),
-        'absent': model.fusion.absent,
-        'input': to_dict(model.modalities),
-        'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
-        'preset': presets.preset_fields(fitted.config),
-        'compute': str(system.model.dtype),
-        'recipe': {name: to_dict(getattr(config, name)) for name in RECIPE},
-    }
-    return json.loads(json.dumps(about))
 
 
 def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource:

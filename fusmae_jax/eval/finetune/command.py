@@ -21,7 +21,7 @@ from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import cells, crops
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
-from fusmae_jax.eval.finetune.config import Finetune, Tuning, check
+from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
@@ -185,7 +185,7 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
             yield TuningArm(
                 Trainer(config, net, system.model.params['encoder']),
                 fields | rows.method_fields(config, feature),
-                rows.identity(config, task, system, fitted, feature),
+                rows.identity(config, task, system, fitted, RECIPE, feature=feature),
                 folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
                 entrant.baseline,
             )

@@ -9,8 +9,8 @@ import numpy as np
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import System
-from fusmae_jax.eval.config import metric_of
-from fusmae_jax.eval.finetune.config import RECIPE, Finetune, recipe_of
+from fusmae_jax.eval.config import Evaluation, metric_of
+from fusmae_jax.eval.finetune.config import Finetune, recipe_of
 from fusmae_jax.eval.task import LabelledSet
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
@@ -20,9 +20,17 @@ NAME = 'finetune'
 
 
 def identity(
-    config: Finetune, task: LabelledSet, system: System, fitted: Fitted, feature: str
+    config: Evaluation,
+    task: LabelledSet,
+    system: System,
+    fitted: Fitted,
+    recipe: Sequence[str],
+    **more: Any,
 ) -> dict[str, Any]:
-    """Everything that decides what a point comes to, but for its records, rate and seed."""
+    """Everything that decides what a point comes to, but for its records, rate and seed.
+
+    `recipe` names the settings that say how it is trained; `more` is what else tells points apart.
+    """
     assert system.model is not None
     data, model = config.data, fitted.config.model
     return {
@@ -36,9 +44,9 @@ def identity(
         'input': to_dict(model.modalities),
         'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
         'preset': presets.preset_fields(fitted.config),
-        'feature': feature,
         'compute': str(system.model.dtype),
-        'recipe': {name: to_dict(getattr(config, name)) for name in RECIPE},
+        'recipe': {name: to_dict(getattr(config, name)) for name in recipe},
+        **more,
     }
 
 
