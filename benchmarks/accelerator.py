@@ -65,7 +65,7 @@ class Row(NamedTuple):
 Run = Callable[[Part, float], dict[str, Any]]
 
 
-def parts(size: str, platform: str) -> list[Part]:
+def parts(size: str) -> list[Part]:
     """All parts, the most important first."""
     first, second = BATCHES.get(size, (256, 512))
 
@@ -76,8 +76,7 @@ def parts(size: str, platform: str) -> list[Part]:
     def race(name: str, batch: int = first) -> Part:
         return Part('race', f'race: {name}', batch, name=name)
 
-    # What `model.scan='auto'` is on each platform, and what it is not.
-    ours, other = ('fusmae_jax unrolled', 'True') if platform == 'gpu' else ('fusmae_jax scan', 'False')
+    ours = 'fusmae_jax unrolled'  # as with `model.scan='auto'`
     exact = tuple(DETERMINISTIC.items())
     return [
         Part('data', 'data', first),
@@ -89,7 +88,7 @@ def parts(size: str, platform: str) -> list[Part]:
         Part('loader', 'loader alone, on the host', first),
         step('attention=cudnn'),
         step('', second),
-        step(f'scan={other}'),
+        step('scan=True'),
         Part('whole', WHOLE, first, environment=exact),
         Part('resumed', 'deterministic operations, resumed half way', first, environment=exact),
         step('attention=xla'),
@@ -279,7 +278,7 @@ def main(words: list[str]) -> int:
         except RuntimeError as error:
             print(f'error: {error}', file=sys.stderr)
             return 2
-        chosen = parts(given.size, given.platform)
+        chosen = parts(given.size)
         if given.only:
             chosen = [part for part in chosen if part.kind in ('data', *given.only.split(','))]
         rows = measure(chosen, given.budget - (time.monotonic() - begin), run)

@@ -110,8 +110,7 @@ class Model:
     fusion: Fusion = dataclasses.field(default_factory=Fusion)
     decoder: Decoder = dataclasses.field(default_factory=Decoder)
     numerics: Numerics = dataclasses.field(default_factory=Numerics)
-    # The stacked blocks as a loop (True: short compile) or one after the other (False: faster step). auto: a
-    # loop on a TPU, where nobody has looked at the other yet, and one after the other elsewhere.
+    # The stacked blocks as a loop (True: short compile) or one after the other (False, auto: faster step).
     scan: Literal['auto', True, False] = 'auto'
     remat: Literal['none', 'full', 'dots'] = 'none'  # recompute blocks in the backward pass
     # What computes residual sums with their LayerNorm. auto: a fused kernel in bfloat16 on a GPU, plain

@@ -26,6 +26,7 @@ class Patches(NamedTuple):
 
 
 Prepare = Callable[[Mapping[str, Array], Array | None], dict[str, Patches]]
+Patchify = Callable[[Array, int], Array]
 
 
 def fields(config: Config, contract: Contract) -> list[str]:
@@ -40,7 +41,11 @@ def fields(config: Config, contract: Contract) -> list[str]:
 
 
 def make_prepare(
-    config: Config, contract: Contract, augment: Augment | None, eight_bit: Collection[str] = ()
+    config: Config,
+    contract: Contract,
+    augment: Augment | None,
+    eight_bit: Collection[str] = (),
+    cut: Patchify | None = None,
 ) -> Prepare:
     """The function `prepare(batch, keys)` for one kind of data.
 
@@ -52,6 +57,7 @@ def make_prepare(
         augment: random crop and flips, or None for the whole image as it is.
         eight_bit: modalities that are brought to 8 bits (`to_bytes`) on their native grids, before they are
             resampled. Their values stay on that scale; `config.data` does not apply to them.
+        cut: `patchify`, unless another order of the numbers in a patch is wanted: `patchify_columns`.
 
     Returns:
         A traceable function of a batch, with each image field of `fields` as (b, rows, columns, bands) in
@@ -63,7 +69,11 @@ def make_prepare(
         box = full_box(size) if augment is None or keys is None else sample_box(keys, augment)
         moved = augment is not None and augment.crop
         return {
-            name: _modality(name, batch, contract, config, box, moved, name in eight_bit)
+            name: _cut(
+                _modality(name, batch, contract, config, box, moved, name in eight_bit),
+                config.model.patch_size,
+                cut or patchify,
+            )
             for name in config.model.modalities
         }
 
@@ -83,8 +93,8 @@ def _modality(
     box: Box,
     moved: bool,
     eight_bit: bool,
-) -> Patches:
-    """Patches of one modality; its bands may come from several groups with different native grids."""
+) -> tuple[Array, Array]:
+    """Values and validity of one modality; its bands may come from groups with different native grids."""
     modality, where = config.model.modalities[name], contract.modality_bands(name)
     mean, std = statistics(modality)
     parts, order = [], []
@@ -108,9 +118,11 @@ def _modality(
         index = [order.index(band) for band in modality.bands]
         values, valid = (jnp.stack([x[..., i] for i in index], axis=-1) for x in (values, valid))
     # 8 bits are on their scale already.
-    values = values if eight_bit else _scaled(values, config)
-    size = config.model.patch_size
-    return Patches(patchify(values, size), patchify(valid, size))
+    return values if eight_bit else _scaled(values, config), valid
+
+
+def _cut(image: tuple[Array, Array], patch_size: int, cut: Patchify) -> Patches:
+    return Patches(*(cut(x, patch_size) for x in image))
 
 
 def _scaled(zscores: Array, config: Config) -> Array:
@@ -157,6 +169,19 @@ def patchify(image: Shaped[Array, 'b h w c'], patch_size: int) -> Shaped[Array, 
     batch, height, width, bands = image.shape
     rows, columns = height // patch_size, width // patch_size
     x = image.reshape(batch, rows, patch_size, columns, patch_size, bands)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, patch_size**2 * bands)
+
+
+def patchify_columns(image: Shaped[Array, 'b h w c'], patch_size: int) -> Shaped[Array, 'b n p']:
+    """The patches of `patchify` with their numbers in another order: columns, bands, rows.
+
+    A TPU pads the last axis of what it holds to 128 numbers. On the way here the shortest last axis is bands
+    times rows of a patch; on that of `patchify` it is the bands, and nine tenths of what is moved is padding.
+    """
+    batch, height, width, bands = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = image.reshape(batch, rows, patch_size, width, bands).transpose(0, 1, 4, 2, 3)
+    x = x.reshape(batch, rows, bands * patch_size, width)
     return x.swapaxes(2, 3).reshape(batch, rows * columns, patch_size**2 * bands)
 
 

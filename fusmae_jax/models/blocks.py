@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
 from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm
-from fusmae_jax.parallel.mesh import target_platform
 
 Paths = Float[Array, 'blocks b 2']
 
@@ -124,13 +123,12 @@ def run_stack(
 
 
 def scanned(model: Model) -> bool:
-    """Whether stacked blocks run as a loop; `auto` decides by the platform that the program is for.
+    """Whether stacked blocks run as a loop; `auto`: one after the other.
 
     A loop writes every activation that the backward pass needs twice, into an array of all blocks that it
-    has filled with zeros before, and cuts it out again. On a TPU, too, but there the longer compilation has
-    not been set against it yet.
+    has filled with zeros before, and cuts it out again: 12 of 42 ms of a step on a GPU, 13 of 54 on a TPU.
     """
-    return target_platform() == 'tpu' if model.scan == 'auto' else model.scan
+    return model.scan is True
 
 
 def _unstack(blocks: Block) -> list[Block]:

@@ -16,11 +16,11 @@ from jaxtyping import Array
 from fusmae_jax.config.run import JOINT, Augment, Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import Patches, fields, make_prepare
+from fusmae_jax.input.prepare import Patches, Patchify, fields, make_prepare, patchify_columns
 from fusmae_jax.models import fusmae, masking
 from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots
 from fusmae_jax.parallel.rules import Params
-from fusmae_jax.train import losses
+from fusmae_jax.train import losses, patch_order
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -76,10 +76,10 @@ def sample_keys(key: Array, positions: Array) -> tuple[Array, Array]:
 
 
 def masked_inputs(
-    config: Config, contract: Contract, augment: Augment | None
+    config: Config, contract: Contract, augment: Augment | None, cut: Patchify | None = None
 ) -> Callable[[Batch, Array], Masked]:
-    """The traceable function from a raw batch and a key to patches and masks."""
-    prepare = {prefix: make_prepare(config, part, augment) for prefix, part in contract.each.items()}
+    """The traceable function from a raw batch and a key to patches and masks; `cut` as in `make_prepare`."""
+    prepare = {prefix: make_prepare(config, part, augment, cut=cut) for prefix, part in contract.each.items()}
     joint = config.masking.strategy in JOINT
     count, sensors = config.model.num_patches, len(config.model.modalities)
     visible = masking.num_visible(count, config.masking)
@@ -119,17 +119,22 @@ def interleave(*parts: Array) -> Array:
 
 
 def reconstructions(
-    config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike
+    config: Config, contract: Contract, augment: Augment | None, dtype: DTypeLike, *, any_order: bool = False
 ) -> Callable[[Params, Batch, Array], tuple[Masked, dict[str, Array]]]:
     """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p).
 
-    Predictions of a joint sequence are those of all patches in raster order.
+    Predictions of a joint sequence are those of all patches in raster order. With `any_order` the numbers in
+    patches and predictions stand in the order that the machine reads soonest, rather than in the model's.
     """
     inputs = masked_inputs(config, contract, augment)
+    by_columns = masked_inputs(config, contract, augment, patchify_columns)
     graphdef = fusmae.graph(config.model, dtype)
 
     def forward(params: Params, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
-        masked = inputs(batch, key)
+        if any_order and patch_order.columns_first():
+            masked, params = by_columns(batch, key), patch_order.for_columns(params, config.model)
+        else:
+            masked = inputs(batch, key)
         model = nnx.merge(graphdef, params)
         if masked.slots is None:
             predictions, _ = model(masked.patches, masked.order, masked.visible)
@@ -172,7 +177,7 @@ def reconstruction(
     Metrics: `loss`, `loss/<modality>` (NaN where no masked number of the batch is valid), and
     `valid/<modality>`, the share of masked numbers that count.
     """
-    forward = reconstructions(config, contract, augment, dtype)
+    forward = reconstructions(config, contract, augment, dtype, any_order=True)
     loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
 
     def loss(

@@ -16,6 +16,7 @@ from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.normalise import statistics
 from fusmae_jax.input.prepare import make_prepare, patchify, unpatchify
 from fusmae_jax.input.resample import (
+    TOUCHES,
     Axis,
     Box,
     by_products,
@@ -118,18 +119,26 @@ def test_taps_are_the_dense_weights(kernel, stored, size, platform, monkeypatch)
     box = jax.jit(lambda keys: sample_box(keys, cfg.Augment(vflip=0.5)))(
         jax.random.split(jax.random.key(1), 6)
     )
-    box = Box(*(np.concatenate([a[:5], b[:1]]) for a, b in zip(box, full_box(1))))
+    box = Box(*(jnp.concatenate([a[:5], b[:1]]) for a, b in zip(box, full_box(1))))
+
+    def axes(box):
+        rows = Axis(size[0], stored[0], box.top, box.height, box.vflip, kernel)
+        return [rows, Axis(size[1], stored[1], box.left, box.width, box.hflip, kernel)]
 
     def resampled(how, box):
-        rows = Axis(size[0], stored[0], box.top, box.height, box.vflip, kernel)
-        columns = Axis(size[1], stored[1], box.left, box.width, box.hflip, kernel)
-        return how(image, valid, [rows, columns])
+        return how(image, valid, axes(box))
 
     values, good = jax.jit(functools.partial(resampled, by_taps))(box)
     expected, expected_good = jax.jit(functools.partial(resampled, by_products))(box)
     # Coordinates near 60 are rounded at 4e-6, by each program in its own way.
     np.testing.assert_allclose(values, expected, atol=4e-5)
-    np.testing.assert_array_equal(good, expected_good)
+    clear = np.ones(good.shape, bool)
+    for number, axis in enumerate(axes(box), start=1):
+        # A weight this close to the least that touches is on either side of it, by the machine's rounding.
+        close = np.any(np.abs(np.abs(weights(axis)) - TOUCHES) < 2e-5, axis=2)
+        clear &= ~np.expand_dims(close, [a for a in (1, 2, 3) if a != number])
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(np.where(clear, good, False), np.where(clear, expected_good, False))
     assert 0 < good.mean() < 1
 
 
