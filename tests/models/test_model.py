@@ -110,9 +110,9 @@ def test_encoding_one_sensor_equals_declaring_the_other_absent(name, absent):
     gone = Patches(jnp.zeros_like(patches['s2'].values), jnp.zeros_like(patches['s2'].valid))
     alone = encode(module, {'s1': patches['s1']})
     declared = encode(module, {'s1': patches['s1'], 's2': gone})
-    np.testing.assert_allclose(alone.tokens['s1'], declared.tokens['s1'], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(alone.cls, declared.cls, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(alone.pooled, declared.pooled, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(alone.tokens['s1'], declared.tokens['s1'], rtol=1e-6, atol=4e-6)
+    np.testing.assert_allclose(alone.cls, declared.cls, rtol=1e-6, atol=4e-6)
+    np.testing.assert_allclose(alone.pooled, declared.pooled, rtol=1e-6, atol=4e-6)
     assert list(alone.tokens) == ['s1']
     with pytest.raises(ValueError, match='one or more'):
         module.encode({})
@@ -124,8 +124,8 @@ def test_absence_is_decided_sample_by_sample():
     some = patches['s2'].valid.at[1].set(False)
     mixed = encode(module, patches | {'s2': Patches(jnp.where(some, patches['s2'].values, 0), some)})
     both, alone = encode(module, patches), encode(module, {'s1': patches['s1']})
-    np.testing.assert_allclose(mixed.tokens['s1'][0], both.tokens['s1'][0], rtol=1e-6, atol=2e-6)
-    np.testing.assert_allclose(mixed.tokens['s1'][1], alone.tokens['s1'][1], rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(mixed.tokens['s1'][0], both.tokens['s1'][0], rtol=1e-6, atol=4e-6)
+    np.testing.assert_allclose(mixed.tokens['s1'][1], alone.tokens['s1'][1], rtol=1e-6, atol=4e-6)
 
 
 def test_the_rules_for_absent_sensors_differ():
