@@ -320,6 +320,7 @@ def _leaks(args: argparse.Namespace) -> int:
     *config_file('configs/encode.py'),
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1, or a STAC item', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2, a product .SAFE, or a STAC item', type=path, default=''),
+    option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
     needs='geo',
@@ -333,7 +334,7 @@ def _encode(args: argparse.Namespace) -> int:
     settings = from_dict(EncodeConfig, config)
     from fusmae_jax.embed.run import encode
 
-    return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
+    return encode(settings, args.s1, args.s2, args.checkpoint, args.out, args.dem)
 
 
 @command(
@@ -361,6 +362,7 @@ def _neuco(args: argparse.Namespace) -> int:
     *config_file('configs/encode.py'),
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
+    option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
     folder('--checkpoint', 'the encoder that the probe was run on', required=True),
     option('--head', 'FILE', 'of the folder heads/ of a dense_probe', type=path, required=True),
     option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
@@ -376,7 +378,7 @@ def _predict(args: argparse.Namespace) -> int:
     settings = from_dict(EncodeConfig, config)
     from fusmae_jax.predict.run import predict
 
-    files = {name: file for name, file in (('s1', args.s1), ('s2', args.s2)) if file}
+    files = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, name))}
     return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities)
 
 
