@@ -59,8 +59,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     config.masking.strategy = 'modality'
     config.augment.vflip = 0.5
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 2e-3, 100
-    config.train.batch_size, config.train.steps = 32, 3000
-    config.checkpoint.every_steps = config.log.eval_every_steps = 1000
+    config.train.batch_size, config.train.steps = 32, 1200
+    config.checkpoint.every_steps = config.log.eval_every_steps = 400
     config.log.images_every_steps = 0
     return config
 
