@@ -14,6 +14,7 @@ because an encoder that has only ever seen all of them reads one alone no better
 seven choices of sensors.
 
 Variants:
+    pair        the same pretraining without elevation
     probe       the settings of `linear_probe`
     reliance    those of `reliance`: how much a head relies on Sentinel-1 and Sentinel-2
 """
@@ -43,15 +44,16 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         return _probe()
     if variant == 'reliance':
         return _reliance()
-    if variant:
-        known = nearest(variant, ('probe', 'reliance'))
+    if variant not in ('', 'pair'):
+        known = nearest(variant, ('pair', 'probe', 'reliance'))
         raise InputError(f'configs/three_sensors.py: no variant {variant!r}; {known}')
     config = config_dict(Config())
-    config.name = 'three_sensors'
+    config.name = variant or 'three_sensors'
     config.data.path, config.data.stats = DATA, 'dataset'
     config.data.val_split = 'val'
-    with config.unlocked():
-        config.model.modalities.dem = config_dict(ELEVATION)
+    if not variant:
+        with config.unlocked():
+            config.model.modalities.dem = config_dict(ELEVATION)
     model = config.model
     model.size, model.width, model.depth, model.heads = 'custom', 64, 3, 4
     model.image_size, model.patch_size = (60, 60), 12

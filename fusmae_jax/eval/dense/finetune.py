@@ -26,6 +26,7 @@ from fusmae_jax.eval.dense.score import confusion, scores
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
 from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
+from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
 from fusmae_jax.eval.finetune.rows import identity
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
@@ -73,7 +74,8 @@ def segmenting(
         paths = None
         if config.drop_path and depth > 1:
             paths = sample_paths(path, depth, config.drop_path, first=1)
-        found = logits(params, augmented(batch, geometry), paths)
+        patches = dropped(augmented(batch, geometry), rest, config.modality_dropout)
+        found = logits(params, patches, paths)
         labels = moved(batch[TARGETS], geometry, config.augment)
         total = losses.loss(found, labels, config.loss, config.focal_gamma)
         return total, ({'loss': total}, extra)
@@ -113,6 +115,7 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
         for line in fitted.notes:
             logging.info('%s', line)
         features.check_preset(fitted.config, system.name)
+        check_names(config.modality_dropout, [*system.model.config.model.modalities], system.name)
         whole = system.model.config
         layers = features.chosen(config.layers, whole, system.name)
         if config.rot90:

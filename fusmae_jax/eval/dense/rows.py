@@ -68,6 +68,7 @@ def sweep(config: DenseProbe | DenseFinetune, head: str) -> dict[str, tuple[floa
         return {'learning_rate': config.learning_rates, 'weight_decay': config.weight_decays} | fixed
     names = ('weight_decay', 'layer_decay', 'drop_path', 'warmup_epochs', 'b1', 'b2')
     fixed |= {name: (float(getattr(config, name)),) for name in names}
+    fixed |= {f'modality_dropout_{name}': (share,) for name, share in config.modality_dropout}
     return {'learning_rate': config.learning_rates} | fixed
 
 

@@ -12,6 +12,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval import crops, linear_probe
 from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -83,6 +84,7 @@ def network(
     """
     assert system.model is not None
     check_pooled((feature,), system.model.config.model, system.name)
+    check_names(config.modality_dropout, [*system.model.config.model.modalities], system.name)
     crops.view_contract(contract, config.image)
     return around(system, fitted, contract, config.image, feature, classes)
 
@@ -119,7 +121,8 @@ def classification(net: Network, config: Finetune) -> Objective:
             sample_paths(path, depth, config.drop_path, first=1) if config.drop_path and depth > 1 else None
         )
         model = net.merge(params['encoder'])
-        pooled, _ = pool(model, prepare(batch, geometry), (net.feature,), paths)
+        patches = dropped(prepare(batch, geometry), rest, config.modality_dropout)
+        pooled, _ = pool(model, patches, (net.feature,), paths)
         scores = heads.logits(params['head'], pooled[net.feature])
         targets = batch[TARGETS].astype(jnp.float32)
         total = linear_probe.loss(scores[:, None], targets, recipe)[0]

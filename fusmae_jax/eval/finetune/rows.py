@@ -45,9 +45,14 @@ def identity(
         'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
         'preset': presets.preset_fields(fitted.config),
         'compute': str(system.model.dtype),
-        'recipe': {name: to_dict(getattr(config, name)) for name in recipe},
+        'recipe': {name: to_dict(getattr(config, name)) for name in recipe} | _dropout(config),
         **more,
     }
+
+
+def _dropout(config: Any) -> dict[str, Any]:
+    """Only where there is some: points of earlier versions are known without it."""
+    return {'modality_dropout': config.modality_dropout} if config.modality_dropout else {}
 
 
 def point_identity(
@@ -117,6 +122,7 @@ def sweep(config: Finetune) -> dict[str, tuple[float, ...]]:
         narrow, wide = augment.crop_ratio
         fixed |= {'crop_scale_min': (smallest,), 'crop_scale_max': (largest,)}
         fixed |= {'crop_ratio_min': (narrow,), 'crop_ratio_max': (wide,)}
+    fixed |= {f'modality_dropout_{name}': (share,) for name, share in config.modality_dropout}
     if config.data.kind == 'single_label':
         fixed['label_smoothing'] = (config.label_smoothing,)
     return {'learning_rate': config.learning_rates} | fixed
