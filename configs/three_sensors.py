@@ -16,6 +16,7 @@ seven choices of sensors.
 Variants:
     pair        the same pretraining without elevation
     probe       the settings of `linear_probe`
+    finetune    those of `finetune` for both sensors of a pair
     reliance    those of `reliance`: how much a head relies on Sentinel-1 and Sentinel-2
 """
 
@@ -44,8 +45,10 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         return _probe()
     if variant == 'reliance':
         return _reliance()
+    if variant == 'finetune':
+        return _finetune()
     if variant not in ('', 'pair'):
-        known = nearest(variant, ('pair', 'probe', 'reliance'))
+        known = nearest(variant, ('pair', 'probe', 'finetune', 'reliance'))
         raise InputError(f'configs/three_sensors.py: no variant {variant!r}; {known}')
     config = config_dict(Config())
     config.name = variant or 'three_sensors'
@@ -82,6 +85,16 @@ def _probe() -> ml_collections.ConfigDict:
     config.labels.fractions = (1.0,)
     config.batch_norm, config.head_seeds = (True,), (0,)
     config.update(HEAD)
+    return config
+
+
+def _finetune() -> ml_collections.ConfigDict:
+    from fusmae_jax.eval.finetune.config import Finetune
+
+    config = _labelled(config_dict(Finetune()))
+    config.encoder.checkpoint, config.encoder.modalities = f'{RUN}/pair', (('s1', 's2'),)
+    config.encoder.baselines = ('prior',)
+    config.learning_rates, config.batch_size = (1e-3,), 32
     return config
 
 
