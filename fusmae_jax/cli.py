@@ -467,6 +467,17 @@ def _linear_probe(args: argparse.Namespace) -> int:
         return run_linear_probe(settings, args.workdir)
 
 
+@command('attentive_probe', *config_file('configs/attentive_probe.py'), WORKDIR, needs='eval')
+def _attentive_probe(args: argparse.Namespace) -> int:
+    """Trains heads that attend to frozen tokens."""
+    from fusmae_jax.eval.attentive.config import AttentiveProbe
+
+    with _in_workdir(args, AttentiveProbe) as settings:
+        from fusmae_jax.eval.attentive.command import run_attentive_probe
+
+        return run_attentive_probe(settings, args.workdir)
+
+
 @command('knn', *config_file('configs/knn.py'), WORKDIR, needs='eval')
 def _knn(args: argparse.Namespace) -> int:
     """Scores by nearest neighbours among frozen features."""
