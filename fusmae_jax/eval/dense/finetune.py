@@ -27,6 +27,7 @@ from fusmae_jax.eval.dense.score import confusion, scores
 from fusmae_jax.eval.dense.stored import describe, write_head
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
+from fusmae_jax.eval.finetune.adapters import fresh, tuned
 from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
 from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
@@ -68,7 +69,7 @@ def segmenting(
     depth = net.whole.model.depth
 
     def logits(params: Params, patches: Any, paths: Any = None) -> Float[Array, 'b h w c']:
-        found = features.token_map(net.merge(params['encoder']), patches, layers, paths)
+        found = features.token_map(net.merge(tuned(params)), patches, layers, paths)
         return scores(params['head'], found.values, shape, size)
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
@@ -93,7 +94,8 @@ def segmenting(
 
     def init(key: Array) -> tuple[Any, Any]:
         encoder = fusmae.init_params(net.whole.model, key, net.dtype)['encoder']
-        return {'encoder': encoder, 'head': head(key)}, {'seed': jnp.zeros((), jnp.uint32)}
+        params = {'encoder': encoder, 'head': head(key)} | fresh(key, encoder, config.lora_rank)
+        return params, {'seed': jnp.zeros((), jnp.uint32)}
 
     augmented = presets.make_inputs(net.config, net.contract, config.augment)
     plain = presets.make_inputs(net.config, net.contract, None)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval import crops, linear_probe
+from fusmae_jax.eval.finetune.adapters import fresh, tuned
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.pooling import check_pooled, pool
@@ -30,7 +31,8 @@ TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
 class Network(NamedTuple):
     """An encoder with a linear head on one pooled feature, reading one kind of records.
 
-    Its parameters are `encoder` and `head`; decoders are left behind.
+    Its parameters are `encoder` and `head`, and `lora` where adapters learn in place of the encoder; decoders
+    are left behind.
     """
 
     config: Config  # fitted to the data: what the encoder reads
@@ -120,7 +122,7 @@ def classification(net: Network, config: Finetune) -> Objective:
         paths = (
             sample_paths(path, depth, config.drop_path, first=1) if config.drop_path and depth > 1 else None
         )
-        model = net.merge(params['encoder'])
+        model = net.merge(tuned(params))
         patches = dropped(prepare(batch, geometry), rest, config.modality_dropout)
         pooled, _ = pool(model, patches, (net.feature,), paths)
         scores = heads.logits(params['head'], pooled[net.feature])
@@ -129,7 +131,9 @@ def classification(net: Network, config: Finetune) -> Objective:
         return total, ({'loss': total}, extra)
 
     def init(key: Array) -> tuple[Any, Any]:
-        return net.init(key), {'seed': jnp.zeros((), jnp.uint32)}
+        params = net.init(key)
+        params |= fresh(key, params['encoder'], config.lora_rank)
+        return params, {'seed': jnp.zeros((), jnp.uint32)}
 
     return Objective(init, loss, tuple(fields(net.config, net.contract)))
 
@@ -144,7 +148,7 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
     def scores(params: Params, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
         cut = net.image == 'crops'
         images = crops.all_crops(batch, net.contract) if cut else batch
-        pooled, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
+        pooled, seen = pool(net.merge(tuned(params)), prepare(images, None), (net.feature,))
         each = heads.logits(params['head'], pooled[net.feature])
         if not cut:
             return each

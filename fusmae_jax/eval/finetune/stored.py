@@ -22,6 +22,7 @@ from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval.config import Task
+from fusmae_jax.eval.finetune.adapters import tuned
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.input import seen
 from fusmae_jax.input.compatibility import Fitted
@@ -52,7 +53,7 @@ def keep_encoder(
         folder: of the point.
     """
     assert system.model is not None
-    model = _finetuned(system, fitted, contract, params['encoder'])
+    model = _finetuned(system, fitted, contract, tuned(params))
     known = None
     if system.seen is not None:
         purpose = f'fine-tuning for {data.labels}'
