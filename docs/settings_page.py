@@ -21,6 +21,7 @@ from fusmae_jax.shipped.data.convert import BUILDERS
 COMMANDS = (
     ('pretrain', 'fusmae_jax.config.run', 'Config', ''),
     ('linear_probe', 'fusmae_jax.eval.config', 'LinearProbe', ''),
+    ('attentive_probe', 'fusmae_jax.eval.attentive.config', 'AttentiveProbe', ''),
     ('knn', 'fusmae_jax.eval.config', 'Knn', ''),
     ('finetune', 'fusmae_jax.eval.finetune.config', 'Finetune', ''),
     ('dense_probe', 'fusmae_jax.eval.dense.config', 'DenseProbe', ''),

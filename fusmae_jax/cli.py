@@ -320,6 +320,7 @@ def _leaks(args: argparse.Namespace) -> int:
     *config_file('configs/encode.py'),
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1, or a STAC item', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2, a product .SAFE, or a STAC item', type=path, default=''),
+    option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
     needs='geo',
@@ -333,7 +334,7 @@ def _encode(args: argparse.Namespace) -> int:
     settings = from_dict(EncodeConfig, config)
     from fusmae_jax.embed.run import encode
 
-    return encode(settings, args.s1, args.s2, args.checkpoint, args.out)
+    return encode(settings, args.s1, args.s2, args.checkpoint, args.out, args.dem)
 
 
 @command(
@@ -361,8 +362,9 @@ def _neuco(args: argparse.Namespace) -> int:
     *config_file('configs/encode.py'),
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
-    folder('--checkpoint', 'the encoder that the probe was run on', required=True),
-    option('--head', 'FILE', 'of the folder heads/ of a dense_probe', type=path, required=True),
+    option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
+    folder('--checkpoint', 'the encoder that the head was trained on', required=True),
+    option('--head', 'FILE', 'of heads/ of a dense_probe, or of a dense_finetune', type=path, required=True),
     option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
     option('--probabilities', 'FILE', 'a .tif with a band for each class', type=path, default=''),
     needs='geo',
@@ -376,7 +378,7 @@ def _predict(args: argparse.Namespace) -> int:
     settings = from_dict(EncodeConfig, config)
     from fusmae_jax.predict.run import predict
 
-    files = {name: file for name, file in (('s1', args.s1), ('s2', args.s2)) if file}
+    files = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, name))}
     return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities)
 
 
@@ -463,6 +465,17 @@ def _linear_probe(args: argparse.Namespace) -> int:
         from fusmae_jax.eval.probe import run_linear_probe
 
         return run_linear_probe(settings, args.workdir)
+
+
+@command('attentive_probe', *config_file('configs/attentive_probe.py'), WORKDIR, needs='eval')
+def _attentive_probe(args: argparse.Namespace) -> int:
+    """Trains heads that attend to frozen tokens."""
+    from fusmae_jax.eval.attentive.config import AttentiveProbe
+
+    with _in_workdir(args, AttentiveProbe) as settings:
+        from fusmae_jax.eval.attentive.command import run_attentive_probe
+
+        return run_attentive_probe(settings, args.workdir)
 
 
 @command('knn', *config_file('configs/knn.py'), WORKDIR, needs='eval')

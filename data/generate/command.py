@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fusmae_jax.config.build import from_dict
@@ -17,7 +18,8 @@ from fusmae_jax.installed import program
 from .scene import SceneConfig, digest
 
 # A layout is a module of this folder with `write(folder, pairs, config)`, which returns the settings of its
-# builder; here, what its scenes have that is not the default of `SceneConfig`.
+# builder (`CONVERTER`, where that has another name); here, what its scenes have that is not the default of
+# `SceneConfig`.
 LAYOUTS: dict[str, dict[str, Any]] = {
     'bigearthnet_mm': {},
     'bigearthnet_v2': {},
@@ -25,6 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     'ssl4eo_s12': {'size': 264},
     'geobench2': {},
     'paired_folder': {},
+    'three_sensors': {},
 }
 REPORT = 'generated.json'
 
@@ -54,24 +57,30 @@ def run(layout: str, output: str | os.PathLike[str], pairs: int, seed: int = 0, 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f'--out={folder}: exists already; name a new folder or remove it')
     begin = time.perf_counter()
-    archive = _write(layout, folder, pairs, config)
+    module = importlib.import_module(f'.{layout}', __package__)
+    archive = _write(module, layout, folder, pairs, config)
     seconds = time.perf_counter() - begin
     print(f'archive        {folder}')
     print(f'time           {seconds:.1f} s, {pairs / seconds:.1f} pairs/s')
     print(f'configuration  {digest(config)}')
     settings = ' '.join(shlex.quote(f'--config.archive.{name}={value}') for name, value in archive.items())
-    print(f'next           {program()} convert --config=configs/convert_{layout}.py {settings}')
+    print(f'next           {program()} convert --config=configs/convert_{converter(module)}.py {settings}')
     return 0
 
 
-def _write(layout: str, folder: Path, pairs: int, config: SceneConfig) -> dict[str, Any]:
+def converter(module: ModuleType) -> str:
+    """The name of the builder that reads what the module of a layout writes: its own, unless it says so."""
+    return getattr(module, 'CONVERTER', module.__name__.rpartition('.')[2])
+
+
+def _write(module: ModuleType, layout: str, folder: Path, pairs: int, config: SceneConfig) -> dict[str, Any]:
     """Writes under another name first, so that a folder of the right name is always complete."""
     incomplete = folder.with_name(f'{folder.name}.incomplete')
     if incomplete.exists():
         raise InputError(f'--out={folder}: {incomplete} is left over from an interrupted run; remove it')
     incomplete.mkdir(parents=True)
     try:
-        archive = importlib.import_module(f'.{layout}', __package__).write(incomplete, pairs, config)
+        archive = module.write(incomplete, pairs, config)
     except InputError:
         # Settings that the layout cannot hold are refused before anything is written.
         incomplete.rmdir()

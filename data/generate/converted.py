@@ -10,7 +10,7 @@ from fusmae_jax.errors import InputError, nearest
 
 from .. import sharded
 from ..convert import builder
-from .command import LAYOUTS
+from .command import LAYOUTS, converter
 from .scene import SceneConfig
 
 
@@ -35,8 +35,9 @@ def make(layout: str, pairs: int, seed: int, folder: str | os.PathLike[str], wor
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
     scene = from_dict(SceneConfig, {**LAYOUTS[layout], 'seed': seed}, 'generate')
-    archive = importlib.import_module(f'.{layout}', __package__).write(raw, pairs, scene, workers)
-    module = builder(layout)
+    writer = importlib.import_module(f'.{layout}', __package__)
+    archive = writer.write(raw, pairs, scene, workers)
+    module = builder(converter(writer))
     source = module.source(from_dict(module.Archive, archive, 'config.archive'))
     data = str(sharded.convert(source, folder)[0])
     shutil.rmtree(raw)

@@ -154,14 +154,14 @@ def _digital(
     """Digital numbers of each band on its native grid, by block means, with some sensor noise."""
     result = {}
     for band, plane in zip(bands, image):
-        plane = _block_mean(plane, RESOLUTION[band] // 10)
+        plane = block_mean(plane, RESOLUTION[band] // 10)
         noise = rng.standard_normal(plane.shape, np.float32)
         plane = plane * (1 + np.float32(0.015) * noise) + np.float32(8 * (band != 'B10')) * noise
         result[band] = np.clip(np.rint(plane) + offset, 1 + offset, 2**16 - 1).astype(np.uint16)
     return result
 
 
-def _block_mean(plane: np.ndarray, factor: int) -> np.ndarray:
+def block_mean(plane: np.ndarray, factor: int) -> np.ndarray:
     """Means of blocks of `factor` pixels a side; at the lower right edge of what is left of a block."""
     if factor == 1:
         return plane

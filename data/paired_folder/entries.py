@@ -27,10 +27,11 @@ class Entry(NamedTuple):
     source: str  # where the entry stands, for errors
     s2_offset: Offset | Literal[''] = ''  # as the setting of that name, which '' leaves as it is
     map: tuple[str, ...] = ()  # the label raster, relative to map_root; empty without
+    dem: tuple[str, ...] = ()  # relative to dem_root
 
     def files(self, source: str) -> tuple[str, ...]:
         """The files of one sensor, or of 'map'."""
-        return {'s1': self.s1, 's2': self.s2, 'map': self.map}[source]
+        return {'s1': self.s1, 's2': self.s2, 'dem': self.dem, 'map': self.map}[source]
 
 
 def roots(archive: Archive) -> dict[str, Path]:

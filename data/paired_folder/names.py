@@ -10,7 +10,7 @@ from fusmae_jax.geo.products import is_product
 
 from ..records import RecordError, inside
 from .entries import EXTENSIONS, Entry, Problem, parts_of, products, roots
-from .settings import Archive
+from .settings import SENSORS, Archive
 
 
 def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
@@ -36,7 +36,8 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
             problems.append((stem, error))
             continue
         label_map = tuple(stems['map'][stem]) if 'map' in folders else ()
-        entries.append(Entry(stem, files.get('s1', ()), files.get('s2', ()), '', (), {}, '', map=label_map))
+        s1, s2, dem = (files.get(m, ()) for m in SENSORS)
+        entries.append(Entry(stem, s1, s2, '', (), {}, '', map=label_map, dem=dem))
     return entries, problems
 
 

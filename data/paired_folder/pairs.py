@@ -127,11 +127,11 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
     """The entries whose files can be used, with their headers; the first one sets what the others must be."""
     folders = roots(archive)
     usable: list[Image] = []
-    # Those of both sensors first: one of them sets what the others must be.
+    # Those of all sensors first: one of them sets what the others must be.
     for entry in sorted(table.entries, key=lambda entry: not all(map(entry.files, archive.modalities))):
         if not usable and not all(map(entry.files, archive.modalities)):
             raise InputError(
-                f"{_where(archive)}: missing='keep': no image that can be used has both sensors; leave the "
+                f"{_where(archive)}: missing='keep': no image that can be used has all sensors; leave the "
                 'root of the one that is missing empty'
             )
         try:

@@ -13,7 +13,7 @@ from .table import FACTS, TIME
 
 Level = Literal['', 'L1C', 'L2A']
 VERSION = '1.0.0'
-TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2'}
+TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2', 'dem': 'elevation'}
 
 
 def make_schema(
@@ -76,6 +76,8 @@ def _product(archive: Archive, modality: str, baseline: str, level: Level) -> Pr
             border_noise=archive.s1_border_noise,
             thermal_noise=archive.s1_thermal_noise,
         )
+    if modality == 'dem':
+        return Product(description='as declared by the owner of the files', processor=archive.dem_processor)
     return Product(
         description='as declared by the owner of the files',
         platforms=archive.s2_platforms,

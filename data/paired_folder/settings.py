@@ -21,7 +21,9 @@ HOW_S2 = (
     "some hundreds to thousands) or 'reflectance' (0 to 1, with decimals; or whole numbers whose scale tag "
     'or s2_scale makes it so)'
 )
+HOW_DEM = "elevation is in metres, dem_unit='m'; dem_scale turns other units into them"
 
+SENSORS = ('s1', 's2', 'dem')
 Offset = Literal['auto', '0', '-1000']
 LOWEST, HIGHEST = -(2**31), 2**31 - 1  # values of a label raster, which has 32 bits at most
 
@@ -33,27 +35,35 @@ class Archive:
     # Folder of the Sentinel-1 files, with all folders in it; '': Sentinel-2 alone
     s1_root: str = setting('', path=True)
     s2_root: str = setting('', path=True)  # the same for Sentinel-2; may be the same folder
+    dem_root: str = setting('', path=True)  # the same for elevation, a third sensor; '': none
     name: str = 'paired_folder'  # of the data set
     # Which files belong together: those whose names are equal without these, or those in a row of the table.
     s1_prefix: str = ''  # how the names of Sentinel-1 files begin, such as 'S1_'
     s1_suffix: str = ''  # how they end before the extension, such as '_s1'
     s2_prefix: str = ''
     s2_suffix: str = ''
+    dem_prefix: str = ''
+    dem_suffix: str = ''
     s1_parts: tuple[str, ...] = ()  # endings after the suffix where an image lies in several files
     s2_parts: tuple[str, ...] = ()  # such as ('_10m', '_20m') or ('_B02', '_B03'), one pixel size a file
-    # CSV: s1, s2 (relative to the roots) and whatever else of table.COLUMNS is known
+    dem_parts: tuple[str, ...] = ()
+    # CSV: s1, s2, dem (relative to the roots) and whatever else of table.COLUMNS is known
     table: str = setting('', path=True)
     # The channels of a file in their order, '-' for one to leave out; () takes the band descriptions.
     s1_bands: tuple[str, ...] = ()
     s2_bands: tuple[str, ...] = ()
+    dem_bands: tuple[str, ...] = ()  # ('ELEVATION',) where the files do not call their channel so
     # What the values are: stored x scale + offset is in `unit`.
     s1_unit: Literal['', 'dB', 'linear', 'amplitude'] = ''  # must be said
     s2_unit: Literal['', 'DN', 'reflectance'] = ''  # must be said; DN is reflectance x 10,000
+    dem_unit: Literal['', 'm'] = 'm'  # metres above the geoid or the ellipsoid
     s1_scale: float = setting(0.0, least=0)  # 0: from the scale tag of the files, 1 without one
     s2_scale: float = setting(0.0, least=0)
+    dem_scale: float = setting(0.0, least=0)  # 0.3048 for feet
     s2_offset: Offset = 'auto'  # in DN; auto: from the metadata in the files, or error
     s1_nodata: tuple[float, ...] = ()  # stored values that mean nothing, beside those of the files
     s2_nodata: tuple[float, ...] = ()  # the same; whole numbers without such a tag: 0, as in all products
+    dem_nodata: tuple[float, ...] = ()  # such as (-9999.0,), where the files do not say it
     # How the values came about; '' where it is not known.
     s1_calibration: Literal['', 'sigma0', 'gamma0', 'beta0'] = ''
     s1_terrain_correction: Literal['', 'none', 'geometric', 'flattened'] = ''
@@ -68,12 +78,14 @@ class Archive:
     s2_baseline: str = ''  # '' takes PROCESSING_BASELINE from the metadata in the files, if it is there
     s2_platforms: tuple[str, ...] = ()
     s2_processor: str = ''
+    dem_processor: str = ''  # the elevation model, such as 'Copernicus GLO-30'
     # A pair of which one sensor is missing: an error, or kept with nothing but nodata for that sensor
     missing: Literal['error', 'keep'] = 'error'
     # none: chips whose place is not known, of pixels as large as these say; records have no place then
     georeference: Literal['required', 'none'] = 'required'
     s1_pixel: float = setting(0.0, least=0)  # metres, with georeference='none' alone
     s2_pixel: float = setting(0.0, least=0)
+    dem_pixel: float = setting(0.0, least=0)
     # Tiles, in pixels of the finest file.
     tile: int = setting(120, least=1)
     stride: int = setting(0, least=0)  # from one tile to the next; 0: as far as a tile is wide
@@ -100,7 +112,7 @@ class Archive:
     @property
     def modalities(self) -> tuple[str, ...]:
         """The sensors that there are files of."""
-        return tuple(m for m in ('s1', 's2') if getattr(self, f'{m}_root'))
+        return tuple(m for m in SENSORS if getattr(self, f'{m}_root'))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -122,13 +134,15 @@ def check(archive: Archive) -> None:
     """Raises one InputError with everything that is missing or cannot be."""
     problems = range_problems(archive)
     if not archive.modalities:
-        problems.append('s1_root and s2_root are both empty: give the folder of at least one sensor')
+        problems.append('s1_root, s2_root and dem_root are empty: give the folder of at least one sensor')
     if not re.fullmatch(r'[a-z][a-z0-9_]*', archive.name):
         problems.append(f'name={archive.name!r} must be small letters, digits and _, a letter first')
     for modality in archive.modalities:
         problems += _modality_problems(archive, modality)
     if archive.missing == 'keep' and len(archive.modalities) < 2:
-        problems.append("missing='keep': needs files of both sensors; with one root nothing is missing")
+        problems.append(
+            "missing='keep': needs files of two sensors or more; with one root nothing is missing"
+        )
     if archive.classes and not archive.table:
         problems.append('classes: labels come from the table; give one, or leave the classes out')
     if archive.labels_separator and not archive.table:
@@ -168,7 +182,7 @@ def _map_problems(archive: Archive) -> list[str]:
 def _modality_problems(archive: Archive, modality: str) -> list[str]:
     problems = []
     if not getattr(archive, f'{modality}_unit'):
-        how = HOW_S1 if modality == 's1' else HOW_S2
+        how = {'s1': HOW_S1, 's2': HOW_S2, 'dem': HOW_DEM}[modality]
         problems.append(f"{modality}_unit='': {how}")
     pixel, chips = getattr(archive, f'{modality}_pixel'), archive.georeference == 'none'
     if chips and not pixel:

@@ -12,7 +12,7 @@ from fusmae_jax.errors import InputError
 from ..records import Field, RecordError, inside
 from . import labels
 from .entries import Entry, Problem, parts_of, products, roots
-from .settings import Archive, Offset
+from .settings import SENSORS, Archive, Offset
 
 TIME = ('s1_time', 's2_time')
 FLAGS = ('snow', 'cloud')
@@ -33,7 +33,7 @@ OFFSETS: dict[str, Offset | Literal['']] = {
     '-1000': '-1000',
     '-1000.0': '-1000',
 }
-COLUMNS = ('s1', 's2', 'map', 'id', 'split', labels.COLUMN, 's2_offset', *FACTS)
+COLUMNS = (*SENSORS, 'map', 'id', 'split', labels.COLUMN, 's2_offset', *FACTS)
 
 
 class EntryTable(NamedTuple):
@@ -87,7 +87,7 @@ def _rows(file: Path, archive: Archive) -> tuple[list[dict[str, str]], tuple[str
         raise InputError(f'{file}: table: cannot be read as a UTF-8 CSV ({error})') from error
     if len(set(columns)) < len(columns):
         raise InputError(f'{file}: table: two columns have the same name: {", ".join(columns)}')
-    for name in ('s1', 's2', 'map'):
+    for name in (*SENSORS, 'map'):
         wanted = name in archive.sources
         if wanted != (name in columns):
             message = 'is missing' if wanted else f'is there, but {name}_root is not set'
@@ -111,9 +111,9 @@ def _entry(
         raise RecordError(file, where, 'another number of columns than the header', 'repair the row')
     values = {name: text.strip() for name, text in row.items()}
     files = {m: _files(archive, m, folders[m], values[m], f'{file}: {where}') for m in folders}
-    first = files.get('s2') or files.get('s1')
+    first = files.get('s2') or files.get('s1') or files.get('dem')
     if not first:
-        raise RecordError(file, where, 'neither sensor has a file', 'name one, or remove the row')
+        raise RecordError(file, where, 'no sensor has a file', 'name one, or remove the row')
     if 'split' in values and not re.fullmatch(r'[a-z][a-z0-9_]*', values['split']):
         raise RecordError(
             file, f'{where}, split', f'{values["split"]!r}', "write a name in small letters, such as 'train'"
@@ -135,6 +135,7 @@ def _entry(
         source=f'{file}: {where}',
         s2_offset=offset,
         map=files.get('map', ()),
+        dem=files.get('dem', ()),
     )
 
 
@@ -182,14 +183,14 @@ def parse_time(file: Path, field: str, text: str) -> int:
 
 def _check_once(entry: Entry, seen: dict[str, dict[Any, str]]) -> None:
     """A row stands once, and a file in one split: tiles of one image in two splits would be a leak."""
-    for what, value in (('id', entry.id), ('files', (entry.s1, entry.s2))):
+    for what, value in (('id', entry.id), ('files', (entry.s1, entry.s2, entry.dem))):
         if value in seen[what]:
             message = f'{value!r} as in {seen[what][value]}'
             raise RecordError(
                 entry.source, what, message, 'give every pair one row, and every row its own id'
             )
         seen[what][value] = entry.source
-    for modality in ('s1', 's2'):
+    for modality in SENSORS:
         for name in entry.files(modality):
             split = seen['split'].setdefault((modality, name), entry.split)
             if split != entry.split:

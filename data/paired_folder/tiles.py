@@ -155,6 +155,7 @@ _ADVICE = {
     ('DN', 'below'): _TWICE,
     ('DN', 'small'): "reflectance? set s2_unit='reflectance', or s2_scale",
     ('reflectance', 'below'): _TWICE,
+    ('m', 'above'): 'feet or centimetres? set dem_scale, such as 0.3048',
     ('reflectance', 'above'): "digital numbers? set s2_unit='DN'",
 }
 

@@ -18,6 +18,8 @@ def check_run(config: Config) -> list[str]:
     problems = [*_check_masking(config), *augment_problems(config.augment)]
     if not any(modality.loss_weight for modality in config.model.modalities.values()):
         problems.append('model.modalities: every loss_weight is 0, so nothing would be learned')
+    if config.loss.balance == 'uncertainty' and len(config.model.modalities) < 2:
+        problems.append("loss.balance='uncertainty' weighs modalities against each other; there is only one")
     if config.log.knn.every_steps and not config.log.knn.path:
         problems.append('log.knn.path is empty: name a labelled set, or set log.knn.every_steps=0')
     if not config.train.steps and not config.train.epochs:

@@ -166,6 +166,10 @@ class Loss:
     """Mean squared error over the masked patches of each sensor, summed over the sensors."""
 
     norm_pix: bool = False  # True: targets normalised patch by patch (MAE); the paper's text has plain MSE
+    # How the errors of the sensors are weighed: loss_weight alone, or also the inverse of a variance that is
+    # learned for each of them (`train/balance.py`), so that none counts more because it is harder to predict
+    balance: Literal['fixed', 'uncertainty'] = dataclasses.field(default='fixed', metadata=SPARSE)
+    balance_rate: float = setting(0.01, above=0, most=1, sparse=True)  # of a step of the log-variances
 
 
 @dataclasses.dataclass(frozen=True)

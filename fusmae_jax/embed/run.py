@@ -46,17 +46,17 @@ WRITERS: dict[str, type[GeoTiff] | type[GeoParquet] | type[GeoZarr]] = {
 }
 
 
-def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str) -> int:
-    """Embeds `s1`, `s2` or both ('' for none) with a checkpoint into `out`; returns the exit code.
+def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str, dem: str = '') -> int:
+    """Embeds `s1`, `s2`, `dem` or several of them ('' for none) with a checkpoint; returns the exit code.
 
     `out` ends in .tif, .zarr or .parquet; the file `out`.json beside it says how the numbers came about.
 
     Raises:
         InputError: settings, files, model and output do not fit together; nothing is written then.
     """
-    files = {name: file for name, file in (('s1', s1), ('s2', s2)) if file}
+    files = {name: file for name, file in (('s1', s1), ('s2', s2), ('dem', dem)) if file}
     if not files:
-        raise InputError('give --s1=FILE, --s2=FILE or both')
+        raise InputError('give --s1=FILE, --s2=FILE, --dem=FILE or several of them')
     check_settings(config)
     _target(out, config, files)  # before a model is loaded for nothing
     embed(config, files, load_one(checkpoint), checkpoint, out)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.config.setting import SPARSE, range_problems, setting
 from fusmae_jax.errors import raise_all
 from fusmae_jax.geo.bands import SKIP
 from fusmae_jax.sensors import Product
@@ -17,7 +17,7 @@ class SensorFile:
     The physical value is `stored * scale + offset`, in `unit`.
     """
 
-    unit: str = ''  # radar: dB, linear, amplitude; optical: DN, reflectance
+    unit: str = ''  # radar: dB, linear, amplitude; optical: DN, reflectance; elevation: m
     bands: tuple[str, ...] = ()  # names of the file's bands in its order; () takes its band descriptions
     scale: float = 0.0  # 0: from the scale tag of the file, 1 without one
     # None: from the file's metadata, or an error for Sentinel-2 if they do not say. In digital numbers -1000
@@ -34,6 +34,8 @@ class EncodeConfig:
 
     s1: SensorFile = dataclasses.field(default_factory=SensorFile)
     s2: SensorFile = dataclasses.field(default_factory=SensorFile)
+    # An elevation model, for encoders that have learned from one
+    dem: SensorFile = dataclasses.field(default=SensorFile(unit='m'), metadata=SPARSE)
     output: Literal['tokens', 'pooled', 'cls'] = 'tokens'  # one vector a patch token, or one a window
     # Cells that neighbouring windows share; -1 is the least that is a quarter window
     overlap: int = setting(-1, least=-1)
@@ -81,7 +83,7 @@ def check_settings(config: EncodeConfig) -> None:
             problems.append(
                 "edges='drop': without a place there is no grid of the ground; leave it at 'keep'"
             )
-    for name in ('s1', 's2'):
+    for name in ('s1', 's2', 'dem'):
         sensor: SensorFile = getattr(config, name)
         for field in ('scale', 'offset', 'nodata'):
             value = getattr(sensor, field)

@@ -17,9 +17,9 @@ from etils import epath
 import fusmae_jax
 from fusmae_jax import storage
 from fusmae_jax.encoders import hub, single_file
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.errors import InputError
 from fusmae_jax.export import card, parity, to_onnx, to_safetensors, to_stablehlo, to_torch
-from fusmae_jax.export.function import describe
 from fusmae_jax.export.parity import Samples
 from fusmae_jax.export.source import Source, open_source
 

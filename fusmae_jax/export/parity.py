@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusmae_jax.encoders.inputs import fields
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
-from fusmae_jax.export.function import fields, given_fields, subsets
+from fusmae_jax.export.function import given_fields, subsets
 from fusmae_jax.input.compatibility import ACCEPTABLE
 from fusmae_jax.input.contract import Group
 

@@ -19,9 +19,10 @@ from jax.extend import core
 
 import fusmae_jax
 from fusmae_jax import storage
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
-from fusmae_jax.export.function import describe, encode_function, encoder_weights, given_fields, subsets
+from fusmae_jax.export.function import encode_function, encoder_weights, given_fields, subsets
 from fusmae_jax.export.onnx_graph import Graph, Value, is_static
 from fusmae_jax.export.onnx_ops import PLAIN, RULES, TYPES
 from fusmae_jax.export.to_stablehlo import CONTRACT, EXAMPLE, program_name

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from fusmae_jax.encoders import single_file
-from fusmae_jax.export.function import describe
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.export.parity import expected
 from fusmae_jax.export.source import Source
 

@@ -17,8 +17,9 @@ from etils import epath
 from jax import export
 
 from fusmae_jax import storage
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.export.function import describe, encode_function, encoder_weights, given_fields, subsets
+from fusmae_jax.export.function import encode_function, encoder_weights, given_fields, subsets
 from fusmae_jax.installed import need
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')

@@ -16,8 +16,8 @@ from etils import epath
 
 from fusmae_jax import storage
 from fusmae_jax.config.run import Model, Preset
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.export.function import describe
 from fusmae_jax.export.to_stablehlo import CONTRACT, WEIGHTS
 from fusmae_jax.input.presets import preset_of
 from fusmae_jax.installed import need

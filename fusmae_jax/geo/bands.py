@@ -9,6 +9,7 @@ from fusmae_jax.geo import UnusableError
 BANDS = {
     's1': ('VV', 'VH', 'HH', 'HV'),
     's2': ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B10', 'B11', 'B12'),
+    'dem': ('ELEVATION',),
 }  # in the order in which records hold them
 SKIP = '-'  # a channel to leave out
 
@@ -35,6 +36,8 @@ def described(text: str, modality: str) -> Described:
         calibration, kind, band, decibel = match.groups()
         unit = 'dB' if decibel else _UNITS[(kind or '').lower()]
         return Described(band.upper(), f'{calibration.lower()}0' if calibration else '', unit)
+    if modality == 'dem':
+        return Described('ELEVATION' if text.lower() in ('elevation', 'dem') else '')
     if not (match := _S2.fullmatch(text)):
         return Described()
     band = 'B8A' if match[1] else f'B{int(match[2]):02d}'

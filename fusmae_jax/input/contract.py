@@ -33,7 +33,8 @@ class Group:
     bands: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)  # rows, columns
     dtype: str = 'float32'
-    unit: str = ''  # radar: dB, linear, amplitude; optical: DN (reflectance x 10,000), reflectance
+    # radar: dB, linear, amplitude; optical: DN (reflectance x 10,000), reflectance; elevation: m
+    unit: str = ''
     resolution: float = 10.0  # metres a pixel
     scale: float = 1.0
     offset: float = 0.0

@@ -77,6 +77,8 @@ RANGES = {
         'was an offset taken off that was not there, or off already?',
         'are they digital numbers? Declare DN',
     ),
+    # Elevation: from the shore of the Dead Sea, some mines and soundings below, to the highest summit.
+    'm': Range(-600.0, 9000.0, -500.0, 8900.0, _FILL, 'are they feet or centimetres? Divide by the factor'),
 }
 
 

@@ -42,8 +42,9 @@ def predict(
         config: what is known of the files, and how windows lie; `output`, `dtype`, `compress`, `cog` and
             `stac` do not apply.
         files: sensor -> GeoTIFF, of the sensors that the head learned from.
-        checkpoint: the encoder that the head was trained on.
-        head: a file of `heads/` of a `dense_probe`.
+        checkpoint: the encoder that the head was trained on; of a fine-tuning
+            `encoder.safetensors` beside it.
+        head: a file of `heads/` of a `dense_probe`, or `head.npz` of a point of a `dense_finetune`.
         out: the map of classes, a .tif; `out`.json says what its numbers mean.
         probabilities: a .tif with a band a class; '' for none.
 
@@ -105,7 +106,8 @@ def _settle(
     if model is None or system.fingerprint != learned.weights:
         raise InputError(
             f'{head} was trained on an encoder with the fingerprint {learned.weights}, {checkpoint} has '
-            f'{system.fingerprint}; give the checkpoint that the probe was run on'
+            f'{system.fingerprint}; give the checkpoint that the probe was run on, or '
+            'the encoder.safetensors beside the head of a fine-tuning'
         )
     if learned.stats != 'checkpoint':
         raise InputError(

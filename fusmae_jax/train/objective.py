@@ -20,7 +20,7 @@ from fusmae_jax.input.prepare import Patches, Patchify, fields, make_prepare, pa
 from fusmae_jax.models import fusmae, masking
 from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots
 from fusmae_jax.parallel.rules import Params
-from fusmae_jax.train import losses, patch_order
+from fusmae_jax.train import balance, losses, patch_order
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
@@ -39,7 +39,8 @@ class Objective(NamedTuple):
 
     Where `extra` holds parameters too, `restart(params, extra)` is the extra state that goes with others than
     those of `init`. `shapes()` are the shapes and dtypes of what `init` gives, where they are known without
-    tracing it.
+    tracing it. `settle(extra, metrics)` is what becomes of the extra state after a step, by the metrics of
+    the whole batch, where `loss` sees a micro-batch.
     """
 
     init: Callable[[Array], tuple[Params, Any]]
@@ -48,6 +49,7 @@ class Objective(NamedTuple):
     weights: Callable[[Batch, Array], Any] | None = None
     restart: Callable[[Params, Any], Any] = lambda params, extra: extra
     shapes: Callable[[], tuple[Params, Any]] | None = None
+    settle: Callable[[Any, Metrics], Any] = lambda extra, metrics: extra
 
 
 class Masked(NamedTuple):
@@ -175,10 +177,12 @@ def reconstruction(
     """Masked reconstruction, the paper's objective.
 
     Metrics: `loss`, `loss/<modality>` (NaN where no masked number of the batch is valid), and
-    `valid/<modality>`, the share of masked numbers that count.
+    `valid/<modality>`, the share of masked numbers that count. With `loss.balance='uncertainty'` also
+    `weight/<modality>`, what the error of a modality is multiplied with; `loss` is without these weights.
     """
     forward = reconstructions(config, contract, augment, dtype, any_order=True)
     loss_weights = {name: m.loss_weight for name, m in config.model.modalities.items()}
+    balanced = config.loss.balance == 'uncertainty'
 
     def loss(
         params: Params, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Array] | None = None
@@ -192,6 +196,9 @@ def reconstruction(
         metrics = {'loss': jnp.where(nothing, jnp.nan, total)}
         metrics |= {f'loss/{name}': mean for name, mean in means.items()}
         metrics |= {f'valid/{name}': share for name, share in shares.items()}
+        if balanced:
+            total = balance.weighted(means, extra[balance.EXTRA], loss_weights)
+            metrics |= balance.weights(extra[balance.EXTRA])
         return total, (metrics, extra)
 
     inputs = masked_inputs(config, contract, augment)
@@ -201,10 +208,16 @@ def reconstruction(
         valid = {name: masked.targets(name)[0].valid for name in config.model.modalities}
         return {name: jnp.sum(x, dtype=jnp.float32) for name, x in valid.items()}
 
+    fresh = balance.start(loss_weights) if balanced else dict[str, Any]()
+
     def init(key: Array) -> tuple[Params, Any]:
-        return fusmae.init_params(config.model, key, dtype), {}
+        return fusmae.init_params(config.model, key, dtype), jax.tree.map(jnp.zeros_like, fresh)
 
     def shapes() -> tuple[Params, Any]:
-        return fusmae.param_shapes(config.model, dtype), {}
+        return fusmae.param_shapes(config.model, dtype), fresh
 
-    return Objective(init, loss, tuple(fields(config, contract)), weights, shapes=shapes)
+    def settle(extra: Any, metrics: Metrics) -> Any:
+        return balance.step(extra, metrics, config.loss.balance_rate)
+
+    base = Objective(init, loss, tuple(fields(config, contract)), weights, shapes=shapes)
+    return base._replace(settle=settle) if balanced else base

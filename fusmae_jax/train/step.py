@@ -56,7 +56,7 @@ def make_step(
         new = {
             'params': optax.apply_updates(state['params'], updates),
             'opt_state': opt_state,
-            'extra': extra,
+            'extra': objective.settle(extra, metrics),
         }
         if ema:
             new['ema'] = jax.tree.map(lambda old, x: old + (1 - ema) * (x - old), state['ema'], new['params'])

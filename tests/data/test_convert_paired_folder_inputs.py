@@ -132,7 +132,7 @@ def test_what_is_missing_must_be_told_from_what_is_there(tmp_path):
     _, read = records(archive(tmp_path, s1_nodata=(-32768.0,), **settings))
     assert (read['b_0_0']['s1'] == -32768).all()
     (tmp_path / 's2' / 'a.tif').unlink()
-    with pytest.raises(InputError, match='no image that can be used has both sensors'):
+    with pytest.raises(InputError, match='no image that can be used has all sensors'):
         pairs.source(archive(tmp_path, **settings))
     with pytest.raises(InputError, match='with one root nothing is missing'):
         pairs.source(archive(tmp_path, s1_root='', missing='keep'))
@@ -145,7 +145,7 @@ def test_a_table_names_what_is_missing_by_an_empty_cell(tmp_path):
     _, read = records(archive(tmp_path, missing='keep', table=str(tmp_path / 't.csv')))
     assert np.isnan(read['b_0_0']['s1']).all()
     (tmp_path / 't.csv').write_text('s1,s2\na.tif,a.tif\n,\n')
-    with pytest.raises(RecordError, match='neither sensor has a file'):
+    with pytest.raises(RecordError, match='no sensor has a file'):
         pairs.source(archive(tmp_path, missing='keep', table=str(tmp_path / 't.csv')))
 
 

@@ -1,20 +1,24 @@
 """`dense_probe` and `dense_finetune` over a converted archive with maps."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import metrics
 from fusmae_jax.eval.config import Intervals, Task
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
-from fusmae_jax.eval.dense.finetune import run_dense_finetune
+from fusmae_jax.eval.dense.finetune import HEAD, _arms, run_dense_finetune
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.probe import run_dense_probe
+from fusmae_jax.eval.dense.stored import read_head
 from fusmae_jax.eval.dense.task import MappedSource, open_maps
 from fusmae_jax.eval.finetune.objective import TARGETS
+from fusmae_jax.eval.finetune.stored import ENCODER
 from fusmae_jax.input.label_maps import IGNORE
 from tests.support.map_fixtures import CLASSES, SIDE, archive, truth
 from tests.support.probe_fixtures import checkpoint
@@ -109,6 +113,16 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
     assert run_dense_finetune(config, tmp_path) == 0
     assert (tmp_path / 'rows-dense_finetune.jsonl').read_text() == before
     assert result.stat().st_mtime_ns == time
+    # Encoder and head, opened again, score the test split as the fine-tuning did.
+    file = str(result.parent / ENCODER)
+    system, head = open_system(file, config.encoder), read_head(result.parent / HEAD)
+    assert system.fingerprint == head.weights
+    again = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, checkpoint=file))
+    trainer = next(_arms(again, open_maps(again)[0], tmp_path)).trainer
+    params = {'encoder': system.model.params['encoder'], 'head': head.params}
+    scores = trainer.scores(params, MappedSource(config.data, 'test', trainer.fields))
+    with np.load(result.parent / 'scores-test.npz') as stored:
+        np.testing.assert_array_equal(scores, stored['scores'])
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Augment
+from fusmae_jax.encoders.load import records_seen
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import fit, open_system
+from fusmae_jax.encoders.systems import fingerprint, fit, open_system
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval.config import Intervals, Labels, Task
 from fusmae_jax.eval.features import Extractor
@@ -21,6 +22,7 @@ from fusmae_jax.eval.finetune.command import run_finetune, settle
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import RESULT, train
+from fusmae_jax.eval.finetune.stored import ENCODER, keep_encoder
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import measure, read_task
@@ -57,8 +59,8 @@ class Bench:
         self.config = config = settings(data, run, epoch='best', epochs=3.0, drop_path=0.1, max_skips=3)
         self.task = read_task(config.data)
         self.system = open_system(run, config.encoder)
-        fitted = fit(self.system.model, self.task.contract, ('s1',), config.encoder, 'data')
-        net = network(self.system, fitted, self.task.contract, config, 'mean_patch', len(CLASSES))
+        self.fitted = fit(self.system.model, self.task.contract, ('s1',), config.encoder, 'data')
+        net = network(self.system, self.fitted, self.task.contract, config, 'mean_patch', len(CLASSES))
         self.trainer = Trainer(config, net, self.system.model.params['encoder'], jax.devices()[:2])
         self.train, self.val = (Source(str(data), name, self.trainer.fields) for name in ('train', 'val'))
 
@@ -140,6 +142,25 @@ def test_at_a_rate_of_0_it_is_a_frozen_head(bench):
     np.testing.assert_allclose(scores, frozen, rtol=1e-4, atol=1e-5)
 
 
+def test_the_encoder_of_a_point_opens_as_any_other(bench, data, tmp_path):
+    point = bench.point(records=32)
+    params = bench.trainer.start(point)['params']
+    params = jax.tree.map(lambda x: x * 1.05, params)
+    about = bench.system, bench.fitted, bench.task.contract, bench.config.data
+    model = keep_encoder(*about, params, point, epath.Path(tmp_path))
+    file = str(tmp_path / ENCODER)
+    system = open_system(file, EncoderSettings())
+    assert system.name == f'{bench.system.name}, fine-tuned' and system.model.contract.dataset == 'probe'
+    assert system.fingerprint == fingerprint(model) != bench.system.fingerprint
+    known, before = records_seen(file), bench.system.seen
+    assert before is None or (len(known.names.id) >= 32 and 'fine-tuning for labels' in known.sources[-1])
+    # The head reads the same off its features as off the network that was trained.
+    extractor = Extractor(system, bench.config.data, ('s1',), ('mean_patch',), bench.config.encoder)
+    read = extractor('val')['mean_patch'].values @ np.asarray(params['head']['kernel'])
+    scores = bench.trainer.scores(params, bench.val)
+    np.testing.assert_allclose(read + np.asarray(params['head']['bias']), scores, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_it_learns_a_small_set_by_heart(bench):
     point = bench.point(rate=3e-3, records=32)
@@ -215,6 +236,7 @@ def test_rows_say_everything(first):
     assert found['metrics']['ap_micro']['estimate'] == pytest.approx(one.estimate - prior.estimate)
     kept = {f.parent.parent.name for f in first.glob('points/*/*/checkpoints/*') if f.name.isdigit()}
     assert kept == {f'1-draw0-seed0-lr{one.chosen["learning_rate"][0]:g}'}
+    assert {f.parent.name for f in first.glob(f'points/*/*/{ENCODER}')} == kept
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ import pytest
 from etils import epath
 
 from fusmae_jax.config.run import Fusion
+from fusmae_jax.encoders.inputs import describe, fields
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.export import command, parity, to_onnx, to_stablehlo
-from fusmae_jax.export.function import describe, encoder_weights, fields, subsets
+from fusmae_jax.export.function import encoder_weights, subsets
 from fusmae_jax.export.source import Source, _model
 from fusmae_jax.train.dino_encoder import encoder_config
 from tests.support.dino_helpers import CONTRACT, tiny

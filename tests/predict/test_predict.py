@@ -1,7 +1,9 @@
 """`predict`: the map of a scene is that of its windows in memory, bit for bit; what does not fit is said."""
 
 import contextlib
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,11 +14,15 @@ from fusmae_jax.embed.run import gdal_options
 from fusmae_jax.embed.stream import _read as command_read
 from fusmae_jax.embed.windows import taper
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense import heads
+from fusmae_jax.eval.dense.config import DenseFinetune
+from fusmae_jax.eval.dense.finetune import HEAD, keeper
 from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.stored import describe, read_head, write_head
+from fusmae_jax.eval.finetune.stored import ENCODER
+from fusmae_jax.eval.finetune.train import Point
 from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.predict import run as command
 from fusmae_jax.predict.map_file import NOTHING, colours
@@ -113,6 +119,35 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
     np.testing.assert_array_equal(classes[..., 0] == NOTHING, nothing)
     np.testing.assert_allclose(np.nansum(found, axis=-1)[60:, 60:], 1, atol=1e-5)
     assert len(np.unique(classes)) > 2
+
+
+def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_path):
+    """Its map is that of its windows in memory; a sensor that is missing is refused."""
+    settings = EncoderSettings(checkpoint=checkpoint, modalities=(('s1', 's2'),))
+    system = open_system(checkpoint, settings)
+    contract = dataclasses.replace(system.model.contract, maps={'map': LABELS})
+    fitted = fit(system.model, contract, ('s1', 's2'), settings, 'here')
+    config = DenseFinetune(head='shuffle', encoder=settings)
+    shape = HeadShape('shuffle', 64, 3, 8, 8)
+    params = {
+        'encoder': jax.tree.map(lambda x: x * 1.1, system.model.params['encoder']),
+        'head': jax.tree.map(lambda x: x * 30, heads.init(jax.random.key(0), shape)),
+    }
+    keep = keeper(config, system._replace(seen=None), fitted, contract, shape, (2,))
+    keep(params, Point(1e-3, 0, np.arange(2), np.zeros((2, 3)), {}), Path(tmp_path))
+    given = str(tmp_path / ENCODER), str(tmp_path / HEAD)
+    assert (
+        predict(changed(merge='mean'), scene, *given, str(tmp_path / 'm.tif'), str(tmp_path / 'p.tif')) == 0
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**gdal_options()))
+        job, *_ = command._settle(changed(merge='mean'), scene, *given, read_head(given[1]), stack)
+        probabilities, _ = whole(job)
+    np.testing.assert_array_equal(read(tmp_path / 'p.tif')[0], probabilities)
+    with pytest.raises(InputError, match='was trained on s1 and s2, given: s2'):
+        predict(CONFIG, {'s2': scene['s2']}, *given, str(tmp_path / 'other.tif'), '')
+    with pytest.raises(InputError, match='give the checkpoint that the probe was run on'):
+        predict(CONFIG, scene, checkpoint, given[1], str(tmp_path / 'other.tif'), '')
 
 
 def test_the_legend_says_what_the_numbers_mean(written):

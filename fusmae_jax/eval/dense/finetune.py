@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import traverse_util
 from jaxtyping import Array, Float
 
-from fusmae_jax.encoders.systems import fit
+from fusmae_jax.encoders.systems import System, fingerprint, fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import features, heads, losses
@@ -23,14 +24,20 @@ from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.metrics import Segmentation, of_confusion, segmentation
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.score import confusion, scores
+from fusmae_jax.eval.dense.stored import describe, write_head
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
+from fusmae_jax.eval.finetune.adapters import fresh, tuned
 from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
+from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
 from fusmae_jax.eval.finetune.rows import identity
+from fusmae_jax.eval.finetune.stored import Keep, keep_encoder
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
 from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import presets
+from fusmae_jax.input.compatibility import Fitted
+from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.input.prepare import fields
 from fusmae_jax.models import fusmae
@@ -38,7 +45,7 @@ from fusmae_jax.models.blocks import sample_paths
 from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train.objective import Batch, Metrics, Objective, sample_keys
 
-NAME = 'dense_finetune'
+NAME, HEAD = 'dense_finetune', 'head.npz'
 
 
 def run_dense_finetune(config: DenseFinetune, workdir: epath.PathLike) -> int:
@@ -62,7 +69,7 @@ def segmenting(
     depth = net.whole.model.depth
 
     def logits(params: Params, patches: Any, paths: Any = None) -> Float[Array, 'b h w c']:
-        found = features.token_map(net.merge(params['encoder']), patches, layers, paths)
+        found = features.token_map(net.merge(tuned(params)), patches, layers, paths)
         return scores(params['head'], found.values, shape, size)
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
@@ -73,7 +80,8 @@ def segmenting(
         paths = None
         if config.drop_path and depth > 1:
             paths = sample_paths(path, depth, config.drop_path, first=1)
-        found = logits(params, augmented(batch, geometry), paths)
+        patches = dropped(augmented(batch, geometry), rest, config.modality_dropout)
+        found = logits(params, patches, paths)
         labels = moved(batch[TARGETS], geometry, config.augment)
         total = losses.loss(found, labels, config.loss, config.focal_gamma)
         return total, ({'loss': total}, extra)
@@ -86,7 +94,8 @@ def segmenting(
 
     def init(key: Array) -> tuple[Any, Any]:
         encoder = fusmae.init_params(net.whole.model, key, net.dtype)['encoder']
-        return {'encoder': encoder, 'head': head(key)}, {'seed': jnp.zeros((), jnp.uint32)}
+        params = {'encoder': encoder, 'head': head(key)} | fresh(key, encoder, config.lora_rank)
+        return params, {'seed': jnp.zeros((), jnp.uint32)}
 
     augmented = presets.make_inputs(net.config, net.contract, config.augment)
     plain = presets.make_inputs(net.config, net.contract, None)
@@ -113,6 +122,7 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
         for line in fitted.notes:
             logging.info('%s', line)
         features.check_preset(fitted.config, system.name)
+        check_names(config.modality_dropout, [*system.model.config.model.modalities], system.name)
         whole = system.model.config
         layers = features.chosen(config.layers, whole, system.name)
         if config.rot90:
@@ -130,7 +140,38 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             identity(config, task, system, fitted, RECIPE),
             folder / f'{entrant.kind}-{"+".join(modalities)}-{config.head}',
             entrant.baseline,
+            keeper(config, system, fitted, contract, shape, layers),
         )
+
+
+def keeper(
+    config: DenseFinetune,
+    system: System,
+    fitted: Fitted,
+    contract: Contract,
+    shape: HeadShape,
+    layers: tuple[int, ...],
+) -> Keep:
+    """Encoder and head of a point, as `predict` takes them."""
+
+    def keep(params: Any, point: Point, folder: epath.Path) -> None:
+        model = keep_encoder(system, fitted, contract, config.data, params, point, folder)
+        arrays = traverse_util.flatten_dict(params['head'], sep='/')
+        stored = {name: np.asarray(x)[None] for name, x in arrays.items()}
+        # The statistics of the inputs are the encoder's own, whichever they were.
+        about = describe(
+            shape,
+            fingerprint(model),
+            tuple(fitted.config.model.modalities),
+            layers,
+            model.config.model.fusion.absent,
+            'checkpoint',
+            map_of(config.data, contract),
+        )
+        scale = {'mean': np.zeros(shape.features, np.float32), 'std': np.ones(shape.features, np.float32)}
+        write_head(folder / HEAD, {**stored, **scale, 'seed': np.array([point.seed])}, about)
+
+    return keep
 
 
 def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource:

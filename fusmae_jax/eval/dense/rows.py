@@ -6,6 +6,7 @@ from typing import Any
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.finetune.rows import added
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -68,7 +69,7 @@ def sweep(config: DenseProbe | DenseFinetune, head: str) -> dict[str, tuple[floa
         return {'learning_rate': config.learning_rates, 'weight_decay': config.weight_decays} | fixed
     names = ('weight_decay', 'layer_decay', 'drop_path', 'warmup_epochs', 'b1', 'b2')
     fixed |= {name: (float(getattr(config, name)),) for name in names}
-    return {'learning_rate': config.learning_rates} | fixed
+    return {'learning_rate': config.learning_rates} | fixed | added(config)
 
 
 def check_square(contract: Contract, fields: Sequence[str], grid: tuple[int, int]) -> None:

@@ -18,7 +18,7 @@ ABOUT, FORMAT = 'about', 1
 
 
 class StoredHead(NamedTuple):
-    """A head of a probe."""
+    """A head of a probe, or of a fine-tuning."""
 
     params: Any
     scale: Scale  # of the features that it is given
@@ -71,7 +71,10 @@ def read_head(file: epath.PathLike) -> StoredHead:
         InputError: no such file, or no head that can be used on other images.
     """
     if not epath.Path(file).exists():
-        raise InputError(f'{file}: there is no such file; `dense_probe` writes heads/ into its workdir')
+        raise InputError(
+            f'{file}: there is no such file; `dense_probe` writes heads/ into its workdir, '
+            '`dense_finetune` head.npz into the folder of a point'
+        )
     with storage.read_npz(epath.Path(file), 'give a file of heads/ of a `dense_probe`') as archive:
         about = json.loads(str(archive[ABOUT])) if ABOUT in archive else {}
         arrays = {name: archive[name] for name in archive.files if name != ABOUT}

@@ -5,6 +5,7 @@ then the validation split settles the learning rates; only then are records of t
 scored by the points that were settled on.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
+from fusmae_jax.eval.finetune.stored import Keep, keep, keep_encoder
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
@@ -56,6 +58,7 @@ class TuningArm(NamedTuple):
     identity: dict[str, Any]  # of its points
     folder: epath.Path
     baseline: bool
+    keeper: Keep  # of what is left of a settled point beside its weights
 
 
 class PointJob(NamedTuple):
@@ -97,7 +100,8 @@ def run_tuning(
     """Fine-tunes, and writes a row for each metric; returns the exit code 0. Run again, it goes on.
 
     Into the workdir: `rows-finetune.jsonl`; `differences-finetune.jsonl`, the paired differences from the
-    baselines; `points/`, with the weights that were settled on and their scores of the test split.
+    baselines; `points/`, with the weights that were settled on, their scores of the test split, and the
+    encoder as one file (`stored.py`).
 
     Args:
         kind: what is learned.
@@ -188,6 +192,7 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
                 rows.identity(config, task, system, fitted, RECIPE, feature=feature),
                 folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
                 entrant.baseline,
+                functools.partial(keep_encoder, system, fitted, view, config.data),
             )
 
 
@@ -233,11 +238,13 @@ def _cell(
     measures = {}
     for job, trained in settled:
         scores = test_scores(arm.trainer, test, trained, job.folder)
+        step = trained.step
         if scores is None:  # an earlier sweep settled on another rate and removed these weights
             forget(job.folder, weights_only=False)
             (again,) = _train(kind, config, task, arm, [job])
-            scores = test_scores(arm.trainer, test, again, job.folder)
+            scores, step = test_scores(arm.trainer, test, again, job.folder), again.step
         assert scores is not None
+        keep(arm.trainer, arm.keeper, job.point, step, job.folder)
         measures[job.run] = kind.measure(config, task, scores)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:

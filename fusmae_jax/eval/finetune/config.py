@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
@@ -35,6 +35,13 @@ class Tuning:
     # Factor of the rate from one block to the one below it; 1 is off
     layer_decay: float = setting(1.0, above=0, most=1)
     drop_path: float = setting(0.0, least=0, below=1)  # in the last block, rising from 0 in the first
+    # Sensors and how likely each is declared absent in a training record, never all of those that are there:
+    # (('s2', 0.3),); see `finetune/dropout.py`
+    modality_dropout: tuple[tuple[str, float], ...] = setting((), least=0, below=1, sparse=True)
+    # Rank of adapters that are trained in place of the encoder (`finetune/adapters.py`); 0: the encoder is
+    lora_rank: int = setting(0, least=0, sparse=True)
+    # Epochs in which the head alone learns, before the encoder is thawed
+    frozen_epochs: float = setting(0.0, least=0, sparse=True)
     # Of head, batch order and augmentation; each a run of its own
     head_seeds: tuple[int, ...] = setting((0,), least=0, most=MAX_SEED)
     max_skips: int = setting(10, least=1)  # this many steps in a row that are not finite end a learning rate
@@ -87,7 +94,14 @@ def recipe_of(config: Finetune) -> str:
         epochs, batch_size = PAPER_HEAD['single_label']
         preset = dataclasses.replace(preset, epochs=epochs, batch_size=batch_size)
     same = all(getattr(config, name) == getattr(preset, name) for name in RECIPE if name != 'image')
-    return config.preset if same else 'custom'
+    return config.preset if same and not changed(config) else 'custom'
+
+
+def changed(config: Tuning) -> dict[str, Any]:
+    """What is known of a run only where it is not the default: earlier versions had no such settings."""
+    fields = [field for field in dataclasses.fields(Tuning) if 'sparse' in field.metadata]
+    values = {field.name: getattr(config, field.name) for field in fields}
+    return {field.name: values[field.name] for field in fields if values[field.name] != field.default}
 
 
 def check(config: Finetune) -> None:
@@ -100,8 +114,13 @@ def check(config: Finetune) -> None:
 def tuning_problems(config: Tuning, encoder: EncoderSettings, others: str) -> list[str]:
     """What is impossible in training an encoder; `others` are the commands that train none."""
     problems = augment_problems(config.augment)
+    names = [name for name, _ in config.modality_dropout]
+    if len(set(names)) < len(names):
+        problems.append(f'modality_dropout={config.modality_dropout} names a sensor twice')
     if BANDS in (encoder.checkpoint, *encoder.baselines):
         problems.append(f'encoder: {BANDS!r} has no weights to train; {others} take it')
     if not config.warmup_epochs < config.epochs:
         problems.append(f'warmup_epochs={config.warmup_epochs} leaves nothing of epochs={config.epochs}')
+    if not config.frozen_epochs < config.epochs:
+        problems.append(f'frozen_epochs={config.frozen_epochs} leaves nothing of epochs={config.epochs}')
     return problems

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.eval import crops, linear_probe
+from fusmae_jax.eval.finetune.adapters import fresh, tuned
 from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.pooling import check_pooled, pool
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -29,7 +31,8 @@ TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
 class Network(NamedTuple):
     """An encoder with a linear head on one pooled feature, reading one kind of records.
 
-    Its parameters are `encoder` and `head`; decoders are left behind.
+    Its parameters are `encoder` and `head`, and `lora` where adapters learn in place of the encoder; decoders
+    are left behind.
     """
 
     config: Config  # fitted to the data: what the encoder reads
@@ -83,6 +86,7 @@ def network(
     """
     assert system.model is not None
     check_pooled((feature,), system.model.config.model, system.name)
+    check_names(config.modality_dropout, [*system.model.config.model.modalities], system.name)
     crops.view_contract(contract, config.image)
     return around(system, fitted, contract, config.image, feature, classes)
 
@@ -118,15 +122,18 @@ def classification(net: Network, config: Finetune) -> Objective:
         paths = (
             sample_paths(path, depth, config.drop_path, first=1) if config.drop_path and depth > 1 else None
         )
-        model = net.merge(params['encoder'])
-        pooled, _ = pool(model, prepare(batch, geometry), (net.feature,), paths)
+        model = net.merge(tuned(params))
+        patches = dropped(prepare(batch, geometry), rest, config.modality_dropout)
+        pooled, _ = pool(model, patches, (net.feature,), paths)
         scores = heads.logits(params['head'], pooled[net.feature])
         targets = batch[TARGETS].astype(jnp.float32)
         total = linear_probe.loss(scores[:, None], targets, recipe)[0]
         return total, ({'loss': total}, extra)
 
     def init(key: Array) -> tuple[Any, Any]:
-        return net.init(key), {'seed': jnp.zeros((), jnp.uint32)}
+        params = net.init(key)
+        params |= fresh(key, params['encoder'], config.lora_rank)
+        return params, {'seed': jnp.zeros((), jnp.uint32)}
 
     return Objective(init, loss, tuple(fields(net.config, net.contract)))
 
@@ -141,7 +148,7 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
     def scores(params: Params, batch: Mapping[str, Array]) -> Float[Array, 'b c']:
         cut = net.image == 'crops'
         images = crops.all_crops(batch, net.contract) if cut else batch
-        pooled, seen = pool(net.merge(params['encoder']), prepare(images, None), (net.feature,))
+        pooled, seen = pool(net.merge(tuned(params)), prepare(images, None), (net.feature,))
         each = heads.logits(params['head'], pooled[net.feature])
         if not cut:
             return each

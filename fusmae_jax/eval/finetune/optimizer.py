@@ -21,7 +21,7 @@ EPS = 1e-8
 
 # (regex on the path, blocks between the parameter and the head: of the whole depth, less a number).
 LAYERS: tuple[tuple[str, int | None], ...] = (
-    (r'^(head|encoder/norm)/', None),  # at the head
+    (r'^(head|encoder/norm|lora)/', None),  # at the head
     (r'^encoder/block1/', 0),
     (r'^encoder/(patch/|cls$|position_table$)', -1),
 )
@@ -59,11 +59,17 @@ def rate(pace: Pace, count: Array) -> Float[Array, '']:
 
 
 def make_optimizer(config: Tuning, depth: int) -> optax.GradientTransformation:
-    """AdamW with decoupled decay on kernels; its state starts at a peak of 0, see `start`."""
+    """AdamW with decoupled decay on kernels; its state starts at a peak of 0, see `start`.
+
+    An encoder with adapters has neither moments nor decay. One that is frozen at first does not move until
+    `frozen_epochs` of all epochs are over, nor do its adapters.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, EPS)
     moments = optax.chain(
-        optax.scale_by_adam(config.b1, config.b2, EPS),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.masked(adam, _learns) if config.lora_rank else adam,
+        optax.add_decayed_weights(config.weight_decay, mask=_decayed if config.lora_rank else decay_mask),
     )
+    frozen = config.frozen_epochs / config.epochs
 
     def init(params: Params) -> SweptState:
         return SweptState(jnp.zeros((), jnp.int32), pace(0.0, 0, 1), moments.init(params))
@@ -71,10 +77,25 @@ def make_optimizer(config: Tuning, depth: int) -> optax.GradientTransformation:
     def update(grads: Any, state: SweptState, params: Any = None) -> tuple[Any, SweptState]:
         moves, inner = moments.update(grads, state.moments, params)
         now, scales = rate(state.pace, state.done), multipliers(params, depth, config.layer_decay)
+        if frozen:
+            thawed = state.done.astype(jnp.float32) >= frozen * state.pace.total.astype(jnp.float32)
+            still = jax.tree.map(lambda x: jnp.where(thawed, x, 0), scales)
+            scales = {**still, 'head': scales['head']}
         updates = jax.tree.map(lambda move, scale: -now * scale * move, moves, scales)
         return updates, SweptState(state.done + 1, state.pace, inner)
 
     return optax.GradientTransformation(init, update)
+
+
+def _learns(params: Params) -> Any:
+    """True for what learns where there are adapters: all but the encoder beneath them."""
+    return {name: jax.tree.map(lambda _, own=name: own != 'encoder', part) for name, part in params.items()}
+
+
+def _decayed(params: Params) -> Any:
+    """Kernels of the head alone: adapters are no kernels, and are small by their rank."""
+    rest = {name: jax.tree.map(lambda _: False, part) for name, part in params.items()}
+    return rest | {'head': decay_mask({'head': params['head']})['head']}
 
 
 def multipliers(params: Params, depth: int, decay: float) -> Any:

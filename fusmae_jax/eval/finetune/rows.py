@@ -9,8 +9,8 @@ import numpy as np
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.systems import System
-from fusmae_jax.eval.config import Evaluation, metric_of
-from fusmae_jax.eval.finetune.config import Finetune, recipe_of
+from fusmae_jax.eval.config import metric_of
+from fusmae_jax.eval.finetune.config import Finetune, Tuning, changed, recipe_of
 from fusmae_jax.eval.task import LabelledSet
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
@@ -20,7 +20,7 @@ NAME = 'finetune'
 
 
 def identity(
-    config: Evaluation,
+    config: Any,
     task: LabelledSet,
     system: System,
     fitted: Fitted,
@@ -45,7 +45,7 @@ def identity(
         'normalisation': [fitted.config.data.normalisation, fitted.config.data.clip],
         'preset': presets.preset_fields(fitted.config),
         'compute': str(system.model.dtype),
-        'recipe': {name: to_dict(getattr(config, name)) for name in recipe},
+        'recipe': {name: to_dict(getattr(config, name)) for name in recipe} | to_dict(changed(config)),
         **more,
     }
 
@@ -105,6 +105,14 @@ def method_fields(config: Finetune, feature: str) -> dict[str, Any]:
     }
 
 
+def added(config: Tuning) -> dict[str, tuple[float, ...]]:
+    """Of `changed` every number."""
+    found = changed(config)
+    dropout = found.pop('modality_dropout', ())
+    numbers = {name: (float(value),) for name, value in found.items()}
+    return numbers | {f'modality_dropout_{name}': (share,) for name, share in dropout}
+
+
 def sweep(config: Finetune) -> dict[str, tuple[float, ...]]:
     """Every setting of the training that is a number."""
     names = ('weight_decay', 'layer_decay', 'drop_path', 'epochs', 'warmup_epochs')
@@ -119,4 +127,4 @@ def sweep(config: Finetune) -> dict[str, tuple[float, ...]]:
         fixed |= {'crop_ratio_min': (narrow,), 'crop_ratio_max': (wide,)}
     if config.data.kind == 'single_label':
         fixed['label_smoothing'] = (config.label_smoothing,)
-    return {'learning_rate': config.learning_rates} | fixed
+    return {'learning_rate': config.learning_rates} | fixed | added(config)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune import optimizer as optimizers
+from fusmae_jax.eval.finetune.adapters import fresh
 from fusmae_jax.eval.finetune.config import Finetune, Tuning
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, classification, scorer
 from fusmae_jax.input import pipeline
@@ -134,6 +135,7 @@ class Trainer:
             # Copies: the state is donated, and the next point starts from the same weights.
             encoder = jax.tree.map(jnp.copy, encoder)
             params = {'encoder': encoder, 'head': self._learned.head(key)}
+            params |= fresh(key, encoder, self.config.lora_rank)
             zero = jnp.zeros((), jnp.int32)
             return {
                 'step': zero,

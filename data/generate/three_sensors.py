@@ -1,0 +1,83 @@
+"""A user's own folders of three sensors: Sentinel-1, Sentinel-2 and an elevation model of 30 m.
+
+One scene a file, and a table with splits and labels. `paired_folder` converts it; the images are those of the
+scene of the same number in any other layout.
+"""
+
+import csv
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from fusmae_jax.errors import InputError
+
+from ..geotiff import Place
+from .classes import CLASSES
+from .elevation import STEP, elevation
+from .geotiff import write_bands
+from .paired_folder import EPSG, LEFT, ROW, TOP
+from .parallel import each
+from .scene import SceneConfig, labels, resampled, scene
+
+CONVERTER = 'paired_folder'  # that reads this layout
+SPLITS = ('train', 'val', 'train', 'test')  # of pair i: the one at i modulo 4
+TABLE = 'pairs.csv'
+
+
+def write(folder: Path, pairs: int, config: SceneConfig, workers: int = 1) -> dict[str, Any]:
+    """Writes `pairs` scenes; returns the settings with which `paired_folder` reads them.
+
+    `workers`: processes to write with.
+    """
+    if config.size % STEP:
+        raise InputError(f'size={config.size}: must be a multiple of {STEP}, pixels of 30 m')
+    if config.offset:
+        raise InputError(f'offset={config.offset}: this layout has none; leave it at 0')
+    for name in ('s1', 's2', 'dem'):
+        (folder / name).mkdir(parents=True)
+    rows = each(functools.partial(_write_scene, folder=folder, config=config), pairs, workers)
+    with (folder / TABLE).open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return {
+        **{f'{name}_root': str(folder / name) for name in ('s1', 's2', 'dem')},
+        's1_unit': 'dB',
+        's2_unit': 'DN',
+        's2_offset': '0',
+        's1_calibration': 'sigma0',
+        's1_terrain_correction': 'geometric',
+        's2_level': config.level,
+        'tile': config.size,
+        'table': str(folder / TABLE),
+        'classes': tuple(cover.name for cover in CLASSES),
+    }
+
+
+def _write_scene(index: int, folder: Path, config: SceneConfig) -> dict[str, str]:
+    """Writes the three files of a scene; returns its row of the table."""
+    generated = scene(config, index)
+    row, column = divmod(index, ROW)
+    place = Place(EPSG, LEFT + column * 20 * config.size, TOP - row * 20 * config.size)
+    name = f'area_{index:05d}.tif'
+    _write_file(folder / 's1' / name, generated.s1, place, 10)
+    _write_file(folder / 's2' / name, resampled(generated), place, 10, nodata=0)
+    _write_file(folder / 'dem' / name, {'elevation': elevation(config, generated)}, place, 10 * STEP)
+    return {
+        **dict.fromkeys(('s1', 's2', 'dem'), name),
+        'split': SPLITS[index % len(SPLITS)],
+        'labels': ';'.join(CLASSES[i].name for i in labels(generated)),
+        'season': generated.season,
+        'snow': str(int(generated.snow)),
+    }
+
+
+def _write_file(
+    file: Path, images: dict[str, np.ndarray], place: Place, resolution: int, **profile: Any
+) -> None:
+    write_bands(file, np.stack(list(images.values())), place, resolution, **profile)
+    with rasterio.open(file, 'r+') as dataset:
+        dataset.descriptions = tuple(images)

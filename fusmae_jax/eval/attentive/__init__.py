@@ -1,0 +1,1 @@
+"""The attentive probe: learned queries that choose among frozen tokens."""

@@ -1,0 +1,137 @@
+"""The command `attentive_probe`: what can be read off frozen tokens, not only off their mean.
+
+The protocol is that of `linear_probe`: label fractions, sensors, a sweep settled on the validation split, the
+test split read once with what was settled, cluster intervals and paired differences. Tokens are not stored:
+each step encodes its batch once, and all heads of the sweep learn from it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from fusmae_jax import storage
+from fusmae_jax.config.build import to_dict
+from fusmae_jax.encoders.settings import PRIOR
+from fusmae_jax.eval import cells
+from fusmae_jax.eval.attentive.config import AttentiveProbe, check
+from fusmae_jax.eval.attentive.prober import make_prober, token_reader
+from fusmae_jax.eval.cells import Cell
+from fusmae_jax.eval.config import metric_of
+from fusmae_jax.eval.dense.rows import system_fields
+from fusmae_jax.eval.linear_probe import Settled
+from fusmae_jax.eval.metrics import Measure
+from fusmae_jax.eval.prober import Prober
+from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task
+
+NAME, HEADS, CONFIG = 'attentive', 'heads', 'settings-attentive.json'
+
+
+class Arm(NamedTuple):
+    """A system with one choice of sensors."""
+
+    prober: Prober
+    fields: dict[str, Any]  # of its rows
+    stem: str  # of the names of its heads
+    baseline: bool
+
+
+def run_attentive_probe(config: AttentiveProbe, workdir: epath.PathLike) -> int:
+    """Trains heads on frozen tokens and writes a row for each metric; returns the exit code 0.
+
+    Into the workdir: `rows-attentive.jsonl`; `differences-attentive.jsonl`, the paired differences from the
+    baselines; `heads/`, what was learned.
+
+    Raises:
+        InputError: settings, checkpoint and data do not fit together.
+        DivergedError: every head of a sweep diverged.
+    """
+    workdir = epath.Path(workdir)
+    check(config)
+    task, drawn = open_task(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_json(workdir / CONFIG, to_dict(config))
+    evaluated: list[Cell] = []
+    for cell in _cells(config, workdir, task, drawn):
+        evaluated.append(cell)
+        cells.write(evaluated, workdir, NAME)
+        print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
+    print()
+    cells.show(evaluated, config.data.kind, workdir, NAME)
+    return 0
+
+
+def _cells(
+    config: AttentiveProbe,
+    workdir: epath.Path,
+    task: LabelledSet,
+    drawn: Mapping[float, Mapping[int, np.ndarray]],
+) -> Iterator[Cell]:
+    """Every system and sensor subset at every label fraction, then the floor."""
+    shared = cells.task_fields(config.data, task, config.intervals)
+    about = {f: shared | cells.label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
+    for arm in _arms(config, task):
+        for fraction, parts in drawn.items():
+            yield _cell(config, task, arm, parts, about[fraction], workdir)
+    if PRIOR in config.encoder.baselines:
+        for fraction, parts in drawn.items():
+            yield cells.prior(config, task, parts, about[fraction])
+
+
+def _arms(config: AttentiveProbe, task: LabelledSet) -> Iterator[Arm]:
+    method = {
+        'method': NAME,
+        'preset': config.preset,
+        'pooled': f'attention of {config.queries} quer{"y" if config.queries == 1 else "ies"}',
+        'batch_norm': config.standardise,
+        'head_seeds': config.head_seeds,
+        'sweep': _sweep(config),
+        'settled_on': f'{config.data.val_split}, {metric_of(config)}',
+    }
+    for entrant in entrants(config):
+        reader = token_reader(entrant.system, task.contract, entrant.modalities, config)
+        assert reader.fitted is not None
+        for line in reader.fitted.notes:
+            logging.info('%s', line)
+        yield Arm(
+            make_prober(config, task, reader),
+            entrant.fields | system_fields(reader.fitted, entrant.modalities, task.contract) | method,
+            f'{entrant.kind}-{"+".join(entrant.modalities)}-attentive',
+            entrant.baseline,
+        )
+
+
+def _cell(
+    config: AttentiveProbe,
+    task: LabelledSet,
+    arm: Arm,
+    parts: Mapping[int, np.ndarray],
+    about: Mapping[str, Any],
+    workdir: epath.Path,
+) -> Cell:
+    """All label subsets of one arm at one fraction."""
+    measures: dict[tuple[int, int], Measure] = {}
+    chosen: list[Settled] = []
+    for seed, positions in parts.items():
+        settled, scores, stored = arm.prober(positions)
+        if settled.at_edge:
+            logging.info('%s: settled on the lowest or highest learning rate of the sweep', arm.stem)
+        chosen.append(settled)
+        for head, found in scores.items():
+            measures[seed, head] = measure(task, task.test, found, config.data.kind, 0.0)
+        file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_npz(file, stored)
+    values = {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
+    runs = cells.summarise(measures, task.test.clusters, config.intervals)
+    return Cell({**about, **arm.fields, 'chosen': values}, runs, arm.baseline)
+
+
+def _sweep(config: AttentiveProbe) -> dict[str, tuple[float, ...]]:
+    fixed = {'epochs': (config.epochs,), 'batch_size': (float(config.batch_size),)}
+    fixed['queries'] = (float(config.queries),)
+    if config.data.kind == 'single_label':
+        fixed['label_smoothing'] = (config.label_smoothing,)
+    return {'learning_rate': config.learning_rates, 'weight_decay': config.weight_decays} | fixed

@@ -1,0 +1,94 @@
+"""What a fine-tuning leaves for other commands: its encoder, as one file that opens like any other.
+
+`encoder.safetensors` lies in the folder of each point that a sweep has settled on. `fusmae_jax.load`,
+`encode`, `reliance`, the probes and, with the head of a dense task, `predict` take it where they take a
+checkpoint. It reads the records of the task with the statistics of the task, and knows the labelled records
+as seen.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
+from fusmae_jax.encoders import single_file
+from fusmae_jax.encoders.inputs import describe
+from fusmae_jax.encoders.pretrained import Pretrained
+from fusmae_jax.encoders.systems import System
+from fusmae_jax.eval.config import Task
+from fusmae_jax.eval.finetune.adapters import tuned
+from fusmae_jax.eval.finetune.train import Point, Trainer
+from fusmae_jax.input import seen
+from fusmae_jax.input.compatibility import Fitted
+from fusmae_jax.input.contract import Contract
+
+ENCODER = 'encoder.safetensors'
+Keep = Callable[[Any, Point, epath.Path], Any]  # of the parameters of a point, into its folder
+
+
+def keep_encoder(
+    system: System,
+    fitted: Fitted,
+    contract: Contract,
+    data: Task,
+    params: Any,
+    point: Point,
+    folder: epath.Path,
+) -> Pretrained:
+    """Writes the encoder of a point; returns it.
+
+    Args:
+        system: that every point started from.
+        fitted: how it reads the records.
+        contract: of the records.
+        data: where they are.
+        params: of encoder and head, as learned.
+        point: what was learned from.
+        folder: of the point.
+    """
+    assert system.model is not None
+    model = _finetuned(system, fitted, contract, tuned(params))
+    known = None
+    if system.seen is not None:
+        purpose = f'fine-tuning for {data.labels}'
+        known = seen.union(system.seen, seen.collect(data.path, data.train_split, purpose, point.positions))
+    single_file.write(
+        folder / ENCODER,
+        model,
+        dtype=jnp.dtype(model.dtype).name,
+        inputs=describe(model),
+        card={'title': model.config.name, 'fine_tuned': point.about},
+        seen=None if known is None else seen.to_bytes(known),
+    )
+    return model
+
+
+def _finetuned(system: System, fitted: Fitted, contract: Contract, encoder: Any) -> Pretrained:
+    """The model of a system with another encoder; decoders, which nothing has trained along, stay."""
+    assert system.model is not None
+    whole, read = system.model.config, fitted.config
+    modalities = {**whole.model.modalities, **read.model.modalities}
+    fusion = dataclasses.replace(whole.model.fusion, absent=read.model.fusion.absent)
+    config = dataclasses.replace(
+        whole,
+        name=f'{system.name}, fine-tuned',
+        model=dataclasses.replace(whole.model, modalities=modalities, fusion=fusion),
+    )
+    # As it is read back: on the host, in the order in which names are stored.
+    params = jax.tree.map(np.asarray, {**system.model.params, 'encoder': encoder})
+    return Pretrained(config, contract, params, system.model.dtype)
+
+
+def keep(trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path) -> None:
+    """Writes what a settled point leaves, unless that is there already or its weights are gone."""
+    if (folder / ENCODER).exists() or not (folder / FOLDER / str(step)).exists():
+        return
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        params = checkpoints.params(trainer.abstract['params'], step)
+    keeper(params, point, folder)
