@@ -11,6 +11,7 @@ printed before any training. `--quick` is one seed and fewer steps, with results
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -37,20 +38,19 @@ FROZEN = {'linear': run_linear_probe, 'knn': run_knn}
 def run(images: str, workdir: Path, plan: Plan) -> None:
     """Everything but the report, in order."""
     print(f'settings {eurosat_config.digest(plan)}')
-    data = eurosat_set.write(images, workdir / 'data')
+    data = eurosat_set.write(images, workdir / 'data', plan.part)
     with compile_cache.enabled(workdir):
         for seed in plan.seeds:
             folder = workdir / f'seed-{seed}'
             checkpoint = str(folder / 'pretrain')
-            config = eurosat_config.pretraining(data, seed, plan)
-            once(pretrain, config, folder / 'pretrain', 'pretrain')
+            once(pretrain, eurosat_config.pretraining(data, seed, plan), folder / 'pretrain', 'pretrain')
             for name, settings in eurosat_config.frozen(data, checkpoint, seed, plan).items():
                 once(FROZEN[name], settings, folder / 'frozen', name)
-            for tuned in plan.tuned:
-                for start in eurosat_report.STARTS:
-                    scratch = start == eurosat_report.SCRATCH
-                    settings = eurosat_config.finetuning(data, checkpoint, seed, tuned, scratch)
-                    once(run_finetune, settings, eurosat_report.tuning_folder(folder, tuned, start), 'finetune')
+        # Last, since it takes the longest.
+        for share, seed in itertools.product(plan.tuned, plan.seeds):
+            folder = workdir / f'seed-{seed}'
+            settings = eurosat_config.finetuning(data, str(folder / 'pretrain'), seed, plan, share)
+            once(run_finetune, settings, eurosat_report.tuning_folder(folder, share), 'finetune')
 
 
 def once(command: Callable[[Any, Any], int], config: Any, folder: Path, name: str) -> None:

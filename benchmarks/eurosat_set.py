@@ -44,15 +44,15 @@ SCHEMA = Schema(
 )
 
 
-def write(images: str, folder: str | os.PathLike[str]) -> str:
-    """Converts the folder of images; returns the folder of the data set.
+def write(images: str, folder: str | os.PathLike[str], part: float = 1.0) -> str:
+    """Converts the folder of images, or a part of each class; returns the folder of the data set.
 
     Raises:
         InputError: a folder of a class is missing or has too few images, or an image cannot be used.
     """
     splits: dict[str, list[Item]] = {name: [] for name in SHARES}
     for number, files in enumerate(listed(images)):
-        for split, names in split_of([file.stem for file in files]).items():
+        for split, names in split_of([file.stem for file in files], part).items():
             splits[split] += [Item(name, (f'{CLASSES[number]}/{name}.jpg', number)) for name in names]
     # All classes mixed, so that the first records of a split are a sample of it.
     for items in splits.values():
@@ -81,12 +81,15 @@ def listed(images: str) -> list[list[Path]]:
     return found
 
 
-def split_of(names: list[str]) -> dict[str, list[str]]:
-    """The names of one class by split: in the order of their hashes, cut at the shares of SHARES."""
+def split_of(names: list[str], part: float = 1.0) -> dict[str, list[str]]:
+    """The names of one class by split: in the order of their hashes, cut at the shares of SHARES.
+
+    Each split of a part is a part of the same split of the whole.
+    """
     ranked = sorted(names, key=_hash)
     ends = np.round(np.cumsum(list(SHARES.values())) * len(ranked)).astype(int).tolist()
     starts = [0, *ends[:-1]]
-    return {split: ranked[a:b] for split, a, b in zip(SHARES, starts, ends)}
+    return {split: ranked[a : a + max(1, round((b - a) * part))] for split, a, b in zip(SHARES, starts, ends)}
 
 
 def _hash(name: str) -> bytes:
