@@ -126,7 +126,10 @@ def test_the_report_comes_from_what_is_stored_byte_by_byte(finished):
     eurosat_report.write(finished / 'two', finished, PLAN, quick=False)
     for name in kinds:
         assert (finished / 'one' / name).read_bytes() == (finished / 'two' / name).read_bytes()
-    assert '| pretrained minus from scratch | +' in text and '| nearest neighbours | 0.5000 | 0.7500 |' in text
+    assert (
+        '| pretrained minus from scratch | +' in text and '| nearest neighbours | 0.5000 | 0.7500 |' in text
+    )
+    assert '| linear probe | - | 0.6250 |' in text
     rows = (finished / 'one' / 'eurosat.csv').read_text().splitlines()
     assert len(rows) == 1 + 3 * 3 and rows[3].startswith('linear probe,pretrained minus random init,0.1')
     low = float(rows[3].split(',')[6])

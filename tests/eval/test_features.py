@@ -297,8 +297,8 @@ def test_neighbours_during_training_are_those_of_the_features(data, run, both):
     ):
         with pytest.raises(InputError, match=message):
             LabelledEvaluation(setup, dataclasses.replace(settings, **changes), k=5)
+    few = dataclasses.replace(settings, train_split='train[:1]')
     with pytest.raises(InputError, match='1 records are too few for a linear head'):
-        few = dataclasses.replace(settings, train_split='train[:1]')
         LabelledEvaluation(setup, few, k=1, probe_epochs=1.0)
 
 
