@@ -62,10 +62,11 @@ def once(command: Callable[[Any, Any], int], config: Any, folder: Path, name: st
     file, settings = folder / eurosat_report.DONE.format(name), fingerprint(to_dict(config))
     if file.exists() and storage.read_json(file, 'remove it')['settings'] == settings:
         return
-    begin = time.time()
+    begin, processor = time.time(), time.process_time()
     if code := command(config, folder):
         raise InputError(f'{folder}: stopped with the exit code {code}; the same command goes on from there')
-    storage.write_json(file, {'settings': settings, 'seconds': round(time.time() - begin, 1)})
+    took = {'seconds': time.time() - begin, 'processor_seconds': time.process_time() - processor}
+    storage.write_json(file, {'settings': settings} | {name: round(x, 1) for name, x in took.items()})
 
 
 def main() -> int:

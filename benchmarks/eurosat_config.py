@@ -31,8 +31,8 @@ class Plan:
     part: float = 1.0  # of the images
 
 
-FULL = Plan(seeds=(0, 1, 2), steps=800, shares=(0.01, 0.1, 1.0), tuned={0.01: 15.0, 0.1: 2.5, 1.0: 0.5})
-QUICK = Plan(seeds=(0,), steps=200, shares=(0.1, 1.0), tuned={0.1: 2.5}, part=1 / 3)
+FULL = Plan(seeds=(0, 1, 2), steps=600, shares=(0.01, 0.1, 1.0), tuned={0.01: 10.0, 0.1: 2.0, 1.0: 0.3})
+QUICK = Plan(seeds=(0,), steps=200, shares=(0.1, 1.0), tuned={0.1: 2.0}, part=1 / 3)
 # What was tried with seed 0 and 10 % of the labels, and top-1 of the linear probe on the validation split.
 TRIED = (
     ('band statistics', 0.6504),
@@ -58,7 +58,7 @@ def pretraining(data: str, seed: int, plan: Plan) -> Config:
         decoder=cfg.Decoder(width=64, depth=2, heads=4),
         scan=False,
     )
-    every = max(1, plan.steps // 4)
+    every = max(1, plan.steps // 3)
     watched = cfg.Neighbours(
         every, data, LABELS, 'single_label', 'train[:10%]', 'val[:40%]', k=10, probe_epochs=50.0
     )
