@@ -123,13 +123,13 @@ def _system(name: str, method: str) -> str:
 
 def _line(method: str, system: str, share: float, runs: Sequence[Replicates], workdir: Path) -> Line:
     one, each = intervals(average(runs))[METRIC], [run.estimate[METRIC] for run in runs]
-    train, _, test = _records(workdir)
+    train, _, test = records(workdir)
     labels = train if share == 1 else int(train * round(share * 100) // 100)
     about = (METHODS[method], system, share, labels, METRIC, one.estimate, one.low, one.high)
     return dict(zip(HEAD, (*about, min(each), max(each), len(runs), test)))
 
 
-def _records(workdir: Path) -> tuple[int, ...]:
+def records(workdir: Path) -> tuple[int, ...]:
     """Images of each split."""
     schema = eurosat_set.SCHEMA
     report = workdir / 'data' / schema.name / schema.version / 'conversion_report.json'
@@ -151,7 +151,7 @@ def curves(workdir: Path, plan: Plan) -> dict[str, dict[int, list[float]]]:
 
 def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick: bool) -> str:
     model = eurosat_config.pretraining('x', 0, plan).model
-    sizes = _records(workdir)
+    sizes = records(workdir)
     files = [f for seed in plan.seeds for f in (workdir / f'seed-{seed}').glob(f'*/{DONE.format("*")}')]
     took = [storage.read_json(epath.Path(file), 'remove it') for file in files]
     wall, processor = (sum(one[name] for one in took) / 60 for name in ('seconds', 'processor_seconds'))
@@ -171,7 +171,7 @@ def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick:
         seeds='Three seeds' if len(plan.seeds) == 3 else f'Seeds: {len(plan.seeds)}',
         minutes=f'{wall:.0f} minutes, {processor:.0f} of them of processor time',
         test=sizes[2],
-        tables='\n\n'.join(_table(found, method) for method in METHODS.values()),
+        tables='\n\n'.join(table(found, method) for method in METHODS.values()),
         tuned=', '.join(f'{epochs:g} ({share:.0%})' for share, epochs in plan.tuned.items()),
         curve=CURVE.format(table=lines.markdown(rows)) if steps else '',
         tried=lines.markdown(
@@ -180,7 +180,7 @@ def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick:
     )
 
 
-def _table(found: Sequence[Line], method: str) -> str:
+def table(found: Sequence[Line], method: str) -> str:
     """Systems down, shares of the labels across."""
     own = [one for one in found if one['method'] == method]
     shares = sorted({one['share'] for one in own})

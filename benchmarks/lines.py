@@ -13,13 +13,18 @@ Line = dict[str, Any]
 def write(folder: Path, name: str, text: str, head: Sequence[str], lines: Sequence[Line]) -> None:
     """Writes `<name>.csv` with these columns, and `<name>.md`; each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f'{name}.csv.part'
+    write_csv(folder / f'{name}.csv', head, lines)
+    storage.write_text(folder / f'{name}.md', text)
+
+
+def write_csv(file: Path, head: Sequence[str], lines: Sequence[Line]) -> None:
+    """Writes lines with these columns."""
+    part = file.with_name(f'{file.name}.part')
     with part.open('w', newline='') as stream:
         writer = csv.DictWriter(stream, head, lineterminator='\n')
         writer.writeheader()
         writer.writerows({key: _plain(value) for key, value in one.items()} for one in lines)
-    part.replace(folder / f'{name}.csv')
-    storage.write_text(folder / f'{name}.md', text)
+    part.replace(file)
 
 
 def _plain(value: Any) -> Any:

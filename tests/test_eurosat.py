@@ -7,8 +7,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from benchmarks import eurosat, eurosat_config, eurosat_report, eurosat_set
+from benchmarks import eurosat, eurosat_config, eurosat_release, eurosat_report, eurosat_set
 from fusmae_jax import storage
+from fusmae_jax.encoders.load import load
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import intervals, metrics
 from fusmae_jax.input.source import Source, read_index
@@ -168,3 +169,9 @@ def test_everything_runs_from_the_images_to_the_report(folder, tmp_path):
     eurosat.run(str(folder), tmp_path, plan)
     assert (tmp_path / 'seed-0' / 'pretrain' / METRICS).stat().st_mtime_ns == before
     assert eurosat_report.write(tmp_path / 'out', tmp_path, plan, quick=True) == text
+    eurosat_release.release(tmp_path, tmp_path / 'release', plan)
+    encoder, trained = (load(tmp_path / x) for x in ('release/model.safetensors', 'seed-0/pretrain'))
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(*(one.encode({'s2': images}).pooled for one in (encoder, trained)))
+    card = (tmp_path / 'release' / 'README.md').read_text()
+    assert 'no foundation model' in card and '| band statistics |' in card and 'To be filled' not in card
