@@ -1,6 +1,7 @@
 """What a labelled set says while a model trains: neighbours and a linear head on frozen features."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,13 +12,12 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import task
-from fusmae_jax.eval.config import LinearProbe, Task, metric_of
+from fusmae_jax.eval import linear_probe, task
+from fusmae_jax.eval.config import METRICS, Task
 from fusmae_jax.eval.features import Features
 from fusmae_jax.eval.knn import knn_scores
 from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label, values
 from fusmae_jax.eval.pooling import pool
-from fusmae_jax.eval.probe import Variant, probe
 from fusmae_jax.eval.task import LabelledSplit
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.prepare import fields
@@ -31,7 +31,7 @@ from fusmae_jax.train.setup import Setup
 
 KNN, PROBE = 'knn', 'probe'  # what the names of the metrics begin with
 HELD = 5  # one labelled record of so many settles the learning rate of the head and is not learned from
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of the head
+RATES, BATCH, SMOOTHING = (1e-3, 3e-3, 1e-2, 3e-2), 128, 0.1  # of the head, as of `linear_probe`
 
 
 class LabelledEvaluation:
@@ -59,9 +59,7 @@ class LabelledEvaluation:
                 too few for a head.
         """
         self._setup, self._data, self._k, self._temperature = setup, data, k, temperature
-        self._head = LinearProbe(
-            data=data, learning_rates=RATES, epochs=probe_epochs, batch_norm=(True,), head_seeds=(0,)
-        )
+        self._epochs = probe_epochs
         config = setup.config
         encoder = setup.recipe.encoder_config(config)
         self._bank, self._queries = (Source(data.path, s, ()) for s in (data.train_split, data.val_split))
@@ -100,7 +98,7 @@ class LabelledEvaluation:
             return {}
         scores = knn_scores(queries.values, bank.values, self._known.labels, self._k, self._temperature)
         found = {KNN: self._measure(self._asked, scores, 0.5)}
-        if self._head.epochs and (logits := self._probe(bank, queries)) is not None:
+        if self._epochs and (logits := self._probe(bank, queries)) is not None:
             found[PROBE] = self._measure(self._asked, logits, 0.0)
         return {
             f'{method}/{name}': x
@@ -118,22 +116,31 @@ class LabelledEvaluation:
 
     def _probe(self, bank: Features, queries: Features) -> np.ndarray | None:
         """Logits (queries, classes) of a head; its rate is settled on records that it did not learn from."""
-        learned, held = (Features(bank.values[part], bank.valid[part]) for part in (~self._held, self._held))
-        if not (learned.valid.any() and held.valid.any()):
+        held, learned = self._held, ~self._held
+        if not (bank.valid[learned].any() and bank.valid[held].any()):
             return None
-        known = self._known._replace(keys=self._known.keys[self._held], labels=self._known.labels[self._held])
-        metric, labels = metric_of(self._head), self._known.labels[~self._held]
+        scale = linear_probe.batch_norm(bank.values[learned & bank.valid])
+
+        def scaled(features: Features, part: Any = slice(None)) -> np.ndarray:
+            # A head gives a record without a valid pixel its bias.
+            return np.where(features.valid[part, None], scale(features.values[part]), np.float32(0))
+
+        def metric(scores: np.ndarray) -> float:
+            known = self._known._replace(keys=self._known.keys[held], labels=self._known.labels[held])
+            return values(self._measure(known, scores, 0.0))[METRICS[self._data.kind][0]]
+
+        swept = linear_probe.points(RATES, (0.0,), (0,))
+        order = linear_probe.batch_order(int(learned.sum()), BATCH, self._epochs)
+        recipe = linear_probe.Recipe('multi_label')
+        if self._data.kind == 'single_label':
+            recipe = linear_probe.Recipe('single_label', label_smoothing=SMOOTHING)
+        labels = self._known.labels[learned]
+        heads = linear_probe.train(scaled(bank, learned), labels, order, swept, recipe)
         try:
-            outcome = probe(
-                self._head,
-                Variant(self._setup.recipe.feature, True, learned, held, queries),
-                np.arange(len(labels)),
-                labels,
-                lambda scores: values(self._measure(known, scores, 0.0))[metric],
-            )
+            settled = linear_probe.settle(heads, swept, scaled(bank, held), metric)
         except DivergedError:
             return None
-        return outcome.scores[0]
+        return linear_probe.scores(heads, scaled(queries), settled.heads[0])
 
     def _features(self, params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array]:
         recipe, contract = self._setup.recipe, self._bank.contract
