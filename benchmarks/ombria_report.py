@@ -1,18 +1,16 @@
 """The result file of the OMBRIA experiment, and its numbers as a CSV."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks import lines
+from benchmarks.lines import Line
 from benchmarks.ombria_config import BATCH
 from benchmarks.ombria_swap import DRAWS, Split
-from fusmae_jax import storage
 from fusmae_jax.eval.intervals import Interval
 
 MASKED, FLOOD = 'masked S2', 'flood probe'
 HEAD = ('part', 'system', 'inputs', 'metric', 'estimate', 'low', 'high', 'regions', 'images')
-Line = dict[str, Any]
 TEXT = """# OMBRIA: what the radar image is worth
 
 Real Sentinel-1 / Sentinel-2 pairs in 8 bits (one radar band, three optical ones), 128 x 128 px of 10 m, each
@@ -86,27 +84,15 @@ def write(
         masked=table([one for one in found if one['part'] == MASKED]),
         flood=table([one for one in found if one['part'] == FLOOD]),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / 'ombria.csv.part'
-    with part.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
-        writer.writeheader()
-        writer.writerows({key: _plain(value) for key, value in one.items()} for one in found)
-    part.replace(folder / 'ombria.csv')
-    storage.write_text(folder / 'ombria.md', text)
+    lines.write(folder, 'ombria', text, HEAD, found)
     return text
-
-
-def _plain(value: Any) -> Any:
-    return f'{value:.5f}' if isinstance(value, float) else value
 
 
 def table(found: Sequence[Line]) -> str:
     """Lines as a Markdown table; differences with their sign."""
     about = ['system', *(['inputs'] if len({one['inputs'] for one in found}) > 1 else [])]
-    rows = [[*about, found[0]['metric'], '95 % interval'], ['---'] * (len(about) + 2)]
+    rows = [[*about, found[0]['metric'], '95 % interval']]
     for one in found:
         sign = '+' if ' minus ' in one['system'] else ''
-        estimate, low, high = (f'{one[name]:{sign}.4f}' for name in ('estimate', 'low', 'high'))
-        rows.append([*(one[name] for name in about), estimate, f'[{low}, {high}]'])
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+        rows.append([*(one[name] for name in about), *lines.interval(one, sign)])
+    return lines.markdown(rows)

@@ -280,7 +280,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """kNN on a labelled set while the model trains; the test split is never opened."""
+    """kNN, and a linear head, on a labelled set while the model trains; the test split is never opened."""
 
     every_steps: int = setting(0, least=0)  # 0 is off
     path: str = setting('', path=True)
@@ -289,6 +289,7 @@ class Neighbours:
     train_split: str = 'train[:5000]'
     val_split: str = 'val[:2000]'
     k: int = setting(20, least=1)
+    probe_epochs: float = setting(0.0, least=0, sparse=True)  # of a linear head beside it; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,18 +51,22 @@ Missing: {missing}. Inside: {inside}.
 ## Limits
 
 Trained on the data named above and nothing else; values in other units or band orders must be converted
-first. The header of `model.safetensors` holds the whole configuration and the input contract. *To be filled
-in: licence, evaluation results, known failures, who to ask.*
+first. The header of `model.safetensors` holds the whole configuration and the input contract. {known}
 """
+UNKNOWN = '*To be filled\nin: licence, evaluation results, known failures, who to ask.*'
 
 
-def readme(source: Source, described: Mapping[str, Any], address: str) -> str:
+def readme(
+    source: Source, described: Mapping[str, Any], address: str, title: str = '', known: str = UNKNOWN
+) -> str:
     """The text, with the model card of the run below it.
 
     Args:
         source: the encoder.
         described: what `function.describe` says of it.
         address: where it will be, 'hf://ORG/NAME'.
+        title: instead of that of the run.
+        known: licence, results and failures; by default that they are missing.
     """
     card, units = source.card, {entry['sensor']: entry['unit'] for entry in described['inputs'].values()}
     data = '; '.join(
@@ -71,7 +75,7 @@ def readme(source: Source, described: Mapping[str, Any], address: str) -> str:
     )
     text = TEXT.format(
         sensors='\n'.join(f'- {_tag(name)}' for name in described['sensors']),
-        title=card['title'],
+        title=title or card['title'],
         objective=card.get('objective', 'An imported encoder.'),
         model=card['model'],
         parameters=card['parameters'],
@@ -83,6 +87,7 @@ def readme(source: Source, described: Mapping[str, Any], address: str) -> str:
         inputs='\n'.join(_input(field, entry) for field, entry in described['inputs'].items()),
         missing=described['missing'],
         inside=described['inside'],
+        known=known,
     )
     # Its headings one level down: they stand under the one above.
     below = source.text.replace('\n#', '\n##').replace('# ', '## ', 1)

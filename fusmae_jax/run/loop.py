@@ -24,7 +24,7 @@ from fusmae_jax.parallel.lock import Lock
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.parallel.processes import read, together
-from fusmae_jax.run import compile_cache, model_card, start, trackers
+from fusmae_jax.run import compile_cache, labelled_curve, model_card, start, trackers
 from fusmae_jax.run.initial import begin
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.run.validation import Validation, make_pictures
@@ -118,7 +118,7 @@ class Run:
         held = together(lambda: open_validation(self.config))
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = make_pictures(setup, source)
-        self.neighbours = together(lambda: start.make_neighbours(setup))
+        self.labelled = together(lambda: start.make_labelled(setup))
         self.source_weights = begin.open_initial(setup) if self.config.init.from_ and not self.start else None
         self.seen = self._records_seen()
         self.packed = to_bytes(self.seen)
@@ -185,6 +185,8 @@ class Run:
         profiler, metrics = Profiler(self.workdir, self.window), None
         self.stack.callback(profiler.close)
         with progress_bar(self.lead) as bar, self.goodput.phase('step'):
+            if self.labelled and not self.start:
+                self._ask_labels(0, state)  # what the curve starts from
             self.log.show(bar, self.start)
             ready = self.goodput.waits(self._on_device(batches))
             for step, (batch, names) in enumerate(ready, start=self.start):
@@ -255,9 +257,8 @@ class Run:
             val_loss = self._validate(step, state)
         if self.pictures and step % log.images_every_steps == 0:
             self._draw(step, state)
-        if self.neighbours and step % log.knn.every_steps == 0:
-            with self._evaluating():
-                self.writers.scalars(step, self.neighbours(state['params']))
+        if self.labelled and step % log.knn.every_steps == 0:
+            self._ask_labels(step, state)
         # Last the checkpoint: it takes the held-out loss along, and a resume from it evaluates nothing again.
         # The metrics known by now are those of the step before; `_save` waits for those of the last one.
         due = self.late and not self.log.last['skips_in_row']
@@ -312,6 +313,15 @@ class Run:
         loss = values['val/loss']
         return loss if math.isfinite(loss) else None
 
+    def _ask_labels(self, step: int, state: State) -> None:
+        """The accuracy on a labelled set, and the curve of it so far as a figure."""
+        assert self.labelled is not None
+        with self._evaluating():
+            self.writers.scalars(step, self.labelled(state['params']))
+            self.writers.flush()
+            if self.lead:
+                labelled_curve.draw(self.workdir, self.config)
+
     def _draw(self, step: int, state: State) -> None:
         assert self.pictures is not None
         with self._evaluating():
@@ -321,6 +331,8 @@ class Run:
         step = int(read('step', state['step']))
         done = step >= self.setup.total_steps
         val_loss = self._validate(step, state) if done and self.evaluate else None
+        if done and self.labelled:
+            self._ask_labels(step, state)
         self._save(state, val_loss, last=True)
         with self.goodput.phase('checkpoint'):
             self.checkpoints.wait()

@@ -23,7 +23,7 @@ from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import check_same, gather, together
 from fusmae_jax.run import jax_flags, trackers
 from fusmae_jax.run.goodput import Goodput
-from fusmae_jax.run.validation import Neighbours
+from fusmae_jax.run.labelled import LabelledEvaluation
 from fusmae_jax.run.workdir import versions
 from fusmae_jax.train.checksum import make_check
 from fusmae_jax.train.flops import peak_flops
@@ -131,8 +131,8 @@ def print_overview(setup: Setup, source: Mixture) -> None:
     )
 
 
-def make_neighbours(setup: Setup) -> Neighbours | None:
-    """The kNN evaluation of `log.knn`, or None if it is off."""
+def make_labelled(setup: Setup) -> LabelledEvaluation | None:
+    """The evaluation of `log.knn`, or None if it is off."""
     knn = setup.config.log.knn
     if not knn.every_steps:
         return None
@@ -143,7 +143,7 @@ def make_neighbours(setup: Setup) -> Neighbours | None:
         labels=knn.labels,
         kind=knn.kind,
     )
-    return Neighbours(setup, task, knn.k)
+    return LabelledEvaluation(setup, task, knn.k, probe_epochs=knn.probe_epochs)
 
 
 def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:

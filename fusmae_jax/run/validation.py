@@ -1,4 +1,4 @@
-"""Validation during training: the held-out masked loss, neighbours by features, a few pictures."""
+"""Validation during training: the held-out masked loss, a few pictures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from absl import logging
-from flax import nnx
-from jaxtyping import Array
 
 from fusmae_jax import installed
 from fusmae_jax.config.run import Config
-from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import fit
-from fusmae_jax.errors import InputError
-from fusmae_jax.eval import task
-from fusmae_jax.eval.config import Task
-from fusmae_jax.eval.knn import knn_scores
-from fusmae_jax.eval.metrics import multi_label, single_label, values
-from fusmae_jax.eval.pooling import pool
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
-from fusmae_jax.input.prepare import fields
-from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.source import Source
-from fusmae_jax.models import fusmae
-from fusmae_jax.parallel.mesh import batch_sharding, replicated
+from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import read
 from fusmae_jax.parallel.rules import Params
 from fusmae_jax.pictures.figure import figure
@@ -124,77 +110,6 @@ def _quotient(error: float, weight: float) -> float:
     if not weight:
         return math.nan
     return math.inf if math.isnan(error) else error / weight
-
-
-class Neighbours:
-    """How well labelled validation records are told by their nearest training records, on frozen features.
-
-    All modalities of the model, whole images, nothing masked; the feature that the recipe names, of the
-    parameters that are trained (of a student, then: its teacher is no part of them). The test split is not
-    opened.
-    """
-
-    def __init__(self, setup: Setup, data: Task, k: int = 20, temperature: float = 0.07):
-        """`data` is a labelled set; its train_split and val_split may be parts, such as 'train[:5000]'.
-
-        Raises:
-            InputError: no such split or labels; the data do not fit the model; fewer records than `k`.
-        """
-        self._setup, self._data, self._k, self._temperature = setup, data, k, temperature
-        config = setup.config
-        encoder = setup.recipe.encoder_config(config)
-        self._bank, self._queries = (Source(data.path, s, ()) for s in (data.train_split, data.val_split))
-        contract = self._bank.contract
-        if data.labels not in contract.classes:
-            raise InputError(f'{data.path}: no label field {data.labels!r}; it has {list(contract.classes)}')
-        self._classes = contract.classes[data.labels]
-        splits = (data.train_split, data.val_split)
-        self._known, self._asked = (task.read_split(data, contract, split, '') for split in splits)
-        if both := len(np.intersect1d(self._known.keys, self._asked.keys)):
-            raise InputError(f'{data.path}: {both:,} records are in {splits[0]!r} and in {splits[1]!r}')
-        if len(self._known.keys) < k:
-            raise InputError(f'{data.path}, {splits[0]}: {len(self._known.keys)} records, fewer than k={k}')
-        accepted = EncoderSettings(accept=config.data.accept, absent_bands='mean')
-        model = Pretrained(encoder, setup.contract, {}, setup.dtype)
-        self._config = fit(model, contract, tuple(encoder.model.modalities), accepted, data.path).config
-        self._bank.fields = self._queries.fields = tuple(fields(self._config, contract))
-        self._sharding = batch_sharding(setup.mesh)
-        self._run = jax.jit(self._features, out_shardings=replicated(setup.mesh))
-
-    def __call__(self, params: Params) -> dict[str, float]:
-        """`knn/<metric>`: `knn/ap_micro`, `knn/f1_macro`, ..., or `knn/top1`, ...; undefined ones not.
-
-        Nothing where no record of one of the two splits has a valid pixel.
-        """
-        (bank, known), (queries, asked) = (self._extract(s, params) for s in (self._bank, self._queries))
-        if not (known.any() and asked.any()):
-            return {}
-        scores = knn_scores(queries, bank, self._known.labels, self._k, self._temperature)
-        labels, names = self._asked.labels, self._asked.keys
-        if self._data.kind == 'single_label':
-            metrics = values(single_label(scores, labels.argmax(axis=1), self._classes, names=names))
-        else:
-            metrics = values(multi_label(scores, labels, self._classes, threshold=0.5, names=names))
-        return {f'knn/{name}': x for name, x in metrics.items() if '/' not in name and np.isfinite(x)}
-
-    def _features(self, params: Params, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        recipe, contract = self._setup.recipe, self._bank.contract
-        params = recipe.encoder_params(params, self._setup.config)
-        model = nnx.merge(fusmae.graph(self._config.model, self._setup.dtype), params)
-        features, seen = pool(model, make_inputs(self._config, contract)(batch, None), (recipe.feature,))
-        return features[recipe.feature], seen
-
-    def _extract(self, source: Source, params: Params) -> tuple[np.ndarray, np.ndarray]:
-        """The features (records, width) of a split, in its order, and which records have a valid pixel."""
-        stream = pipeline.over_split(
-            source,
-            lambda batch: read('features', self._run(params, batch)),
-            self._sharding,
-            self._setup.config.train.batch_size,
-            self._data,
-        )
-        with jax.set_mesh(self._setup.mesh):
-            return pipeline.joined([part for _, part in stream], len(source))
 
 
 def make_pictures(setup: Setup, source: Mixture) -> 'Pictures | None':

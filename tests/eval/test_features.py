@@ -17,7 +17,7 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import crops, features, task
+from fusmae_jax.eval import crops, features, linear_probe, task
 from fusmae_jax.eval.config import POOLED, Task
 from fusmae_jax.eval.features import BAND_STATISTICS, Extractor
 from fusmae_jax.eval.knn import knn_scores
@@ -28,7 +28,7 @@ from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.input.source import Source, read_index
 from fusmae_jax.models.fusmae import graph
 from fusmae_jax.parallel.mesh import replicated
-from fusmae_jax.run.validation import Neighbours
+from fusmae_jax.run.labelled import LabelledEvaluation
 from fusmae_jax.train.setup import make_setup
 from tests.support.probe_fixtures import NO_RADAR, SIZES, archive, checkpoint, quarter
 
@@ -273,21 +273,39 @@ def test_what_does_not_fit_is_refused(data, settings):
 # ------------------------------------------------------------ during pretraining
 
 
-def test_neighbours_during_training_are_those_of_the_features(data, run, both):
+def settled_on_every_fifth(bank, queries, labels):
+    """The average precision of a head that learns from the other training records."""
+
+    def precision(scores, truth):
+        return values(multi_label(scores, truth, ('dark', 'bright', 'rough'), threshold=0.0))['ap_micro']
+
+    held = np.arange(len(bank)) % 5 == 0
+    learned, settling = labels['train'][~held], labels['train'][held]
+    scale = linear_probe.batch_norm(bank[~held])
+    order = linear_probe.batch_order(len(learned), 128, 30.0)
+    swept = linear_probe.points((1e-3, 3e-3, 1e-2, 3e-2), (0.0,), (0,))
+    heads = linear_probe.train(scale(bank[~held]), learned, order, swept, linear_probe.Recipe())
+    settled = linear_probe.settle(heads, swept, scale(bank[held]), lambda scores: precision(scores, settling))
+    return precision(linear_probe.scores(heads, scale(queries), settled.heads[0]), labels['val'])
+
+
+def test_neighbours_and_head_during_training_are_those_of_the_features(data, run, both):
     model = load(run)
     config = dataclasses.replace(model.config, train=Train(batch_size=16, steps=10))
     setup = make_setup(config, contracts.read(data), SIZES['train'])
     settings = Task(path=str(data), labels='labels')
-    watch = Neighbours(setup, settings, k=5)
+    watch = LabelledEvaluation(setup, settings, k=5, probe_epochs=30.0)
     params = jax.device_put(model.params, replicated(setup.mesh))
     found = watch(params)
     labels = {split: read_index(data, split, ['labels'])['labels'] for split in ('train', 'val')}
     bank, queries = (both(split)['mean_patch'].values for split in ('train', 'val'))
     scores = knn_scores(queries, bank, labels['train'], 5)
     expected = values(multi_label(scores, labels['val'], ('dark', 'bright', 'rough'), threshold=0.5))
-    assert found.keys() == {f'knn/{name}' for name in expected if '/' not in name}
-    for name, x in found.items():
-        assert x == pytest.approx(expected[name.removeprefix('knn/')], abs=1e-6)
+    plain = [name for name in expected if '/' not in name]
+    assert found.keys() == {f'{method}/{name}' for method in ('knn', 'probe') for name in plain}
+    for name in plain:
+        assert found[f'knn/{name}'] == pytest.approx(expected[name], abs=1e-6)
+    assert found['probe/ap_micro'] == pytest.approx(settled_on_every_fifth(bank, queries, labels), abs=1e-6)
     zeros = jax.tree.map(np.zeros_like, model.params)  # every record looks alike
     assert watch(zeros)['knn/ap_micro'] < found['knn/ap_micro']
     for changes, message in (
@@ -296,7 +314,10 @@ def test_neighbours_during_training_are_those_of_the_features(data, run, both):
         ({'train_split': 'train[:4]'}, '4 records, fewer than k=5'),
     ):
         with pytest.raises(InputError, match=message):
-            Neighbours(setup, dataclasses.replace(settings, **changes), k=5)
+            LabelledEvaluation(setup, dataclasses.replace(settings, **changes), k=5)
+    few = dataclasses.replace(settings, train_split='train[:1]')
+    with pytest.raises(InputError, match='1 records are too few for a linear head'):
+        LabelledEvaluation(setup, few, k=1, probe_epochs=1.0)
 
 
 # ------------------------------------------------------------ four quarters of a record

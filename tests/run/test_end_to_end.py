@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
@@ -159,7 +160,7 @@ def counted_reads(patch):
 def finished(dataset, tmp_path_factory):
     labelled = archive(tmp_path_factory.mktemp('labelled'), {'train': 12, 'val': 6})
     folder = tmp_path_factory.mktemp('finished') / 'run'
-    knn = cfg.Neighbours(10, str(labelled), train_split='train', val_split='val', labels='labels', k=3)
+    knn = cfg.Neighbours(10, str(labelled), 'labels', 'multi_label', 'train', 'val', k=3, probe_epochs=5.0)
     config = config_on(
         dataset,
         data=cfg.Data(path=str(dataset), train_split='train[:16]', val_split='train[16:]', threads=2),
@@ -216,8 +217,15 @@ def test_metrics_are_written_when_they_are_due(finished):
     train = [row for row in rows if 'loss' in row]
     assert [row['step'] for row in train] == list(range(5, 21, 5))
     assert {'loss', 'loss/s1', 'learning_rate', 'images_per_second', 'grad_norm'} <= train[0].keys()
-    neighbours = [row for row in rows if 'knn/ap_micro' in row]
-    assert [row['step'] for row in neighbours] == [10] and 0 <= neighbours[0]['knn/ap_micro'] <= 1
+    labelled = [row for row in rows if 'knn/ap_micro' in row]
+    assert [row['step'] for row in labelled] == [
+        0,
+        10,
+        20,
+    ]  # from random weights to the end
+    assert all(0 <= row[f'{name}/ap_micro'] <= 1 for row in labelled for name in ('knn', 'probe'))
+    with Image.open(finished.folder / 'labelled.png') as drawn:
+        assert drawn.width > drawn.height > 300
     held_out = [row for row in rows if 'val/loss' in row]
     assert [row['step'] for row in held_out] == [10, 20]
     assert held_out[1]['val/loss'] < held_out[0]['val/loss']
