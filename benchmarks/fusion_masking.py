@@ -13,13 +13,12 @@ writes `fusion_masking.md`, `.csv` and `.png` into `--results` again, from what 
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-import jax
-
 from benchmarks import fusion_masking_report, ombria_images
+from benchmarks.compile_less import compile_less
+from benchmarks.ombria_ablation_runs import SENSORS
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.shipped.configs import tables
 from fusmae_jax.shipped.data.generate.converted import make
@@ -29,28 +28,13 @@ from fusmae_jax.tables.run import run_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SETS = ('generated', 'ombria')
-# Masks that are known when a program is compiled are otherwise folded into it at great length.
-FLAGS = '--xla_disable_hlo_passes=constant_folding'
-CACHE = 'JAX_COMPILATION_CACHE_DIR'
-# Statistics are those of the training regions; the numbers here are placeholders for them.
-OMBRIA = {
-    name: (
-        f'model.modalities.{name}.bands={bands}',
-        f'model.modalities.{name}.sensor=',
-        f'model.modalities.{name}.resample=bilinear',
-        f'model.modalities.{name}.mean={(0.0,) * len(bands)}',
-        f'model.modalities.{name}.std={(1.0,) * len(bands)}',
-        'data.stats=dataset',
-    )
-    for name, bands in (('s1', ('SAR',)), ('s2', ('B04', 'B03', 'B02')))
-}
 
 
 def studies(workdir: Path) -> dict[str, Tables]:
     """The settings of both, by the name of their folder."""
     pairs = StudyArchive(str(workdir / 'data' / ombria_images.IMAGES.name / ombria_images.IMAGES.version))
     labels = (f'data.labels={ombria_images.LABEL}', 'intervals.cluster=region')
-    return {'generated': tables.fusion_masking(), 'ombria': tables.fusion_masking(pairs, OMBRIA, labels)}
+    return {'generated': tables.fusion_masking(), 'ombria': tables.fusion_masking(pairs, SENSORS, labels)}
 
 
 def run(npz: str, workdir: Path, names: tuple[str, ...]) -> int:
@@ -65,15 +49,6 @@ def report(workdir: Path, results: Path) -> str:
     """Writes the table and the figure from what is there; returns the text."""
     plans = {name: StudyPlan(study, workdir / name, make) for name, study in studies(workdir).items()}
     return fusion_masking_report.write(results, plans)
-
-
-def compile_less(workdir: Path) -> None:
-    """One cache of programs for all cells: under other masks only the step of an encoder is another."""
-    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
-    folder = os.environ.setdefault(CACHE, str((workdir / 'compiled').absolute()))
-    # jax was imported, and has read its environment, before this.
-    jax.config.update('jax_compilation_cache_dir', folder)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def main() -> int:
