@@ -31,6 +31,7 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError
 from fusmae_jax.models import fusmae
 from fusmae_jax.run.loop import pretrain
+from fusmae_jax.run.workdir import COMPLETE
 
 ROOT = Path(__file__).resolve().parents[1]
 BOTH = ombria_probe.INPUTS[-1:]
@@ -64,6 +65,8 @@ class Study:
         """A run, pretrained first where it is not yet."""
         folder = self.workdir / 'runs' / f'{name}-{seed}'
         pretrain(pretraining(name, self.data, seed), folder)
+        if not (folder / COMPLETE).exists():
+            raise InputError(f'{folder}: stopped on request; the same command goes on from there')
         return load_one(str(folder))
 
     def scores(self, name: str, seed: int, names: Sequence[str], inputs: Sequence[tuple[str, ...]]) -> None:

@@ -76,7 +76,7 @@ class Scores:
         after = pairs.after
         flooded = pairs.flooded[after].reshape(after.sum(), -1)
         patches = flooded.reshape(-1, 1) > 0, np.repeat(pairs.region[after], flooded.shape[1])
-        self.labels = {'patch': patches, 'image': (pairs.flooded.any(axis=(1, 2))[:, None], pairs.region)}
+        self.labels = {'patch': patches, 'image': (pairs.flooded.max(axis=(1, 2))[:, None] > 0, pairs.region)}
 
     def has(self, *systems: str) -> bool:
         """Whether the scores of some systems are there."""

@@ -86,7 +86,7 @@ def batches(arrays: Mapping[str, np.ndarray], size: int = 62) -> Iterator[dict[s
 def examples(level: str, values: np.ndarray, split: Split) -> Examples:
     """The examples of a level from the tokens (n, patches, width) of a split."""
     if level == 'image':
-        return Examples(values.mean(axis=1), split.flooded.any(axis=(1, 2)), split.region)
+        return Examples(values.mean(axis=1), split.flooded.max(axis=(1, 2)) > 0, split.region)
     after = split.after
     flooded = split.flooded[after].reshape(after.sum(), -1)
     region = np.repeat(split.region[after], flooded.shape[1])
