@@ -62,15 +62,21 @@ def write(npz: str, folder: str | os.PathLike[str]) -> str:
     Raises:
         InputError: the file is not there, or not of this layout.
     """
+    splits = items(npz)
+    digest = hashlib.sha256(Path(npz).read_bytes()).hexdigest()
+    source = RecordSource(SCHEMA, splits, functools.partial(record, npz=npz), {'sha256': digest})
+    return str(convert(source, folder)[0])
+
+
+def items(npz: str) -> dict[str, list[Item]]:
+    """Split -> the pairs of the file that stand in it, by region, the one before the flood first."""
     region, after = (read(npz)[name] for name in ('region', 'after'))
     splits: dict[str, list[Item]] = {name: [] for name in SHARES}
     belongs = split_of(region)
     for row in np.lexsort((after, region)).tolist():
         name = f'region_{region[row]:04d}_{"after" if after[row] else "before"}'
         splits[belongs[int(region[row])]].append(Item(name, (row,)))
-    digest = hashlib.sha256(Path(npz).read_bytes()).hexdigest()
-    source = RecordSource(SCHEMA, splits, functools.partial(record, npz=npz), {'sha256': digest})
-    return str(convert(source, folder)[0])
+    return splits
 
 
 @functools.cache

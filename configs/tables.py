@@ -19,14 +19,19 @@ Variants:
                  on two cores, most of it compiling
     synthetic    pretrained against untrained on 6,000 generated pairs, three seeds, with the classes that are
                  built to need both sensors: most of an hour on two cores (docs/evaluation.md)
+    fusion_masking   seven kinds of fusion x five masks on 2,000 generated pairs: 27 that there can be, each
+                 against untrained weights (benchmarks/fusion_masking.py: the same on real pairs, one table)
 """
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from fusmae_jax.config.build import config_dict
+from fusmae_jax.config.build import build, config_dict
+from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.shipped.data.bigearthnet_mm.labels import CLASSES_19
 from fusmae_jax.shipped.data.generate.classes import CLASSES, NEED_BOTH, ONLY_S1, ONLY_S2
@@ -46,7 +51,7 @@ COMMON = '_common'  # our z-scores, in place of the input that weights were publ
 LAST4 = ("features=('last4_cls',)",)  # what DINO-MM is read off by
 ABSENT = ('self', 'bypass', 'zero_image')
 REPORT = ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted')
-VARIANTS = ('demo', 'synthetic')
+VARIANTS = ('demo', 'synthetic', 'fusion_masking')
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
@@ -55,6 +60,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
         raise InputError(f'configs/tables.py: no variant {variant!r}; {nearest(variant, VARIANTS)}')
     if variant == 'synthetic':
         return config_dict(synthetic())
+    if variant == 'fusion_masking':
+        return config_dict(fusion_masking())
     return config_dict(paper(small=variant == 'demo'))
 
 
@@ -235,3 +242,98 @@ PROBE = (
     *('batch_norm=(True,)', 'epochs=100.0', 'batch_size=64', 'head_seeds=(0,)'),
     *('learning_rates=(1e-2, 3e-2, 1e-1)', 'weight_decays=(0.0, 0.1, 1.0)'),
 )
+
+
+FUSIONS = {
+    **FAMILY,
+    'joint': 'joint self-attention',
+    'stack': 'stacked bands',
+    'multimae': "MultiMAE's decoders",
+    'late': 'late fusion',
+}
+STRATEGIES = ('independent', 'consistent', 'joint_uniform', 'dirichlet', 'modality')
+UNTRAINED = 'untrained'
+# What an untrained encoder differs by: XAD and XAE&D are what joint and XAE are, but for the decoder.
+ENCODERS = {'xae': 'xae', 'xad': 'joint', 'xaed': 'xae', 'joint': 'joint', 'stack': 'stack'}
+ENCODERS |= {'multimae': 'multimae', 'late': 'late'}
+SENSORS = {'s1': ('s1',), 's2': ('s2',)}
+# 40 px, patch 8: 25 patches a sensor. Little training, so that all cells together take an hour of one core.
+BRIEF = (
+    *('model.size=custom', 'model.width=64', 'model.depth=3', 'model.heads=4', 'model.image_size=(40, 40)'),
+    *('model.patch_size=8', 'model.scan=False', 'model.decoder.width=64', 'model.decoder.depth=1'),
+    *('model.decoder.heads=4', 'train.batch_size=32', 'train.steps=300', 'optimizer.warmup_steps=30'),
+    *('optimizer.learning_rate=2e-3', 'augment.crop_scale=(0.5, 1.0)', 'augment.vflip=0.5'),
+    *('data.train_split=train', 'data.val_split=', 'log.images_every_steps=0', 'checkpoint.every_steps=300'),
+)
+
+
+def fusion_masking(
+    archive: StudyArchive | None = None,
+    sensors: Mapping[str, tuple[str, ...]] | None = None,
+    probe: tuple[str, ...] = (),
+) -> Tables:
+    """Every kind of fusion under every kind of mask that it can have, and what it is without training.
+
+    Args:
+        archive: the data set; 2,000 generated pairs if not given.
+        sensors: sensor -> settings of every pretraining that reads it, where the data are not BigEarthNet's.
+        probe: more settings of the linear probe, which has all labels.
+    """
+    sensors = sensors or dict.fromkeys(SENSORS, ())
+
+    def own(variant: str, label: str, masks: str, more: tuple[str, ...] = (), **about: Any) -> StudySystem:
+        read = about.get('sensors', tuple(SENSORS))
+        settings = (*BRIEF, *(line for name in read for line in sensors[name]), f'masking.strategy={masks}')
+        return StudySystem(label, f'{PRETRAIN}:{variant}', (*settings, *more), 'pairs', **about)
+
+    systems: dict[str, StudySystem] = {}
+    # A rate of 0: late fusion has no untrained baseline, since it is no encoder of its own.
+    for suffix, more in (('', ()), (f'_{UNTRAINED}', ('train.steps=1', 'optimizer.learning_rate=0.0'))):
+        for name, read in SENSORS.items():
+            label = f'MAE, {name.upper()}{suffix.replace("_", ", ")}'
+            systems[f'mae_{name}{suffix}'] = own(f'mae_{name}', label, STRATEGIES[0], more, sensors=read)
+    for (fusion, masks), reason in cells().items():
+        if reason:
+            continue
+        name, label = f'{fusion}_{masks}', f'{FUSIONS[fusion]}, {masks}'
+        if fusion == 'late':
+            systems[name] = StudySystem(label, beside=tuple(f'mae_{s}' for s in SENSORS))
+        else:
+            systems[name] = own(fusion, label, masks)
+    for encoder in dict.fromkeys(ENCODERS.values()):
+        name, label = f'{encoder}_{UNTRAINED}', f'{FUSIONS[encoder]}, {UNTRAINED}'
+        if encoder == 'late':
+            systems[name] = StudySystem(label, beside=tuple(f'mae_{s}_{UNTRAINED}' for s in SENSORS))
+        else:
+            like = next(key for key in systems if key.startswith(f'{encoder}_'))
+            systems[name] = StudySystem(label, baseline='random', like=like)
+    rows = tuple(name for name in systems if not name.startswith('mae_'))
+    settings = ('labels.fractions=(1.0,)', *PROBE, *probe)
+    task = StudyTask(
+        'linear', config='configs/linear_probe.py:paper', settings=settings, data='pairs', systems=rows
+    )
+    return Tables(
+        archives={'pairs': archive or StudyArchive(pairs=2000, seed=31, workers=1)},
+        systems=systems,
+        tasks={'linear': task},
+        tables={'main': StudyTable('Fusion x masking, mAP micro', rows, ('linear',))},
+    )
+
+
+@functools.cache
+def cells() -> dict[tuple[str, str], str]:
+    """(fusion, masks) -> why there is no such pretraining; '' if there is."""
+    found = {}
+    for fusion in FUSIONS:
+        for masks in STRATEGIES:
+            variant = 'mae_s1' if fusion == 'late' else fusion
+            reason = ''
+            try:
+                build(load_config(f'{PRETRAIN}:{variant}', (*BRIEF, f'masking.strategy={masks}')))
+            except InputError as error:
+                reason = str(error).splitlines()[-1].strip().removeprefix('- ')
+            # The settings allow it: of one sensor, the same patches in all sensors are any patches.
+            if fusion == 'late' and masks == 'consistent':
+                reason = 'encoders of one sensor each share no mask: the same as independent'
+            found[fusion, masks] = reason
+    return found

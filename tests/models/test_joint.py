@@ -22,6 +22,7 @@ from tests.support.tiny import tiny_config, tiny_model
 
 pytestmark = pytest.mark.usefixtures('strict')
 FAMILY = {'xaed': ('xae', 'xad'), 'joint': ('none', 'none'), 'multimae': ('none', 'multimae')}
+FAMILY['joint_cls'] = FAMILY['joint']
 CASES = [('xaed', 'self'), ('multimae', 'self')]
 CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in (('joint', 'self'), ('xaed', 'bypass'))]
 K, N = 4, 16  # visible patches of a sensor, patches
@@ -31,7 +32,9 @@ K, N = 4, 16  # visible patches of a sensor, patches
 def make(name, absent='self'):
     """A model as its structure and its parameters, every one of them random."""
     model = tiny_model(fusion=cfg.Fusion(*FAMILY[name], absent=absent), depth=2, scan=False)
-    model = resolve(dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2, cls=name == 'multimae')))
+    model = resolve(
+        dataclasses.replace(model, decoder=cfg.Decoder(16, 1, 2, cls=name in ('multimae', 'joint_cls')))
+    )
     rng = np.random.default_rng(0)
     shapes = fusmae.param_shapes(model)
     return (
@@ -115,6 +118,24 @@ def test_equal_counts_are_the_model_with_fixed_counts(name, absent):
         same = np.take_along_axis(predictions[n], np.asarray(order[n])[:, K:, None], axis=1)
         rows = slice(0, 2 if n == 's1' else 1)  # a patch that is lost is hidden here, but no target there
         np.testing.assert_allclose(same[rows], expected[n][rows], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reached'),
+    [
+        *(('xaed', False), ('multimae', True)),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (('joint', False), ('joint_cls', True))),
+    ],
+)
+def test_a_sensor_hidden_as_a_whole_is_predicted_from_the_other_if_its_decoder_sees_it(name, reached):
+    """Latents of its own visible patches alone are what a plain decoder is given; there are none."""
+    model, _, _ = make(name)
+    patches, position = random_patches(model, 2), random_order(model, 2)['s1'][:, : 2 * K]
+    slots = Slots(jnp.zeros_like(position), position, jnp.ones(position.shape, bool))
+    swapped = patches | {'s1': jax.tree.map(lambda x: x[::-1], patches['s1'])}
+    one, other = (joint(name, 'self', given, slots)[0] for given in (patches, swapped))
+    assert np.array_equal(one['s2'], other['s2']) == (not reached)
+    assert not np.array_equal(one['s1'], other['s1'])
 
 
 def case(name, absent='self'):
