@@ -11,8 +11,9 @@ from fusmae_jax.config.build import build, to_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.config.run import Config
 from fusmae_jax.input.contract import fingerprint
+from fusmae_jax.shipped.configs.tables import BRIEF
 
-STEPS, SEEDS = 400, (0, 1, 2)
+STEPS, SEEDS = 300, (0, 1, 2)
 # Of OMBRIA's one radar band and three optical ones. Statistics are those of the training regions; the numbers
 # here are placeholders for them.
 SENSORS = {
@@ -26,15 +27,8 @@ SENSORS = {
     )
     for name, bands in (('s1', ('SAR',)), ('s2', ('B04', 'B03', 'B02')))
 }
-# A token is one patch of the flood labels, 160 m, whatever the size of a pixel.
-BASE = (
-    *('model.size=custom', 'model.width=64', 'model.depth=3', 'model.heads=4', 'model.image_size=(64, 64)'),
-    *('model.patch_size=8', 'model.scan=False', 'model.decoder.width=64', 'model.decoder.depth=1'),
-    *('model.decoder.heads=4', 'masking.strategy=modality', 'train.batch_size=32', f'train.steps={STEPS}'),
-    *('optimizer.warmup_steps=40', 'optimizer.learning_rate=2e-3', 'augment.crop_scale=(0.5, 1.0)'),
-    *('augment.vflip=0.5', 'data.train_split=train', 'data.val_split=', 'log.images_every_steps=0'),
-    'checkpoint.every_steps=500',
-)
+# Those of the fusion x masking study, of which the base is one cell.
+BASE = (*BRIEF, 'masking.strategy=modality')
 
 
 class Ablation(NamedTuple):
@@ -52,7 +46,7 @@ RUNS = {
     'base': Ablation(f'base: XAE, `modality` masks, {STEPS:,} steps'),
     'independent': Ablation('`independent` masks', ('masking.strategy=independent',)),
     'joint_uniform': Ablation('`joint_uniform` masks', ('masking.strategy=joint_uniform',)),
-    'long': _steps(1600),
+    'long': _steps(1200),
     'multimae_decoder': Ablation(
         'decoders that attend to the tokens of both sensors (MultiMAE)', ('model.fusion.decoder=multimae',)
     ),
@@ -61,7 +55,11 @@ RUNS = {
     'wide': Ablation(
         'width 128, depth 4', ('model.width=128', 'model.depth=4', 'optimizer.learning_rate=1e-3')
     ),
+    'ratio_50': Ablation('50 % masked', ('masking.ratio=0.5',)),
+    'ratio_90': Ablation('90 % masked', ('masking.ratio=0.9',)),
     'short': _steps(100),
+    'patch_4': Ablation('patch 4 on 20 px', ('model.image_size=(20, 20)', 'model.patch_size=4')),
+    'patch_16': Ablation('patch 16 on 80 px', ('model.image_size=(80, 80)', 'model.patch_size=16')),
 }
 
 

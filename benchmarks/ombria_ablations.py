@@ -45,6 +45,7 @@ class Study:
     def __init__(self, npz: str, workdir: Path):
         self.workdir, self.data = workdir, ombria_set.write(npz, workdir / 'data')
         self.splits = {name: ombria_swap.read_split(self.data, name) for name in ombria_set.SHARES}
+        self.labels = {name: ombria_probe.flooded(npz, one) for name, one in self.splits.items()}
         _same_settings(workdir)
 
     def run(self) -> None:
@@ -52,7 +53,7 @@ class Study:
         for name in RUNS:
             self.scores(name, 0, ('train', 'val'), BOTH)
         self.scores(RAW, 0, ('train', 'val'), BOTH)
-        choice = ombria_ablations_report.choose(self.workdir, self.splits)
+        choice = ombria_ablations_report.choose(self.workdir, self.splits, self.labels)
         storage.write_json(self.workdir / CHOICE, choice)
         print(f'chosen on the validation regions: {choice}', flush=True)
         for seed in SEEDS:
@@ -87,7 +88,8 @@ class Study:
                 split: ombria_probe.tokens(model, params, self.data, one, inputs)
                 for split, one in splits.items()
             }
-            found = {str(key): each[names[-1]] for key, each in ombria_probe.heads(values, splits)}
+            trained_heads = ombria_probe.heads(values, self.labels, splits)
+            found = {str(key): each[names[-1]] for key, each in trained_heads}
             file.parent.mkdir(parents=True, exist_ok=True)
             storage.write_npz(file, found)
             print(f'{file.name}: {len(found)} heads', flush=True)
@@ -128,7 +130,7 @@ def main() -> int:
         study = Study(given.npz, given.workdir)
         if not given.report:
             study.run()
-        print(ombria_ablations_report.write(given.workdir, given.results, study.splits))
+        print(ombria_ablations_report.write(given.workdir, given.results, study.splits, study.labels))
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import ombria_radar
+from benchmarks import ombria_probe, ombria_radar
 from benchmarks.ombria_ablation_runs import RUNS, SEEDS, STEPS, digest, untrained
 from benchmarks.ombria_probe import INPUTS, LEVELS, SHARES, Key
 from benchmarks.ombria_swap import Split
@@ -25,7 +25,8 @@ TEXT = """# OMBRIA: where pretraining helps, and whether radar reaches masked op
 
 Real Sentinel-1 / Sentinel-2 pairs in 8 bits, before and after floods; {sizes}
 regions for training, validation and test. Small models ({steps} steps of 32 pairs unless a row says
-otherwise, 64 tokens of 160 m a sensor, width 64, depth 3, settings `{digest}`).
+otherwise, 40 px, 25 patches of 256 m a sensor, width 64, depth 3: those of `fusion_masking.md`; settings
+`{digest}`).
 
     {command}
 
@@ -33,9 +34,9 @@ otherwise, 64 tokens of 160 m a sensor, width 64, depth 3, settings `{digest}`).
 standardised frozen features, run to its optimum, its penalty settled on the validation regions; labels are
 those of whole regions, five draws of 1 %, 5 % and 10 %, all regions once. Average precision in percent, and
 in brackets the 95 % interval of a bootstrap over regions (1,000 resamples), differences paired. A gain in
-bold excludes 0. `patch`: is more than half of these 16 x 16 px flooded? (images after a flood) `image`: is
-any patch of the image? (before and after). Regions of one flood may stand in two splits, and the intervals
-do not know of that.
+bold excludes 0. `patch`: is more than half of a patch of 256 m flooded? (images after a flood) `image`: is
+more than half of any patch of 160 m? (before and after). Regions of one flood may stand in two splits, and
+the intervals do not know of that.
 
 ## The deciding comparison
 
@@ -71,12 +72,11 @@ class Gain(NamedTuple):
 class Scores:
     """The stored scores of a split, with its labels."""
 
-    def __init__(self, workdir: Path, split: str, pairs: Split):
+    def __init__(self, workdir: Path, split: str, pairs: Split, patches: np.ndarray):
         self.folder, self.split = workdir / 'scores', split
-        after = pairs.after
-        flooded = pairs.flooded[after].reshape(after.sum(), -1)
-        patches = flooded.reshape(-1, 1) > 0, np.repeat(pairs.region[after], flooded.shape[1])
-        self.labels = {'patch': patches, 'image': (pairs.flooded.max(axis=(1, 2))[:, None] > 0, pairs.region)}
+        none = np.empty((*patches.shape, 0), np.float32)
+        examples = {level: ombria_probe.examples(level, none, patches, pairs) for level in LEVELS}
+        self.labels = {level: (one.labels[:, None], one.region) for level, one in examples.items()}
 
     def has(self, *systems: str) -> bool:
         """Whether the scores of some systems are there."""
@@ -112,9 +112,9 @@ class Scores:
         return Gain(intervals(average(each))[METRIC], tuple(one.estimate[METRIC] for one in each))
 
 
-def choose(workdir: Path, splits: Mapping[str, Split]) -> dict[str, Any]:
+def choose(workdir: Path, splits: Mapping[str, Split], labels: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The run with the largest mean gain on the validation regions, and its share with the largest gain."""
-    scores = Scores(workdir, 'val', splits['val'])
+    scores = Scores(workdir, 'val', splits['val'], labels['val'])
     gains = {name: {x: patch_gain(scores, name, x).estimate for x in SHARES} for name in RUNS}
     means = {name: float(np.mean(list(each.values()))) for name, each in gains.items()}
     run = max(means, key=lambda name: means[name])
@@ -127,10 +127,11 @@ def patch_gain(scores: Scores, name: str, share: float) -> Interval:
     return scores.gain(name, 'patch', BOTH, share, (0,)).interval
 
 
-def write(workdir: Path, results: Path, splits: Mapping[str, Split]) -> str:
+def write(workdir: Path, results: Path, splits: Mapping[str, Split], labels: Mapping[str, np.ndarray]) -> str:
     """Writes `ombria_ablations.md` and `.csv`; returns the text of the former."""
     lines: list[dict[str, Any]] = []
-    deciding, test = decided(workdir, splits, lines)
+    scores = {name: Scores(workdir, name, splits[name], labels[name]) for name in ('val', 'test')}
+    deciding, test = decided(workdir, scores['test'], lines)
     text = TEXT.format(
         sizes=', '.join(str(len(set(one.region.tolist()))) for one in splits.values()),
         steps=f'{STEPS:,}',
@@ -138,9 +139,9 @@ def write(workdir: Path, results: Path, splits: Mapping[str, Split]) -> str:
         command=COMMAND,
         deciding=deciding,
         test=test,
-        ablations=ablations(workdir, splits, lines),
+        ablations=ablations(scores['val'], lines),
         draws=ombria_radar.DRAWS,
-        radar=radar(workdir, splits, lines),
+        radar=radar(workdir, splits['test'].region, lines),
     )
     stream = io.StringIO()
     writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
@@ -167,9 +168,9 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *body])
 
 
-def decided(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, Any]]) -> tuple[str, str]:
+def decided(workdir: Path, scores: Scores, lines: list[dict[str, Any]]) -> tuple[str, str]:
     """The deciding comparison in words, and the table of the test regions."""
-    file, scores = workdir / 'choice.json', Scores(workdir, 'test', splits['test'])
+    file = workdir / 'choice.json'
     if not file.exists():
         return 'Not run yet.', ''
     choice = json.loads(file.read_text())
@@ -203,9 +204,8 @@ def decided(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, An
     return text, _table(rows)
 
 
-def ablations(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, Any]]) -> str:
+def ablations(scores: Scores, lines: list[dict[str, Any]]) -> str:
     """A row for each run, on the validation regions."""
-    scores = Scores(workdir, 'val', splits['val'])
     rows = [['run', *(f'{x:.0%}' for x in SHARES), 'mean', *(f'image, {x:.0%}' for x in SHARES)]]
     for name, run in RUNS.items():
         if not scores.has(f'{name}-0', untrained(name, 0)):
@@ -223,7 +223,7 @@ def ablations(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, 
     return _table(rows)
 
 
-def radar(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, Any]]) -> str:
+def radar(workdir: Path, region: np.ndarray, lines: list[dict[str, Any]]) -> str:
     """A row for each run: what the content of the radar image is worth, by the share of optical patches."""
     rows = [['run', *(f'{name} of the visible patches optical' for name in ombria_radar.VISIBLE)]]
     for name, run in RUNS.items():
@@ -233,7 +233,7 @@ def radar(workdir: Path, splits: Mapping[str, Split], lines: list[dict[str, Any]
             continue
         with np.load(file) as archive:
             arrays = dict(archive)
-        cells = list(_radar_cells(arrays, name, splits['test'].region, lines))
+        cells = list(_radar_cells(arrays, name, region, lines))
         rows.append([run.about, *cells])
     return _table(rows)
 

@@ -1,8 +1,9 @@
 """Flood probes of `ombria_ablations.py`: linear heads on frozen tokens with few labels and with all.
 
-patch   is more than half of these 16 x 16 px flooded? The tokens of that patch, sensors side by side; images
-        after a flood only.
-image   is any patch of this image so? The mean of its tokens, sensor by sensor; before and after.
+patch   is more than half of this patch of 256 m flooded? Its tokens, sensors side by side; images after a
+        flood only.
+image   is more than half of any patch of 160 m flooded? The mean of all tokens, sensor by sensor; images from
+        before a flood and from after it.
 
 Labels come region by region, as someone would draw them: a share of the training regions, whole. Heads are
 logistic regressions on standardised features, run to their optimum, so that no schedule decides; their
@@ -19,12 +20,14 @@ from flax import nnx
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
+from benchmarks import ombria_set
 from benchmarks.ombria_swap import Split
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.prepare import fields, make_prepare
 from fusmae_jax.models import fusmae
 
+GRID = 5  # patches along a side
 LEVELS = ('patch', 'image')
 INPUTS = (('s1',), ('s2',), ('s1', 's2'))
 SHARES = {0.01: 5, 0.05: 5, 0.1: 5, 1.0: 1}  # of the training regions -> draws
@@ -83,14 +86,30 @@ def batches(arrays: Mapping[str, np.ndarray], size: int = 62) -> Iterator[dict[s
         yield {name: x[rows] for name, x in arrays.items()}
 
 
-def examples(level: str, values: np.ndarray, split: Split) -> Examples:
-    """The examples of a level from the tokens (n, patches, width) of a split."""
+def flooded(npz: str, split: Split) -> np.ndarray:
+    """The labels of all patches of a split, (images, patches) bool: more than half of the area is flooded."""
+    arrays = ombria_set.read(npz)
+    rows = {key: i for i, key in enumerate(zip(arrays['region'].tolist(), arrays['after'].tolist()))}
+    taken = [rows[key] for key in zip(split.region.tolist(), split.after.tolist())]
+    masks = np.unpackbits(arrays['flood'][taken], axis=-1) * split.after[:, None, None]
+    parts = overlap(GRID, ombria_set.SIZE)
+    return (np.einsum('ir,nrc,jc->nij', parts, masks, parts) > 0.5).reshape(len(taken), -1)
+
+
+def overlap(parts: int, length: int) -> np.ndarray:
+    """The share of each of some equal parts that each of `length` pixels covers, (parts, length)."""
+    edges, pixels = np.arange(parts + 1) * length / parts, np.arange(length)
+    low, high = np.maximum(edges[:-1, None], pixels), np.minimum(edges[1:, None], pixels + 1)
+    return np.maximum(high - low, 0) * parts / length
+
+
+def examples(level: str, values: np.ndarray, patches: np.ndarray, split: Split) -> Examples:
+    """The examples of a level from tokens (images, patches, width) and the labels of the patches."""
     if level == 'image':
         return Examples(values.mean(axis=1), split.flooded.max(axis=(1, 2)) > 0, split.region)
     after = split.after
-    flooded = split.flooded[after].reshape(after.sum(), -1)
-    region = np.repeat(split.region[after], flooded.shape[1])
-    return Examples(values[after].reshape(len(region), -1), flooded.reshape(-1) > 0, region)
+    region = np.repeat(split.region[after], patches.shape[1])
+    return Examples(values[after].reshape(len(region), -1), patches[after].reshape(-1), region)
 
 
 def drawn(region: np.ndarray, share: float, draw: int) -> np.ndarray:
@@ -100,17 +119,22 @@ def drawn(region: np.ndarray, share: float, draw: int) -> np.ndarray:
 
 
 def heads(
-    values: Mapping[str, Mapping[tuple[str, ...], np.ndarray]], splits: Mapping[str, Split]
+    values: Mapping[str, Mapping[tuple[str, ...], np.ndarray]],
+    labels: Mapping[str, np.ndarray],
+    splits: Mapping[str, Split],
 ) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
     """Every head with its scores of each split but the training one.
 
     Args:
         values: split -> inputs -> tokens; `train` and `val` at least.
+        labels: split -> those of its patches.
         splits: split -> its pairs.
     """
     for level in LEVELS:
         for names in values['train']:
-            every = {split: examples(level, values[split][names], splits[split]) for split in values}
+            every = {
+                split: examples(level, values[split][names], labels[split], splits[split]) for split in values
+            }
             for share, draws in SHARES.items():
                 for draw in range(draws):
                     yield Key(level, names, share, draw), _head(every, share, draw)

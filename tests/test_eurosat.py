@@ -171,7 +171,7 @@ def test_everything_runs_from_the_images_to_the_report(folder, tmp_path):
     assert eurosat_report.write(tmp_path / 'out', tmp_path, plan, quick=True) == text
     eurosat_release.release(tmp_path, tmp_path / 'release', plan)
     encoder, trained = (load(tmp_path / x) for x in ('release/model.safetensors', 'seed-0/pretrain'))
-    images = np.zeros((2, 64, 64, 3), np.uint8)
-    np.testing.assert_array_equal(*(one.encode({'s2': images}).pooled for one in (encoder, trained)))
+    images, units = {'s2': np.zeros((2, 64, 64, 3), np.uint8)}, {'s2': '8 bit'}
+    np.testing.assert_array_equal(*(one.encode(images, units=units).pooled for one in (encoder, trained)))
     card = (tmp_path / 'release' / 'README.md').read_text()
     assert 'no foundation model' in card and '| band statistics |' in card and 'To be filled' not in card

@@ -123,9 +123,10 @@ class SingleLabel(LabelledScores):
             return {
                 'top1': float(multiplicity @ first / total),
                 'top3': float(multiplicity @ third / total),
-                'precision_weighted': float(share @ precision),
-                'recall_weighted': float(share @ recall),
-                'f1_weighted': float(share @ f1),
+                # Shares add up to 1 but for the rounding, which must not take a perfect score above it.
+                'precision_weighted': min(float(share @ precision), 1.0),
+                'recall_weighted': min(float(share @ recall), 1.0),
+                'f1_weighted': min(float(share @ f1), 1.0),
             }
 
         return weighted

@@ -140,7 +140,7 @@ def test_a_file_without_geotransform(tmp_path):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'s1_root': '', 's2_root': ''}, 's1_root and s2_root are both empty'),
+        ({'s1_root': '', 's2_root': ''}, 's1_root, s2_root and dem_root are empty'),
         ({'s1_unit': ''}, r"s1_unit='': say what the Sentinel-1 files hold.*rio info --stats"),
         ({'s2_unit': ''}, r"s2_unit='': say what the Sentinel-2 files hold"),
         ({'s1_root': 'nowhere'}, 'nowhere: s1_root: no such folder'),

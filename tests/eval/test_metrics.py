@@ -187,6 +187,14 @@ def test_with_three_classes_or_fewer_top3_says_nothing():
     assert set(only.values.values()) == {1.0}
 
 
+@pytest.mark.parametrize('records', range(2, 40))
+def test_a_perfect_score_is_one_whatever_the_shares_of_the_classes_round_to(records):
+    """The shares of 9 records in 7 classes add up to more than 1."""
+    labels = np.arange(records) % 7
+    found = evaluate(single_label(np.eye(7)[labels], labels, list('abcdefg'))).values
+    assert all(1 - 1e-9 < x <= 1 for x in found.values())
+
+
 def test_absent_classes_of_single_labels_are_counted():
     result = evaluate(single_label([[1, 0, 0], [0, 1, 0]], [0, 1], ['a', 'b', 'c']))
     assert result.without_positives == ('c',)

@@ -100,7 +100,7 @@ def test_the_digest_is_of_what_changes_numbers(data):
     assert digest(config) != digest(dataclasses.replace(config, seeds=(3,)))
 
 
-@pytest.mark.parametrize('variant', ['', ':demo', ':synthetic'])
+@pytest.mark.parametrize('variant', ['', ':demo', ':synthetic', ':fusion_masking'])
 def test_the_configurations_name_what_exists(variant, tmp_path):
     config = from_dict(Tables, load_config(f'configs/tables.py{variant}'))
     check(config)

@@ -1,0 +1,151 @@
+"""The OMBRIA ablations: labels, drawn regions, heads, the choice on validation regions, exchanged radar."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from benchmarks import ombria_ablation_runs, ombria_ablations_report, ombria_probe, ombria_radar, ombria_set
+from benchmarks.ombria_ablation_runs import RUNS, untrained
+from benchmarks.ombria_probe import SHARES, Key
+from benchmarks.ombria_swap import Split
+from fusmae_jax.eval import intervals
+
+BOTH = ('s1', 's2')
+
+
+def pairs(regions, first=0):
+    """Images before and after floods; half of the regions are flooded in one quarter of their area."""
+    region = np.repeat(np.arange(first, first + regions), 2)
+    after = np.tile([False, True], regions)
+    flooded = np.zeros((2 * regions, 8, 8), np.uint8)
+    flooded[(region % 2 == 0) & after, :4, :4] = 1
+    return Split({}, region, after, flooded)
+
+
+@pytest.fixture
+def splits():
+    return {'train': pairs(40), 'val': pairs(8, 100), 'test': pairs(8, 200)}
+
+
+@pytest.fixture
+def labels(splits):
+    return {
+        name: one.flooded[:, ::2, ::2].reshape(len(one.region), -1).astype(bool)
+        for name, one in splits.items()
+    }
+
+
+def test_a_patch_is_flooded_where_more_than_half_of_its_area_is(tmp_path):
+    mask = np.zeros((2, 128, 128), np.uint8)
+    mask[:, :26, :14] = 1  # 25.6 px a patch: all rows of the first, and more than half of its columns
+    mask[:, 60:64, 60:64] = 1
+    arrays = {
+        'flood': np.packbits(mask, axis=-1),
+        'region': np.int32([4, 4]),
+        'after': np.array([False, True]),
+    }
+    arrays |= {name: np.zeros((2, 128, 128, n), np.uint8) for name, n in (('s1', 1), ('s2', 3))}
+    np.savez(tmp_path / 'a.npz', **arrays)
+    split = Split({}, arrays['region'][::-1], arrays['after'][::-1], np.zeros((2, 8, 8)))
+    found = ombria_probe.flooded(str(tmp_path / 'a.npz'), split)
+    expected = np.zeros((2, 25), bool)
+    expected[0, 0] = True
+    np.testing.assert_array_equal(found, expected)  # nothing is flooded before
+    parts = ombria_probe.overlap(5, ombria_set.SIZE)
+    np.testing.assert_allclose(parts.sum(axis=1), 1)
+    np.testing.assert_allclose(parts.sum(axis=0), 5 / 128)
+
+
+def test_few_labels_are_whole_regions_and_some_of_the_many(splits):
+    region = splits['train'].region
+    for draw in range(2):
+        few, more = (ombria_probe.drawn(region, share, draw) for share in (0.1, 0.5))
+        assert few.sum() == 8 and more.sum() == 40 and (more | ~few).all()
+    assert (ombria_probe.drawn(region, 0.1, 0) != ombria_probe.drawn(region, 0.1, 1)).any()
+    assert ombria_probe.drawn(region, 0.01, 0).sum() == 4  # of two regions, so that both classes may be there
+    assert ombria_probe.drawn(region, 1.0, 0).all()
+
+
+def test_heads_read_what_is_there_and_are_settled_without_the_test_split(splits, labels):
+    rng = np.random.default_rng(0)
+
+    def values(name, signal):
+        noise = rng.normal(size=(*labels[name].shape, 3)).astype(np.float32)
+        noise[..., 0] += signal * labels[name]
+        return {BOTH: noise}
+
+    given = {name: values(name, 9) for name in splits}
+    found = dict(ombria_probe.heads(given, labels, splits))
+    assert len(found) == 2 * sum(SHARES.values())
+    scores = found[Key('patch', BOTH, 1.0, 0)]
+    truth = labels['test'][splits['test'].after].reshape(-1)
+    assert scores['test'][truth].min() > scores['test'][~truth].max()
+    assert scores['test'].shape == truth.shape and found[Key('image', BOTH, 1.0, 0)]['test'].shape == (16,)
+    # Scores of the test split follow from the head alone: other test labels change none.
+    other = labels | {'test': ~labels['test']}
+    again = dict(ombria_probe.heads(given, other, splits))
+    np.testing.assert_array_equal(again[Key('patch', BOTH, 1.0, 0)]['test'], scores['test'])
+
+
+def store(folder, split, system, examples, quality):
+    """Scores that are right but for a share `1 - quality` of noise."""
+    rng, arrays = np.random.default_rng(len(system)), {}
+    for level, one in examples.items():
+        for inputs in ombria_probe.INPUTS:
+            for share, draws in SHARES.items():
+                for draw in range(draws):
+                    right = quality * one.labels + (1 - quality) * rng.random(len(one.labels))
+                    arrays[str(Key(level, inputs, share, draw))] = right.astype(np.float32)
+    (folder / 'scores').mkdir(exist_ok=True)
+    np.savez(folder / 'scores' / f'{split}-{system}.npz', **arrays)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    runs = {name: RUNS[name] for name in ('base', 'long')}
+    monkeypatch.setattr(ombria_ablation_runs, 'RUNS', runs)
+    monkeypatch.setattr(ombria_ablations_report, 'RUNS', runs)
+    brief = functools.partial(intervals.resample, replicates=10)
+    monkeypatch.setattr(ombria_ablations_report, 'resample', brief)
+
+
+def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byte_by_byte(
+    few, splits, labels, tmp_path
+):
+    def examples(name):
+        none = np.empty((*labels[name].shape, 0))
+        return {x: ombria_probe.examples(x, none, labels[name], splits[name]) for x in ombria_probe.LEVELS}
+
+    assert untrained('long', 0) == 'untrained-base-0'  # its encoder is that of the base
+    for system, quality in (('base-0', 0.2), ('long-0', 0.6), (untrained('base', 0), 0.1)):
+        store(tmp_path, 'val', system, examples('val'), quality)
+    choice = ombria_ablations_report.choose(tmp_path, splits, labels)
+    assert choice['run'] == 'long' and choice['mean_gain'] > 0
+    text = ombria_ablations_report.write(tmp_path, tmp_path, splits, labels)
+    assert 'Not run yet.' in text and '| 1,200 steps | not run | not run | not run |' in text
+    (tmp_path / 'choice.json').write_text('{"run": "long", "labels": 0.1}')
+    for seed in range(3):
+        store(tmp_path, 'test', f'long-{seed}', examples('test'), 0.7)
+        store(tmp_path, 'test', untrained('long', seed), examples('test'), 0.1)
+    store(tmp_path, 'test', 'raw', examples('test'), 0.1)
+    ones = {key: np.ones(16) for key in ('true', 'other', 'count')}
+    radar = {f'{share}|{key}': x for share in ombria_radar.VISIBLE for key, x in ones.items()}
+    (tmp_path / 'radar').mkdir()
+    np.savez(tmp_path / 'radar' / 'long.npz', **radar | {'half|other': np.full(16, 1.5)})
+    texts = [ombria_ablations_report.write(tmp_path, tmp_path / x, splits, labels) for x in ('one', 'two')]
+    assert texts[0] == texts[1] and 'the share of labels with the largest gain, 10%' in texts[0]
+    assert '| 1,200 steps | 0, to the bit | 0, to the bit | **-0.5000 [-0.5000, -0.5000]** |' in texts[0]
+    for name in ('md', 'csv'):
+        one, two = (tmp_path / part / f'ombria_ablations.{name}' for part in ('one', 'two'))
+        assert one.read_bytes() == two.read_bytes()
+
+
+def test_slots_hold_as_many_optical_patches_as_asked_for():
+    found = ombria_radar.slots(3, 25, 12, 2, 0)
+    assert found.position.shape == (3, 12) and (np.sum(found.sensor == 1, axis=1) == 2).all()
+    for sensor in (0, 1):
+        for row in range(3):
+            own = found.position[row][found.sensor[row] == sensor]
+            assert len(set(own.tolist())) == len(own)
+    np.testing.assert_array_equal(ombria_radar.slots(3, 25, 12, 0, 0).sensor, 0)
