@@ -208,7 +208,7 @@ def make_encoder(
     def run(params: Params, windows: Any) -> tuple[Array, Array]:
         patches = inputs(windows, None)
         tokens, cls, pooled = model.run(params, patches)
-        valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
+        valid = {name: p.any_valid for name, p in patches.items()}
         if output == 'tokens':
             vectors, some = _mean(tokens, valid)
         else:

@@ -37,7 +37,7 @@ def pool(
     deep = 'last4_cls' in names
     encoded = model.encode(patches, paths=paths, capture=deep)
     tokens = dict(encoded.tokens)
-    valid = {name: jnp.any(patches[name].valid, axis=2) for name in tokens}
+    valid = {name: patches[name].any_valid for name in tokens}
     if model.model.fusion.encoder == 'stack':  # every modality has the same tokens: one stream
         # All of them together would count each token as often as there are sensors.
         tokens = {'all': next(iter(tokens.values()))}

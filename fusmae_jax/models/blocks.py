@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
 from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm
+from fusmae_jax.parallel.mesh import target_platform
 
 Paths = Float[Array, 'blocks b 2']
 
@@ -134,8 +135,24 @@ def scanned(model: Model) -> bool:
 def _unstack(blocks: Block) -> list[Block]:
     """The blocks one by one; the transpose of `split` is one concatenation, that of indexing many adds."""
     leaves, structure = jax.tree.flatten(blocks)
-    parts = [[part[0] for part in jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)] for leaf in leaves]
+    apart = _cut_first if target_platform() == 'tpu' else lambda x: x
+    parts = [
+        [apart(part[0]) for part in jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)] for leaf in leaves
+    ]
     return [jax.tree.unflatten(structure, list(part)) for part in zip(*parts)]
+
+
+@jax.custom_vjp
+def _cut_first(x: Array) -> Array:
+    """The parameters of one block, cut out of their stack before anything else is done with them.
+
+    A TPU's compiler would bring the whole stack to bfloat16 and then cut it; of one block that is part of the
+    product that reads it.
+    """
+    return jax.lax.optimization_barrier(x)
+
+
+_cut_first.defvjp(lambda x: (_cut_first(x), None), lambda _, gradient: (gradient,))
 
 
 def sample_paths(keys: Array, depth: int, rate: float, *, first: int = 0) -> Paths:

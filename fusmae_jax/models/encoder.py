@@ -201,7 +201,7 @@ def stack_patches(
     A patch without a valid pixel, and every patch of a modality that is not given, is 0: the sensor's mean
     where inputs are standardised, black where they are scaled to [0, 1] as DINO-MM's.
     """
-    valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
+    valid = {name: p.any_valid for name, p in patches.items()}
     values = {name: jnp.where(valid[name][..., None], p.values, 0) for name, p in patches.items()}
     some = next(iter(values.values()))
     for name in model.modalities:

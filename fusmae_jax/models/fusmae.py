@@ -107,7 +107,7 @@ class FusMAE(nnx.Module):
             first = next(iter(patches))
             stacked, there = stack_patches(self.model, taken)
             return {STACK: stacked}, {STACK: there}, {STACK: ids[first]}, {STACK: order[first]}
-        valid = {name: jnp.any(p.valid, axis=2) for name, p in taken.items()}
+        valid = {name: p.any_valid for name, p in taken.items()}
         values = {name: p.values for name, p in taken.items()}
         if self.model.fusion.absent == 'zero_image':
             gone = {name: ~jnp.any(p.valid, axis=(1, 2)) for name, p in patches.items()}
@@ -176,7 +176,7 @@ class FusMAE(nnx.Module):
             pooled = _mean_token(latents, {STACK: there})
             return Encoded(dict.fromkeys(given, latents[STACK]), cls, pooled, stages)
         values = {name: p.values for name, p in given.items()}
-        valid = {name: jnp.any(p.valid, axis=2) for name, p in given.items()}
+        valid = {name: p.any_valid for name, p in given.items()}
         pool_valid = dict(valid)
         if self.model.fusion.absent == 'zero_image':
             batch, count, _ = next(iter(values.values())).shape

@@ -98,7 +98,7 @@ def masked_inputs(
             geometry, mask = sample_keys(key, rows[POSITION])
             parts.append((to_patches(rows, geometry), mask))
         patches, mask = parts[0] if len(parts) == 1 else jax.tree.map(interleave, *parts)
-        patch_valid = {name: jnp.any(p.valid, axis=2) for name, p in patches.items()}
+        patch_valid = {name: p.any_valid for name, p in patches.items()}
         if not joint:
             order = masking.sample_order(mask, patch_valid, config.masking)
             return Masked(patches, {name: ids[:, :kept] for name, ids in order.items()}, visible)

@@ -14,7 +14,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.compatibility import check, compare
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.normalise import statistics
-from fusmae_jax.input.prepare import make_prepare, patchify, unpatchify
+from fusmae_jax.input.prepare import Patches, make_prepare, patchify, unpatchify
 from fusmae_jax.input.resample import (
     TOUCHES,
     Axis,
@@ -251,3 +251,12 @@ def test_patchify_is_row_major_channel_last_and_invertible():
     np.testing.assert_array_equal(patches[0, 1].reshape(2, 2, 3), image[0, :2, 2:4])
     np.testing.assert_array_equal(patches[0, 3].reshape(2, 2, 3), image[0, 2:, :2])
     np.testing.assert_array_equal(unpatchify(np.asarray(patches), (2, 3), 2), image)
+
+
+def test_patches_with_a_valid_number_are_the_same_on_a_tpu(monkeypatch):
+    """There they are counted by a matrix product in bfloat16."""
+    valid = np.zeros((2, 6, 3072), bool)
+    valid[0, 1, 3071] = valid[1, 2, :] = valid[1, 5, ::7] = True
+    patches = Patches(jnp.zeros(valid.shape), jnp.asarray(valid))
+    monkeypatch.setattr('fusmae_jax.input.prepare.target_platform', lambda: 'tpu')
+    np.testing.assert_array_equal(patches.any_valid, valid.any(2))

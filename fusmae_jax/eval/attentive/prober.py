@@ -63,7 +63,7 @@ def token_reader(
     def run(params: Any, batch: Batch, keys: Array | None) -> Features:
         patches = inputs(batch, keys)
         tokens = nnx.merge(graphdef, params).encode(patches).tokens
-        valid = {name: jnp.any(patches[name].valid, axis=2) for name in tokens}
+        valid = {name: patches[name].any_valid for name in tokens}
         if whole.fusion.encoder == 'stack':  # every modality has the same tokens
             name = next(iter(tokens))
             tokens = {name: tokens[name]}

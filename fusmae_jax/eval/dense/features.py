@@ -171,7 +171,7 @@ def token_map(
     deep = tuple(layers) != (model.model.depth,)
     encoded = model.encode(patches, paths=paths, capture=deep)
     names = [name for name in model.model.modalities if name in encoded.tokens]
-    valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
+    valid = {name: patches[name].any_valid for name in names}
     if model.model.fusion.encoder == 'stack':
         valid = {names[0]: jnp.any(jnp.stack(list(valid.values())), axis=0)}
         names = names[:1]

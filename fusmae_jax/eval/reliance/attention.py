@@ -79,7 +79,7 @@ def captured(
     """The intermediates of all patches, none masked, and which tokens of each sensor hold anything."""
     stages = model.encode(patches, capture=True).stages
     names = [name for name in model.model.modalities if name in patches]
-    valid = {name: jnp.any(patches[name].valid, axis=2) for name in names}
+    valid = {name: patches[name].any_valid for name in names}
     if model.model.fusion.absent == 'zero_image':  # the mean image of a sensor that is not there is valid
         valid = {name: v | ~jnp.any(v, axis=1, keepdims=True) for name, v in valid.items()}
     return stages, valid
