@@ -6,7 +6,7 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Arithmetic, linear, product
+from fusmae_jax.models.layers import Arithmetic, product
 
 
 @pytest.mark.parametrize('rows', [(), (5,), (3, 4)])
@@ -31,25 +31,6 @@ def test_the_gradient_of_a_kernel_needs_no_transposed_copy():
 
     program = jax.jit(of_kernel).lower(x, kernel, gradient).compile().as_text()
     assert ' dot(' in program and ' transpose(' not in program and ' copy(' not in program
-
-
-@pytest.mark.parametrize('shape', [(3, 5, 8), (2, 3, 4, 8)])
-def test_the_gradient_of_a_bias_by_a_product_is_the_sum_over_rows(shape, monkeypatch):
-    """As on a TPU: the same layer, its bias a sum in float32 that is rounded once."""
-    layer = linear(8, 16, Arithmetic(cfg.Numerics(), jnp.bfloat16), rngs=nnx.Rngs(0))
-    graph, params = nnx.split(layer)
-    x = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16)
-    weight = jax.random.normal(jax.random.key(1), (*shape[:-1], 16), jnp.bfloat16)
-
-    def gradients():
-        return jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(x) * weight, dtype=jnp.float32))(params)
-
-    plain = gradients()
-    monkeypatch.setattr('fusmae_jax.models.layers.target_platform', lambda: 'tpu')
-    by_product = gradients()
-    total = weight.astype(jnp.float32).reshape(-1, 16).sum(0)
-    np.testing.assert_array_equal(by_product.bias[...], total.astype(jnp.bfloat16).astype(jnp.float32))
-    np.testing.assert_array_equal(by_product.kernel[...], plain.kernel[...])
 
 
 def test_blocks_cut_out_of_their_stack_first_are_the_same(monkeypatch):
