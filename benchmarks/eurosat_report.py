@@ -59,7 +59,8 @@ then chosen for the time that they take. Nothing else was tried.
 {tried}
 """
 CURVE = """
-While it pretrained, on 40 % of the validation split with 10 % of the labels, mean over the seeds:
+While it pretrained, on 40 % of the validation split with 10 % of the labels, mean over the seeds (features of
+neighbours are not standardised here):
 
 {table}
 """
