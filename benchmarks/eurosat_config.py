@@ -40,17 +40,6 @@ TRIED = (
     ('pretrained, 128 wide, decoder 96 wide, 200 steps of 64', 0.7144),
     ('the same, 50 steps of 256', 0.6867),
 )
-# Whether the heads have converged: looked at after the run, on the validation split; it changed nothing.
-CONVERGED = (
-    ('pretrained, learning rate 0.1, as settled', 0.7289),
-    ('the same, learning rate 0.3', 0.7244),
-    ('the same, learning rate 1', 0.6856),
-    ('the same, learning rate 0.1, 400 epochs', 0.7278),
-    ('random init, learning rate 0.1, as settled', 0.6644),
-    ('the same, learning rate 0.3', 0.6604),
-    ('the same, learning rate 1', 0.6363),
-    ('the same, learning rate 0.1, 400 epochs', 0.6633),
-)
 
 
 def pretraining(data: str, seed: int, plan: Plan) -> Config:

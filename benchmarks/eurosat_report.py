@@ -58,10 +58,9 @@ then chosen for the time that they take. Nothing else was tried.
 
 {tried}
 
-Most heads settled on the highest learning rate of the sweep. Looked at after the runs, with 10 % of the labels
-of seed 0, nothing above it and no longer training is better on the validation split:
-
-{converged}
+Most heads settled on the highest learning rate of the sweep. After the runs, `benchmarks/eurosat_heads.py`
+showed on the validation split (10 % of the labels of seed 0) that rates of 0.3 and 1 are worse and that twice
+as many epochs change top-1 by 0.001.
 """
 CURVE = """
 While it pretrained, on 40 % of the validation split with 10 % of the labels, mean over the seeds (features of
@@ -180,13 +179,10 @@ def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick:
         tables='\n\n'.join(table(found, method) for method in METHODS.values()),
         tuned=', '.join(f'{epochs:g} ({share:.0%})' for share, epochs in plan.tuned.items()),
         curve=CURVE.format(table=lines.markdown(rows)) if steps else '',
-        tried=_settings(eurosat_config.TRIED),
-        converged=_settings(eurosat_config.CONVERGED),
+        tried=lines.markdown(
+            [['settings', 'top-1'], *([what, f'{x:.4f}'] for what, x in eurosat_config.TRIED)]
+        ),
     )
-
-
-def _settings(each: Sequence[tuple[str, float]]) -> str:
-    return lines.markdown([['settings', 'top-1'], *([what, f'{x:.4f}'] for what, x in each)])
 
 
 def table(found: Sequence[Line], method: str) -> str:
