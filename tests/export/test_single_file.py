@@ -17,12 +17,12 @@ import safetensors.numpy
 import fusmae_jax
 from fusmae_jax.config import run as cfg
 from fusmae_jax.encoders import hub
+from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.load import load_one, records_seen
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.systems import content, fingerprint
 from fusmae_jax.errors import InputError
 from fusmae_jax.export import card, command, parity
-from fusmae_jax.export.function import describe
 from fusmae_jax.export.source import Source, _model
 from fusmae_jax.input import seen
 from tests.support.dino_helpers import CONTRACT
