@@ -17,6 +17,7 @@ from fusmae_jax.input.contract import fingerprint
 
 NAME = 'mae_eurosat'
 SENSORS = (('s2',),)
+TUNING_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def finetuning(data: str, checkpoint: str, seed: int, plan: Plan, share: float) 
         learning_rates=(1e-3,),
         epochs=epochs,
         warmup_epochs=epochs / 10,
-        batch_size=64,
+        batch_size=TUNING_BATCH,
         head_seeds=(seed,),
         preset='custom',
     )

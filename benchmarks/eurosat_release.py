@@ -29,17 +29,19 @@ from fusmae_jax.export.source import open_source  # noqa: E402
 
 TITLE = f'{NAME}: weights for teaching'
 KNOWN = """
+
 **For teaching: to have something real to load, probe and fine-tune. This is no foundation model.** It is
-{parameters:,} parameters that saw {images:,} images of 64 x 64 px in 8 bits for {passes:.1f} passes; a larger
-model that learned from an archive is better at everything.
+{parameters:,} parameters that saw {images:,} images of 64 x 64 px in 8 bits for {passes:.1f} passes;
+expect no more of it than the rows below say.
 
 Licence: that of fusmae_jax, Apache-2.0. The images are EuroSAT (Helber et al. 2019), MIT.
 
 Input: red, green, blue (B04, B03, B02) scaled to 8 bits as EuroSAT scales them, 10 m a pixel. Reflectance or
 digital numbers are another unit and are refused.
 
-Top-1 accuracy on the test images of the benchmark, mean over {seeds} seeds, 95 % interval and range of the
-seeds; these are the weights of seed {seed}. Splits are random, so neighbours on the ground may stand in two.
+Top-1 accuracy on the test images of the benchmark, mean over the seeds ({seeds}), 95 % interval and range of
+the seeds; these are the weights of seed {seed}. Splits are random, so neighbours on the ground may stand in
+two.
 `python benchmarks/eurosat.py`, then `python benchmarks/eurosat_release.py`, makes all of this again.
 
 {tables}
@@ -64,7 +66,7 @@ def release(workdir: Path, out: Path, plan: Plan) -> None:
         parameters=source.card['parameters'],
         images=images,
         passes=plan.steps * plan.batch / images,
-        seeds=len(plan.seeds),
+        seeds=', '.join(map(str, plan.seeds)),
         seed=seed,
         tables='\n\n'.join(eurosat_report.table(found, name) for name in eurosat_report.METHODS.values()),
     )

@@ -47,9 +47,9 @@ intervals do not cover the choice of seeds.
 Linear probe: mean of the patch tokens, standardised by the labelled images, 200 epochs of AdamW, learning
 rate (3e-3 to 0.1) and weight decay (0, 0.1) settled on the whole validation split, alike for all three
 systems. Nearest neighbours: 10, by cosine, standardised as well. Band statistics: mean and standard deviation
-of each band. Fine-tuning: {tuned} epochs at one learning rate that was not tuned (1e-3), random flips; from
-scratch is the same encoder from random weights, with as many steps: no measure of what longer training
-reaches.
+of each band. Fine-tuning: {tuned} epochs in batches of 64 at one learning rate that was not tuned
+(1e-3), random flips; from scratch is the same encoder from random weights, with as many steps. These are
+{steps_tuned} steps: they show which start is ahead, not what fine-tuning or training from scratch reaches.
 {curve}
 ## What was tried on the validation split
 
@@ -129,8 +129,7 @@ def _system(name: str, method: str) -> str:
 def _line(method: str, system: str, share: float, runs: Sequence[Replicates], workdir: Path) -> Line:
     one, each = intervals(average(runs))[METRIC], [run.estimate[METRIC] for run in runs]
     train, _, test = records(workdir)
-    labels = train if share == 1 else int(train * round(share * 100) // 100)
-    about = (METHODS[method], system, share, labels, METRIC, one.estimate, one.low, one.high)
+    about = (METHODS[method], system, share, _labels(share, train), METRIC, one.estimate, one.low, one.high)
     return dict(zip(HEAD, (*about, min(each), max(each), len(runs), test)))
 
 
@@ -178,11 +177,22 @@ def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick:
         test=sizes[2],
         tables='\n\n'.join(table(found, method) for method in METHODS.values()),
         tuned=', '.join(f'{epochs:g} ({share:.0%})' for share, epochs in plan.tuned.items()),
+        steps_tuned=', '.join(str(_steps(share, epochs, sizes[0])) for share, epochs in plan.tuned.items()),
         curve=CURVE.format(table=lines.markdown(rows)) if steps else '',
         tried=lines.markdown(
             [['settings', 'top-1'], *([what, f'{x:.4f}'] for what, x in eurosat_config.TRIED)]
         ),
     )
+
+
+def _steps(share: float, epochs: float, train: int) -> int:
+    labels = _labels(share, train)
+    batch = min(eurosat_config.TUNING_BATCH, labels)
+    return max(1, round(epochs * labels / batch))
+
+
+def _labels(share: float, train: int) -> int:
+    return train if share == 1 else train * round(share * 100) // 100
 
 
 def table(found: Sequence[Line], method: str) -> str:
