@@ -56,10 +56,7 @@ RUNS = {
         'width 128, depth 4', ('model.width=128', 'model.depth=4', 'optimizer.learning_rate=1e-3')
     ),
     'ratio_50': Ablation('50 % masked', ('masking.ratio=0.5',)),
-    'ratio_90': Ablation('90 % masked', ('masking.ratio=0.9',)),
     'short': _steps(100),
-    'patch_4': Ablation('patch 4 on 20 px', ('model.image_size=(20, 20)', 'model.patch_size=4')),
-    'patch_16': Ablation('patch 16 on 80 px', ('model.image_size=(80, 80)', 'model.patch_size=16')),
 }
 
 

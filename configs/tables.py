@@ -296,17 +296,14 @@ def fusion_masking(
         if reason:
             continue
         name, label = f'{fusion}_{masks}', f'{FUSIONS[fusion]}, {masks}'
+        bare, words = f'{fusion}_{UNTRAINED}', f'{FUSIONS[fusion]}, {UNTRAINED}'
         if fusion == 'late':
             systems[name] = StudySystem(label, beside=tuple(f'mae_{s}' for s in SENSORS))
-        else:
-            systems[name] = own(fusion, label, masks)
-    for encoder in dict.fromkeys(ENCODERS.values()):
-        name, label = f'{encoder}_{UNTRAINED}', f'{FUSIONS[encoder]}, {UNTRAINED}'
-        if encoder == 'late':
-            systems[name] = StudySystem(label, beside=tuple(f'mae_{s}_{UNTRAINED}' for s in SENSORS))
-        else:
-            like = next(key for key in systems if key.startswith(f'{encoder}_'))
-            systems[name] = StudySystem(label, baseline='random', like=like)
+            systems[bare] = StudySystem(words, beside=tuple(f'mae_{s}_{UNTRAINED}' for s in SENSORS))
+            continue
+        systems[name] = own(fusion, label, masks)
+        if ENCODERS[fusion] == fusion and bare not in systems:
+            systems[bare] = StudySystem(words, baseline='random', like=name)
     rows = tuple(name for name in systems if not name.startswith('mae_'))
     settings = ('labels.fractions=(1.0,)', *PROBE, *probe)
     task = StudyTask(
@@ -324,8 +321,9 @@ def fusion_masking(
 def cells() -> dict[tuple[str, str], str]:
     """(fusion, masks) -> why there is no such pretraining; '' if there is."""
     found = {}
-    for fusion in FUSIONS:
-        for masks in STRATEGIES:
+    # Masks first: a study that is cut off has compared all kinds of fusion under some of them.
+    for masks in STRATEGIES:
+        for fusion in FUSIONS:
             variant = 'mae_s1' if fusion == 'late' else fusion
             reason = ''
             try:
