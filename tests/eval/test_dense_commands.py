@@ -12,13 +12,13 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval import metrics
 from fusmae_jax.eval.config import Intervals, Task
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
-from fusmae_jax.eval.dense.finetune import HEAD, _arms, run_dense_finetune
+from fusmae_jax.eval.dense.finetune import _arms, run_dense_finetune
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.probe import run_dense_probe
 from fusmae_jax.eval.dense.stored import read_head
 from fusmae_jax.eval.dense.task import MappedSource, open_maps
 from fusmae_jax.eval.finetune.objective import TARGETS
-from fusmae_jax.eval.finetune.stored import ENCODER
+from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
 from fusmae_jax.input.label_maps import IGNORE
 from tests.support.map_fixtures import CLASSES, SIDE, archive, truth
 from tests.support.probe_fixtures import checkpoint

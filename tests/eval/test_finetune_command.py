@@ -22,7 +22,7 @@ from fusmae_jax.eval.finetune.command import run_finetune, settle
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import RESULT, train
-from fusmae_jax.eval.finetune.stored import ENCODER, keep_encoder
+from fusmae_jax.eval.finetune.stored import ENCODER, keep_linear, own_head
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import measure, read_task
@@ -147,18 +147,24 @@ def test_the_encoder_of_a_point_opens_as_any_other(bench, data, tmp_path):
     params = bench.trainer.start(point)['params']
     params = jax.tree.map(lambda x: x * 1.05, params)
     about = bench.system, bench.fitted, bench.task.contract, bench.config.data
-    model = keep_encoder(*about, params, point, epath.Path(tmp_path))
+    keep_linear(*about, 'mean_patch', params, point, epath.Path(tmp_path))
     file = str(tmp_path / ENCODER)
     system = open_system(file, EncoderSettings())
     assert system.name == f'{bench.system.name}, fine-tuned' and system.model.contract.dataset == 'probe'
-    assert system.fingerprint == fingerprint(model) != bench.system.fingerprint
+    assert system.fingerprint == fingerprint(system.model) != bench.system.fingerprint
     known, before = records_seen(file), bench.system.seen
     assert before is None or (len(known.names.id) >= 32 and 'fine-tuning for labels' in known.sources[-1])
     # The head reads the same off its features as off the network that was trained.
     extractor = Extractor(system, bench.config.data, ('s1',), ('mean_patch',), bench.config.encoder)
-    read = extractor('val')['mean_patch'].values @ np.asarray(params['head']['kernel'])
+    head = own_head(file, 'mean_patch', 'labels')
+    read = extractor('val')['mean_patch'].values @ head['kernel'][:, 0] + head['bias'][0]
     scores = bench.trainer.scores(params, bench.val)
-    np.testing.assert_allclose(read + np.asarray(params['head']['bias']), scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(read, scores, rtol=1e-4, atol=1e-5)
+    for given in ((file, 'cls', 'labels'), (file, 'mean_patch', 'one')):
+        with pytest.raises(InputError, match="a head for 'labels' on 'mean_patch'"):
+            own_head(*given)
+    with pytest.raises(InputError, match=r'no head\.npz beside it'):
+        own_head('runs/xae', 'mean_patch', 'labels')
 
 
 @pytest.mark.slow

@@ -18,10 +18,10 @@ from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense import heads
 from fusmae_jax.eval.dense.config import DenseFinetune
-from fusmae_jax.eval.dense.finetune import HEAD, keeper
+from fusmae_jax.eval.dense.finetune import keeper
 from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.stored import describe, read_head, write_head
-from fusmae_jax.eval.finetune.stored import ENCODER
+from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
 from fusmae_jax.eval.finetune.train import Point
 from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.predict import run as command

@@ -32,7 +32,7 @@ from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
 from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
 from fusmae_jax.eval.finetune.rows import identity
-from fusmae_jax.eval.finetune.stored import Keep, keep_encoder
+from fusmae_jax.eval.finetune.stored import HEAD, Keep, keep_encoder
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
 from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import presets
@@ -45,7 +45,7 @@ from fusmae_jax.models.blocks import sample_paths
 from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train.objective import Batch, Metrics, Objective, sample_keys
 
-NAME, HEAD = 'dense_finetune', 'head.npz'
+NAME = 'dense_finetune'
 
 
 def run_dense_finetune(config: DenseFinetune, workdir: epath.PathLike) -> int:

@@ -26,7 +26,7 @@ from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
 from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
 from fusmae_jax.eval.finetune.rows import NAME
-from fusmae_jax.eval.finetune.stored import Keep, keep, keep_encoder
+from fusmae_jax.eval.finetune.stored import Keep, keep, keep_linear
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
@@ -192,7 +192,7 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
                 rows.identity(config, task, system, fitted, RECIPE, feature=feature),
                 folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
                 entrant.baseline,
-                functools.partial(keep_encoder, system, fitted, view, config.data),
+                functools.partial(keep_linear, system, fitted, view, config.data, feature),
             )
 
 

@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from fusmae_jax import storage
 from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.encoders import single_file
 from fusmae_jax.encoders.inputs import describe
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.systems import System
+from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune.adapters import tuned
 from fusmae_jax.eval.finetune.train import Point, Trainer
@@ -28,7 +30,7 @@ from fusmae_jax.input import seen
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
 
-ENCODER = 'encoder.safetensors'
+ENCODER, HEAD = 'encoder.safetensors', 'head.npz'
 Keep = Callable[[Any, Point, epath.Path], Any]  # of the parameters of a point, into its folder
 
 
@@ -67,6 +69,54 @@ def keep_encoder(
         seen=None if known is None else seen.to_bytes(known),
     )
     return model
+
+
+def keep_linear(
+    system: System,
+    fitted: Fitted,
+    contract: Contract,
+    data: Task,
+    feature: str,
+    params: Any,
+    point: Point,
+    folder: epath.Path,
+) -> None:
+    """Writes the linear head of a point, and beside it its encoder; see `keep_encoder`.
+
+    `feature` is what the head reads.
+    """
+    head = {name: np.asarray(x) for name, x in params['head'].items()}
+    # As a linear probe stores several.
+    stored = {'kernel': head['kernel'][:, None], 'bias': head['bias'][None], 'seed': np.array([point.seed])}
+    about = {'feature': np.array(feature), 'labels': np.array(data.labels)}
+    storage.write_npz(folder / HEAD, stored | about)
+    keep_encoder(system, fitted, contract, data, params, point, folder)
+
+
+def own_head(encoder: str, feature: str, labels: str) -> dict[str, np.ndarray]:
+    """The linear head that an encoder was fine-tuned with.
+
+    Args:
+        encoder: `encoder.safetensors` of a point; the head lies beside it.
+        feature: that the head has to read.
+        labels: the field that it has to have learned.
+
+    Raises:
+        InputError: there is no such head.
+    """
+    file = epath.Path(encoder).parent / HEAD
+    if not (encoder.endswith(ENCODER) and file.exists()):
+        raise InputError(
+            f'{encoder}: no {HEAD} beside it; give the {ENCODER} of a point of `finetune`, or head.own=False'
+        )
+    with storage.read_npz(file, 'fine-tune again') as archive:
+        about = {name: str(archive[name]) if name in archive else '' for name in ('feature', 'labels')}
+        if about != {'feature': feature, 'labels': labels}:
+            raise InputError(
+                f'{file}: a head for {about["labels"]!r} on {about["feature"]!r}, asked for {labels!r} on '
+                f'{feature!r}; set data.labels and head.feature to what it is for'
+            )
+        return {name: archive[name] for name in ('kernel', 'bias', 'seed')}
 
 
 def _finetuned(system: System, fitted: Fitted, contract: Contract, encoder: Any) -> Pretrained:

@@ -18,6 +18,7 @@ from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.features import Extractor, Features
+from fusmae_jax.eval.finetune.stored import own_head
 from fusmae_jax.eval.intervals import Replicates, average, resample
 from fusmae_jax.eval.metrics import MultiLabel, multi_label
 from fusmae_jax.eval.probe import ProbeOutcome, Variant, probe, scaled
@@ -83,7 +84,7 @@ def _checkpoint(
     assert extractor.fitted is not None
     disturbed = Disturbed(config, system, extractor.fitted)
     logging.info('%s: features of %d conditions', system.name, len(disturbed.conditions))
-    outcome = _head(config, task, extractor, workdir)
+    outcome = _head(config, task, extractor, workdir, settings.checkpoint)
     features = disturbed.features(other)
     precision = {
         condition: _precision(config, task, outcome, features[condition])
@@ -103,8 +104,13 @@ def _checkpoint(
     }
 
 
-def _head(config: Reliance, task: LabelledSet, extractor: Extractor, workdir: epath.Path) -> ProbeOutcome:
+def _head(
+    config: Reliance, task: LabelledSet, extractor: Extractor, workdir: epath.Path, checkpoint: str
+) -> ProbeOutcome:
     """Heads on clean images of all sensors, one a seed; the test split is not looked at."""
+    if config.head.own:
+        # Fine-tuned with it: nothing is learned here.
+        return ProbeOutcome({}, {}, own_head(checkpoint, config.head.feature, config.data.labels))
     settings, name = as_probe(config), config.head.feature
     train, val = (
         extractor(split, workdir / FEATURES)[name]

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from fusmae_jax.config.run import MAX_SEED
-from fusmae_jax.config.setting import range_problems, setting
+from fusmae_jax.config.setting import SPARSE, range_problems, setting
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import nearest, raise_all
 from fusmae_jax.eval.config import METRICS, POOLED, Draw, HeadSettings, Intervals, LinearProbe, Task
@@ -35,6 +35,8 @@ class CleanHead(HeadSettings):
     feature: str = 'mean_patch'
     batch_norm: bool = False
     seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)
+    # True: the head that an encoder was fine-tuned with, which lies beside it, in place of a new one
+    own: bool = dataclasses.field(default=False, metadata=SPARSE)
 
 
 @dataclasses.dataclass(frozen=True)
