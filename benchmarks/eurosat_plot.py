@@ -40,7 +40,7 @@ def draw(file: Path, found: Sequence[Line], watched: Mapping[str, Mapping[int, S
             axes[-1].axhline(np.mean(steps[0]), color=line.get_color(), ls=':', label=f'{name}, random init')
     if watched:
         axes[-1].set(title='while pretraining (validation)', xlabel='steps')
-        axes[-1].legend(fontsize='small')
+        axes[-1].legend(fontsize='small', loc='lower right')
     axes[0].set_ylabel('top-1')
     for axis in axes:
         axis.grid(alpha=0.3)
