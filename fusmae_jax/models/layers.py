@@ -250,7 +250,11 @@ def _gelu_forward(x: Array, wide: DTypeLike, approximate: bool) -> tuple[Array, 
 
 def _gelu_backward(wide: DTypeLike, approximate: bool, x: Array, gradient: Array) -> tuple[Array]:
     # Otherwise the factors of the derivative are computed in the forward pass and kept, in the wide type.
-    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    if target_platform() == 'tpu':
+        # There the product that gives the gradient can take the derivative in.
+        x = jax.lax.optimization_barrier(x)
+    else:
+        x, gradient = jax.lax.optimization_barrier((x, gradient))
     _, pull = jax.vjp(lambda x: jax.nn.gelu(x, approximate=approximate), x.astype(wide))
     return (pull(gradient.astype(wide))[0].astype(x.dtype),)
 
