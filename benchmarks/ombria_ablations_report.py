@@ -20,6 +20,7 @@ from fusmae_jax.eval.metrics import multi_label
 
 METRIC, BOTH, RAW = 'ap_micro', INPUTS[-1], 'raw'
 COMMAND = 'python -m benchmarks.ombria_ablations --npz=ombria_train.npz --workdir=runs/ombria_ablations'
+BY_HAND = '\n## What it says\n'
 HEAD = ('part', 'run', 'level', 'inputs', 'labels', 'what', 'estimate', 'low', 'high', 'regions')
 TEXT = """# OMBRIA: where pretraining helps, and whether radar reaches masked optical patches
 
@@ -148,9 +149,16 @@ def write(workdir: Path, results: Path, splits: Mapping[str, Split], labels: Map
     writer.writeheader()
     writer.writerows(lines)
     results.mkdir(parents=True, exist_ok=True)
+    text += by_hand(results / 'ombria_ablations.md')
     storage.write_text(results / 'ombria_ablations.csv', stream.getvalue())
     storage.write_text(results / 'ombria_ablations.md', text)
     return text
+
+
+def by_hand(file: Path) -> str:
+    """What someone wrote below the tables of an earlier report: it is kept."""
+    before = file.read_text() if file.exists() else ''
+    return BY_HAND + before.split(BY_HAND, 1)[1] if BY_HAND in before else ''
 
 
 def _line(lines: list[dict[str, Any]], one: Interval, *about: str) -> str:

@@ -77,7 +77,7 @@ def test_a_finished_cell_is_skipped_and_the_report_is_the_same_byte_by_byte(few,
     for name in ('md', 'csv', 'png'):
         one, two = (tmp_path / part / f'fusion_masking.{name}' for part in ('one', 'two'))
         assert one.read_bytes() == two.read_bytes()
-    assert '| XAE | independent | 70.0 [65.0, 75.0] |' in text and '| **+10.0 [' in text
+    assert '| XAE | independent | 70.0 [65.2, 74.8] |' in text and '| **+10.0 [' in text
     assert '3 of 6\ncombinations can be' in text and '- stacked bands, modality: ' in text
     # The data set that is not there leaves its cells empty.
     assert '| not run | not run | not run | - |' in text

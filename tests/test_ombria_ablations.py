@@ -93,7 +93,7 @@ def store(folder, split, system, examples, quality):
     rng, arrays = np.random.default_rng(len(system)), {}
     for level, one in examples.items():
         for inputs in ombria_probe.INPUTS:
-            for share, draws in SHARES.items():
+            for share, draws in ombria_probe.SHARES.items():
                 for draw in range(draws):
                     right = quality * one.labels + (1 - quality) * rng.random(len(one.labels))
                     arrays[str(Key(level, inputs, share, draw))] = right.astype(np.float32)
@@ -106,7 +106,9 @@ def few(monkeypatch):
     runs = {name: RUNS[name] for name in ('base', 'long')}
     monkeypatch.setattr(ombria_ablation_runs, 'RUNS', runs)
     monkeypatch.setattr(ombria_ablations_report, 'RUNS', runs)
-    brief = functools.partial(intervals.resample, replicates=10)
+    for module in (ombria_ablations_report, ombria_probe):
+        monkeypatch.setattr(module, 'SHARES', {0.1: 1, 1.0: 1})
+    brief = functools.partial(intervals.resample, replicates=4)
     monkeypatch.setattr(ombria_ablations_report, 'resample', brief)
 
 
