@@ -9,24 +9,26 @@ from benchmarks.lines import Line
 from fusmae_jax.installed import need
 
 
-def draw(file: Path, found: Sequence[Line], watched: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+def draw(
+    file: Path, measurements: Sequence[Line], watched: Mapping[str, Mapping[int, Sequence[float]]]
+) -> None:
     """Draws it.
 
     Args:
         file: a PNG.
-        found: the lines of the CSV.
+        measurements: the lines of the CSV.
         watched: method -> step -> accuracy on the validation split, of each seed.
     """
     need('plot', 'the figure')
     from matplotlib.figure import Figure
 
-    methods = list(dict.fromkeys(one['method'] for one in found))
+    methods = list(dict.fromkeys(one['method'] for one in measurements))
     figure = Figure(figsize=(3.4 * (len(methods) + bool(watched)), 3.6), layout='constrained')
     axes = figure.subplots(1, len(methods) + bool(watched), sharey=True, squeeze=False)[0]
     for axis, method in zip(axes, methods):
-        own = [one for one in found if one['method'] == method and ' minus ' not in one['system']]
-        for name in dict.fromkeys(one['system'] for one in own):
-            points = sorted((one for one in own if one['system'] == name), key=lambda one: one['share'])
+        chosen = [one for one in measurements if one['method'] == method and ' minus ' not in one['system']]
+        for name in dict.fromkeys(one['system'] for one in chosen):
+            points = sorted((one for one in chosen if one['system'] == name), key=lambda one: one['share'])
             shares, values = ([one[key] for one in points] for key in ('share', 'estimate'))
             (line,) = axis.plot(shares, values, marker='o', label=name)
             low, high = ([one[key] for one in points] for key in ('low', 'high'))

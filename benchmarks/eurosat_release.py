@@ -54,7 +54,7 @@ def release(workdir: Path, out: Path, plan: Plan) -> None:
     Raises:
         InputError: the benchmark has not finished.
     """
-    found = list(eurosat_report.measured(workdir, plan))
+    measurements = list(eurosat_report.measured(workdir, plan))
     seed = plan.seeds[0]
     folder = workdir / f'seed-{seed}'
     checkpoint = str(folder / 'pretrain')
@@ -68,12 +68,14 @@ def release(workdir: Path, out: Path, plan: Plan) -> None:
         passes=plan.steps * plan.batch / images,
         seeds=', '.join(map(str, plan.seeds)),
         seed=seed,
-        tables='\n\n'.join(eurosat_report.table(found, name) for name in eurosat_report.METHODS.values()),
+        tables='\n\n'.join(
+            eurosat_report.table(measurements, name) for name in eurosat_report.METHODS.values()
+        ),
     )
     # Of the card of the run what is known: its limits are those above.
     source = source._replace(text=source.text.partition('## Limits')[0])
     text = card.readme(source, describe(source.model), hub.FILE, TITLE, known)
-    lines.write_csv(out / 'eurosat.csv', eurosat_report.HEAD, found)
+    lines.write_csv(out / 'eurosat.csv', eurosat_report.HEAD, measurements)
     for method in ('linear', 'knn'):
         shutil.copyfile(folder / 'frozen' / ROWS.format(method), out / ROWS.format(method))
     storage.write_json(out / 'contract.json', to_dict(source.model.contract))

@@ -81,11 +81,11 @@ def write(results: Path, workdir: Path, plan: Plan, quick: bool) -> str:
     Raises:
         InputError: a run has not finished.
     """
-    found = list(measured(workdir, plan))
+    measurements = list(measured(workdir, plan))
     watched = curves(workdir, plan)
-    text = _text(found, watched, workdir, plan, quick)
-    lines.write(results, 'eurosat', text, HEAD, found)
-    eurosat_plot.draw(results / 'eurosat.png', found, watched)
+    text = _text(measurements, watched, workdir, plan, quick)
+    lines.write(results, 'eurosat', text, HEAD, measurements)
+    eurosat_plot.draw(results / 'eurosat.png', measurements, watched)
     return text
 
 
@@ -143,17 +143,17 @@ def records(workdir: Path) -> tuple[int, ...]:
 
 def curves(workdir: Path, plan: Plan) -> dict[str, dict[int, list[float]]]:
     """Method -> step -> the accuracy on the validation split while each seed pretrained."""
-    found: dict[str, dict[int, list[float]]] = {}
+    measurements: dict[str, dict[int, list[float]]] = {}
     for seed in plan.seeds:
         for step, values in curve(epath.Path(workdir / f'seed-{seed}' / 'pretrain')):
             for method in ('linear', 'knn'):
                 name = {'linear': 'probe', 'knn': 'knn'}[method] + f'/{METRIC}'
                 if name in values:
-                    found.setdefault(METHODS[method], {}).setdefault(step, []).append(values[name])
-    return found
+                    measurements.setdefault(METHODS[method], {}).setdefault(step, []).append(values[name])
+    return measurements
 
 
-def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick: bool) -> str:
+def _text(measurements: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick: bool) -> str:
     model = eurosat_config.pretraining('x', 0, plan).model
     sizes = records(workdir)
     files = [f for seed in plan.seeds for f in (workdir / f'seed-{seed}').glob(f'*/{DONE.format("*")}')]
@@ -175,7 +175,7 @@ def _text(found: Sequence[Line], watched: Any, workdir: Path, plan: Plan, quick:
         seeds='Three seeds' if len(plan.seeds) == 3 else f'Seeds: {len(plan.seeds)}',
         minutes=f'{wall:.0f} minutes, {processor:.0f} of them of processor time',
         test=sizes[2],
-        tables='\n\n'.join(table(found, method) for method in METHODS.values()),
+        tables='\n\n'.join(table(measurements, method) for method in METHODS.values()),
         tuned=', '.join(f'{epochs:g} ({share:.0%})' for share, epochs in plan.tuned.items()),
         steps_tuned=', '.join(str(_steps(share, epochs, sizes[0])) for share, epochs in plan.tuned.items()),
         curve=CURVE.format(table=lines.markdown(rows)) if steps else '',
@@ -195,14 +195,14 @@ def _labels(share: float, train: int) -> int:
     return train if share == 1 else train * round(share * 100) // 100
 
 
-def table(found: Sequence[Line], method: str) -> str:
+def table(measurements: Sequence[Line], method: str) -> str:
     """Systems down, shares of the labels across."""
-    own = [one for one in found if one['method'] == method]
-    shares = sorted({one['share'] for one in own})
+    of_method = [one for one in measurements if one['method'] == method]
+    shares = sorted({one['share'] for one in of_method})
     rows = [[method, *(f'{share:.0%}' for share in shares)]]
     # Systems first, then the differences.
-    for name in sorted({one['system']: 0 for one in own}, key=lambda name: ' minus ' in name):
-        cells = {one['share']: one for one in own if one['system'] == name}
+    for name in sorted({one['system']: 0 for one in of_method}, key=lambda name: ' minus ' in name):
+        cells = {one['share']: one for one in of_method if one['system'] == name}
         rows.append([name, *(_cell(cells[share], name) if share in cells else '-' for share in shares)])
     return lines.markdown(rows)
 

@@ -71,14 +71,14 @@ def listed(images: str) -> list[list[Path]]:
             f'{images}: no folder {", ".join(missing)} (--images); give the folder of EuroSAT RGB that holds '
             f'one for each class, such as {CLASSES[0]}/{CLASSES[0]}_1.jpg'
         )
-    found = [sorted((Path(images) / name).glob('*.jpg')) for name in CLASSES]
-    for name, files in zip(CLASSES, found):
+    images_of = [sorted((Path(images) / name).glob('*.jpg')) for name in CLASSES]
+    for name, files in zip(CLASSES, images_of):
         if len(files) < LEAST:
             raise InputError(
                 f'{images}/{name}: {len(files)} images (*.jpg), at least {LEAST} are needed for the three '
                 'splits; copy the folder again'
             )
-    return found
+    return images_of
 
 
 def split_of(names: list[str], part: float = 1.0) -> dict[str, list[str]]:
@@ -106,6 +106,6 @@ def record(item: Item, images: str) -> Record:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise RecordError(file, 's2', f'not an image that can be read ({error})', 'copy it again') from error
     if pixels.shape != (SIZE, SIZE, 3):
-        found = f'{pixels.shape[1]} x {pixels.shape[0]} px'
-        raise RecordError(file, 's2', found, f'images of EuroSAT have {SIZE} x {SIZE} px; copy it again')
+        images_of = f'{pixels.shape[1]} x {pixels.shape[0]} px'
+        raise RecordError(file, 's2', images_of, f'images of EuroSAT have {SIZE} x {SIZE} px; copy it again')
     return {'s2': pixels, 'name': item.key, LABELS: np.eye(len(CLASSES), dtype=np.uint8)[number]}

@@ -24,14 +24,14 @@ def fresh(key: Array, encoder: Params, rank: int) -> dict[str, Any]:
     """`{'lora': ...}` for an encoder (arrays or shapes), or nothing for a rank of 0; traceable."""
     if not rank:
         return {}
-    found = {}
+    adapters = {}
     flat = traverse_util.flatten_dict(encoder, sep='/')
     for number, name in enumerate(sorted(name for name in flat if TARGETS.search(name))):
         *stack, rows, columns = flat[name].shape
         a = jax.random.normal(jax.random.fold_in(key, number), (*stack, rows, rank), jnp.float32)
-        found[f'{name}/lora_a'] = a * jnp.float32(rows**-0.5)
-        found[f'{name}/lora_b'] = jnp.zeros((*stack, rank, columns), jnp.float32)
-    return {LORA: traverse_util.unflatten_dict(found, sep='/')}
+        adapters[f'{name}/lora_a'] = a * jnp.float32(rows**-0.5)
+        adapters[f'{name}/lora_b'] = jnp.zeros((*stack, rank, columns), jnp.float32)
+    return {LORA: traverse_util.unflatten_dict(adapters, sep='/')}
 
 
 def tuned(params: Params) -> Any:
