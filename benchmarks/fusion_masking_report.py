@@ -181,7 +181,9 @@ def figure(found: list[Row], sets: tuple[str, ...], file: Path) -> None:
     import numpy as np
 
     fusions, strategies = list(tables.FUSIONS), list(tables.STRATEGIES)
-    fig, axes = plt.subplots(len(sets), len(INPUTS), figsize=(13, 3.6 * len(sets)), squeeze=False)
+    fig, axes = plt.subplots(
+        len(sets), len(INPUTS), figsize=(13, 3.8 * len(sets)), squeeze=False, layout='constrained'
+    )
     for r, name in enumerate(sets):
         for c, inputs in enumerate(INPUTS):
             values = np.full((len(fusions), len(strategies)), np.nan)
@@ -196,6 +198,10 @@ def figure(found: list[Row], sets: tuple[str, ...], file: Path) -> None:
                 weight = 'bold' if sure else 'normal'
                 text = f'{values[at]:+.1f}'
                 axis.text(at[1], at[0], text, ha='center', va='center', fontsize=8, fontweight=weight)
+            for (fusion, masks), why in tables.cells().items():
+                if why:
+                    at = strategies.index(masks), fusions.index(fusion)
+                    axis.text(*at, 'cannot be', ha='center', va='center', fontsize=6, color='0.5')
             image = axis.imshow(values, cmap='PiYG', vmin=-15, vmax=15, aspect='auto')
             axis.set_facecolor('0.9')
             axis.set_title(f'{WORDS[name]}, {"+".join(inputs).upper()}', fontsize=10)
@@ -203,5 +209,5 @@ def figure(found: list[Row], sets: tuple[str, ...], file: Path) -> None:
             labels = [tables.FUSIONS[fusion] for fusion in fusions] if c == 0 else [''] * len(fusions)
             axis.set_yticks(range(len(fusions)), labels, fontsize=8)
     fig.colorbar(image, ax=axes, label='points over untrained weights; bold: interval excludes 0', shrink=0.6)
-    fig.savefig(file, dpi=110, bbox_inches='tight')
+    fig.savefig(file, dpi=110)
     plt.close(fig)
