@@ -257,7 +257,7 @@ UNTRAINED = 'untrained'
 ENCODERS = {'xae': 'xae', 'xad': 'joint', 'xaed': 'xae', 'joint': 'joint', 'stack': 'stack'}
 ENCODERS |= {'multimae': 'multimae', 'late': 'late'}
 SENSORS = {'s1': ('s1',), 's2': ('s2',)}
-# 40 px, patch 8: 25 patches a sensor. Little training, so that all cells together take an hour of one core.
+# 40 px, patch 8: 25 patches a sensor. So little training that all cells take some 20 minutes of one core.
 BRIEF = (
     *('model.size=custom', 'model.width=64', 'model.depth=3', 'model.heads=4', 'model.image_size=(40, 40)'),
     *('model.patch_size=8', 'model.scan=False', 'model.decoder.width=64', 'model.decoder.depth=1'),
