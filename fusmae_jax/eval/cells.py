@@ -1,14 +1,14 @@
 """Evaluated systems as result rows, as a printed table, and as paired differences."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
 
 from fusmae_jax import __version__, storage
-from fusmae_jax.encoders.settings import BANDS
+from fusmae_jax.encoders.settings import BANDS, PRIOR
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import intervals
 from fusmae_jax.eval.config import Evaluation, Intervals, Task
@@ -23,7 +23,9 @@ HEADLINE = {
     'single_label': ('top1', 'top3', 'f1_weighted'),
     'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
 }
+
 ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
+Arm = TypeVar('Arm')  # what a command evaluates: a system with one choice of sensors
 
 
 class Runs(NamedTuple):
@@ -63,6 +65,56 @@ def summarise(
         ]
     )
     return Runs(each, mean, intervals.intervals(mean))
+
+
+def of_arms(
+    config: Evaluation,
+    task: LabelledSet,
+    drawn: Mapping[float, Mapping[int, np.ndarray]],
+    arms: Iterable[Arm],
+    cell: Callable[[Arm, Mapping[int, np.ndarray], Mapping[str, Any]], Cell],
+    floor: Callable[[Mapping[int, np.ndarray], Mapping[str, Any]], Cell],
+) -> Iterator[Cell]:
+    """Every arm at every label fraction, then the floor, where it is among the baselines.
+
+    Args:
+        config: the run.
+        task: its labels.
+        drawn: positions of the labelled records, by label fraction and seed of the draw.
+        arms: systems with one choice of sensors each, opened one after the other.
+        cell: from an arm, positions by seed, and the fields of a row that tell of data and labels.
+        floor: from the latter two.
+    """
+    shared = task_fields(config.data, task, config.intervals)
+    about = {f: shared | label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
+    for arm in arms:
+        for fraction, parts in drawn.items():
+            yield cell(arm, parts, about[fraction])
+    if PRIOR in config.encoder.baselines:
+        for fraction, parts in drawn.items():
+            yield floor(parts, about[fraction])
+
+
+def write_each(
+    each: Iterable[Cell],
+    kind: str,
+    workdir: epath.Path,
+    command: str,
+    also: Callable[[Sequence[Cell]], None] = lambda cells: None,
+) -> list[Cell]:
+    """Cells as they come: rows and differences, and what else `also` writes of the cells so far.
+
+    All of it is written again after every cell, so that what is there survives an interruption.
+    """
+    evaluated: list[Cell] = []
+    for cell in each:
+        evaluated.append(cell)
+        write(evaluated, workdir, command)
+        also(evaluated)
+        print(table([cell], HEADLINE[kind]).split('\n')[1], flush=True)
+    print()
+    show(evaluated, kind, workdir, command)
+    return evaluated
 
 
 def prior(

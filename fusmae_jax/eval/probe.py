@@ -15,7 +15,6 @@ from etils import epath
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import calibration_report, cells, knn, linear_probe
 from fusmae_jax.eval.cells import Cell
@@ -78,38 +77,19 @@ def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     task, drawn = open_task(config, isinstance(config, LinearProbe) and config.calibration.alpha > 0)
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / CONFIG.format(name), to_dict(config))
-    # Written again after every cell: what is there survives an interruption.
-    evaluated: list[Cell] = []
-    for cell in _cells(config, workdir, task, drawn, name):
-        evaluated.append(cell)
-        cells.write(evaluated, workdir, name)
-        calibration_report.write(evaluated, workdir, name)
-        print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
-    print()
-    cells.show(evaluated, config.data.kind, workdir, name)
+    each = cells.of_arms(
+        config,
+        task,
+        drawn,
+        _arms(config, workdir, name),
+        lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
+        lambda parts, about: cells.prior(config, task, parts, about),
+    )
+    evaluated = cells.write_each(
+        each, config.data.kind, workdir, name, lambda done: calibration_report.write(done, workdir, name)
+    )
     calibration_report.show(evaluated, workdir, name)
     return 0
-
-
-def _cells(
-    config: LinearProbe | Knn,
-    workdir: epath.Path,
-    task: LabelledSet,
-    drawn: Mapping[float, Mapping[int, np.ndarray]],
-    name: str,
-) -> Iterator[Cell]:
-    """Every system, modality subset, pooled feature, norm and label fraction, one after the other."""
-    shared = cells.task_fields(config.data, task, config.intervals)
-    about = {
-        fraction: shared | cells.label_fields(fraction, config.labels.draw, positions)
-        for fraction, positions in drawn.items()
-    }
-    for arm in _arms(config, workdir, name):
-        for fraction, positions in drawn.items():
-            yield _cell(config, task, arm, positions, about[fraction], workdir)
-    if PRIOR in config.encoder.baselines:
-        for fraction, positions in drawn.items():
-            yield cells.prior(config, task, positions, about[fraction])
 
 
 def _arms(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> Iterator[ProbeArm]:

@@ -14,7 +14,6 @@ from etils import epath
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.eval import cells
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.dense.config import DenseProbe, check
@@ -56,31 +55,16 @@ def run_dense_probe(config: DenseProbe, workdir: epath.PathLike) -> int:
     task, drawn = open_maps(config)
     workdir.mkdir(parents=True, exist_ok=True)
     storage.write_json(workdir / CONFIG, to_dict(config))
-    evaluated: list[Cell] = []
-    for cell in _cells(config, workdir, task, drawn):
-        evaluated.append(cell)
-        cells.write(evaluated, workdir, NAME)
-        print(cells.table([cell], cells.HEADLINE[config.data.kind]).split('\n')[1], flush=True)
-    print()
-    cells.show(evaluated, config.data.kind, workdir, NAME)
+    each = cells.of_arms(
+        config,
+        task,
+        drawn,
+        _arms(config, task),
+        lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
+        lambda parts, about: prior(config, task, parts, about),
+    )
+    cells.write_each(each, config.data.kind, workdir, NAME)
     return 0
-
-
-def _cells(
-    config: DenseProbe,
-    workdir: epath.Path,
-    task: LabelledSet,
-    drawn: Mapping[float, Mapping[int, np.ndarray]],
-) -> Iterator[Cell]:
-    """Every system and sensor subset at every label fraction, then the floor."""
-    shared = cells.task_fields(config.data, task, config.intervals)
-    about = {f: shared | cells.label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
-    for arm in _arms(config, task):
-        for fraction, parts in drawn.items():
-            yield _cell(config, task, arm, parts, about[fraction], workdir)
-    if PRIOR in config.encoder.baselines:
-        for fraction, parts in drawn.items():
-            yield prior(config, task, parts, about[fraction])
 
 
 def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
