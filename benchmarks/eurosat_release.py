@@ -20,11 +20,11 @@ from benchmarks.eurosat_config import NAME, Plan  # noqa: E402
 from fusmae_jax import storage  # noqa: E402
 from fusmae_jax.config.build import to_dict  # noqa: E402
 from fusmae_jax.encoders import hub  # noqa: E402
+from fusmae_jax.encoders.inputs import describe  # noqa: E402
 from fusmae_jax.errors import InputError  # noqa: E402
 from fusmae_jax.eval.cells import ROWS  # noqa: E402
 from fusmae_jax.export import card  # noqa: E402
 from fusmae_jax.export.command import run_export  # noqa: E402
-from fusmae_jax.export.function import describe  # noqa: E402
 from fusmae_jax.export.source import open_source  # noqa: E402
 
 TITLE = f'{NAME}: weights for teaching'

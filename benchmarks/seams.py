@@ -28,7 +28,12 @@ from fusmae_jax.shipped.data.generate.scene import SceneConfig, resampled, scene
 
 LEFT, TOP, PIXEL = 399_960, 5_700_000, 10  # of a Sentinel-2 tile in UTM zone 33
 CONFIG = EncodeConfig(
-    s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN', offset=0.0), batch=16, overwrite=True, compress='none'
+    s1=SensorFile(unit='dB'),
+    s2=SensorFile(unit='DN', offset=0.0),
+    batch=16,
+    overwrite=True,
+    compress='none',
+    accept=('statistics',),  # a large made-up scene has other spectra than the pairs of the demo
 )
 VARIANTS = {  # settings of `encode`, and whether cuts begin where their cells and those of the scene coincide
     'image, centre': ({'anchor': 'image', 'merge': 'centre'}, True),

@@ -186,45 +186,44 @@ class NormSettings(NamedTuple):
 def normalise(
     x: Float[Array, '*_ d'], scale: Float[Array, ' d'], bias: Float[Array, ' d'], settings: NormSettings
 ) -> Float[Array, '*_ d']:
-    """LayerNorm of which only x is kept for the backward pass, not what follows from it.
+    """LayerNorm of which only x and two numbers a token are kept for the backward pass.
 
     Left to itself the compiler keeps x - mean and its quotient beside x, or normalises again in each
     consumer.
     """
-    centred, inverse = _standardise(x, settings)
-    return (centred * inverse * _row(scale, x) + _row(bias, x)).astype(settings.out_dtype)
+    return _normalise_forward(x, scale, bias, settings)[0]
 
 
 def _row(vector: Array, like: Array) -> Array:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def _standardise(x: Array, settings: NormSettings) -> tuple[Array, Array]:
-    """x - mean, and 1 / sqrt(variance + eps), in the wide type."""
+def _moments(x: Array, settings: NormSettings) -> tuple[Array, Array]:
+    """Mean and 1 / sqrt(variance + eps) of each token, in the wide type."""
     x = x.astype(settings.dtype)
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    centred = x - mean
-    squares = jnp.mean(jnp.square(x if settings.fast else centred), axis=-1, keepdims=True)
+    squares = jnp.mean(jnp.square(x if settings.fast else x - mean), axis=-1, keepdims=True)
     variance = jnp.maximum(squares - jnp.square(mean), 0) if settings.fast else squares
-    return centred, jax.lax.rsqrt(variance + jnp.asarray(settings.eps, x.dtype))
+    return mean, jax.lax.rsqrt(variance + jnp.asarray(settings.eps, x.dtype))
 
 
 def _normalise_forward(
     x: Array, scale: Array, bias: Array, settings: NormSettings
-) -> tuple[Array, tuple[Array, Array]]:
-    return normalise(x, scale, bias, settings), (x, scale)
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    mean, inverse = _moments(x, settings)
+    normed = (x.astype(settings.dtype) - mean) * inverse * _row(scale, x) + _row(bias, x)
+    return normed.astype(settings.out_dtype), (x, scale, mean, inverse)
 
 
 def _normalise_backward(
-    settings: NormSettings, kept: tuple[Array, Array], gradient: Array
+    settings: NormSettings, kept: tuple[Array, Array, Array, Array], gradient: Array
 ) -> tuple[Array, Array, Array]:
-    x, scale = kept
+    x, scale, mean, inverse = kept
     # With y = (x - mean) * inverse and g the gradient times scale:
     #     dx = inverse * (g - mean(g) - y * mean(g * y)),  dscale = sum(gradient * y),  dbias = sum(gradient).
     # The barrier keeps what the forward pass computed of x from being kept for here.
     x, gradient = jax.lax.optimization_barrier((x, gradient))
-    centred, inverse = _standardise(x, settings)
-    y, gradient = centred * inverse, gradient.astype(settings.dtype)
+    y, gradient = (x.astype(settings.dtype) - mean) * inverse, gradient.astype(settings.dtype)
     g = gradient * _row(scale, x)
     projection = jnp.mean(g * y, axis=-1, keepdims=True)
     dx = inverse * (g - jnp.mean(g, axis=-1, keepdims=True) - y * projection)
