@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import eurosat_config, eurosat_report, eurosat_set  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
 from benchmarks.eurosat_config import Plan  # noqa: E402
 from fusmae_jax import storage  # noqa: E402
 from fusmae_jax.config.build import to_dict  # noqa: E402
@@ -79,13 +80,12 @@ def main() -> int:
     given = parser.parse_args()
     plan = eurosat_config.QUICK if given.quick else eurosat_config.FULL
     results = given.results or (given.workdir if given.quick else ROOT / 'benchmarks' / 'results')
-    try:
+
+    def everything() -> None:
         run(given.images, given.workdir, plan)
         print(eurosat_report.write(results, given.workdir, plan, given.quick))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(everything)
 
 
 if __name__ == '__main__':

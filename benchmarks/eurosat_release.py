@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import eurosat_config, eurosat_report, lines  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
 from benchmarks.eurosat_config import NAME, Plan  # noqa: E402
 from fusmae_jax import storage  # noqa: E402
 from fusmae_jax.config.build import to_dict  # noqa: E402
 from fusmae_jax.encoders import hub  # noqa: E402
 from fusmae_jax.encoders.inputs import describe  # noqa: E402
-from fusmae_jax.errors import InputError  # noqa: E402
 from fusmae_jax.eval.cells import ROWS  # noqa: E402
 from fusmae_jax.export import card  # noqa: E402
 from fusmae_jax.export.command import run_export  # noqa: E402
@@ -90,13 +90,13 @@ def main() -> int:
     parser.add_argument('--out', required=True, type=Path, help='the folder to write')
     parser.add_argument('--quick', action='store_true', help='the workdir is of a run with --quick')
     given = parser.parse_args()
-    try:
-        release(given.workdir, given.out, eurosat_config.QUICK if given.quick else eurosat_config.FULL)
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    print(f"{given.out}: fusmae_jax.load('{given.out / hub.FILE}') opens it")
-    return 0
+    plan = eurosat_config.QUICK if given.quick else eurosat_config.FULL
+
+    def everything() -> None:
+        release(given.workdir, given.out, plan)
+        print(f"{given.out}: fusmae_jax.load('{given.out / hub.FILE}') opens it")
+
+    return exit_code(everything)
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import fusion_masking_report, ombria_images
+from benchmarks.command import exit_code
 from benchmarks.compile_less import compile_less
 from benchmarks.ombria_ablation_runs import SENSORS
 from fusmae_jax.errors import InputError, nearest
@@ -60,8 +61,10 @@ def main() -> int:
     parser.add_argument('--sets', default=','.join(SETS), help=f'of {", ".join(SETS)}')
     parser.add_argument('--report', action='store_true', help='run nothing, write what there is')
     given = parser.parse_args()
-    names, code = tuple(given.sets.split(',')), 0
-    try:
+    names = tuple(given.sets.split(','))
+
+    def everything() -> int:
+        code = 0
         if wrong := [name for name in names if name not in SETS]:
             raise InputError(f'--sets: {wrong[0]!r}; {nearest(wrong[0], SETS)}')
         if not given.report:
@@ -70,10 +73,9 @@ def main() -> int:
             compile_less(given.workdir)
             code = run(given.npz, given.workdir, names)
         print(report(given.workdir, given.results))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return code
+        return code
+
+    return exit_code(everything)
 
 
 if __name__ == '__main__':

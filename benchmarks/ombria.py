@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ombria_config, ombria_flood, ombria_report, ombria_set, ombria_swap  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
 from benchmarks.ombria_report import FLOOD, MASKED, Line, line  # noqa: E402
 from fusmae_jax.encoders.settings import RANDOM, EncoderSettings  # noqa: E402
 from fusmae_jax.encoders.systems import open_system  # noqa: E402
-from fusmae_jax.errors import InputError  # noqa: E402
 from fusmae_jax.eval.intervals import Replicates, difference, intervals  # noqa: E402
 from fusmae_jax.run.loop import pretrain  # noqa: E402
 
@@ -92,12 +92,7 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=0, help='of both runs')
     parser.add_argument('--steps', type=int, default=ombria_config.STEPS)
     given = parser.parse_args()
-    try:
-        run(given.npz, given.workdir, given.results, given.seed, given.steps)
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(given.npz, given.workdir, given.results, given.seed, given.steps))
 
 
 if __name__ == '__main__':

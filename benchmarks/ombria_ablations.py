@@ -23,6 +23,7 @@ from typing import Any
 import jax
 
 from benchmarks import ombria_ablations_report, ombria_probe, ombria_radar, ombria_set, ombria_swap
+from benchmarks.command import exit_code
 from benchmarks.compile_less import compile_less
 from benchmarks.ombria_ablation_runs import RUNS, SEEDS, digest, pretraining, untrained
 from fusmae_jax import storage
@@ -125,16 +126,15 @@ def main() -> int:
     parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks' / 'results')
     parser.add_argument('--report', action='store_true', help='run nothing, write what there is')
     given = parser.parse_args()
-    try:
+
+    def everything() -> None:
         compile_less(given.workdir)
         study = Study(given.npz, given.workdir)
         if not given.report:
             study.run()
         print(ombria_ablations_report.write(given.workdir, given.results, study.splits, study.labels))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(everything)
 
 
 if __name__ == '__main__':

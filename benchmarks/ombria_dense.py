@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ombria_config, ombria_maps, ombria_set
+from benchmarks.command import exit_code
 from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
@@ -186,15 +187,14 @@ def main() -> int:
     parser.add_argument('--steps', type=int, default=ombria_config.STEPS)
     parser.add_argument('--parts', default=','.join(PARTS), help=f'of {", ".join(PARTS)}')
     given = parser.parse_args()
-    try:
+
+    def everything() -> None:
         parts = tuple(given.parts.split(','))
         if wrong := [part for part in parts if part not in PARTS]:
             raise InputError(f'--parts: {wrong[0]!r}; {nearest(wrong[0], PARTS)}')
         print(run(given.npz, given.workdir, given.results, given.seed, given.steps, parts))
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(everything)
 
 
 if __name__ == '__main__':

@@ -6,13 +6,14 @@ from it. What a head is, what it is judged by and where its labels come from is 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.eval import linear_probe
@@ -95,6 +96,28 @@ class Prober:
         stored = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(kept)}
         stored |= {'seed': np.array([*settled.heads]), 'mean': scale.mean, 'std': scale.std}
         return settled, dict(zip(settled.heads, scores)), stored
+
+    def of_subsets(
+        self,
+        subsets: Mapping[int, np.ndarray],
+        stem: str,
+        keep: Callable[[int, dict[int, np.ndarray], dict[str, np.ndarray]], None],
+    ) -> dict[str, tuple[float, ...]]:
+        """Trains and measures on every label subset; returns the rates and decays that were settled on.
+
+        Args:
+            subsets: positions of the labelled records, by the seed of their draw.
+            stem: what the log calls the heads.
+            keep: takes the seed, and of what `__call__` gives the scores and what is stored.
+        """
+        chosen: list[Settled] = []
+        for seed, positions in subsets.items():
+            settled, scores, stored = self(positions)
+            if settled.at_edge:
+                logging.info('%s: settled on the lowest or highest learning rate of the sweep', stem)
+            chosen.append(settled)
+            keep(seed, scores, stored)
+        return {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
 
     def _scale(self, train: Any) -> Scale:
         """Mean and deviation of the features of labelled records, over the places with a valid pixel."""

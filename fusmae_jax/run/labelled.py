@@ -97,13 +97,13 @@ class LabelledEvaluation:
         if not (bank.valid.any() and queries.valid.any()):
             return {}
         scores = knn_scores(queries.values, bank.values, self._known.labels, self._k, self._temperature)
-        found = {KNN: self._measure(self._asked, scores, 0.5)}
+        measured = {KNN: self._measure(self._asked, scores, 0.5)}
         if self._epochs and (logits := self._probe(bank, queries)) is not None:
-            found[PROBE] = self._measure(self._asked, logits, 0.0)
+            measured[PROBE] = self._measure(self._asked, logits, 0.0)
         return {
             f'{method}/{name}': x
-            for method, measured in found.items()
-            for name, x in values(measured).items()
+            for method, metrics in measured.items()
+            for name, x in values(metrics).items()
             if '/' not in name and np.isfinite(x)
         }
 

@@ -36,7 +36,7 @@ def points(workdir: epath.Path, metric: str) -> dict[str, Points]:
         words: [(step, values[f'{name}/{metric}']) for step, values in rows if f'{name}/{metric}' in values]
         for name, words in WORDS.items()
     }
-    return {words: found for words, found in each.items() if found}
+    return {words: measured for words, measured in each.items() if measured}
 
 
 def figure(each: dict[str, Points], metric: str, title: str, start: str) -> bytes:
@@ -45,8 +45,8 @@ def figure(each: dict[str, Points], metric: str, title: str, start: str) -> byte
 
     figure = Figure(figsize=(6, 4), layout='constrained')
     axis = figure.subplots()
-    for words, found in each.items():
-        steps, values = zip(*found)
+    for words, measured in each.items():
+        steps, values = zip(*measured)
         (line,) = axis.plot(steps, values, marker='o', markersize=3, label=words)
         if steps[0] == 0:
             axis.axhline(values[0], color=line.get_color(), linestyle=':', label=f'{words}, {start}')

@@ -20,7 +20,6 @@ from fusmae_jax.eval.attentive.prober import make_prober, token_reader
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense.rows import system_fields
-from fusmae_jax.eval.linear_probe import Settled
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.prober import Prober
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task
@@ -97,20 +96,17 @@ def _cell(
 ) -> Cell:
     """All label subsets of one arm at one fraction."""
     measures: dict[tuple[int, int], Measure] = {}
-    chosen: list[Settled] = []
-    for seed, positions in parts.items():
-        settled, scores, stored = arm.prober(positions)
-        if settled.at_edge:
-            logging.info('%s: settled on the lowest or highest learning rate of the sweep', arm.stem)
-        chosen.append(settled)
-        for head, found in scores.items():
-            measures[seed, head] = measure(task, task.test, found, config.data.kind, 0.0)
+
+    def keep(seed: int, scores: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
+        for head, logits in scores.items():
+            measures[seed, head] = measure(task, task.test, logits, config.data.kind, 0.0)
         file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_npz(file, stored)
-    values = {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
+
+    chosen = arm.prober.of_subsets(parts, arm.stem, keep)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **arm.fields, 'chosen': values}, runs, arm.baseline)
+    return Cell({**about, **arm.fields, 'chosen': chosen}, runs, arm.baseline)
 
 
 def _sweep(config: AttentiveProbe) -> dict[str, tuple[float, ...]]:

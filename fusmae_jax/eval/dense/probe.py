@@ -23,7 +23,6 @@ from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.stored import describe, write_head
 from fusmae_jax.eval.dense.task import map_of, open_maps, prior
-from fusmae_jax.eval.linear_probe import Settled
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
 
@@ -117,15 +116,13 @@ def _cell(
 ) -> Cell:
     """All label subsets of one arm at one fraction."""
     measures: dict[tuple[int, int], Measure] = {}
-    chosen: list[Settled] = []
-    for seed, positions in parts.items():
-        settled, counts, stored = arm.prober(positions)
-        if settled.at_edge:
-            logging.info('%s: settled on the lowest or highest learning rate of the sweep', arm.stem)
-        chosen.append(settled)
-        measures |= {(seed, head): segmentation(x, task.classes) for head, x in counts.items()}
+
+    def keep(seed: int, counts: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
+        for head, matrices in counts.items():
+            measures[seed, head] = segmentation(matrices, task.classes)
         file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
         write_head(file, stored, arm.about)
-    values = {name: tuple(getattr(s, name) for s in chosen) for name in ('learning_rate', 'weight_decay')}
+
+    settled = arm.prober.of_subsets(parts, arm.stem, keep)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **arm.fields, 'chosen': values}, runs, arm.baseline)
+    return Cell({**about, **arm.fields, 'chosen': settled}, runs, arm.baseline)
