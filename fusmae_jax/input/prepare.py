@@ -71,7 +71,7 @@ def make_prepare(
         augment: random crop and flips, or None for the whole image as it is.
         eight_bit: modalities that are brought to 8 bits (`to_bytes`) on their native grids, before they are
             resampled. Their values stay on that scale; `config.data` does not apply to them.
-        cut: `patchify`, unless another order of the numbers in a patch is wanted: `patchify_columns`.
+        cut: what cuts images into patches; None: `patchify`.
 
     Returns:
         A traceable function of a batch, with each image field of `fields` as (b, rows, columns, bands) in

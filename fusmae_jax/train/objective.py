@@ -16,7 +16,7 @@ from jaxtyping import Array
 from fusmae_jax.config.run import JOINT, Augment, Config
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.pipeline import POSITION
-from fusmae_jax.input.prepare import Patches, Patchify, fields, make_prepare, patchify_columns
+from fusmae_jax.input.prepare import Patches, fields, make_prepare
 from fusmae_jax.models import fusmae, masking
 from fusmae_jax.models.masking import Slots, hidden_patches, num_slots, sample_slots
 from fusmae_jax.parallel.rules import Params
@@ -78,9 +78,13 @@ def sample_keys(key: Array, positions: Array) -> tuple[Array, Array]:
 
 
 def masked_inputs(
-    config: Config, contract: Contract, augment: Augment | None, cut: Patchify | None = None
+    config: Config, contract: Contract, augment: Augment | None, *, any_order: bool = False
 ) -> Callable[[Batch, Array], Masked]:
-    """The traceable function from a raw batch and a key to patches and masks; `cut` as in `make_prepare`."""
+    """The traceable function from a raw batch and a key to patches and masks.
+
+    With `any_order` the numbers in a patch stand in the order of `patch_order.cut`, not in the model's.
+    """
+    cut = patch_order.cut if any_order else None
     prepare = {prefix: make_prepare(config, part, augment, cut=cut) for prefix, part in contract.each.items()}
     joint = config.masking.strategy in JOINT
     count, sensors = config.model.num_patches, len(config.model.modalities)
@@ -126,18 +130,14 @@ def reconstructions(
     """The traceable function (params, batch, key) -> masked inputs and predictions (b, m, p).
 
     Predictions of a joint sequence are those of all patches in raster order. With `any_order` the numbers in
-    patches and predictions stand in the order that the machine reads soonest, rather than in the model's.
+    patches and predictions stand in the order of `patch_order.cut`, not in the model's.
     """
-    inputs = masked_inputs(config, contract, augment)
-    by_columns = masked_inputs(config, contract, augment, patchify_columns)
+    inputs = masked_inputs(config, contract, augment, any_order=any_order)
     graphdef = fusmae.graph(config.model, dtype)
 
     def forward(params: Params, batch: Batch, key: Array) -> tuple[Masked, dict[str, Array]]:
-        if any_order and patch_order.columns_first():
-            masked, params = by_columns(batch, key), patch_order.for_columns(params, config.model)
-        else:
-            masked = inputs(batch, key)
-        model = nnx.merge(graphdef, params)
+        masked = inputs(batch, key)
+        model = nnx.merge(graphdef, patch_order.matched(params, config.model) if any_order else params)
         if masked.slots is None:
             predictions, _ = model(masked.patches, masked.order, masked.visible)
         else:
@@ -201,7 +201,8 @@ def reconstruction(
             metrics |= balance.weights(extra[balance.EXTRA])
         return total, (metrics, extra)
 
-    inputs = masked_inputs(config, contract, augment)
+    # In the same order as for `loss`, so that the compiler sees that both prepare the same.
+    inputs = masked_inputs(config, contract, augment, any_order=True)
 
     def weights(batch: Batch, key: Array) -> dict[str, Array]:
         masked = inputs(batch, key)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fusmae_jax.config.run import Model
+from fusmae_jax.input.prepare import patchify, patchify_columns
 from fusmae_jax.models.encoder import STACK
 from fusmae_jax.parallel.mesh import target_platform
 from fusmae_jax.parallel.rules import Params, path_name
@@ -24,6 +25,16 @@ OUTPUT = re.compile(r'(^|/)(?P<stream>[^/]+)/predict/(kernel|bias)$')
 def columns_first() -> bool:
     """Whether the step that is being traced reads its patches as `patchify_columns` cuts them."""
     return target_platform() == 'tpu'
+
+
+def cut(image: Array, patch_size: int) -> Array:
+    """The patches of images (b, h, w, bands) in the order that the machine cuts them in soonest."""
+    return (patchify_columns if columns_first() else patchify)(image, patch_size)
+
+
+def matched(params: Params, model: Model) -> Params:
+    """The parameters that go with the patches of `cut`."""
+    return for_columns(params, model) if columns_first() else params
 
 
 def for_columns(params: Params, model: Model) -> Params:
