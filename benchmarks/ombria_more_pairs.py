@@ -1,4 +1,4 @@
-"""OMBRIA's pairs and some of another place: what the folder `dataset_sample` of the Sentinel downloader holds.
+"""OMBRIA's pairs and some of another place, from the folder `dataset_sample` of the Sentinel downloader.
 
 144 Sentinel-1 images (VV in dB, float64) and as many Sentinel-2 ones (B04, B03, B02 in digital numbers,
 uint16) of 256 x 256 px, without a reference system: 12 patches of one desert, once a month (Sebastianelli et
@@ -53,7 +53,7 @@ def write(npz: str, folder: str, workdir: str | os.PathLike[str]) -> str:
         InputError: a folder or a file is not there, or not of this layout.
     """
     splits, pairs = ombria_set.items(npz), listed(folder)
-    for name, files in pairs.items():
+    for name in pairs:
         corners = [(top, left) for top in (0, SIZE) for left in (0, SIZE)]
         splits['train'] += [Item(f'{name}_{top}_{left}', (name, top, left)) for top, left in corners]
     images = {
@@ -81,8 +81,8 @@ def listed(folder: str) -> dict[str, dict[str, Path]]:
                 found.setdefault(name, {})[sensor] = file
     if not found:
         raise InputError(
-            f'{folder}: no sen1/zone_*/image_VV_*.tif (--pairs); give the folder dataset_sample of the Sentinel '
-            'downloader'
+            f'{folder}: no sen1/zone_*/image_VV_*.tif (--pairs); give the folder dataset_sample of the '
+            'Sentinel downloader'
         )
     for name, files in found.items():
         if missing := [sensor for sensor in KINDS if sensor not in files]:

@@ -48,7 +48,7 @@ def plain(name: str) -> str:
 
 
 class Images(nn.Module):
-    """Batches of the benchmark (b, channels, rows, columns) to the images of each sensor that the encoder takes.
+    """Batches of the benchmark (b, channels, rows, columns) to images by sensor as the encoder takes them.
 
     Args:
         data: the configuration of a set: `band_names`, `band_stats`, `dataset_type`.
@@ -278,7 +278,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 class Both:
-    """`dataset_type: fusmae_both`: the configuration of one of PAIRED, named in `of`, with the bands of both."""
+    """`dataset_type: fusmae_both`: the set of PAIRED that `of` names, with the bands of both sensors."""
 
     def __init__(self, config: Any):
         self.config = config
