@@ -10,8 +10,8 @@
 4. Measures for every run on the test regions what radar is worth to masked optical patches
    (`ombria_radar.py`), which chooses nothing.
 5. Other sizes of patches; and with all three seeds on the test regions, what two things add to the chosen
-   run: `--pairs`, real pairs of another place (`ombria_more_pairs.py`), and `--images`, a start of its optical
-   side from a masked autoencoder of EuroSAT (`eurosat_set.py`). Without an option its rows say `not run`.
+   run: `--pairs`, real pairs of another place (`ombria_more_pairs.py`), and `--images`, a start of its
+   optical side from a masked autoencoder of EuroSAT. Without an option its rows say `not run`.
 
 A rerun goes on where the last one stopped; `--report` writes `ombria_ablations.md` and `.csv` into
 `--results` from what is there.
