@@ -11,6 +11,7 @@ from fusmae_jax.errors import raise_all
 from fusmae_jax.eval.config import Evaluation, Intervals, Labels, Task, evaluation_problems, sweep_problems
 from fusmae_jax.eval.dense.heads import Kind
 from fusmae_jax.eval.dense.losses import Loss
+from fusmae_jax.eval.dense.upernet import BLOCKS
 from fusmae_jax.eval.finetune.config import Tuning, tuning_problems
 
 STILL = Augment(crop=False, hflip=0.0, vflip=0.0)
@@ -25,8 +26,10 @@ class Dense(Evaluation):
     intervals: Intervals = dataclasses.field(default_factory=functools.partial(Intervals, cluster='scene'))
     # Numbers of the blocks, from 1, whose tokens the head is given side by side; (): the last one
     layers: tuple[int, ...] = setting((), least=1)
-    head: Kind = 'linear'  # shuffle: all pixels of a patch from its token; pup: a convolutional decoder
-    head_width: int = setting(64, least=1)  # channels of the decoder
+    # shuffle: all pixels of a patch from its token; pup: a convolutional decoder; upernet: pyramid pooling
+    # and a top-down path over one block or four
+    head: Kind = 'linear'
+    head_width: int = setting(64, least=1)  # channels of pup and upernet
     loss: Loss = 'cross_entropy'
     focal_gamma: float = setting(2.0, least=0)  # of the focal loss
     rot90: bool = False  # turn training records by a random multiple of 90 degrees; grids must be square
@@ -78,6 +81,8 @@ def check(config: DenseProbe | DenseFinetune) -> None:
         problems.append(f"data.kind={config.data.kind!r}: dense tasks need 'segmentation'")
     if len(set(config.layers)) < len(config.layers):
         problems.append(f'layers={config.layers} names a block twice')
+    if config.head == 'upernet' and len(config.layers or (1,)) not in BLOCKS:
+        problems.append(f"layers={config.layers}: head='upernet' takes one block or four")
     if isinstance(config, DenseProbe):
         problems += augment_problems(config.augment)
         names: tuple[str, ...] = ('learning_rates', 'weight_decays', 'head_seeds')

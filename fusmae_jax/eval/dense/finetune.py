@@ -129,7 +129,8 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             check_square(contract, fields(fitted.config, contract), about.size)
         net = around(system, fitted, contract, 'resize', '', len(task.classes))
         width = features.width(fitted.config, whole, layers)
-        shape = HeadShape(config.head, width, net.classes, whole.model.patch_size, config.head_width)
+        patch = whole.model.patch_size
+        shape = HeadShape(config.head, width, net.classes, patch, config.head_width, len(layers))
         learned = segmenting(net, shape, layers, config, about.size)
         words = features.layer_words(layers)
         yield TuningArm(

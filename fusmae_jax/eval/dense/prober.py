@@ -29,7 +29,8 @@ class MapHeads:
         self._config, self._task, self._reader = config, task, reader
         self._size = map_of(config.data, task.contract).size
         kind = config.head if reader.fitted else 'linear'
-        self.shape = heads.HeadShape(kind, reader.width, len(task.classes), reader.patch, config.head_width)
+        classes, width = len(task.classes), config.head_width
+        self.shape = heads.HeadShape(kind, reader.width, classes, reader.patch, width, reader.blocks)
 
     def source(self, split: str, positions: np.ndarray | None = None) -> MappedSource:
         """Records of a split with their maps."""
