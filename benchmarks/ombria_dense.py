@@ -8,6 +8,7 @@ regions that nothing has learned from:
 
     probe     a class for each pixel from frozen tokens: all pixels of a patch from its token
     change    the same from tokens after the flood and their difference from those before it
+    knn       the same from the labels of the nearest tokens, without training
     finetune  encoder and head together, with the head of the probe, so that the encoder makes the difference
 
 Writes `ombria_dense.md` and `ombria_dense.csv` into `--results`. A rerun of a fine-tuning goes on where it
@@ -28,8 +29,9 @@ from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Intervals, Task
-from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.dense.config import DenseFinetune, DenseKnn, DenseProbe
 from fusmae_jax.eval.dense.finetune import run_dense_finetune
+from fusmae_jax.eval.dense.knn import run_dense_knn
 from fusmae_jax.eval.dense.probe import run_dense_probe
 from fusmae_jax.run.loop import pretrain
 
@@ -37,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 INPUTS = (('s1',), ('s2',), ('s1', 's2'))
 BOTH = INPUTS[2:]
 SHOWN = ('iou_macro', 'iou/flooded', 'f1/flooded', 'accuracy')
-PARTS = ('probe', 'change', 'finetune')
+PARTS = ('probe', 'knn', 'change', 'finetune')
 COMMAND = 'python -m benchmarks.ombria_dense --npz=ombria_train.npz --workdir=runs/ombria_dense'
 HEAD = ('part', 'system', 'inputs', 'metric', 'estimate', 'low', 'high', 'regions')
 TEXT = """# OMBRIA: maps of floods
@@ -62,12 +64,13 @@ bands of each single pixel, at 10 m. `most frequent class`: every pixel dry, or 
 """
 TITLES = {
     'probe': 'Frozen tokens: a linear head gives all 8 x 8 model pixels of a token, {probe}',
+    'knn': 'Nearest tokens: the labels under the 20 nearest of the labelled regions, nothing trained',
     'change': 'Change, both sensors: tokens after the flood and their difference from those before it',
     'finetune': 'Fine-tuning: encoder and the head of the probe, {finetune} at most',
 }
 
 
-def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | DenseFinetune:
+def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | DenseKnn | DenseFinetune:
     """What is trained; fixed before anything was measured on the test regions."""
     shared: dict[str, Any] = {
         'data': Task(data, labels=ombria_maps.MAP, kind='segmentation', threads=2),
@@ -90,6 +93,8 @@ def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | D
             batch_size=16,
             layer_decay=0.75,
         )
+    if part == 'knn':
+        return DenseKnn(**shared, encoder=tuned)
     return DenseProbe(
         **shared,
         encoder=frozen,
@@ -114,6 +119,8 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tu
         config = settings(part, data, str(workdir / 'xae'), seed)
         if isinstance(config, DenseFinetune):
             run_dense_finetune(config, workdir / part)
+        elif isinstance(config, DenseKnn):
+            run_dense_knn(config, workdir / part)
         else:
             run_dense_probe(config, workdir / part)
     return write(workdir, results, seed, steps)
@@ -121,7 +128,7 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tu
 
 def lines(folder: Path, part: str) -> list[dict[str, Any]]:
     """The numbers of a part that is there: of each system, and the paired differences."""
-    name = 'dense_finetune' if part == 'finetune' else 'dense_probe'
+    name = {'finetune': 'dense_finetune', 'knn': 'dense_knn'}.get(part, 'dense_probe')
     file = folder / f'rows-{name}.jsonl'
     found = []
     for row in map(json.loads, file.read_text().splitlines()) if file.exists() else ():

@@ -127,12 +127,11 @@ def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_pa
     system = open_system(checkpoint, settings)
     contract = dataclasses.replace(system.model.contract, maps={'map': LABELS})
     fitted = fit(system.model, contract, ('s1', 's2'), settings, 'here')
-    config = DenseFinetune(head='shuffle', encoder=settings)
-    shape = HeadShape('shuffle', 64, 3, 8, 8)
-    params = {
-        'encoder': jax.tree.map(lambda x: x * 1.1, system.model.params['encoder']),
-        'head': jax.tree.map(lambda x: x * 30, heads.init(jax.random.key(0), shape)),
-    }
+    config = DenseFinetune(head='upernet', encoder=settings)
+    shape = HeadShape('upernet', 64, 3, 8, 8)
+    tuned = jax.tree.map(lambda x: x * 1.1, system.model.params['encoder'])
+    head = jax.jit(lambda key: heads.init(key, shape))(jax.random.key(0))
+    params = {'encoder': tuned, 'head': {**head, 'out': jax.tree.map(lambda x: 9 * x, head['out'])}}
     keep = keeper(config, system._replace(seen=None), fitted, contract, shape, (2,))
     keep(params, Point(1e-3, 0, np.arange(2), np.zeros((2, 3)), {}), Path(tmp_path))
     given = str(tmp_path / ENCODER), str(tmp_path / HEAD)
