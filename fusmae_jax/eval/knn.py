@@ -24,7 +24,7 @@ class Bank(NamedTuple):
 
     features: Float[Array, 'blocks m d']  # of length 1
     labels: Float[Array, 'n c']
-    count: Array  # of features that are not filling
+    size: Array  # features that are not filling
 
 
 def make_bank(features: np.ndarray, labels: np.ndarray, block: int = BLOCK) -> Bank:
@@ -44,21 +44,21 @@ def votes(
     Queries have length 1. Block by block, with the k best so far: the memory is that of queries x block
     numbers, however large the bank is. Of equally near ones the first are taken.
     """
-    size = bank.features.shape[1]
-    numbers = jnp.arange(size, dtype=jnp.int32)
+    block = bank.features.shape[1]
+    numbers = jnp.arange(block, dtype=jnp.int32)
 
-    def step(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+    def step(best: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         similarity, number = best
-        features, start = block
+        features, start = part
         # In full float32 on every kind of device: a coarser product would swap neighbours about as near.
         here = jnp.dot(queries, features.T, precision='highest')
-        here = jnp.where(start + numbers < bank.count, here, -jnp.inf)
+        here = jnp.where(start + numbers < bank.size, here, -jnp.inf)
         similarity, at = jax.lax.top_k(jnp.concatenate([similarity, here], axis=1), k)
         before = jnp.take_along_axis(number, jnp.minimum(at, k - 1), axis=1)
         return (similarity, jnp.where(at < k, before, start + at - k)), None
 
     nothing = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
-    starts = size * jnp.arange(len(bank.features), dtype=jnp.int32)
+    starts = block * jnp.arange(len(bank.features), dtype=jnp.int32)
     (similarity, nearest), _ = jax.lax.scan(step, nothing, (bank.features, starts))
     weights = jax.nn.softmax(similarity / temperature, axis=-1)
     return jnp.einsum('qk,qkc->qc', weights, jnp.take(bank.labels, nearest, axis=0), precision='highest')

@@ -1,7 +1,6 @@
 """Tokens of labelled records with the labels of their ground, as many as memory is given for."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +51,7 @@ class Sample:
         self._size, self._seed, self.offered = size, seed, 0
         self._kept: tuple[np.ndarray, ...] = ()
 
-    def add(self, records: Sequence[int], values: np.ndarray, shares: np.ndarray, there: np.ndarray) -> None:
+    def add(self, records: Any, values: np.ndarray, shares: np.ndarray, there: np.ndarray) -> None:
         """Offers the tokens of some records.
 
         Args:
