@@ -5,7 +5,7 @@ import functools
 
 from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment
-from fusmae_jax.config.setting import setting
+from fusmae_jax.config.setting import SPARSE, setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval.config import Evaluation, Intervals, Labels, Task, evaluation_problems, sweep_problems
@@ -15,6 +15,16 @@ from fusmae_jax.eval.dense.upernet import BLOCKS
 from fusmae_jax.eval.finetune.config import Tuning, tuning_problems
 
 STILL = Augment(crop=False, hflip=0.0, vflip=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapCalibration:
+    """How far the probabilities of a map can be believed; see `eval/dense/calibration.py`."""
+
+    # Of the validation split, drawn evenly from its records, that the temperature of a head is fitted on; 0:
+    # not measured
+    pixels: int = setting(0, least=0)
+    bins: int = setting(15, least=1)  # of the calibration error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Mapped(Evaluation):
 class Dense(Mapped):
     """A class for each pixel, by a head on the tokens of an encoder."""
 
+    calibration: MapCalibration = dataclasses.field(default=MapCalibration(), metadata=SPARSE)
     # shuffle: all pixels of a patch from its token; pup: a convolutional decoder; upernet: pyramid pooling
     # and a top-down path over one block or four
     head: Kind = 'linear'
