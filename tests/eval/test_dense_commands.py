@@ -123,6 +123,7 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
         'batch_size': 4,
         'epochs': 12.0,
     }
+    changes['calibration'] = MapCalibration(500, 10)
     config = settings(DenseFinetune, data, run, rot90=True, **changes)
     assert run_dense_finetune(config, tmp_path) == 0
     rows = {(r.method, r.metric, r.averaging): r for r in rows_of(tmp_path, 'dense_finetune')}
@@ -137,6 +138,9 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
     file = str(result.parent / ENCODER)
     system, head = open_system(file, config.encoder), read_head(result.parent / HEAD)
     assert system.fingerprint == head.weights
+    (line,) = map(json.loads, (tmp_path / 'calibration-dense_finetune.jsonl').read_text().splitlines())
+    assert line['temperatures'] == [head.temperature] != [1]
+    assert 0 < line['metrics']['ece_after']['estimate'] < 0.1
     again = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, checkpoint=file))
     trainer = next(_arms(again, open_maps(again)[0], tmp_path)).trainer
     params = {'encoder': system.model.params['encoder'], 'head': head.params}

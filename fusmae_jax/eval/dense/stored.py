@@ -67,6 +67,13 @@ def write_head(file: epath.Path, arrays: Mapping[str, np.ndarray], about: Mappin
     storage.write_npz(file, {**arrays, ABOUT: np.array(json.dumps(about))})
 
 
+def store_temperature(file: epath.Path, temperature: float) -> None:
+    """Adds the temperature of the one head in a file."""
+    with storage.read_npz(file, 'fine-tune again') as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    storage.write_npz(file, arrays | {TEMPERATURE: np.array([temperature])})
+
+
 def read_head(file: epath.PathLike) -> StoredHead:
     """The first of the heads in a file.
 
