@@ -35,7 +35,7 @@ def make_predictor(model: Pretrained, fitted: FittedFiles, head: StoredHead, bat
     def run(params: Any, learned: Any, windows: Any) -> tuple[Array, Array]:
         features = token_map(nnx.merge(graphdef, params), inputs(windows, None), head.layers)
         logits = scores(learned[0], scaled(features, learned[1]), head.shape, head.labels.size)
-        return jax.nn.softmax(logits), measured(windows, features.seen, head.labels.size)
+        return jax.nn.softmax(logits / head.temperature), measured(windows, features.seen, head.labels.size)
 
     shapes = {
         name: jax.ShapeDtypeStruct((batch, *group.size, len(group.bands)), jnp.float32)

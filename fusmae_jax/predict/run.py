@@ -130,6 +130,8 @@ def _settle(
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     for line in (*lines, *fitted.notes):
         print(line)
+    if learned.temperature != 1:
+        print(f'probabilities at the temperature {learned.temperature:.3f}, which was fitted with the head')
     grid = ground.output_grid(extent, (size[0] / cells[0], size[1] / cells[1]), layout.rows, layout.columns)
     predictor = make_predictor(model, fitted, learned, layout.batch[0] * layout.batch[1])
     classes = len(learned.labels.classes)
@@ -138,6 +140,7 @@ def _settle(
         'fusmae_jax': __version__,
         'checkpoint': checkpoint,
         'head': head,
+        'temperature': learned.temperature,
         'inputs': to_dict(fitted.contract.groups),
         'differences': [*lines, *fitted.notes],
         'settings': to_dict(config),

@@ -44,6 +44,7 @@ class Reader(NamedTuple):
     patch: int  # model pixels on the side of a place; 1 for single pixels
     fitted: Fitted | None  # None without a model
     words: str  # of a result row
+    blocks: int = 1  # whose tokens stand side by side, each as wide as the others
 
 
 def make_reader(
@@ -93,6 +94,7 @@ def make_reader(
         whole.model.patch_size,
         fitted,
         layer_words(layers),
+        len(layers),
     )
 
 
@@ -120,8 +122,11 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
     def run(params: Any, batch: Batch, keys: Array | None) -> Features:
         before = {name: batch[f'{earlier}{name}'] for name in reader.fields}
         late, early = (reader.run(params, images, keys) for images in (batch, before))
-        change = late.values - early.values
-        return Features(jnp.concatenate([late.values, change], axis=-1), late.seen & early.seen)
+        parts = (late.values, late.values - early.values)
+        # Block by block, as a head takes them apart.
+        blocks = [jnp.split(x, reader.blocks, axis=-1) for x in parts]
+        values = jnp.concatenate([x for pair in zip(*blocks) for x in pair], axis=-1)
+        return Features(values, late.seen & early.seen)
 
     return reader._replace(
         run=run,

@@ -19,7 +19,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import cells, crops
+from fusmae_jax.eval import calibration_report, cells, crops
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
@@ -50,6 +50,18 @@ class TaskKind(NamedTuple):
     prior: Callable[..., Cell]
 
 
+class SettledPoint(NamedTuple):
+    """A point of the rate that was settled on."""
+
+    point: Point
+    step: int  # whose weights are tested
+    folder: epath.Path
+
+
+# From the points that were settled on, and the fields of their rows, to a line of `calibration_report`.
+Calibrate = Callable[[Mapping[Run, SettledPoint], Mapping[str, Any]], dict[str, Any] | None]
+
+
 class TuningArm(NamedTuple):
     """A system with one choice of modalities and feature: a line of the table for each label fraction."""
 
@@ -59,6 +71,7 @@ class TuningArm(NamedTuple):
     folder: epath.Path
     baseline: bool
     keeper: Keep  # of what is left of a settled point beside its weights
+    calibrate: Calibrate = lambda points, fields: None
 
 
 class PointJob(NamedTuple):
@@ -132,10 +145,12 @@ def run_tuning(
         for arm in swept:
             evaluated.append(_cell(kind, config, task, arm, rates[arm.name], shared))
             cells.write(evaluated, workdir, kind.name)
+            calibration_report.write(evaluated, workdir, kind.name)
         if PRIOR in config.encoder.baselines:
             evaluated.append(kind.prior(config, task, positions, shared))
             cells.write(evaluated, workdir, kind.name)
     cells.show(evaluated, config.data.kind, workdir, kind.name)
+    calibration_report.show(evaluated, workdir, kind.name)
     return 0
 
 
@@ -235,7 +250,7 @@ def _cell(
     arm = swept.arm
     test = kind.source(config, arm.trainer, config.data.test_split)
     settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
-    measures = {}
+    measures, points = {}, {}
     for job, trained in settled:
         scores = test_scores(arm.trainer, test, trained, job.folder)
         step = trained.step
@@ -246,6 +261,7 @@ def _cell(
         assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
         measures[job.run] = kind.measure(config, task, scores)
+        points[job.run] = SettledPoint(job.point, step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
@@ -254,7 +270,8 @@ def _cell(
     if config.epoch == 'best':
         chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
-    return Cell(about, cells.summarise(measures, task.test.clusters, config.intervals), arm.baseline)
+    runs = cells.summarise(measures, task.test.clusters, config.intervals)
+    return Cell(about, runs, arm.baseline, arm.calibrate(points, about))
 
 
 def _source(config: Finetune, trainer: Trainer, split: str) -> Source:
