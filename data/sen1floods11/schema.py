@@ -2,8 +2,8 @@
 
 Bonafilia, Tellman, Anderson and Issenberg, Sen1Floods11 (CVPR Workshops 2020): 446 chips of 512 x 512 pixels
 with hand labels, 252 for training, 89 for validation and 90 for testing, and the 15 of Bolivia, an event
-that is in no other split. Bands, types and values are those of the files of version 1.1; dates and orbits those
-of Sen1Floods11_Metadata.geojson.
+that is in no other split. Bands, types and values are those of the files of version 1.1; dates and orbits
+those of Sen1Floods11_Metadata.geojson.
 """
 
 import functools
