@@ -9,7 +9,7 @@ those of Sen1Floods11_Metadata.geojson.
 import functools
 from typing import NamedTuple
 
-from fusmae_jax.input.contract import Group, LabelMap, Product
+from fusmae_jax.input.contract import Group, LabelMap, Product, Targets
 
 from ..records import Field, Schema
 
@@ -88,6 +88,7 @@ def schema(tile: int = SIZE) -> Schema:
         key='name',
         products=PRODUCTS,
         maps={'water': water},
+        targets={'water_share': Targets(('water share',), ('1',))},
         split_aliases={'valid': 'val'},
         description='Sen1Floods11, version 1.1, hand-labelled: 446 chips of Sentinel-1 and Sentinel-2 of '
         'eleven floods from 2016 to 2019, with a label of water for each pixel.',

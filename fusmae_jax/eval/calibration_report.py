@@ -1,4 +1,4 @@
-"""What calibration says of a linear head: a line for each cell, and a picture of confidence against accuracy.
+"""What calibration says of a linear head: a line for each cell, and confidence against accuracy as a picture.
 
 Temperature and label sets are learned from the validation split and looked at on the test split; both are of
 the records with a valid pixel. A record without one gets every label as its set.
@@ -17,6 +17,7 @@ from fusmae_jax import storage
 from fusmae_jax.eval import calibration, cells
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import LinearProbe
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.intervals import KEYS
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet
@@ -24,6 +25,7 @@ from fusmae_jax.eval.task import LabelledSet
 LINES, PICTURE = 'calibration-{}.jsonl', 'calibration-{}.png'  # of a command
 COLUMNS = 3  # of panels in the picture
 Run = tuple[int, int]  # label draw, seed of the head
+Calibrated = LinearProbe | Finetune  # settings of what gives logits
 
 
 class Logits(NamedTuple):
@@ -41,7 +43,7 @@ class Learned(NamedTuple):
 
 
 def line(
-    config: LinearProbe,
+    config: Calibrated,
     task: LabelledSet,
     logits: Mapping[Run, Logits],
     valid: tuple[np.ndarray, np.ndarray],
@@ -94,11 +96,11 @@ def _diagram(measure: calibration.Reliability, measured: Mapping[str, Any]) -> l
     ]
 
 
-def _kind(config: LinearProbe) -> calibration.Kind:
+def _kind(config: Calibrated) -> calibration.Kind:
     return 'single_label' if config.data.kind == 'single_label' else 'multi_label'
 
 
-def _learn(config: LinearProbe, task: LabelledSet, logits: np.ndarray, valid: np.ndarray) -> Learned:
+def _learn(config: Calibrated, task: LabelledSet, logits: np.ndarray, valid: np.ndarray) -> Learned:
     kind, labels, clusters = _kind(config), task.val.labels[valid], task.val.clusters
     assert clusters is not None
     misfit = calibration.misfit(calibration.probabilities(logits[valid], kind), labels)
@@ -108,7 +110,7 @@ def _learn(config: LinearProbe, task: LabelledSet, logits: np.ndarray, valid: np
     )
 
 
-def _intervals(measures: Mapping[Run, Measure], task: LabelledSet, config: LinearProbe) -> dict[str, Any]:
+def _intervals(measures: Mapping[Run, Measure], task: LabelledSet, config: Calibrated) -> dict[str, Any]:
     """Metric -> its interval over the test split, of the mean over the runs; None for what is undefined."""
     whole = cells.summarise(measures, task.test.clusters, config.intervals).intervals
     return {

@@ -19,16 +19,18 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import cells, crops
+from fusmae_jax.eval import calibration_report, cells, crops
+from fusmae_jax.eval.calibration_report import Logits
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
-from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
+from fusmae_jax.eval.finetune.point import VAL_SCORES, Judge, Trained, forget, scores_of, train
 from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.stored import Keep, keep, keep_linear
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.metrics import Measure
+from fusmae_jax.eval.regression import target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
@@ -48,6 +50,7 @@ class TaskKind(NamedTuple):
     judge: Callable[[Any, LabelledSet], Judge]  # of scores of the validation split
     measure: Callable[[Any, LabelledSet, np.ndarray], Measure]  # of scores of the test split
     prior: Callable[..., Cell]
+    calibrated: Callable[[Any], bool] = lambda config: False  # whether scores of validation are looked at
 
 
 class TuningArm(NamedTuple):
@@ -132,10 +135,12 @@ def run_tuning(
         for arm in swept:
             evaluated.append(_cell(kind, config, task, arm, rates[arm.name], shared))
             cells.write(evaluated, workdir, kind.name)
+            calibration_report.write(evaluated, workdir, kind.name)
         if PRIOR in config.encoder.baselines:
             evaluated.append(kind.prior(config, task, positions, shared))
             cells.write(evaluated, workdir, kind.name)
     cells.show(evaluated, config.data.kind, workdir, kind.name)
+    calibration_report.show(evaluated, workdir, kind.name)
     return 0
 
 
@@ -197,19 +202,20 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
 
 
 def _jobs(
-    config: Tuning, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
+    config: Any, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
 ) -> list[PointJob]:
     """Every point of an arm at one label fraction."""
-    jobs = []
+    jobs, regression = [], config.data.kind == 'regression'
     for draw, part in positions.items():
         labels = task.train.labels[part]
+        scale = target_scale(labels, task.classes) if regression else None
         plan = make_plan(config, len(part), arm.trainer.mesh.size)
         steps = [plan.batch, plan.ends[-1]]  # fewer records than a batch: it depends on the devices
         for seed in config.head_seeds:
             for rate in config.learning_rates:
                 about = rows.point_identity(arm.identity, part, labels, rate, seed, steps)
                 folder = arm.folder / f'{fraction:g}-draw{draw}-seed{seed}-lr{rate:g}'
-                jobs.append(PointJob(Point(rate, seed, part, labels, about), folder, (draw, seed)))
+                jobs.append(PointJob(Point(rate, seed, part, labels, about, scale), folder, (draw, seed)))
     return jobs
 
 
@@ -235,17 +241,19 @@ def _cell(
     arm = swept.arm
     test = kind.source(config, arm.trainer, config.data.test_split)
     settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
-    measures = {}
+    val = kind.source(config, arm.trainer, config.data.val_split) if kind.calibrated(config) else None
+    measures, logits = {}, {}
     for job, trained in settled:
-        scores = test_scores(arm.trainer, test, trained, job.folder)
+        found = _scores(arm.trainer, test, val, trained, job)
         step = trained.step
-        if scores is None:  # an earlier sweep settled on another rate and removed these weights
+        if found is None:  # an earlier sweep settled on another rate and removed these weights
             forget(job.folder, weights_only=False)
             (again,) = _train(kind, config, task, arm, [job])
-            scores, step = test_scores(arm.trainer, test, again, job.folder), again.step
-        assert scores is not None
+            found, step = _scores(arm.trainer, test, val, again, job), again.step
+        assert found is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
-        measures[job.run] = kind.measure(config, task, scores)
+        measures[job.run] = kind.measure(config, task, found.test)
+        logits[job.run] = found
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
@@ -254,7 +262,26 @@ def _cell(
     if config.epoch == 'best':
         chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
-    return Cell(about, cells.summarise(measures, task.test.clusters, config.intervals), arm.baseline)
+    calibrated = None
+    if val is not None:
+        valid = arm.trainer.measured(val), arm.trainer.measured(test)
+        calibrated = calibration_report.line(config, task, logits, valid, about)
+    runs = cells.summarise(measures, task.test.clusters, config.intervals)
+    return Cell(about, runs, arm.baseline, calibrated)
+
+
+def _scores(trainer: Trainer, test: Any, val: Any, trained: Trained, job: PointJob) -> Logits | None:
+    """Scores of a point, in the units of the data; of validation where it is given. None: no weights left."""
+    scores = scores_of(trainer, test, trained, job.folder)
+    if scores is None:
+        return None
+    others = np.zeros(0)
+    if val is not None:
+        found = scores_of(trainer, val, trained, job.folder, VAL_SCORES)
+        if found is None:
+            return None
+        others = job.point.in_units(found)
+    return Logits(others, job.point.in_units(scores))
 
 
 def _source(config: Finetune, trainer: Trainer, split: str) -> Source:
@@ -265,7 +292,15 @@ def _measure(config: Finetune, task: LabelledSet, scores: np.ndarray) -> Measure
     return measure(task, task.test, scores, config.data.kind, 0.0)
 
 
-IMAGES = TaskKind(NAME, check, open_task, _arms, _source, validation, _measure, cells.prior)
+def _calibrated(config: Finetune) -> bool:
+    return config.calibration.alpha > 0
+
+
+def _open(config: Finetune) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+    return open_task(config, _calibrated(config))
+
+
+IMAGES = TaskKind(NAME, check, _open, _arms, _source, validation, _measure, cells.prior, _calibrated)
 
 
 def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], together: bool) -> dict[str, float]:
