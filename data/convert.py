@@ -22,6 +22,7 @@ BUILDERS = {
     'bigearthnet_mm': '.bigearthnet_mm.pairs',
     'bigearthnet_v2': '.bigearthnet_v2.pairs',
     'sen12ms': '.sen12ms.triplets',
+    'sen1floods11': '.sen1floods11.chips',
     'ssl4eo_s12': '.ssl4eo_s12.locations',
     'geobench2': '.geobench2.samples',
     'paired_folder': '.paired_folder.pairs',

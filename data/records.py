@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import label_maps, ranges
-from fusmae_jax.input.contract import Contract, Group, LabelMap, Product, Statistics
+from fusmae_jax.input.contract import Contract, Group, LabelMap, Product, Statistics, Targets
 from fusmae_jax.input.source import CONTENT, PIXELS
 from fusmae_jax.input.units import validity as validity
 from fusmae_jax.paths import check_text, escaped
@@ -70,6 +70,7 @@ class Schema:
         default_factory=dict
     )  # multi-hot field -> names
     maps: Mapping[str, LabelMap] = dataclasses.field(default_factory=dict)  # field -> classes of its pixels
+    targets: Mapping[str, Targets] = dataclasses.field(default_factory=dict)  # field -> numbers to predict
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ''
     homepage: str = ''
@@ -165,6 +166,7 @@ def contract(
         fields={name: field.meaning for name, field in schema.fields.items()},
         classes=schema.classes,
         maps=schema.maps or None,
+        targets=schema.targets or None,
         split_aliases=schema.split_aliases,
         statistics=statistics,
         statistics_split=statistics_split,

@@ -17,6 +17,7 @@ OUTSIDE = {
     'archives/bigearthnet_mm.md': 'data/bigearthnet_mm/README.md',
     'archives/bigearthnet_v2.md': 'data/bigearthnet_v2/README.md',
     'archives/sen12ms.md': 'data/sen12ms/README.md',
+    'archives/sen1floods11.md': 'data/sen1floods11/README.md',
     'archives/ssl4eo_s12.md': 'data/ssl4eo_s12/README.md',
     'archives/geobench2.md': 'data/geobench2/README.md',
     'archives/paired_folder.md': 'data/paired_folder/README.md',

@@ -6,7 +6,7 @@ from pathlib import Path
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
 
-from . import raw_bigearthnet, raw_folder, raw_geobench2, raw_sen12ms, raw_ssl4eo
+from . import raw_bigearthnet, raw_folder, raw_geobench2, raw_sen1floods11, raw_sen12ms, raw_ssl4eo
 from .evidence import Evidence
 from .open_set import open_set
 from .raw import RawListing, gather
@@ -16,12 +16,14 @@ LAYOUTS: tuple[Callable[[Sequence[Path]], RawListing | None], ...] = (
     raw_bigearthnet.version_2,
     raw_bigearthnet.version_1,
     raw_sen12ms.archive,
+    raw_sen1floods11.archive,
     raw_ssl4eo.version_1_1,
     raw_ssl4eo.version_1_0,
     raw_folder.archive,
 )
 KNOWN = (
-    'the folder of a raw archive (BigEarthNet v1 or v2, SEN12MS, SSL4EO-S12, GeoTIFFs of your own), the '
+    'the folder of a raw archive (BigEarthNet v1 or v2, SEN12MS, Sen1Floods11, SSL4EO-S12, GeoTIFFs of your '
+    'own), the '
     '.tortilla of benv2 (GEO-Bench-2), a folder written by `convert`, a GeoTIFF or a pair of them, '
     'or the working directory of a run'
 )

@@ -24,6 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     'bigearthnet_mm': {},
     'bigearthnet_v2': {},
     'sen12ms': {'size': 256, 'level': 'L1C'},
+    'sen1floods11': {'size': 512, 'level': 'L1C'},
     'ssl4eo_s12': {'size': 264},
     'geobench2': {},
     'paired_folder': {},

@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     s2_offset: Offset | Literal[''] = ''  # as the setting of that name, which '' leaves as it is
     map: tuple[str, ...] = ()  # the label raster, relative to map_root; empty without
     dem: tuple[str, ...] = ()  # relative to dem_root
+    targets: tuple[float | None, ...] = ()  # as in the settings; None for a missing value
 
     def files(self, source: str) -> tuple[str, ...]:
         """The files of one sensor, or of 'map'."""

@@ -37,6 +37,7 @@ from .names import by_name
 from .schema import make_schema
 from .settings import Archive, check
 from .table import TIME, EntryTable, read_table
+from .targets import targets_of
 from .tiles import Tile, read_images, read_item, valid_shares
 
 OnError = Literal['fail', 'skip']
@@ -80,6 +81,7 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
         raise InputError(f'{_where(archive)}: no image can be used; the first problem: {problems[0][1]}')
     folders = {m: str(folder) for m, folder in roots(archive).items()}
     layout = make_layout(_with_offset(archive, images[0].entry), folders, images[0].headers, classes)
+    layout = dataclasses.replace(layout, targets=targets_of(archive))
     if archive.missing == 'keep':
         check_fill(layout)
     if images[0].map:
@@ -238,7 +240,9 @@ def _items(archive: Archive, image: Image, layout: RecordLayout, shift: Sequence
         tile = Tile(files, place, list(shape), corner, layout.finest, labels, facts, shift, label_file)
         if archive.min_valid and _empty(tile, layout, archive.min_valid):
             continue
-        result.append(Item(f'{entry.id}_{row}_{column}', tuple(tile)))
+        # Without targets the item is what it was before there were any: finished conversions stay recognised.
+        values = tuple(tile)[:-1] + ((list(entry.targets),) if layout.targets else ())
+        result.append(Item(f'{entry.id}_{row}_{column}', values))
     return result
 
 

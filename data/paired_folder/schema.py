@@ -10,6 +10,7 @@ from .layout import RecordLayout
 from .maps import MAP, label_words
 from .settings import Archive
 from .table import FACTS, TIME
+from .targets import FIELD, words
 
 Level = Literal['', 'L1C', 'L2A']
 VERSION = '1.0.0'
@@ -43,6 +44,9 @@ def make_schema(
     if layout.classes:
         meaning = 'multi-hot; every tile has the labels of its image'
         fields['labels'] = Field('uint8', meaning, (len(layout.classes),))
+    if layout.targets:
+        meaning = f'{words(layout.targets)}; NaN where it is missing; every tile has the numbers of its image'
+        fields[FIELD] = Field('float32', meaning, (len(layout.targets.names),))
     return Schema(
         name=archive.name,
         version=VERSION,
@@ -52,6 +56,7 @@ def make_schema(
         key='name',
         classes={'labels': layout.classes} if layout.classes else {},
         maps={MAP: layout.map} if layout.map else {},
+        targets={FIELD: layout.targets} if layout.targets else {},
         description='Tiles cut from GeoTIFFs of one owner, '
         + ' and '.join(TITLES[m] for m in archive.modalities)
         + '; units and processing as declared when they were converted.',

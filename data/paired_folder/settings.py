@@ -98,6 +98,10 @@ class Archive:
     classes: tuple[str, ...] = ()  # in the order of the label vector; (): those in the table, sorted
     # Parts the texts of the column labels; '' is ';', and refuses other signs that may part them.
     labels_separator: str = ''
+    # Columns of the table that hold a number to predict, such as ('biomass', 'height')
+    targets: tuple[str, ...] = ()
+    target_units: tuple[str, ...] = ()  # of each, such as ('t/ha', 'm'); () where they are not known
+    target_nodata: tuple[float, ...] = ()  # numbers that mean no value, beside empty cells
     # A raster of labels for each image: a class for each pixel, one channel of whole numbers.
     # Folder of the label rasters, whose names pair as those of the sensors do; '': none
     map_root: str = setting('', path=True)
@@ -151,7 +155,25 @@ def check(archive: Archive) -> None:
         problems.append(f'labels_separator={archive.labels_separator!r} must hold no letter and no digit')
     if len(set(archive.classes)) < len(archive.classes):
         problems.append(f'classes={archive.classes}: a class is named twice')
-    raise_all('config.archive: these settings cannot be used', problems + _map_problems(archive))
+    problems += _target_problems(archive) + _map_problems(archive)
+    raise_all('config.archive: these settings cannot be used', problems)
+
+
+def _target_problems(archive: Archive) -> list[str]:
+    """What cannot be among the settings of numbers to predict."""
+    names, units, problems = archive.targets, archive.target_units, []
+    if not names:
+        given = [name for name in ('target_units', 'target_nodata') if getattr(archive, name)]
+        return [f'{name}: there are no targets; name them, or leave it out' for name in given]
+    if not archive.table:
+        problems.append('targets: numbers come from the table; give one, or leave the targets out')
+    if len(set(names)) < len(names):
+        problems.append(f'targets={names}: a column is named twice')
+    if both := [name for name in names if name in archive.classes]:
+        problems.append(f'targets={names}: {both[0]!r} is one of the classes too')
+    if units and len(units) != len(names):
+        problems.append(f'target_units={units}: {len(units)} units for {len(names)} targets')
+    return problems
 
 
 def _map_problems(archive: Archive) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from fusmae_jax.errors import InputError
 
 from ..records import Field, RecordError, inside
-from . import labels
+from . import labels, targets
 from .entries import Entry, Problem, parts_of, products, roots
 from .settings import SENSORS, Archive, Offset
 
@@ -57,8 +57,11 @@ def read_table(archive: Archive) -> EntryTable:
     file, folders = Path(archive.table), roots(archive)
     rows, columns = _rows(file, archive)
     flags = labels.class_columns(file, columns, COLUMNS, archive)
+    if clash := [name for name in archive.targets if name in COLUMNS]:
+        raise InputError(f'config.archive.targets: column {clash[0]!r} has another meaning; rename it')
+    targets.check_columns(file, columns, archive)
     for name in columns:
-        if name not in COLUMNS and name not in flags:
+        if name not in (*COLUMNS, *flags, *archive.targets):
             raise labels.unknown_column(file, name, rows, COLUMNS)
     classes_of = labels.reader(archive, file, rows, flags)
     entries: list[Entry] = []
@@ -73,6 +76,8 @@ def read_table(archive: Archive) -> EntryTable:
             problems.append((row.get('id') or where, error))
             continue
         entries.append(entry)
+    if entries:
+        targets.check_some(archive, [entry.targets for entry in entries])
     return EntryTable((*columns, labels.COLUMN) if flags else columns, entries, problems)
 
 
@@ -136,6 +141,7 @@ def _entry(
         s2_offset=offset,
         map=files.get('map', ()),
         dem=files.get('dem', ()),
+        targets=targets.numbers(values, archive, file, where),
     )
 
 

@@ -20,6 +20,7 @@ from .headers import CHANGED, OPTIONS, channels, opened
 from .layout import LayoutPart, RecordLayout, shifted
 from .maps import MAP, read_map
 from .table import FACTS
+from .targets import FIELD
 
 
 class Tile(NamedTuple):
@@ -34,6 +35,7 @@ class Tile(NamedTuple):
     facts: Mapping[str, Any]  # record field of `table.FACTS` -> value
     shift: Sequence[int] = ()  # added to the numbers of each Sentinel-2 file, see `offsets`; () is 0
     map: str = ''  # the label raster, relative to its root
+    targets: Sequence[float | None] = ()  # None for a missing value
 
 
 def read_item(item: Item, layout: RecordLayout) -> Record:
@@ -71,6 +73,8 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
     if layout.classes:
         record['labels'] = np.zeros(len(layout.classes), np.uint8)
         record['labels'][list(tile.labels)] = 1
+    if layout.targets:
+        record[FIELD] = np.array([np.nan if x is None else x for x in tile.targets], np.float32)
     return record | {name: _typed(FACTS[name], value) for name, value in tile.facts.items()}
 
 

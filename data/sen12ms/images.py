@@ -33,13 +33,13 @@ class Triplet(NamedTuple):
         return root / self.folder / f'{kind}_{self.scene}' / f'{self.name(kind)}.tif'
 
 
-def read_item(item: Item, root: str) -> Record:
+def read_item(item: Item, root: str, maps: bool = False) -> Record:
     """The record of a listed triplet; see `read_triplet`."""
-    return read_triplet(Triplet(*item.values), Path(root))
+    return read_triplet(Triplet(*item.values), Path(root), maps)
 
 
-def read_triplet(triplet: Triplet, root: Path) -> Record:
-    """Reads and checks one triplet; the record has the fields of `schema.GROUPS` and `schema.FIELDS`.
+def read_triplet(triplet: Triplet, root: Path, maps: bool = False) -> Record:
+    """Reads and checks one triplet; the record has the groups and fields of `schema.schema(maps)`.
 
     Raises RecordError, naming file and field, for anything that is missing, damaged or contradictory.
     NaN and inf in Sentinel-1 are kept: `prepare` treats them as invalid pixels.
@@ -52,6 +52,8 @@ def read_triplet(triplet: Triplet, root: Path) -> Record:
     _check_place(s2_file, 's2', s2_place, place)
     _check_place(cover_file, 'lc', cover_place, place)
     cover, scene = labels.derive(layer, cover_file), Scene(triplet.folder, triplet.scene)
+    # Of 16 bits no value is above 255, which `derive` has seen to.
+    igbp = layer.astype(np.uint8)
     return {
         's1': s1,
         's2': s2,
@@ -67,6 +69,7 @@ def read_triplet(triplet: Triplet, root: Path) -> Record:
         'epsg': np.int32(place.epsg),
         'upper_left': np.array([place.left, place.top], np.float64),
         'official_split': official_split(scene),
+        **({'igbp_map': igbp, 'igbp10_map': labels.simplified(igbp)} if maps else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Scene labels from the land-cover layer: shares of the 17 IGBP classes, and the ten simplified ones.
+"""Labels from the land-cover layer: shares of the 17 IGBP classes, the ten simplified ones, and their maps.
 
 The rule is that of Schmitt and Wu, Remote sensing image classification with the SEN12MS dataset (2021): the
 single label is the simplified class with the largest share, the multi-label is every class with a share of
@@ -49,6 +49,22 @@ SIMPLIFIED = {
 }
 CLASSES_10 = tuple(SIMPLIFIED)
 _MEMBERS = np.array([[igbp in members for igbp in range(1, 18)] for members in SIMPLIFIED.values()], np.int64)
+# The simplified class of each value of the IGBP layer, 0 for none.
+_TO_SIMPLIFIED = np.zeros(256, np.uint8)
+for _number, _group in enumerate(SIMPLIFIED.values(), 1):
+    _TO_SIMPLIFIED[list(_group)] = _number
+
+
+def simplified(layer: np.ndarray) -> np.ndarray:
+    """The simplified class of each pixel, 1 to 10 as in the maps of DFC2020; 0 where there is none.
+
+    Schmitt, Prexl, Ebel, Liebel and Zhu, Weakly Supervised Semantic Segmentation of Satellite Images for Land
+    Cover Mapping (ISPRS Annals V-3, 2020), give the scheme.
+
+    Args:
+        layer: uint8, a layer that `derive` has accepted.
+    """
+    return _TO_SIMPLIFIED[layer]
 
 
 class Cover(NamedTuple):

@@ -1,9 +1,11 @@
 """The schema of SEN12MS records."""
 
-from fusmae_jax.input.contract import Group, Product
+import dataclasses
+
+from fusmae_jax.input.contract import Group, LabelMap, Product
 
 from ..records import Field, Schema
-from .labels import CLASSES_10
+from .labels import CLASSES_10, IGBP, UNCLASSIFIED
 
 S2_BANDS = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B10', 'B11', 'B12')
 
@@ -26,6 +28,26 @@ FIELDS = {
     'upper_left': Field('float64', 'easting and northing of the upper left corner, metres', (2,)),
     'official_split': Field(
         'text', 'test for the hold-out scenes of the authors, val for their validation scenes, else train'
+    ),
+}
+
+# Of 10 m, on which the authors repeat the MODIS pixels of 500 m.
+MAPS = {
+    'igbp_map': LabelMap(IGBP, tuple(range(1, 18)), UNCLASSIFIED, GROUPS['s2'].size),
+    'igbp10_map': LabelMap(CLASSES_10, tuple(range(1, 11)), (0,), GROUPS['s2'].size),
+}
+MAP_FIELDS = {
+    'igbp_map': Field(
+        'uint8',
+        'IGBP class of each 10 m pixel, 1 to 17; 0 and 255: none',
+        MAPS['igbp_map'].size,
+        indexed=False,
+    ),
+    'igbp10_map': Field(
+        'uint8',
+        'simplified IGBP class of each 10 m pixel, 1 to 10 as in DFC2020; 0: none',
+        MAPS['igbp10_map'].size,
+        indexed=False,
     ),
 }
 
@@ -68,3 +90,8 @@ SCHEMA = Schema(
     'doi:10.5194/isprs-annals-IV-2-W7-153-2019',
     license='CC-BY-4.0',
 )
+
+
+def schema(maps: bool) -> Schema:
+    """The schema of records with or without the maps of land cover."""
+    return dataclasses.replace(SCHEMA, fields={**FIELDS, **MAP_FIELDS}, maps=MAPS) if maps else SCHEMA

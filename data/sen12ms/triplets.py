@@ -15,7 +15,8 @@ from .. import records
 from ..records import Item, RecordError, RecordSource, inside
 from .images import KINDS, Triplet, read_item
 from .scenes import SEASONS, Scene, drawn, official_split
-from .schema import PUBLISHED, SCHEMA
+from .schema import PUBLISHED, schema
+from .schema import SCHEMA as SCHEMA
 
 OnError = Literal['fail', 'skip']
 
@@ -31,6 +32,7 @@ class Archive:
     val: Literal['authors', 'drawn', 'none'] = 'authors'
     val_scenes: int = setting(25, least=1)  # with val='drawn': number of scenes
     val_seed: int = setting(0, least=0)  # with val='drawn'
+    maps: bool = False  # also the land cover of each pixel, with 17 and with 10 classes
 
 
 def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
@@ -41,14 +43,14 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
         raise problems[0][1]
     splits = split(triplets, archive)
     return RecordSource(
-        schema=SCHEMA,
+        schema=schema(archive.maps),
         splits={
             name: [Item(triplet.name('s2'), tuple(triplet)) for triplet in members]
             for name, members in splits.items()
             if members or on_error == 'fail'
         },
-        read=functools.partial(read_item, root=str(root)),
-        inputs={'root': str(root), **_choices(archive)},
+        read=functools.partial(read_item, root=str(root), maps=archive.maps),
+        inputs={'root': str(root), **_choices(archive), **({'maps': 'True'} if archive.maps else {})},
         skips=[error.skip(name) for name, error in problems],
         published=_published(archive),
     )

@@ -18,6 +18,7 @@ from fusmae_jax import storage
 from fusmae_jax.eval import calibration, cells
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import Intervals, LinearProbe
+from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.intervals import KEYS
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet
@@ -25,6 +26,7 @@ from fusmae_jax.eval.task import LabelledSet
 LINES, PICTURE = 'calibration-{}.jsonl', 'calibration-{}.png'  # of a command
 COLUMNS = 3  # of panels in the picture
 Run = tuple[int, int]  # label draw, seed of the head
+Calibrated = LinearProbe | Finetune  # settings of what gives logits
 
 
 class Logits(NamedTuple):
@@ -42,7 +44,7 @@ class Learned(NamedTuple):
 
 
 def line(
-    config: LinearProbe,
+    config: Calibrated,
     task: LabelledSet,
     logits: Mapping[Run, Logits],
     valid: tuple[np.ndarray, np.ndarray],
@@ -105,11 +107,11 @@ def _diagram(measure: calibration.Binned, measured: Mapping[str, Any]) -> list[d
     ]
 
 
-def _kind(config: LinearProbe) -> calibration.Kind:
+def _kind(config: Calibrated) -> calibration.Kind:
     return 'single_label' if config.data.kind == 'single_label' else 'multi_label'
 
 
-def _learn(config: LinearProbe, task: LabelledSet, logits: np.ndarray, valid: np.ndarray) -> Learned:
+def _learn(config: Calibrated, task: LabelledSet, logits: np.ndarray, valid: np.ndarray) -> Learned:
     kind, labels, clusters = _kind(config), task.val.labels[valid], task.val.clusters
     assert clusters is not None
     misfit = calibration.misfit(calibration.probabilities(logits[valid], kind), labels)

@@ -14,6 +14,7 @@ from fusmae_jax.eval import intervals
 from fusmae_jax.eval.config import Evaluation, Intervals, Task
 from fusmae_jax.eval.intervals import Interval, Replicates
 from fusmae_jax.eval.metrics import Measure, train_prior, values
+from fusmae_jax.eval.regression import target_scale
 from fusmae_jax.eval.row import ALL, PIXELWISE, ResultRow, metric_fields, number_fields
 from fusmae_jax.eval.task import LabelledSet, leaks, measure
 
@@ -22,7 +23,9 @@ HEADLINE = {
     'multi_label': ('ap_micro', 'ap_macro'),
     'single_label': ('top1', 'top3', 'f1_weighted'),
     'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
+    'regression': ('r2_macro',),
 }
+PRINTED = 2  # targets whose own metrics are printed as well
 
 ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
 Arm = TypeVar('Arm')  # what a command evaluates: a system with one choice of sensors
@@ -111,7 +114,7 @@ def write_each(
         evaluated.append(cell)
         write(evaluated, workdir, command)
         also(evaluated)
-        print(table([cell], HEADLINE[kind]).split('\n')[1], flush=True)
+        print(table([cell], headline(kind, [cell])).split('\n')[1], flush=True)
     print()
     show(evaluated, kind, workdir, command)
     return evaluated
@@ -120,7 +123,7 @@ def write_each(
 def prior(
     config: Evaluation, task: LabelledSet, positions: Mapping[int, np.ndarray], about: Mapping[str, Any]
 ) -> Cell:
-    """The shares of the classes among the labelled records, the same scores for every record.
+    """The shares of the classes among the labelled records, or the mean of their targets, for every record.
 
     Args:
         config: the run.
@@ -130,7 +133,11 @@ def prior(
     """
     measures = {}
     for seed, part in positions.items():
-        scores = train_prior(task.train.labels[part], len(task.test.keys))
+        labels, records = task.train.labels[part], len(task.test.keys)
+        if config.data.kind == 'regression':
+            scores = np.broadcast_to(target_scale(labels, task.classes).mean, (records, len(task.classes)))
+        else:
+            scores = train_prior(labels, records)
         measures[seed, 0] = measure(task, task.test, scores, config.data.kind, 0.5)
     return without_image(config, task, measures, about, 'train prior', 'prior')
 
@@ -158,9 +165,11 @@ def without_image(
 
 
 def task_fields(data: Task, task: LabelledSet, settings: Intervals) -> dict[str, Any]:
-    """The fields of a row that all systems share."""
-    positives = task.test.labels.sum(axis=0)
+    """The fields of a row that all systems share, and the `units` of targets, of which each row has one."""
+    labels = task.test.labels
+    positives = np.isfinite(labels).sum(axis=0) if task.units else labels.sum(axis=0)
     return {
+        **({'units': dict(zip(task.classes, task.units))} if task.units else {}),
         'code_version': __version__,
         'dataset': task.contract.dataset,
         'dataset_version': task.contract.version,
@@ -195,6 +204,9 @@ def rows(cell: Cell) -> list[ResultRow]:
         hot = metric['metric'] == 'f1' and metric['averaging'] in ('micro', 'macro')
         hot &= cell.about['method'] not in PIXELWISE
         about = cell.about | metric | {'threshold': 0.5 if hot else None}
+        if units := about.pop('units', None):
+            unit = units[metric['label']] if metric['metric'] in ('rmse', 'mae') else ''
+            about |= {'unit': unit or None}
         result.append(ResultRow(**about, **(number_fields(interval, spread) | {'runs': len(runs)})))
     return result
 
@@ -209,9 +221,16 @@ def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
 
 def show(cells: Sequence[Cell], kind: str, workdir: epath.Path, command: str) -> None:
     """Prints the table of a finished run and where its rows are."""
-    print(table(cells, HEADLINE[kind]))
+    print(table(cells, headline(kind, cells)))
     print(f'rows         {workdir / ROWS.format(command)}')
     print(f'differences  {workdir / DIFFERENCES.format(command)}')
+
+
+def headline(kind: str, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The metrics that are printed; of few targets their own as well."""
+    if kind != 'regression' or len(cells[0].about['classes']) > PRINTED:
+        return HEADLINE[kind]
+    return tuple(name for name in cells[0].runs.intervals if name != 'r2_macro')
 
 
 def _replace(file: epath.Path, lines: Sequence[str]) -> None:
@@ -278,9 +297,17 @@ def table(cells: Sequence[Cell], metrics: Sequence[str]) -> str:
 
 def _number(runs: Runs, name: str) -> str:
     interval = runs.intervals[name]
-    text = f'{100 * interval.estimate:.2f}'
+    # Errors are in the units of the data, all others are shares.
+    errors = name.startswith(('rmse/', 'mae/'))
+
+    def shown(value: float) -> str:
+        return f'{value:.4g}' if errors else f'{100 * value:.2f}'
+
+    text = shown(interval.estimate)
     # NaN, which equals nothing, where there are no intervals.
     if interval.low == interval.low:
-        text += f' [{100 * interval.low:.2f}, {100 * interval.high:.2f}]'
-    values = [100 * metrics[name] for metrics in runs.each.values()]
-    return f'{text} ({min(values):.2f}..{max(values):.2f}, {len(values)} runs)' if len(values) > 1 else text
+        text += f' [{shown(interval.low)}, {shown(interval.high)}]'
+    values = [metrics[name] for metrics in runs.each.values()]
+    if len(values) == 1:
+        return text
+    return f'{text} ({shown(min(values))}..{shown(max(values))}, {len(values)} runs)'

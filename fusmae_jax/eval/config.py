@@ -13,6 +13,7 @@ METRICS = {
     'multi_label': ('ap_micro', 'ap_macro', 'f1_micro', 'f1_macro'),
     'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
     'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
+    'regression': ('r2_macro',),
 }
 # Epochs and batch of the paper's linear heads: BigEarthNet-MM, and SEN12MS (its batch is in version 1 only).
 PAPER_HEAD = {'multi_label': (20.0, 128), 'single_label': (10.0, 256)}
@@ -29,8 +30,9 @@ class Task:
     train_split: str = 'train'
     val_split: str = 'val'  # settles the sweep
     test_split: str = 'test'  # looked at once, with what was settled
-    labels: str = 'labels_19'  # the label field: one number a class, 0 or 1; segmentation: a map
-    kind: Literal['multi_label', 'single_label', 'segmentation'] = 'multi_label'
+    # The label field: one number a class, 0 or 1; segmentation: a map; regression: numbers to predict
+    labels: str = 'labels_19'
+    kind: Literal['multi_label', 'single_label', 'segmentation', 'regression'] = 'multi_label'
     threads: int = setting(4, least=1)
     prefetch: int = setting(4, least=1)
 
@@ -82,7 +84,8 @@ class HeadSettings:
     epochs: float = setting(20.0, above=0)
     batch_size: int = setting(128, least=1)
     label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
-    metric: str = ''  # of the validation split; '' is ap_micro (multi_label) or top1 (single_label)
+    # Of the validation split; '' is ap_micro (multi_label), top1 (single_label) or r2_macro (regression)
+    metric: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,7 @@ def recipe_of(config: LinearProbe) -> str:
         return config.preset
     plain = (config.batch_norm, config.weight_decays) == ((False,), (0.0,))
     plain &= config.data.kind == 'multi_label' or config.label_smoothing == 0.1
-    plain &= (config.epochs, config.batch_size) == PAPER_HEAD[config.data.kind]
+    plain &= (config.epochs, config.batch_size) == PAPER_HEAD.get(config.data.kind)
     return 'paper' if plain else 'custom'
 
 
@@ -138,7 +141,17 @@ def check(config: LinearProbe | Knn) -> None:
         problems += sweep_problems(config, ('learning_rates', 'weight_decays', 'head_seeds'))
         if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
             problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
+        problems += calibration_problems(config)
+    elif config.data.kind == 'regression':
+        problems.append("data.kind='regression': `linear_probe` and `finetune` learn numbers")
     raise_all('config: these settings cannot be used', problems)
+
+
+def calibration_problems(config: Any) -> list[str]:
+    """What is impossible in measuring how far probabilities can be believed."""
+    if config.calibration.alpha and config.data.kind == 'regression':
+        return ['calibration.alpha: numbers to predict have no probabilities; leave it out']
+    return []
 
 
 def evaluation_problems(config: Evaluation) -> list[str]:

@@ -41,7 +41,7 @@ class Heads(NamedTuple):
 class Recipe(NamedTuple):
     """What is the same for every head."""
 
-    loss: Literal['multi_label', 'single_label'] = 'multi_label'
+    loss: Literal['multi_label', 'single_label', 'regression'] = 'multi_label'
     decay: Literal['decoupled', 'l2'] = 'decoupled'
     label_smoothing: float = 0.0
 
@@ -88,8 +88,13 @@ def loss(logits: Float[Array, 'b p c'], targets: Float[Array, 'b c'], recipe: Re
     """The loss of each head over a batch.
 
     `multi_label`: binary cross-entropy, mean over records and classes (multi-label soft margin).
-    `single_label`: cross-entropy with smoothed one-hot targets, mean over records.
+    `single_label`: cross-entropy with smoothed one-hot targets, mean over records. `regression`: squared
+    error, mean over the targets that are not missing (NaN).
     """
+    if recipe.loss == 'regression':
+        known = jnp.isfinite(targets)[:, None]
+        error = jnp.where(known, logits - jnp.where(known, targets[:, None], 0), 0)
+        return jnp.sum(error**2, axis=(0, 2)) / jnp.maximum(jnp.sum(known), 1)
     if recipe.loss == 'multi_label':
         each = optax.sigmoid_binary_cross_entropy(logits, targets[:, None])
         return jnp.mean(each, axis=(0, 2))
@@ -150,7 +155,7 @@ def train(
 
     Args:
         features: (n, d) float32.
-        targets: (n, c) of 0 and 1; exactly one 1 in a row for `single_label`.
+        targets: (n, c) of 0 and 1, exactly one 1 in a row for `single_label`; or numbers and NaN.
         order: (steps, batch) positions of the records of each step, as `batch_order` gives them.
         swept: the settings of the p heads.
         recipe: what they share.
@@ -168,6 +173,12 @@ def scores(heads: Heads, features: np.ndarray, point: int) -> np.ndarray:
     """The logits (n, c) of one head of a sweep, float32."""
     head = Heads(heads.kernel[:, point : point + 1], heads.bias[point : point + 1])
     return np.asarray(_logits(head, features))[:, 0]
+
+
+def in_units(heads: Heads, scale: Scale) -> Heads:
+    """Heads of standardised targets as heads of the targets: y = mean + std (x @ kernel + bias)."""
+    mean, std = (np.asarray(x, np.float32) for x in scale)
+    return Heads(heads.kernel * std, heads.bias * std + mean)
 
 
 class Settled(NamedTuple):

@@ -6,7 +6,7 @@ of the validation split; of the test split it is given the features alone. Test 
 place only: where the scores of heads that are settled already are measured.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import Knn, LinearProbe, check, metric_of, recipe_of
 from fusmae_jax.eval.features import Features, make_extractor
 from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.eval.regression import standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
 FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
@@ -137,7 +138,8 @@ def _cell(
     if isinstance(config, LinearProbe):
         judge, threshold = validation(config, task), 0.0
         outcomes = {
-            seed: probe(config, arm.variant, part, labels[part], judge) for seed, part in positions.items()
+            seed: probe(config, arm.variant, part, labels[part], judge, task.classes)
+            for seed, part in positions.items()
         }
     else:
         outcomes = {
@@ -188,8 +190,12 @@ def probe(
     positions: np.ndarray,
     labels: np.ndarray,
     judge: Callable[[np.ndarray], float],
+    names: Sequence[str] = (),
 ) -> ProbeOutcome:
-    """Trains a sweep of linear heads, settles it on the validation split, scores the test split."""
+    """Trains a sweep of linear heads, settles it on the validation split, scores the test split.
+
+    `names` are those of the columns of `labels`, for what is said of them.
+    """
     assert variant.val is not None
     swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
     train = _labelled(variant.train, positions)
@@ -199,7 +205,15 @@ def probe(
         recipe = linear_probe.Recipe('single_label', config.decay, config.label_smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
+    own = None
+    if config.data.kind == 'regression':
+        recipe = linear_probe.Recipe('regression', config.decay)
+        own = target_scale(labels, names)
+        labels = standardised(labels, own)
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
+    if own is not None:
+        # Heads say numbers in the units of the data from here on, stored ones too.
+        heads = linear_probe.in_units(heads, own)
     val, test = scaled(variant.val, scale), scaled(variant.test, scale)
     settled = linear_probe.settle(heads, swept, val, judge)
     points = list(settled.heads.values())

@@ -1,7 +1,7 @@
 """A result row: one number, and all that one has to know to hold another number against it.
 
-Every field must be given; what does not apply is said to be None. Rows whose protocols differ are not
-compared (`same_protocol`, `require_same_protocol`), unless the comparison names what it varies.
+Every field must be given, but for the unit; what does not apply is said to be None. Rows whose protocols
+differ are not compared (`same_protocol`, `require_same_protocol`), unless the comparison names what it varies.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from fusmae_jax.eval.intervals import Interval, Spread
 
 FORMAT = 1  # of the JSON
 ALL = 'all'  # the draw of a label fraction of 1
+RANGES = {'rmse': (0.0, math.inf), 'mae': (0.0, math.inf), 'r2': (-math.inf, 1.0)}  # of what is no share
 # Methods that give each pixel the class of the highest score: their F1 has no threshold.
 PIXELWISE = ('dense_probe', 'dense_knn', 'dense_finetune', 'most frequent class')
 
@@ -61,10 +62,11 @@ class ResultRow:
     statistics: str  # that inputs were normalised with
     accepted: tuple[str, ...]  # declared shifts between the data and the model's input contract
     # What the number is.
-    metric: Literal['ap', 'f1', 'top1', 'top3', 'precision', 'recall', 'iou', 'accuracy']
+    metric: Literal['ap', 'f1', 'top1', 'top3', 'precision', 'recall', 'iou', 'accuracy', 'rmse', 'mae', 'r2']
     averaging: Literal['micro', 'macro', 'weighted', 'class', 'none']
-    label: str | None  # the class, for the averaging 'class'
+    label: str | None  # the class, or the target, for the averaging 'class'
     threshold: float | None  # of F1 over multi-hot labels, as a probability
+    unit: str | None = None  # of an error, as the data give it; None: not known, or the number is a share
     # The number.
     estimate: float | None
     low: float | None
@@ -89,7 +91,11 @@ class ResultRow:
 
     def to_json(self) -> str:
         """One line."""
-        return json.dumps({'format': FORMAT} | dataclasses.asdict(self), allow_nan=False)
+        values = dataclasses.asdict(self)
+        # Rows of shares are what they were before there were others.
+        if self.unit is None:
+            del values['unit']
+        return json.dumps({'format': FORMAT} | values, allow_nan=False)
 
 
 # Fields that may differ between two rows that are compared. All others are the protocol.
@@ -111,7 +117,8 @@ def from_json(text: str, source: str) -> ResultRow:
     if not isinstance(values, Mapping) or values.get('format') != FORMAT:
         raise InputError(f'{source}: not a result row of format {FORMAT}; evaluate again')
     given = {name: _tuples(value) for name, value in values.items() if name != 'format'}
-    problems = [f'{name} is missing' for name in _hints() if name not in given]
+    needed = [f.name for f in dataclasses.fields(ResultRow) if f.default is dataclasses.MISSING]
+    problems = [f'{name} is missing' for name in needed if name not in given]
     problems += [
         f'{name} is not a field; {nearest(name, _hints())}' for name in given if name not in _hints()
     ]
@@ -195,7 +202,8 @@ def _words(hint: Any) -> str:
 
 def _impossible(row: ResultRow) -> list[str]:
     """What contradicts itself, as sentences."""
-    shares = [row.estimate, row.low, row.high, row.lowest, row.highest]
+    numbers = [row.estimate, row.low, row.high, row.lowest, row.highest]
+    least, most = RANGES.get(row.metric, (0.0, 1.0))
     of_class, drawn = row.averaging == 'class', row.label_fraction < 1
     multi_hot_f1 = row.metric == 'f1' and row.averaging in ('micro', 'macro') and row.method not in PIXELWISE
     rules = [
@@ -217,9 +225,10 @@ def _impossible(row: ResultRow) -> list[str]:
         (_ordered(row.low, row.high), 'low and high must both be given, in this order, or none'),
         (_ordered(row.lowest, row.highest), 'lowest and highest must both be given, in this order, or none'),
         (
-            all(x is None or 0 <= x <= 1 for x in shares),
-            'estimate, its interval and range must lie in [0, 1]',
+            all(x is None or least <= x <= most for x in numbers),
+            f'estimate, its interval and range must lie in [{least:g}, {most:g}]',
         ),
+        (row.unit is None or row.metric in ('rmse', 'mae'), 'unit must be given for errors alone'),
         (
             row.low is None or (row.replicates > row.undefined >= 0 and row.clusters > 1),
             'an interval needs replicates that are defined, and two clusters or more',

@@ -3,7 +3,7 @@
 No record is in two of the splits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
 from fusmae_jax.encoders.systems import System, open_system
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Evaluation, Task, metric_of
-from fusmae_jax.eval.metrics import MultiLabel, SingleLabel, multi_label, single_label, values
+from fusmae_jax.eval.metrics import Measure, multi_label, single_label, values
+from fusmae_jax.eval.regression import predicted
 from fusmae_jax.input import seen
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.input.fractions import DINO_MM, DINO_MM_SEED, read_fraction
@@ -25,7 +26,8 @@ class LabelledSplit(NamedTuple):
 
     name: str
     keys: np.ndarray  # (records,) bytes, unique
-    labels: np.ndarray  # (records, classes) uint8, 0 or 1
+    # (records, classes) uint8, 0 or 1; of numbers to predict (records, targets) float32, NaN where missing
+    labels: np.ndarray
     clusters: np.ndarray | None  # (records,), where asked for
 
 
@@ -33,10 +35,11 @@ class LabelledSet(NamedTuple):
     """A data set to learn from and to be tested on."""
 
     contract: Contract
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # or targets
     train: LabelledSplit
     val: LabelledSplit
     test: LabelledSplit
+    units: tuple[str, ...] = ()  # of targets; '' where it is not known
 
 
 class Entrant(NamedTuple):
@@ -99,15 +102,22 @@ def read_task(data: Task, cluster: str = '', val_cluster: str = '') -> LabelledS
             stands in two of the splits.
     """
     contract = Source(data.path, data.train_split, ()).contract
-    if data.labels not in contract.classes:
+    numbers = data.kind == 'regression'
+    known: Mapping[str, Any] = (contract.targets or {}) if numbers else contract.classes
+    if data.labels not in known:
+        what = 'field of numbers to predict' if numbers else 'label field'
         raise InputError(
-            f'{data.path}: no label field {data.labels!r} (data.labels); '
-            f'{nearest(data.labels, contract.classes) if contract.classes else "it has no labels"}'
+            f'{data.path}: no {what} {data.labels!r} (data.labels); '
+            f'{nearest(data.labels, known) if known else "it has none"}'
         )
     train = read_split(data, contract, data.train_split, '')
     val = read_split(data, contract, data.val_split, val_cluster)
     test = read_split(data, contract, data.test_split, cluster)
-    task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
+    if numbers:
+        about = known[data.labels]
+        task = LabelledSet(contract, about.names, train, val, test, about.units)
+    else:
+        task = LabelledSet(contract, contract.classes[data.labels], train, val, test)
     check_apart(task, data.path)
     return task
 
@@ -117,6 +127,9 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Labe
     fields = list(dict.fromkeys([contract.key, data.labels, *([cluster] if cluster else [])]))
     index = Source(data.path, split, ()).index(fields)
     labels = index[data.labels]
+    of_cluster = index[cluster] if cluster else None
+    if data.kind == 'regression':
+        return LabelledSplit(split, index[contract.key], _numbers(labels, data, split), of_cluster)
     single = data.kind == 'single_label'
     if labels.ndim != 2 or not np.isin(labels, (0, 1)).all():
         raise InputError(f'{data.path}, {split}: {data.labels} is not a row of 0 and 1 for each record')
@@ -126,9 +139,16 @@ def read_split(data: Task, contract: Contract, split: str, cluster: str) -> Labe
             f'{data.path}, {split}: record {index[contract.key][where].decode()} has '
             f"{labels[where].sum()} classes in {data.labels}; data.kind='single_label' needs exactly one"
         )
-    return LabelledSplit(
-        split, index[contract.key], labels.astype(np.uint8), index[cluster] if cluster else None
-    )
+    return LabelledSplit(split, index[contract.key], labels.astype(np.uint8), of_cluster)
+
+
+def _numbers(labels: np.ndarray, data: Task, split: str) -> np.ndarray:
+    """Targets (records, targets); raises InputError for a split without any, or for infinite ones."""
+    numbers = labels.reshape(len(labels), -1).astype(np.float32)
+    if np.isinf(numbers).any() or not np.isfinite(numbers).any():
+        message = 'infinite numbers' if np.isinf(numbers).any() else 'no number'
+        raise InputError(f'{data.path}, {split}: {data.labels} has {message}; convert from a repaired table')
+    return numbers
 
 
 def check_apart(task: LabelledSet, path: str) -> None:
@@ -159,8 +179,10 @@ def subsets(data: Task, task: LabelledSet, fraction: float, draw: str, seeds: Se
 
 def measure(
     task: LabelledSet, split: LabelledSplit, scores: np.ndarray, kind: str, threshold: float
-) -> MultiLabel | SingleLabel:
+) -> Measure:
     """The checked scores and labels of a split."""
+    if kind == 'regression':
+        return predicted(scores, split.labels, task.classes, keys=split.keys)
     if kind == 'single_label':
         return single_label(scores, split.labels.argmax(axis=1), task.classes, names=split.keys)
     return multi_label(scores, split.labels, task.classes, threshold=threshold, names=split.keys)

@@ -58,6 +58,14 @@ class LabelMap:
 
 
 @dataclasses.dataclass(frozen=True)
+class Targets:
+    """One label field of a record with numbers to predict, one for each name; NaN is a missing one."""
+
+    names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()  # '' where it is not known
+
+
+@dataclasses.dataclass(frozen=True)
 class Statistics:
     """What was measured over one image field; one number a band, in the order of the group's bands.
 
@@ -87,6 +95,7 @@ class Contract:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # label field -> names
     maps: Mapping[str, LabelMap] | None = setting(None, sparse=True)  # record field -> classes of its pixels
+    targets: Mapping[str, Targets] | None = setting(None, sparse=True)  # record field -> numbers to predict
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured
     statistics_split: str = ''  # the split that the statistics were measured on
@@ -116,6 +125,7 @@ class Contract:
         parts = {name: part.digest for name, part in self.parts.items()}
         about = {'records': self.fingerprint, 'groups': self.groups, 'statistics': self.statistics}
         about |= {'maps': self.maps} if self.maps else {}
+        about |= {'targets': self.targets} if self.targets else {}
         return fingerprint({'parts': parts} | {name: to_dict(value) for name, value in about.items()})
 
     def to_json(self) -> str:

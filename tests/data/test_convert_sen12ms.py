@@ -10,14 +10,14 @@ import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
-from fusmae_jax.input.source import read_index
+from fusmae_jax.input.source import PIXELS, read_index
 from fusmae_jax.shipped.configs.convert_sen12ms import get_config
 from fusmae_jax.shipped.data import convert, sharded
 from fusmae_jax.shipped.data.generate import sen12ms
 from fusmae_jax.shipped.data.generate.classes import CLASSES
 from fusmae_jax.shipped.data.generate.scene import SceneConfig, scene
 from fusmae_jax.shipped.data.records import RecordError
-from fusmae_jax.shipped.data.sen12ms import labels, scenes, triplets
+from fusmae_jax.shipped.data.sen12ms import images, labels, scenes, triplets
 from fusmae_jax.shipped.data.sen12ms.schema import GROUPS, PUBLISHED
 from fusmae_jax.shipped.data.sen12ms.sen12ms_dataset_builder import Builder
 from tests.support.data_fixtures import assert_same_records, read
@@ -80,6 +80,39 @@ def test_labels_follow_from_the_scene(dataset):
         assert record['igbp_unclassified'] == 0
         assert np.bincount(dfc2020[igbp[generated.cover]].ravel()).argmax() == record['igbp10'] + 1
     assert len({int(r['igbp10']) for r in found.values()}) > 3
+
+
+def test_maps_hold_the_land_cover_of_each_pixel(archive, tmp_path):
+    """The layer as it is in the file, and its classes as DFC2020 numbers them."""
+    dfc2020 = np.array([0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10])
+    one = files(archive, 0)['lc']
+    root = tmp_path / 'SEN12MS'
+    for kind in images.KINDS:
+        file = files(archive, 0)[kind]
+        (root / file.relative_to(archive)).parent.mkdir(parents=True)
+        shutil.copy(file, root / file.relative_to(archive))
+    copy = root / one.relative_to(archive)
+    layers = pixels(copy)
+    layers[0, :3, :5], layers[0, 3, :5] = 255, 0
+    rewrite(copy, layers.astype(np.uint16), dtype='uint16')
+    source = triplets.source(triplets.Archive(str(root), 'one', maps=True))
+    folder, report = sharded.convert(source, tmp_path / 'data')
+    (record,) = read(folder, 'train')
+    made = contract.read(folder)
+    assert made.maps['igbp_map'].values == tuple(range(1, 18)) and made.maps['igbp_map'].ignore == (0, 255)
+    assert made.maps['igbp10_map'].classes == labels.CLASSES_10 and made.maps['igbp10_map'].ignore == (0,)
+    np.testing.assert_array_equal(record['igbp_map'], layers[0])
+    expected = dfc2020[np.where(layers[0] == 255, 0, layers[0])]
+    np.testing.assert_array_equal(record['igbp10_map'], expected)
+    counts = read_index(folder, 'train')
+    for name, values in (('igbp_map', layers[0]), ('igbp10_map', expected)):
+        classes = made.maps[name].values
+        assert counts[f'{PIXELS}{name}'][0].tolist() == [int((values == value).sum()) for value in classes]
+    assert report['splits']['train']['maps']['igbp10_map']['(no label)'] == 20
+    assert (
+        not {'igbp_map', 'igbp10_map'}
+        & triplets.source(triplets.Archive(str(root), 'one')).schema.fields.keys()
+    )
 
 
 def cover(**counts):

@@ -18,7 +18,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune import optimizer as optimizers
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.eval.finetune.objective import TARGETS, classification, network, scorer
+from fusmae_jax.eval.finetune.objective import TARGETS, network, pooled_objective, scorer
 from fusmae_jax.eval.finetune.train import make_plan
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -62,7 +62,7 @@ def net_of(modalities=('s1', 's2'), absent='self', image='resize', depth=2, **ch
 
 
 def gradients(net, params, settings):
-    loss = classification(net, settings).loss
+    loss = pooled_objective(net, settings).loss
     extra = {'seed': jnp.uint32(0)}
     of_records = jax.grad(lambda p, records: loss(p, extra, records, jax.random.key(0))[0])
     grads = jax.jit(of_records)(params, batch(4))
@@ -103,7 +103,7 @@ def loss_of(kind, drop_path=0.0):
     """The loss of six records, with label smoothing 0.1."""
     data = Task(path='x', kind=kind)
     net, params, settings = net_of(('s1',), data=data, drop_path=drop_path, label_smoothing=0.1)
-    loss = jax.jit(classification(net, settings).loss)
+    loss = jax.jit(pooled_objective(net, settings).loss)
     return float(loss(params, {'seed': jnp.uint32(0)}, batch(6), jax.random.key(0))[0])
 
 

@@ -37,6 +37,10 @@ BARE = {
 OF_CLASS = {'averaging': 'class', 'label': 'Transitional woodland/shrub'}
 
 
+ERROR = OF_CLASS | {'metric': 'rmse', 'unit': 't/ha', 'estimate': 31.5, 'low': 28.0, 'high': 40.0}
+ERROR |= {'lowest': 30.0, 'highest': 33.0}
+
+
 def changed(**changes):
     return ResultRow(**(VALUES | changes))
 
@@ -45,7 +49,7 @@ def text(**changes):
     return json.dumps({'format': row.FORMAT} | VALUES | changes)
 
 
-@pytest.mark.parametrize('changes', [{}, BARE, OF_CLASS])
+@pytest.mark.parametrize('changes', [{}, BARE, OF_CLASS, ERROR])
 def test_json_gives_the_same_row_back(changes):
     written = changed(**changes)
     line = written.to_json()
@@ -64,7 +68,9 @@ def test_every_field_is_required(field):
 
 
 def test_the_fields_are_those_that_a_reader_asks_for():
-    assert list(VALUES) == [f.name for f in dataclasses.fields(ResultRow)]
+    fields = {f.name: f.default for f in dataclasses.fields(ResultRow)}
+    assert list(VALUES) == [name for name, default in fields.items() if default is dataclasses.MISSING]
+    assert set(fields) - set(VALUES) == {'unit'}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +132,21 @@ def test_text_that_is_no_row_is_refused(line):
 def test_rows_that_contradict_themselves_are_refused(changes, told):
     with pytest.raises(InputError, match=told):
         changed(**changes)
+
+
+def test_errors_have_a_unit_and_ranges_of_their_own():
+    assert json.loads(changed(**ERROR).to_json())['unit'] == 't/ha'
+    assert 'unit' not in json.loads(changed().to_json())  # rows of shares are as they were
+    below = OF_CLASS | {'metric': 'r2', 'estimate': -3.5, 'low': -4.0, 'lowest': -5.0}
+    assert changed(**below).estimate == -3.5
+    for changes, told in (
+        (ERROR | {'low': -1.0}, r'must lie in \[0, inf\]'),
+        (below | {'high': 1.5}, r'must lie in \[-inf, 1\]'),
+        ({'unit': 'm'}, 'unit must be given for errors alone'),
+    ):
+        with pytest.raises(InputError, match=told):
+            changed(**changes)
+    assert 'unit' in same_protocol(changed(**ERROR), changed(**ERROR | {'unit': 'kg/m2'}))
 
 
 def test_all_problems_are_told_at_once():

@@ -145,7 +145,9 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             folder / f'{entrant.kind}-{"+".join(modalities)}-{config.head}',
             entrant.baseline,
             keeper(config, system, fitted, contract, shape, layers),
-            functools.partial(_calibrated, config, task, trainer, shape, layers),
+            functools.partial(_calibrated, config, task, trainer, shape, layers)
+            if config.calibration.pixels
+            else None,
         )
 
 
@@ -187,10 +189,8 @@ def _calibrated(
     layers: tuple[int, ...],
     points: Mapping[Run, SettledPoint],
     fields: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """Fits the temperature of each point, which goes to its head, and measures; None where not asked for."""
-    if not config.calibration.pixels:
-        return None
+) -> dict[str, Any]:
+    """Fits the temperature of each point, which goes to its head, and measures it."""
     net, size = trainer.net, map_of(config.data, task.contract).size
     inputs = presets.make_inputs(net.config, net.contract, None)
 

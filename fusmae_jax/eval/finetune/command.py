@@ -20,15 +20,26 @@ from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import calibration_report, cells, crops
+from fusmae_jax.eval.calibration_report import Logits
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
-from fusmae_jax.eval.finetune.point import Judge, Trained, forget, test_scores, train
+from fusmae_jax.eval.finetune.point import (
+    TEST_SCORES,
+    VAL_SCORES,
+    Judge,
+    Trained,
+    forget,
+    has_weights,
+    scores_of,
+    train,
+)
 from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.stored import Keep, keep, keep_linear
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
 from fusmae_jax.eval.metrics import Measure
+from fusmae_jax.eval.regression import target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
@@ -59,7 +70,7 @@ class SettledPoint(NamedTuple):
 
 
 # From the points that were settled on, and the fields of their rows, to a line of `calibration_report`.
-Calibrate = Callable[[Mapping[Run, SettledPoint], Mapping[str, Any]], dict[str, Any] | None]
+Calibrate = Callable[[Mapping[Run, SettledPoint], Mapping[str, Any]], dict[str, Any]]
 
 
 class TuningArm(NamedTuple):
@@ -71,7 +82,7 @@ class TuningArm(NamedTuple):
     folder: epath.Path
     baseline: bool
     keeper: Keep  # of what is left of a settled point beside its weights
-    calibrate: Calibrate = lambda points, fields: None
+    calibrate: Calibrate | None = None  # where it is asked for
 
 
 class PointJob(NamedTuple):
@@ -201,30 +212,33 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
         fields = entrant.fields | rows.system_fields(config, fitted, view)
         for feature in config.features:
             net = network(system, fitted, contract, config, feature, len(task.classes))
+            trainer = Trainer(config, net, system.model.params['encoder'])
             yield TuningArm(
-                Trainer(config, net, system.model.params['encoder']),
+                trainer,
                 fields | rows.method_fields(config, feature),
                 rows.identity(config, task, system, fitted, RECIPE, feature=feature),
                 folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
                 entrant.baseline,
                 functools.partial(keep_linear, system, fitted, view, config.data, feature),
+                functools.partial(_calibrated, config, task, trainer) if config.calibration.alpha else None,
             )
 
 
 def _jobs(
-    config: Tuning, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
+    config: Any, task: LabelledSet, arm: TuningArm, fraction: float, positions: Mapping[int, np.ndarray]
 ) -> list[PointJob]:
     """Every point of an arm at one label fraction."""
-    jobs = []
+    jobs, regression = [], config.data.kind == 'regression'
     for draw, part in positions.items():
         labels = task.train.labels[part]
+        scale = target_scale(labels, task.classes) if regression else None
         plan = make_plan(config, len(part), arm.trainer.mesh.size)
         steps = [plan.batch, plan.ends[-1]]  # fewer records than a batch: it depends on the devices
         for seed in config.head_seeds:
             for rate in config.learning_rates:
                 about = rows.point_identity(arm.identity, part, labels, rate, seed, steps)
                 folder = arm.folder / f'{fraction:g}-draw{draw}-seed{seed}-lr{rate:g}'
-                jobs.append(PointJob(Point(rate, seed, part, labels, about), folder, (draw, seed)))
+                jobs.append(PointJob(Point(rate, seed, part, labels, about, scale), folder, (draw, seed)))
     return jobs
 
 
@@ -252,15 +266,17 @@ def _cell(
     settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
     measures, points = {}, {}
     for job, trained in settled:
-        scores = test_scores(arm.trainer, test, trained, job.folder)
         step = trained.step
-        if scores is None:  # an earlier sweep settled on another rate and removed these weights
+        scores = scores_of(arm.trainer, test, step, job.folder)
+        # An earlier sweep that settled on another rate has removed these weights.
+        if scores is None or (arm.calibrate and not has_weights(job.folder, step)):
             forget(job.folder, weights_only=False)
             (again,) = _train(kind, config, task, arm, [job])
-            scores, step = test_scores(arm.trainer, test, again, job.folder), again.step
+            step = again.step
+            scores = scores_of(arm.trainer, test, step, job.folder)
         assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
-        measures[job.run] = kind.measure(config, task, scores)
+        measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
         points[job.run] = SettledPoint(job.point, step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
@@ -271,7 +287,28 @@ def _cell(
         chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell(about, runs, arm.baseline, arm.calibrate(points, about))
+    return Cell(about, runs, arm.baseline, arm.calibrate and arm.calibrate(points, about))
+
+
+def _calibrated(
+    config: Finetune,
+    task: LabelledSet,
+    trainer: Trainer,
+    points: Mapping[Run, SettledPoint],
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Learns from the scores of the validation split, and measures on those of the test split."""
+    splits = {VAL_SCORES: config.data.val_split, TEST_SCORES: config.data.test_split}
+    sources = {name: _source(config, trainer, split) for name, split in splits.items()}
+
+    def logits(some: SettledPoint, name: str) -> np.ndarray:
+        scores = scores_of(trainer, sources[name], some.step, some.folder, name)
+        assert scores is not None
+        return scores
+
+    found = {run: Logits(*(logits(some, name) for name in sources)) for run, some in points.items()}
+    val, test = (trainer.measured(source) for source in sources.values())
+    return calibration_report.line(config, task, found, (val, test), fields)
 
 
 def _source(config: Finetune, trainer: Trainer, split: str) -> Source:
@@ -282,7 +319,11 @@ def _measure(config: Finetune, task: LabelledSet, scores: np.ndarray) -> Measure
     return measure(task, task.test, scores, config.data.kind, 0.0)
 
 
-IMAGES = TaskKind(NAME, check, open_task, _arms, _source, validation, _measure, cells.prior)
+def _open(config: Finetune) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+    return open_task(config, config.calibration.alpha > 0)
+
+
+IMAGES = TaskKind(NAME, check, _open, _arms, _source, validation, _measure, cells.prior)
 
 
 def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], together: bool) -> dict[str, float]:

@@ -6,10 +6,18 @@ from typing import Any, Literal
 
 from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment, Parallel
-from fusmae_jax.config.setting import setting
+from fusmae_jax.config.setting import SPARSE, setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.config import PAPER_HEAD, Labels, PooledEvaluation, pooled_problems, sweep_problems
+from fusmae_jax.eval.config import (
+    PAPER_HEAD,
+    Calibration,
+    Labels,
+    PooledEvaluation,
+    calibration_problems,
+    pooled_problems,
+    sweep_problems,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Tuning:
     learning_rates: tuple[float, ...] = setting((1e-4, 3e-4, 5e-4), above=0)
     settle: Literal['all', 'each'] = 'all'  # one rate for all systems and modalities, or one for each
     epoch: Literal['last', 'best'] = 'last'  # which is tested; best: on the validation split
-    # Of the validation split; '' is ap_micro (multi_label), top1 (single_label) or iou_macro (segmentation)
+    # Of the validation split; '' is ap_micro (multi_label), top1 (single_label), iou_macro (segmentation) or
+    # r2_macro (regression)
     metric: str = ''
     epochs: float = setting(10.0, above=0)
     warmup_epochs: float = setting(1.0, least=0)  # linear from 0; then a half cosine to 0
@@ -61,6 +70,7 @@ class Finetune(Tuning, PooledEvaluation):
     )
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
     label_smoothing: float = setting(0.1, least=0, below=1)  # single_label only
+    calibration: Calibration = dataclasses.field(default=Calibration(), metadata=SPARSE)
     preset: str = 'paper'
 
 
@@ -93,6 +103,8 @@ def recipe_of(config: Finetune) -> str:
     if (config.preset, config.data.kind) == ('paper', 'single_label'):
         epochs, batch_size = PAPER_HEAD['single_label']
         preset = dataclasses.replace(preset, epochs=epochs, batch_size=batch_size)
+    if (config.preset, config.data.kind) == ('paper', 'regression'):
+        return 'custom'  # of which the paper says nothing
     same = all(getattr(config, name) == getattr(preset, name) for name in RECIPE if name != 'image')
     return config.preset if same and not changed(config) else 'custom'
 
@@ -107,7 +119,7 @@ def changed(config: Tuning) -> dict[str, Any]:
 def check(config: Finetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
     problems = pooled_problems(config) + tuning_problems(config, config.encoder, '`linear_probe` and `knn`')
-    problems += sweep_problems(config, ('learning_rates', 'head_seeds'))
+    problems += sweep_problems(config, ('learning_rates', 'head_seeds')) + calibration_problems(config)
     raise_all('config: these settings cannot be used', problems)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.encoders.systems import System
@@ -25,7 +25,7 @@ from fusmae_jax.models.blocks import sample_paths
 from fusmae_jax.parallel.rules import Params
 from fusmae_jax.train.objective import Batch, Metrics, Objective, sample_keys
 
-TARGETS = 'targets'  # field of a batch: 0 or 1 for each class
+TARGETS = 'targets'  # field of a batch: 0 or 1 for each class, or standardised numbers, NaN where missing
 
 
 class Network(NamedTuple):
@@ -102,16 +102,19 @@ def around(
     return Network(fitted.config, whole, dtype, contract, image, feature, classes, graphdef, shapes)
 
 
-def classification(net: Network, config: Finetune) -> Objective:
+def pooled_objective(net: Network, config: Finetune) -> Objective:
     """The loss of a batch that carries TARGETS; `extra['seed']` sets its random numbers apart.
 
     Multi-label soft margin: binary cross-entropy, mean over records and classes. Single label: cross-entropy
-    with smoothed one-hot targets, mean over records.
+    with smoothed one-hot targets, mean over records. Regression: squared error of standardised targets, mean
+    over those that are there.
     """
     prepare = make_inputs(net.config, net.view, config.augment)
     recipe = linear_probe.Recipe('multi_label')
     if config.data.kind == 'single_label':
         recipe = linear_probe.Recipe('single_label', label_smoothing=config.label_smoothing)
+    elif config.data.kind == 'regression':
+        recipe = linear_probe.Recipe('regression')
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
@@ -156,3 +159,16 @@ def scorer(net: Network) -> Callable[[Any, Mapping[str, Array]], Float[Array, 'b
         return jnp.where(some[:, None], mean, params['head']['bias'][None])
 
     return scores
+
+
+def measured(net: Network) -> Callable[[Mapping[str, Array]], Bool[Array, ' b']]:
+    """The traceable function of a batch that says which records have a valid pixel of any sensor."""
+    prepare = make_inputs(net.config, net.view, None)
+
+    def some(batch: Mapping[str, Array]) -> Bool[Array, ' b']:
+        cut = net.image == 'crops'
+        patches = prepare(crops.all_crops(batch, net.contract) if cut else batch, None)
+        seen = jnp.any(jnp.stack([jnp.any(p.any_valid, axis=1) for p in patches.values()]), axis=0)
+        return crops.crop_any(seen) if cut else seen
+
+    return some

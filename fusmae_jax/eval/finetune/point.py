@@ -22,7 +22,7 @@ from fusmae_jax.eval.metrics import judged
 from fusmae_jax.input.fractions import digest
 from fusmae_jax.train.state import State
 
-RESULT, SCORES = 'result.json', 'scores-test.npz'
+RESULT, TEST_SCORES, VAL_SCORES = 'result.json', 'scores-test.npz', 'scores-val.npz'
 Judge = Callable[[np.ndarray], float]  # from the logits of the validation split to its metric
 
 
@@ -59,7 +59,9 @@ def train(trainer: Trainer, train: Any, val: Any, point: Point, judge: Judge, fo
             state, loss = trainer.advance(state, train, point, start, end)
             start, value = end, None
             if loss is not None and (trainer.config.epoch == 'best' or end == ends[-1]):
-                value = judged(trainer.scores(state['params'], val), judge, f'{val.path}, {val.split}')
+                value = judged(
+                    point.in_units(trainer.scores(state['params'], val)), judge, f'{val.path}, {val.split}'
+                )
             if loss is None or value == -np.inf:
                 logging.warning('%s: diverged in epoch %d', folder, epoch)
                 trained = trained._replace(step=0, epoch=epoch)
@@ -120,26 +122,35 @@ def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None
         )
 
 
-def test_scores(trainer: Trainer, test: Any, trained: Trained, folder: epath.Path) -> np.ndarray | None:
-    """The scores of the test split, read or computed and stored; None if the weights are gone.
+def scores_of(
+    trainer: Trainer, split: Any, step: int, folder: epath.Path, name: str = TEST_SCORES
+) -> np.ndarray | None:
+    """The scores of a split, read or computed and stored under a name; None if the weights are gone.
 
-    `test`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
+    Numbers to predict are standardised, as the head of the point gives them.
+
+    `split`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
     """
-    file = folder / SCORES
-    name = f'{test.path} {test.split} {test.contract.digest} {trained.step}'
-    key = test.contract.key
-    name += f' {digest(test.index([key])[key])}'  # scores meet labels by position
+    file = folder / name
+    about = f'{split.path} {split.split} {split.contract.digest} {step}'
+    key = split.contract.key
+    about += f' {digest(split.index([key])[key])}'  # scores meet labels by position
     if file.exists():
         with storage.read_npz(file, 'remove it') as stored:
-            if str(stored['about']) == name:
+            if str(stored['about']) == about:
                 return stored['scores']
-    if not (folder / FOLDER / str(trained.step)).exists():
+    if not has_weights(folder, step):
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        params = checkpoints.params(trainer.abstract['params'], trained.step)
-    scores = trainer.scores(params, test)
-    storage.write_npz(file, {'scores': scores, 'about': np.array(name)})
+        params = checkpoints.params(trainer.abstract['params'], step)
+    scores = trainer.scores(params, split)
+    storage.write_npz(file, {'scores': scores, 'about': np.array(about)})
     return scores
+
+
+def has_weights(folder: epath.Path, step: int) -> bool:
+    """Whether the weights of a point after a step are still there."""
+    return (folder / FOLDER / str(step)).exists()
 
 
 def forget(folder: epath.Path, weights_only: bool) -> None:

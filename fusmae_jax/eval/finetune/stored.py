@@ -26,6 +26,7 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.finetune.adapters import tuned
 from fusmae_jax.eval.finetune.train import Point, Trainer
+from fusmae_jax.eval.linear_probe import Heads, in_units
 from fusmae_jax.input import seen
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -87,7 +88,13 @@ def keep_linear(
     """
     head = {name: np.asarray(x) for name, x in params['head'].items()}
     # As a linear probe stores several.
-    stored = {'kernel': head['kernel'][:, None], 'bias': head['bias'][None], 'seed': np.array([point.seed])}
+    heads = Heads(jnp.asarray(head['kernel'])[:, None], jnp.asarray(head['bias'])[None])
+    heads = heads if point.scale is None else in_units(heads, point.scale)
+    stored = {
+        'kernel': np.asarray(heads.kernel),
+        'bias': np.asarray(heads.bias),
+        'seed': np.array([point.seed]),
+    }
     about = {'feature': np.array(feature), 'labels': np.array(data.labels)}
     storage.write_npz(folder / HEAD, stored | about)
     keep_encoder(system, fitted, contract, data, params, point, folder)

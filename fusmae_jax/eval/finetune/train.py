@@ -12,7 +12,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.finetune import optimizer as optimizers
 from fusmae_jax.eval.finetune.adapters import fresh
 from fusmae_jax.eval.finetune.config import Finetune, Tuning
-from fusmae_jax.eval.finetune.objective import TARGETS, Network, classification, scorer
+from fusmae_jax.eval.finetune.objective import TARGETS, Network, measured, pooled_objective, scorer
+from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.eval.regression import restored, standardised
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import heads
@@ -29,8 +31,18 @@ class Point(NamedTuple):
     learning_rate: float
     seed: int
     positions: np.ndarray  # (n,) of the labelled records in the training split
-    labels: np.ndarray  # (n, classes) uint8
+    labels: np.ndarray  # (n, classes) uint8, or (n, targets) float32
     about: dict[str, Any]  # all that decides the outcome, as JSON has it
+    scale: Scale | None = None  # of numbers to predict: what the head learns are these, standardised
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What the loss is given of each labelled record."""
+        return self.labels if self.scale is None else standardised(self.labels, self.scale)
+
+    def in_units(self, scores: np.ndarray) -> np.ndarray:
+        """What the head says, in the units of the data."""
+        return scores if self.scale is None else restored(scores, self.scale)
 
 
 class TuningPlan(NamedTuple):
@@ -45,14 +57,14 @@ class Examples:
     """Labelled records, by index: image fields and TARGETS."""
 
     def __init__(self, source: Source, point: Point):
-        self._source, self._point = source, point
+        self._source, self._positions, self._targets = source, point.positions, point.targets
 
     def __len__(self) -> int:
-        return len(self._point.positions)
+        return len(self._positions)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        record = self._source[int(self._point.positions[index])]
-        return {name: record[name] for name in self._source.fields} | {TARGETS: self._point.labels[index]}
+        record = self._source[int(self._positions[index])]
+        return {name: record[name] for name in self._source.fields} | {TARGETS: self._targets[index]}
 
 
 def make_plan(config: Tuning, records: int, devices: int) -> TuningPlan:
@@ -82,12 +94,13 @@ class Learned(NamedTuple):
 
 
 def pooled(net: Network, config: Finetune) -> Learned:
-    """A linear head on one pooled feature, judged by its logits."""
+    """A linear head on one pooled feature, judged by its logits, or by standardised numbers."""
 
     def head(key: jax.Array) -> Any:
         return heads.init_head(key, net.width, net.classes)
 
-    return Learned(classification(net, config), head, scorer(net), ((net.classes,), jnp.uint8))
+    dtype = jnp.float32 if config.data.kind == 'regression' else jnp.uint8
+    return Learned(pooled_objective(net, config), head, scorer(net), ((net.classes,), dtype))
 
 
 class Trainer:
@@ -200,6 +213,15 @@ class Trainer:
                 return compiled(*arguments)
 
         return run
+
+    def measured(self, source: Any) -> np.ndarray:
+        """Which records of a split have a valid pixel of the sensors that are given: (records,) bool."""
+        stream = self.over(source, lambda batch: np.asarray(self._measured(batch)))
+        return pipeline.joined([some for _, some in stream], len(source))
+
+    @functools.cached_property
+    def _measured(self) -> Callable:
+        return self.jit(measured(self.net))
 
     def _step(self, size: int) -> Callable:
         if size not in self._steps:

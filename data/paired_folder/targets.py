@@ -1,0 +1,83 @@
+"""Columns of numbers that a head shall predict: biomass, height. Every tile has those of its image.
+
+A cell without a number is a missing value, and stays one (NaN) up to the loss and the metrics, which leave it
+out. What programs write for "no value" is not taken for a measurement.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.input.contract import Targets
+
+from ..records import RecordError
+from .labels import NOTHING
+from .settings import Archive
+
+FIELD = 'targets'
+MISSING = ('', *NOTHING, 'na', 'n/a')
+# Written for "no value" far more often than measured.
+FILLS = (-99.0, -999.0, -9999.0, -99999.0, -32768.0, -1e20)
+HUGE = 1e30  # -3.4e38 and the like lie beyond
+
+
+def check_columns(file: Path, columns: Sequence[str], archive: Archive) -> None:
+    """Raises InputError for a target without a column."""
+    for name in archive.targets:
+        if name not in columns:
+            raise InputError(
+                f'{file}: table: no column {name!r} (config.archive.targets); {nearest(name, columns)}'
+            )
+
+
+def numbers(row: Mapping[str, str], archive: Archive, file: Path, where: str) -> tuple[float | None, ...]:
+    """The targets of a row, in the order of the settings; None for a missing value.
+
+    Raises RecordError for a cell that is no finite number, or that looks like one for "no value".
+    """
+    return tuple(_number(row[name].strip(), archive, file, f'{where}, {name}') for name in archive.targets)
+
+
+def _number(text: str, archive: Archive, file: Path, where: str) -> float | None:
+    if text.lower() in MISSING:
+        return None
+    try:
+        value = float(text)
+    except ValueError as error:
+        hint = ' with a decimal point' if ',' in text else ''
+        raise RecordError(file, where, f'{text!r} is no number', f'write one{hint}, or nothing') from error
+    if value in archive.target_nodata:
+        return None
+    if not math.isfinite(value) or value in FILLS or abs(value) >= HUGE:
+        raise RecordError(
+            file,
+            where,
+            f'{text}, which mostly stands for no value',
+            f'set config.archive.target_nodata=({value!r},) if it does, or leave the cell empty'
+            if math.isfinite(value)
+            else 'leave the cell empty',
+        )
+    return value
+
+
+def targets_of(archive: Archive) -> Targets | None:
+    """What the targets are, or None without any."""
+    if not archive.targets:
+        return None
+    return Targets(archive.targets, archive.target_units or ('',) * len(archive.targets))
+
+
+def check_some(archive: Archive, each: Sequence[tuple[float | None, ...]]) -> None:
+    """Raises InputError for a target that no row has a value of."""
+    for name, values in zip(archive.targets, zip(*each)):
+        if all(value is None for value in values):
+            raise InputError(
+                f'{archive.table}: table: column {name!r}: no row has a number; leave it out of '
+                'config.archive.targets, or out of target_nodata what is one'
+            )
+
+
+def words(about: Targets) -> str:
+    """The targets with their units, in words."""
+    return ', '.join(f'{name} ({unit})' if unit else name for name, unit in zip(about.names, about.units))

@@ -1,0 +1,80 @@
+"""A fine-tuned model is calibrated by its validation split: temperature, calibration error, label sets."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.eval import calibration
+from fusmae_jax.eval.config import Calibration, Intervals, Task
+from fusmae_jax.eval.finetune import command
+from fusmae_jax.eval.finetune.config import Finetune
+from fusmae_jax.eval.finetune.point import TEST_SCORES, VAL_SCORES
+from fusmae_jax.eval.metrics import values
+from fusmae_jax.eval.task import read_task
+from fusmae_jax.input.source import Source
+from tests.support.probe_fixtures import NO_RADAR, checkpoint
+from tests.support.result_rows import rows_of
+
+LINES, PICTURE = 'calibration-finetune.jsonl', 'calibration-finetune.png'
+ALPHA = 0.3
+
+
+def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path, monkeypatch, capsys):
+    # One device compiles in a fraction of the time of eight.
+    monkeypatch.setattr(command, 'Trainer', functools.partial(command.Trainer, devices=jax.devices()[:1]))
+    run = checkpoint(tmp_path / 'run', data, depth=1, modalities=('s1',))
+    plain = Finetune(
+        data=Task(path=str(data), labels='labels', threads=1),
+        encoder=EncoderSettings(checkpoint=run, modalities=(('s1',),), baselines=('prior',), batch=30),
+        intervals=Intervals('scene', 20),
+        learning_rates=(3e-3,),
+        epochs=2.0,
+        batch_size=32,
+    )
+    work = tmp_path / 'work'
+    assert command.run_finetune(plain, work) == 0
+    before = (work / 'rows-finetune.jsonl').read_text()
+    assert not (work / LINES).exists() and not (work / PICTURE).exists()
+    capsys.readouterr()
+    # It is no part of what is learned: the same points answer, and the rows stay.
+    (result,) = work.rglob('result.json')
+    trained, written = result.read_text(), result.stat().st_mtime_ns
+    config = Finetune(**{**vars(plain), 'calibration': Calibration(alpha=ALPHA)})
+    assert command.run_finetune(config, work) == 0
+    assert (result.read_text(), result.stat().st_mtime_ns) == (trained, written)
+    assert (work / 'rows-finetune.jsonl').read_text() == before
+    assert (work / PICTURE).read_bytes().startswith(b'\x89PNG')
+    assert 'promised 70%' in capsys.readouterr().out
+
+    (line,) = map(json.loads, (work / LINES).read_text().splitlines())
+    task = read_task(config.data, 'scene', 'scene')
+    val, test = (np.load(result.parent / name)['scores'] for name in (VAL_SCORES, TEST_SCORES))
+    valid = task.val.keys != NO_RADAR.encode()
+    assert valid.sum() == len(val) - 1
+    labels = task.val.labels[valid]
+    temperature = calibration.fit_temperature(val[valid], labels, 'multi_label')
+    assert line['temperatures'] == [pytest.approx(temperature)] and line['promised'] == 1 - ALPHA
+    p = calibration.probabilities(val[valid], 'multi_label')
+    threshold = calibration.set_threshold(calibration.misfit(p, labels), task.val.clusters[valid], ALPHA)
+    assert line['thresholds'] == [pytest.approx(threshold)] and line['abstained'] == 0
+    ece = values(calibration.reliability(test, task.test.labels, 'multi_label', temperature))['ece']
+    assert line['metrics']['ece_after']['estimate'] == pytest.approx(ece)
+    sets = calibration.label_sets(calibration.probabilities(test, 'multi_label'), threshold)
+    held = values(calibration.coverage(sets, task.test.labels, task.test.clusters))
+    for name, value in held.items():
+        assert line['metrics'][name]['estimate'] == pytest.approx(value)
+    assert line['method'] == 'finetune' and line['metrics']['coverage']['low'] is not None
+    (row,) = [
+        r
+        for r in rows_of(work, 'finetune')
+        if (r.metric, r.averaging, r.method) == ('ap', 'micro', 'finetune')
+    ]
+    assert line['system'] == row.system
+
+    trainer = next(iter(command._arms(config, task, work / 'points'))).trainer
+    measured = trainer.measured(Source(str(data), 'val', trainer.fields))
+    assert task.val.keys[~measured].tolist() == [NO_RADAR.encode()]
