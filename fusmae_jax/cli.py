@@ -198,14 +198,19 @@ def _bench_input(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> 'Config':
-    """The settings of a masked autoencoder, which is what the reference, `plan` and `bench` know."""
-    config = _load(args)
-    from fusmae_jax.config.build import build
-
-    settings = build(config)
+    """The settings of a masked autoencoder, which is what the reference and `bench` know."""
+    settings = _build_any(args)
     if settings.objective != 'masked':
         raise InputError(f'{args.config}: this command is for masked autoencoders')
     return settings
+
+
+def _build_any(args: argparse.Namespace) -> 'Config':
+    """The settings of a pretraining run."""
+    config = _load(args)
+    from fusmae_jax.config.build import build
+
+    return build(config)
 
 
 @contextlib.contextmanager
@@ -568,7 +573,7 @@ def _import(args: argparse.Namespace) -> int:
 )
 def _plan(args: argparse.Namespace) -> int:
     """Says what a run needs on a machine, without the machine."""
-    config = _build(args)
+    config = _build_any(args)
     from fusmae_jax.plan.command import run_plan
 
     chosen = {name: getattr(args, name) for name in ('verify', 'speed', 'against', 'mfu', 'examples')}

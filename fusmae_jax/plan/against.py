@@ -9,7 +9,8 @@ from fusmae_jax.plan.parts import Place, places
 from fusmae_jax.plan.roofline import roofline
 from fusmae_jax.plan.topology import Machine
 from fusmae_jax.plan.trace import Measured
-from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.flops import peak_flops
+from fusmae_jax.train.recipes import recipe_of
 
 SHOWN = 10
 
@@ -50,7 +51,8 @@ def compare(measured: Measured, machine: Machine, config: Config) -> Comparison:
     sums = {place: Pair(*map(sum, zip(*pairs))) for place, pairs in groups.items()}
     rate = config.train.batch_size / measured.span if measured.span else 0.0
     peak = peak_flops(machine.kind)
-    mfu = rate * train_flops_per_image(config) / (peak * len(machine.devices)) if peak else None
+    flops = recipe_of(config).flops_per_image(config)
+    mfu = rate * flops / (peak * len(machine.devices)) if peak else None
     return Comparison(
         measured,
         dict(sorted(sums.items(), key=lambda item: -item[1].measured)),

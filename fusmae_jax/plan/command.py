@@ -38,7 +38,7 @@ def run_plan(
     """Prints what a run needs on a machine; returns 1 if the configured batch does not fit it.
 
     Args:
-        config: of a masked pretraining run.
+        config: of a pretraining run.
         topology: TPUs or GPUs such as `v5e:16x16` or `h100:8`, or `local`.
         verify: also compile the largest batch, as a run would.
         speed: also compile the step for a TPU as a run would, for its compiler's estimate of the time.

@@ -9,7 +9,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.plan.batches import MARGIN, Batches, MemoryLine, batches_of, largest_rows
 from fusmae_jax.plan.compiled import CompiledStep, batch_bytes, bytes_on_device, state_bytes
 from fusmae_jax.plan.topology import GIB
-from fusmae_jax.train.flops import full_remat_share
+from fusmae_jax.train.recipes import recipe_of
 from fusmae_jax.train.setup import Setup
 
 SHOWN = 3
@@ -45,7 +45,9 @@ def remedies(
         compile_one: the compiled step of a run.
     """
     room = limit * (1 - MARGIN)
-    options = [_accumulate(setup, step, line, room) if line else None, _shard(setup, step, room, rebuild)]
+    options = [_shard(setup, step, room, rebuild)]
+    if line and recipe_of(setup.config).accumulates:
+        options.insert(0, _accumulate(setup, step, line, room))
     if setup.config.model.remat != 'full':
         options.append(_recompute(setup, step, room, rebuild, compile_one))
     options.append(_shrink(setup, step, line, limit) if line else None)
@@ -111,7 +113,7 @@ def _recompute(
         'model.remat=full',
         step.total - after,
         'compiled',
-        f'{full_remat_share(setup.config):.0%} more operations',
+        f'{recipe_of(setup.config).full_remat_share(setup.config):.0%} more operations',
         after <= room,
     )
 

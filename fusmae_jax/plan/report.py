@@ -11,7 +11,8 @@ from fusmae_jax.plan.batches import MARGIN
 from fusmae_jax.plan.compiled import CompiledStep
 from fusmae_jax.plan.remedies import Remedy, sentence
 from fusmae_jax.plan.topology import GIB, Machine
-from fusmae_jax.train.flops import peak_flops, train_flops_per_image
+from fusmae_jax.train.flops import peak_flops
+from fusmae_jax.train.recipes import recipe_of
 from fusmae_jax.train.setup import Setup
 from fusmae_jax.train.step import abstract_batch
 
@@ -45,7 +46,7 @@ def estimate(setup: Setup, machine: Machine, known: speed.Speed | None, mfu: flo
     rows = row_counts(config.data, batch_size)
     batch = abstract_batch(setup.contract, setup.objective.fields, rows, setup.mesh)
     image_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) / batch_size
-    flops = train_flops_per_image(config)
+    flops = recipe_of(config).flops_per_image(config)
     peak = peak_flops(machine.devices[0].device_kind)
     source = GIVEN if mfu else known.source if known else ASSUMED
     if peak is None:

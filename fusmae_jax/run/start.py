@@ -147,10 +147,9 @@ def make_labelled(setup: Setup) -> LabelledEvaluation | None:
 
 
 def make_goodput(workdir: epath.Path, setup: Setup) -> Goodput:
-    """Measures where the time of a run goes; MFU where the operations and the chip's peak are known."""
+    """Measures where the time of a run goes; MFU where the chip's peak is known."""
     config, peak = setup.config, peak_flops(setup.mesh.devices.flat[0].device_kind)
-    count = setup.recipe.flops_per_image
-    flops = count(config) * config.train.batch_size if count and peak else 0.0
+    flops = setup.recipe.flops_per_image(config) * config.train.batch_size if peak else 0.0
     lead, all_peak = jax.process_index() == 0, (peak or 0.0) * setup.mesh.size
     return Goodput(workdir, lead, flops, all_peak, config.train.batch_size)
 

@@ -15,9 +15,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.input.contract import Contract
 from fusmae_jax.models import fusmae
 from fusmae_jax.parallel.rules import Params
-from fusmae_jax.train import dino_encoder, dino_objective, dino_optimizer
+from fusmae_jax.train import dino_encoder, dino_flops, dino_objective, dino_optimizer, flops
 from fusmae_jax.train import optimizer as optimizers
-from fusmae_jax.train.flops import train_flops_per_image
 from fusmae_jax.train.objective import Objective, reconstruction
 
 
@@ -43,7 +42,10 @@ class Recipe(NamedTuple):
     encoder_params: Callable[[Params, Config], Params]
     learned: Callable[[Params, Any, Config, int], Params]
     feature: str  # that its features are judged by during training
-    flops_per_image: Callable[[Config], float] | None  # None: not counted
+    flops_per_image: Callable[[Config], float]  # of a step, analytic
+    # What computing every stacked block twice would add to them, as a share.
+    full_remat_share: Callable[[Config], float]
+    accumulates: bool  # whether a batch can be taken in parts
     masks: bool  # whether there is a held-out masked loss, and something to be drawn as a reconstruction
 
 
@@ -105,7 +107,9 @@ RECIPES: dict[str, Recipe] = {
         encoder_params=lambda params, config: params,
         learned=lambda params, extra, config, steps: params,
         feature='mean_patch',
-        flops_per_image=train_flops_per_image,
+        flops_per_image=flops.train_flops_per_image,
+        full_remat_share=flops.full_remat_share,
+        accumulates=True,
         masks=True,
     ),
     'dino': Recipe(
@@ -119,7 +123,9 @@ RECIPES: dict[str, Recipe] = {
         encoder_params=dino_encoder.encoder_params,
         learned=dino_objective.final_teacher,
         feature='cls',
-        flops_per_image=None,
+        flops_per_image=dino_flops.train_flops_per_image,
+        full_remat_share=dino_flops.full_remat_share,
+        accumulates=False,
         masks=False,
     ),
 }
