@@ -1,4 +1,4 @@
-"""Calibration of a fine-tuned model: temperature, calibration error and label sets by its validation split."""
+"""Calibration of a fine-tuned model: temperature, calibration error, label sets by its validation split."""
 
 import functools
 import json

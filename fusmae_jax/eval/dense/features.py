@@ -120,8 +120,7 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
     def run(params: Any, batch: Batch, keys: Array | None) -> Features:
         before = {name: batch[f'{earlier}{name}'] for name in reader.fields}
         late, early = (reader.run(params, images, keys) for images in (batch, before))
-        change = late.values - early.values
-        return Features(jnp.concatenate([late.values, change], axis=-1), late.seen & early.seen)
+        return of_two_dates(late, early)
 
     return reader._replace(
         run=run,
@@ -129,6 +128,12 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
         width=2 * reader.width,
         words=f'{reader.words} and their change',
     )
+
+
+def of_two_dates(late: Features, early: Features) -> Features:
+    """The later features and, beside them, their change; seen where both dates are."""
+    change = late.values - early.values
+    return Features(jnp.concatenate([late.values, change], axis=-1), late.seen & early.seen)
 
 
 def layer_words(layers: Sequence[int]) -> str:

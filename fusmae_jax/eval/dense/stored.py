@@ -29,6 +29,7 @@ class StoredHead(NamedTuple):
     absent: Any  # the rule for sensors that are not given
     stats: str  # where the statistics of its inputs were from: 'checkpoint' or 'dataset'
     labels: LabelMap  # what it predicts, and on which grid
+    dates: int = 1  # 2: it is given the tokens and their change since an earlier image
 
 
 def describe(
@@ -39,6 +40,7 @@ def describe(
     absent: str,
     stats: str,
     labels: LabelMap,
+    dates: int = 1,
 ) -> dict[str, Any]:
     """What is stored beside the parameters, as JSON has it."""
     return {
@@ -55,6 +57,7 @@ def describe(
             'size': [*labels.size],
             'resolution': labels.resolution,
         },
+        **({'dates': dates} if dates > 1 else {}),
     }
 
 
@@ -81,7 +84,7 @@ def read_head(file: epath.PathLike) -> StoredHead:
     if about.get('format') != FORMAT:
         raise InputError(
             f'{file}: no head that can be used on other images: take one from heads/ of a `dense_probe`, of '
-            'an encoder, on images of one date'
+            'an encoder'
         )
     labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
     params: dict[str, Any] = {}
@@ -102,4 +105,5 @@ def read_head(file: epath.PathLike) -> StoredHead:
         about['absent'],
         about['stats'],
         labels,
+        about.get('dates', 1),
     )
