@@ -10,6 +10,7 @@ from fusmae_jax.config.build import build
 from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract as contracts
+from fusmae_jax.input.source import Source
 from fusmae_jax.shipped.data import sharded
 from fusmae_jax.shipped.data.generate import two_orbits
 from fusmae_jax.shipped.data.generate.converted import make
@@ -90,9 +91,7 @@ def test_one_image_is_not_taken_for_both_passes(raw, tmp_path):
     with pytest.raises(InputError, match='the same file is given for both passes'):
         pairs.source(Archive(**raw | same))
     by_name = {key: value for key, value in raw.items() if key not in ('table', 'classes')}
-    with pytest.raises(
-        InputError, match='s1_root and s1_desc_root are the same folder: tell'
-    ):
+    with pytest.raises(InputError, match='s1_root and s1_desc_root are the same folder: tell'):
         pairs.source(Archive(**by_name | same))
 
 
@@ -110,7 +109,14 @@ def test_from_generated_files_to_a_table_of_seven(tmp_path, monkeypatch):
                  '--config.encoder.checkpoint=xae', '--config.epochs=2.0']) == 0  # fmt: skip
     rows = [row for row in rows_of(tmp_path / 'probe', 'linear') if row.system == 'two_orbits']
     assert {frozenset(row.modalities) for row in rows} == {frozenset(given) for given in SUBSETS}
-    read_by = load('xae').config.model.modalities
+    encoder = load('xae')
+    source = Source(data, 'test', ('s1', 's1_desc'))
+    images = {name: source[0][name] for name in source.fields}
+    about = {'units': dict.fromkeys(images, 'dB'), 'resolution': dict.fromkeys(images, 10.0)}
+    both, one = (encoder.encode(x, **about) for x in (images, {'s1_desc': images['s1_desc']}))
+    assert {*both.tokens} == {'s1', 's1_desc'} and {*one.tokens} == {'s1_desc'}
+    assert np.abs(both.pooled - one.pooled).max() > 1e-4
+    read_by = encoder.config.model.modalities
     measured = contracts.read(data).statistics
     for name in ('s1', 's1_desc'):  # each normalised with its own numbers
         np.testing.assert_allclose(read_by[name].mean, measured[name].mean, rtol=1e-5)
