@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import ombria_probe, ombria_radar
-from benchmarks.ombria_ablation_runs import RUNS, SEEDS, STEPS, digest, untrained
+from benchmarks.ombria_ablation_runs import EUROSAT_STEPS, RUNS, SEEDS, STEPS, Ablation, digest, untrained
 from benchmarks.ombria_probe import INPUTS, LEVELS, SHARES, Key
 from benchmarks.ombria_swap import Split
 from fusmae_jax import storage
@@ -19,7 +19,10 @@ from fusmae_jax.eval.intervals import Interval, Replicates, average, difference,
 from fusmae_jax.eval.metrics import multi_label
 
 METRIC, BOTH, RAW = 'ap_micro', INPUTS[-1], 'raw'
-COMMAND = 'python -m benchmarks.ombria_ablations --npz=ombria_train.npz --workdir=runs/ombria_ablations'
+COMMAND = (
+    'python -m benchmarks.ombria_ablations --npz=ombria_train.npz --workdir=runs/ombria_ablations \\\n'
+    '        --pairs=dataset_sample --images=EuroSAT_RGB'
+)
 BY_HAND = '\n## What it says\n'
 HEAD = ('part', 'run', 'level', 'inputs', 'labels', 'what', 'estimate', 'low', 'high', 'regions')
 TEXT = """# OMBRIA: where pretraining helps, and whether radar reaches masked optical patches
@@ -31,7 +34,8 @@ otherwise, 40 px, 25 patches of 256 m a sensor, width 64, depth 3: those of `fus
 
     {command}
 
-`--report` writes this file again from the working directory. Every head is a logistic regression on
+`--report` writes this file again from the working directory; `--pairs` and `--images` are for the sections
+below that name them. Every head is a logistic regression on
 standardised frozen features, run to its optimum, its penalty settled on the validation regions; labels are
 those of whole regions, five draws of 1 %, 5 % and 10 %, all regions once. Average precision in percent, and
 in brackets the 95 % interval of a bootstrap over regions (1,000 resamples), differences paired. A gain in
@@ -103,12 +107,16 @@ class Scores:
         self, name: str, level: str, inputs: tuple[str, ...], share: float, seeds: Sequence[int]
     ) -> Gain:
         """A run minus its encoder untrained, the mean over pretraining seeds, each paired."""
+        bare = [untrained(name, seed) for seed in seeds]
+        return self.minus([f'{name}-{seed}' for seed in seeds], bare, level, inputs, share)
+
+    def minus(
+        self, systems: Sequence[str], others: Sequence[str], level: str, inputs: tuple[str, ...], share: float
+    ) -> Gain:
+        """Systems minus others, one by one, and their mean."""
         each = [
-            difference(
-                self.replicates(f'{name}-{seed}', level, inputs, share),
-                self.replicates(untrained(name, seed), level, inputs, share),
-            )
-            for seed in seeds
+            difference(*(self.replicates(name, level, inputs, share) for name in pair))
+            for pair in zip(systems, others)
         ]
         return Gain(intervals(average(each))[METRIC], tuple(one.estimate[METRIC] for one in each))
 
@@ -140,10 +148,15 @@ def write(workdir: Path, results: Path, splits: Mapping[str, Split], labels: Map
         command=COMMAND,
         deciding=deciding,
         test=test,
-        ablations=ablations(scores['val'], lines),
+        ablations=ablations(scores['val'], lines, RUNS),
         draws=ombria_radar.DRAWS,
-        radar=radar(workdir, splits['test'].region, lines),
+        radar=radar(workdir, splits['test'].region, lines, RUNS),
     )
+    # It imports this module.
+    from benchmarks import ombria_later_report
+
+    region = splits['test'].region
+    text += ombria_later_report.text(workdir, scores, region, lines, EUROSAT_STEPS)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
     writer.writeheader()
@@ -161,7 +174,7 @@ def by_hand(file: Path) -> str:
     return BY_HAND + before.split(BY_HAND, 1)[1] if BY_HAND in before else ''
 
 
-def _line(lines: list[dict[str, Any]], one: Interval, *about: str) -> str:
+def line(lines: list[dict[str, Any]], one: Interval, *about: str) -> str:
     """Notes a number for the CSV; returns it as a cell, signed if it is a gain."""
     numbers = (one.estimate, one.low, one.high)
     lines.append(dict(zip(HEAD, (*about, *(f'{x:.5f}' for x in numbers), one.clusters))))
@@ -171,7 +184,7 @@ def _line(lines: list[dict[str, Any]], one: Interval, *about: str) -> str:
     return f'**{text}**' if signed and one.low * one.high > 0 else text
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
     return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *body])
 
@@ -187,7 +200,7 @@ def decided(workdir: Path, scores: Scores, lines: list[dict[str, Any]]) -> tuple
     if not scores.has(RAW, *bare, *(f'{name}-{seed}' for seed in SEEDS)):
         return 'Not run yet.', ''
     gain = scores.gain(name, 'patch', BOTH, share, SEEDS)
-    cell = _line(lines, gain.interval, 'deciding', name, 'patch', '+'.join(BOTH), f'{share:g}', 'gain')
+    cell = line(lines, gain.interval, 'deciding', name, 'patch', '+'.join(BOTH), f'{share:g}', 'gain')
     text = (
         f'Chosen on the validation regions, by the largest mean gain: {RUNS[name].about}; and of it the '
         f'share of labels with the largest gain, {share:.0%}. Opened then, the test regions give {cell} '
@@ -201,21 +214,21 @@ def decided(workdir: Path, scores: Scores, lines: list[dict[str, Any]]) -> tuple
         base = average([scores.replicates(one, level, inputs, part) for one in bare])
         pixels = scores.replicates(RAW, level, inputs, part)
         cells = [
-            _line(lines, intervals(one)[METRIC], *about[:1], system, *about[2:], 'score')
+            line(lines, intervals(one)[METRIC], *about[:1], system, *about[2:], 'score')
             for system, one in ((name, own), ('untrained', base), (RAW, pixels))
         ]
         cells += [
-            _line(lines, intervals(difference(own, other))[METRIC], *about, what)
+            line(lines, intervals(difference(own, other))[METRIC], *about, what)
             for what, other in (('gain', base), ('over raw pixels', pixels))
         ]
         rows.append([level, about[3].upper(), f'{part:.0%}', *cells])
-    return text, _table(rows)
+    return text, table(rows)
 
 
-def ablations(scores: Scores, lines: list[dict[str, Any]]) -> str:
+def ablations(scores: Scores, lines: list[dict[str, Any]], runs: Mapping[str, Ablation]) -> str:
     """A row for each run, on the validation regions."""
     rows = [['run', *(f'{x:.0%}' for x in SHARES), 'mean', *(f'image, {x:.0%}' for x in SHARES)]]
-    for name, run in RUNS.items():
+    for name, run in runs.items():
         if not scores.has(f'{name}-0', untrained(name, 0)):
             rows.append([run.about, *['not run'] * (len(rows[0]) - 1)])
             continue
@@ -223,18 +236,20 @@ def ablations(scores: Scores, lines: list[dict[str, Any]]) -> str:
         for level in LEVELS:
             for share in SHARES:
                 one = scores.gain(name, level, BOTH, share, (0,)).interval
-                row.append(_line(lines, one, 'val', name, level, '+'.join(BOTH), f'{share:g}', 'gain'))
+                row.append(line(lines, one, 'val', name, level, '+'.join(BOTH), f'{share:g}', 'gain'))
                 estimates.append(one.estimate)
             if level == 'patch':
                 row.append(f'{100 * np.mean(estimates):+.1f}')
         rows.append(row)
-    return _table(rows)
+    return table(rows)
 
 
-def radar(workdir: Path, region: np.ndarray, lines: list[dict[str, Any]]) -> str:
+def radar(
+    workdir: Path, region: np.ndarray, lines: list[dict[str, Any]], runs: Mapping[str, Ablation]
+) -> str:
     """A row for each run: what the content of the radar image is worth, by the share of optical patches."""
     rows = [['run', *(f'{name} of the visible patches optical' for name in ombria_radar.VISIBLE)]]
-    for name, run in RUNS.items():
+    for name, run in runs.items():
         file = workdir / 'radar' / f'{name}.npz'
         if not file.exists():
             rows.append([run.about, *['not run'] * len(ombria_radar.VISIBLE)])
@@ -243,7 +258,7 @@ def radar(workdir: Path, region: np.ndarray, lines: list[dict[str, Any]]) -> str
             arrays = dict(archive)
         cells = list(_radar_cells(arrays, name, region, lines))
         rows.append([run.about, *cells])
-    return _table(rows)
+    return table(rows)
 
 
 def _radar_cells(
@@ -252,5 +267,5 @@ def _radar_cells(
     for share in ombria_radar.VISIBLE:
         one = {key: arrays[f'{share}|{key}'] for key in ('true', 'other', 'count')}
         interval, equal = ombria_radar.compare(one, region)
-        cell = _line(lines, interval, 'radar', name, '-', f'{share} optical', '-', 'true minus exchanged')
+        cell = line(lines, interval, 'radar', name, '-', f'{share} optical', '-', 'true minus exchanged')
         yield '0, to the bit' if equal else cell

@@ -8,15 +8,14 @@ regions that nothing has learned from:
 
     probe     a class for each pixel from frozen tokens: all pixels of a patch from its token
     change    the same from tokens after the flood and their difference from those before it
-    finetune  encoder and convolutional decoder together
+    knn       the same from the labels of the nearest tokens, without training
+    finetune  encoder and head together, with the head of the probe, so that the encoder makes the difference
 
 Writes `ombria_dense.md` and `ombria_dense.csv` into `--results`. A rerun of a fine-tuning goes on where it
 stopped. The settings stand in this file and were fixed before anything was measured on the test regions.
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -24,20 +23,24 @@ from typing import Any
 
 from benchmarks import ombria_config, ombria_maps, ombria_set
 from benchmarks.command import exit_code
+from benchmarks.lines import markdown, write_csv
 from fusmae_jax.config.run import Augment
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Intervals, Task
-from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.dense.config import DenseFinetune, DenseKnn, DenseProbe, MapCalibration
 from fusmae_jax.eval.dense.finetune import run_dense_finetune
+from fusmae_jax.eval.dense.knn import run_dense_knn
 from fusmae_jax.eval.dense.probe import run_dense_probe
 from fusmae_jax.run.loop import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = (('s1',), ('s2',), ('s1', 's2'))
-BOTH = INPUTS[2:]  # for what takes longest
+BOTH = INPUTS[2:]
 SHOWN = ('iou_macro', 'iou/flooded', 'f1/flooded', 'accuracy')
-PARTS = ('probe', 'change', 'finetune')
+CALIBRATION = ('ece_before', 'ece_after')
+SETTLED = 'Settled on the validation regions, and the calibration error before and after the temperature:'
+PARTS = ('probe', 'knn', 'change', 'finetune')
 COMMAND = 'python -m benchmarks.ombria_dense --npz=ombria_train.npz --workdir=runs/ombria_dense'
 HEAD = ('part', 'system', 'inputs', 'metric', 'estimate', 'low', 'high', 'regions')
 TEXT = """# OMBRIA: maps of floods
@@ -51,8 +54,9 @@ The Fus-MAE of `ombria_config.py` ({steps:,} steps of pretraining, 64 x 64 model
 160 m, seed {seed}). Metrics over all pixels of the test regions together, in percent; in brackets the 95 %
 interval, a bootstrap over regions, 1,000 resamples, differences paired. Regions of one flood may stand in two
 splits, and the intervals do not know of that. Learning rates of the probes are settled on the validation
-regions by mIoU. One seed of pretraining, one of the heads. All settings: `benchmarks/ombria_dense.py`; few
-epochs, so that everything takes minutes on two cores. They are no tuned recipe for either system.
+regions by mIoU, and so are learning rate and epoch of each fine-tuning. One seed of pretraining, one of the
+heads. All settings: `benchmarks/ombria_dense.py`; few epochs, so that everything takes about an hour on two
+cores. They are no tuned recipe for either system.
 
 `random init`: the same architecture and training, untrained weights. `band statistics`: a linear head on the
 bands of each single pixel, at 10 m. `most frequent class`: every pixel dry, or every pixel flooded.
@@ -61,36 +65,42 @@ bands of each single pixel, at 10 m. `most frequent class`: every pixel dry, or 
 """
 TITLES = {
     'probe': 'Frozen tokens: a linear head gives all 8 x 8 model pixels of a token, {probe}',
+    'knn': 'Nearest tokens: the labels under the 20 nearest of the labelled regions, nothing trained',
     'change': 'Change, both sensors: tokens after the flood and their difference from those before it',
-    'finetune': 'Fine-tuning, both sensors: encoder and a convolutional decoder, {finetune}',
+    'finetune': 'Fine-tuning: encoder and the head of the probe, {finetune} at most',
 }
 
 
-def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | DenseFinetune:
+def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | DenseKnn | DenseFinetune:
     """What is trained; fixed before anything was measured on the test regions."""
     shared: dict[str, Any] = {
         'data': Task(data, labels=ombria_maps.MAP, kind='segmentation', threads=2),
         'intervals': Intervals('region'),
     }
-    inputs = INPUTS if part == 'probe' else BOTH
+    inputs = BOTH if part == 'change' else INPUTS
     frozen = EncoderSettings(checkpoint, (RANDOM, BANDS, PRIOR), modalities=inputs, seed=seed, batch=32)
     tuned = EncoderSettings(checkpoint, (RANDOM,), modalities=inputs, seed=seed, batch=32)
+    calibration = MapCalibration(0 if part == 'change' else CALIBRATED)
     if part == 'finetune':
         return DenseFinetune(
             **shared,
+            calibration=calibration,
             encoder=tuned,
-            head='pup',
-            head_width=16,
+            head='shuffle',
             rot90=True,
             augment=Augment(crop=False, hflip=0.5, vflip=0.5),
-            learning_rates=(1e-3,),
+            learning_rates=(5e-4, 2e-3),
+            settle='each',
             epochs=FINETUNE_EPOCHS,
             epoch='best',
-            batch_size=32,
+            batch_size=16,
             layer_decay=0.75,
         )
+    if part == 'knn':
+        return DenseKnn(**shared, encoder=tuned)
     return DenseProbe(
         **shared,
+        calibration=calibration,
         encoder=frozen,
         head='shuffle',
         earlier=ombria_maps.EARLIER if part == 'change' else '',
@@ -101,7 +111,8 @@ def settings(part: str, data: str, checkpoint: str, seed: int) -> DenseProbe | D
     )
 
 
-PROBE_EPOCHS, FINETUNE_EPOCHS = 6.0, 5.0
+PROBE_EPOCHS, FINETUNE_EPOCHS = 6.0, 20.0
+CALIBRATED = 200_000  # pixels of the validation regions
 
 
 def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tuple[str, ...]) -> str:
@@ -113,6 +124,8 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tu
         config = settings(part, data, str(workdir / 'xae'), seed)
         if isinstance(config, DenseFinetune):
             run_dense_finetune(config, workdir / part)
+        elif isinstance(config, DenseKnn):
+            run_dense_knn(config, workdir / part)
         else:
             run_dense_probe(config, workdir / part)
     return write(workdir, results, seed, steps)
@@ -120,18 +133,24 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tu
 
 def lines(folder: Path, part: str) -> list[dict[str, Any]]:
     """The numbers of a part that is there: of each system, and the paired differences."""
-    name = 'dense_finetune' if part == 'finetune' else 'dense_probe'
-    file = folder / f'rows-{name}.jsonl'
     found = []
-    for row in map(json.loads, file.read_text().splitlines()) if file.exists() else ():
+    for row in stored(folder, 'rows', part):
         metric = '/'.join((row['metric'], row['label'])) if row['label'] else row['metric']
         metric += f'_{row["averaging"]}' if row['averaging'] == 'macro' else ''
         found.append(_line(part, row['system'], row['modalities'], metric, row))
-    file = folder / f'differences-{name}.jsonl'
-    for line in map(json.loads, file.read_text().splitlines()) if file.exists() else ():
+    for line in stored(folder, 'differences', part):
         system = f'{line["system"]} minus {line["minus"]}'
         found += [_line(part, system, line['modalities'], m, x) for m, x in line['metrics'].items()]
-    return [one for one in found if one['metric'] in SHOWN]
+    for line in stored(folder, 'calibration', part):
+        found += [_line(part, line['system'], line['modalities'], m, x) for m, x in line['metrics'].items()]
+    return [one for one in found if one['metric'] in (*SHOWN, *CALIBRATION)]
+
+
+def stored(folder: Path, kind: str, part: str) -> list[dict[str, Any]]:
+    """The lines of a file that a part has left; none where there is no such file."""
+    name = {'finetune': 'dense_finetune', 'knn': 'dense_knn'}.get(part, 'dense_probe')
+    file = folder / f'{kind}-{name}.jsonl'
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _line(part: str, system: str, inputs: list[str], metric: str, numbers: Any) -> dict[str, Any]:
@@ -144,7 +163,11 @@ def write(workdir: Path, results: Path, seed: int, steps: int) -> str:
     each = {part: lines(workdir / part, part) for part in PARTS}
     every = [one for found in each.values() for one in found]
     words = {'probe': f'{PROBE_EPOCHS:g} epochs', 'finetune': f'{FINETUNE_EPOCHS:g} epochs'}
-    tables = [f'## {TITLES[part].format(**words)}\n\n{table(found)}' for part, found in each.items() if found]
+    tables = []
+    for part, found in each.items():
+        if found:
+            tables += [f'## {TITLES[part].format(**words)}', table(found)]
+            tables += settled(workdir / part, part, found)
     options = f' --seed={seed}' * (seed != 0) + f' --steps={steps}' * (steps != ombria_config.STEPS)
     text = TEXT.format(
         regions=max(one['regions'] for one in every),
@@ -154,11 +177,7 @@ def write(workdir: Path, results: Path, seed: int, steps: int) -> str:
         tables='\n\n'.join(tables),
     )
     results.mkdir(parents=True, exist_ok=True)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows({k: f'{v:.5f}' if isinstance(v, float) else v for k, v in one.items()} for one in every)
-    (results / 'ombria_dense.csv').write_text(stream.getvalue())
+    write_csv(results / 'ombria_dense.csv', HEAD, every)
     (results / 'ombria_dense.md').write_text(text)
     return text
 
@@ -167,14 +186,40 @@ def table(found: list[dict[str, Any]]) -> str:
     """A row for each system and choice of inputs, in percent."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for one in found:
-        sign = '+' if ' minus ' in one['system'] else ''
-        numbers = [f'{100 * one[name]:{sign}.1f}' for name in ('estimate', 'low', 'high')]
-        cell = f'{numbers[0]} [{numbers[1]}, {numbers[2]}]'
-        rows.setdefault((one['inputs'], one['system']), {})[one['metric']] = cell
+        if one['metric'] in SHOWN:
+            rows.setdefault((one['inputs'], one['system']), {})[one['metric']] = _cell(one)
     head = ('inputs', 'system', *SHOWN)
     body = [[*key, *(cells.get(metric, '-') for metric in SHOWN)] for key, cells in rows.items()]
     body.sort(key=lambda row: (len(row[0]), row[0], ' minus ' in row[1]))
-    return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *body])
+    return markdown([head, *body])
+
+
+def settled(folder: Path, part: str, found: list[dict[str, Any]]) -> list[str]:
+    """What the validation regions have settled, and the calibration error; nothing of neighbours."""
+    chosen = {_key(row): row['chosen'] for row in stored(folder, 'rows', part)}
+    heat = {_key(line): line['temperatures'] for line in stored(folder, 'calibration', part)}
+    names = [name for name in ('learning_rate', 'epoch') if any(name in one for one in chosen.values())]
+    if not names:
+        return []
+    cells = {(one['system'], one['inputs'], one['metric']): _cell(one) for one in found}
+    table = [['inputs', 'system', *(name.replace('_', ' ') for name in names), 'temperature', *CALIBRATION]]
+    for (system, inputs), values in chosen.items():
+        if values:
+            numbers = [values[name][0] for name in names] + heat.get((system, inputs), [])
+            shown = [f'{number:.3g}' for number in numbers] + ['-'] * (len(names) + 1 - len(numbers))
+            errors = [cells.get((system, inputs, metric), '-') for metric in CALIBRATION]
+            table.append([inputs, system, *shown, *errors])
+    return [SETTLED, markdown(table)]
+
+
+def _key(line: dict[str, Any]) -> tuple[str, str]:
+    return line['system'], '+'.join(line['modalities'])
+
+
+def _cell(one: dict[str, Any]) -> str:
+    sign = '+' if ' minus ' in one['system'] else ''
+    numbers = [f'{100 * one[name]:{sign}.1f}' for name in ('estimate', 'low', 'high')]
+    return f'{numbers[0]} [{numbers[1]}, {numbers[2]}]'
 
 
 def main() -> int:

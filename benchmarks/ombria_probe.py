@@ -10,6 +10,7 @@ logistic regressions on standardised features, run to their optimum, so that no 
 penalty is settled on the validation regions.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,10 @@ class Key(NamedTuple):
 def tokens(
     model: Pretrained, params: Any, data: str, split: Split, every: Sequence[tuple[str, ...]] = INPUTS
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Inputs -> tokens of all images (n, patches, sensors * width); without `params` their pixels."""
+    """Inputs -> what there is of each of the GRID x GRID patches, (n, patches, sensors * width).
+
+    That is its token or, where a model has smaller patches, the mean of theirs; without `params` its pixels.
+    """
     contract, names = contracts.read(data), tuple(model.config.model.modalities)
     prepare = make_prepare(model.config, contract, None)
     graphdef, needed = fusmae.graph(model.config.model, model.dtype), fields(model.config, contract)
@@ -74,8 +78,16 @@ def tokens(
             return jnp.concatenate([encoded[name] for name in inputs], axis=-1)
 
         parts = [run(params, part) for part in batches({name: split.images[name] for name in needed})]
-        found[inputs] = np.concatenate(parts)[: len(split.region)]
+        found[inputs] = on_grid(np.concatenate(parts)[: len(split.region)])
     return found
+
+
+def on_grid(values: np.ndarray) -> np.ndarray:
+    """Patches (n, rows * columns, width) of a square grid to GRID x GRID ones: means of those within."""
+    images, count, width = values.shape
+    within = math.isqrt(count) // GRID
+    assert (GRID * within) ** 2 == count
+    return values.reshape(images, GRID, within, GRID, within, width).mean((2, 4)).reshape(images, -1, width)
 
 
 def batches(arrays: Mapping[str, np.ndarray], size: int = 62) -> Iterator[dict[str, np.ndarray]]:

@@ -25,6 +25,7 @@ COMMANDS = (
     ('knn', 'fusmae_jax.eval.config', 'Knn', ''),
     ('finetune', 'fusmae_jax.eval.finetune.config', 'Finetune', ''),
     ('dense_probe', 'fusmae_jax.eval.dense.config', 'DenseProbe', ''),
+    ('dense_knn', 'fusmae_jax.eval.dense.config', 'DenseKnn', ''),
     ('dense_finetune', 'fusmae_jax.eval.dense.config', 'DenseFinetune', ''),
     ('reliance', 'fusmae_jax.eval.reliance.config', 'Reliance', ''),
     ('encode', 'fusmae_jax.embed.settings', 'EncodeConfig', ''),

@@ -515,6 +515,17 @@ def _dense_probe(args: argparse.Namespace) -> int:
         return run_dense_probe(settings, args.workdir)
 
 
+@command('dense_knn', *config_file('configs/dense_knn.py'), WORKDIR, needs='eval')
+def _dense_knn(args: argparse.Namespace) -> int:
+    """Gives each pixel a class by the nearest labelled tokens; trains nothing."""
+    from fusmae_jax.eval.dense.config import DenseKnn
+
+    with _in_workdir(args, DenseKnn) as settings:
+        from fusmae_jax.eval.dense.knn import run_dense_knn
+
+        return run_dense_knn(settings, args.workdir)
+
+
 @command('dense_finetune', *config_file('configs/dense_finetune.py'), WORKDIR, needs='eval')
 def _dense_finetune(args: argparse.Namespace) -> int:
     """Trains an encoder and a head together, a class for each pixel."""

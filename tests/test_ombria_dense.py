@@ -52,14 +52,24 @@ def test_a_region_without_one_of_its_dates_is_an_error(npz, tmp_path):  # noqa: 
 
 
 def test_the_table_has_a_row_for_each_system_and_difference(tmp_path):
-    row = VALUES | {'system': 'xae', 'modalities': ['s1'], 'label': 'flooded', 'averaging': 'class'}
+    row = VALUES | {
+        'chosen': {'learning_rate': [0.003]},
+        'system': 'xae',
+        'modalities': ['s1'],
+        'label': 'flooded',
+        'averaging': 'class',
+    }
     numbers = {'estimate': 0.5, 'low': 0.4, 'high': 0.625, 'clusters': 4}
     (tmp_path / 'probe').mkdir()
     (tmp_path / 'probe' / 'rows-dense_probe.jsonl').write_text(json.dumps(row | numbers | {'metric': 'iou'}))
     line = {'system': 'xae', 'minus': 'random', 'modalities': ['s1'], 'metrics': {'iou/flooded': numbers}}
     (tmp_path / 'probe' / 'differences-dense_probe.jsonl').write_text(json.dumps(line))
+    metrics = {'ece_before': numbers, 'ece_after': numbers | {'estimate': 0.45}}
+    line = {'system': 'xae', 'modalities': ['s1'], 'temperatures': [1.25], 'metrics': metrics}
+    (tmp_path / 'probe' / 'calibration-dense_probe.jsonl').write_text(json.dumps(line))
     text = ombria_dense.write(tmp_path, tmp_path / 'out', 0, 8)
     assert '| s1 | xae | - | 50.0 [40.0, 62.5] | - | - |' in text and '--steps=8' in text
     assert '| s1 | xae minus random | - | +50.0 [+40.0, +62.5] | - | - |' in text
+    assert '| s1 | xae | 0.003 | 1.25 | 50.0 [40.0, 62.5] | 45.0 [40.0, 62.5] |' in text
     lines = (tmp_path / 'out' / 'ombria_dense.csv').read_text().splitlines()
     assert lines[1] == 'probe,xae,s1,iou/flooded,0.50000,0.40000,0.62500,4'

@@ -14,6 +14,7 @@ import numpy as np
 
 from fusmae_jax.input.plausible import BRIGHTEST, FLOOR, WATER
 
+from ..geobench2 import so2sat
 from . import own_range
 from .evidence import Evidence, Sensor
 from .findings import FEW, Finding, Severity, share
@@ -31,7 +32,8 @@ def check(evidence: Evidence) -> Iterator[Finding]:
     if sensor is None:
         return
     yield from _calibration(sensor)
-    if not sensor.summary.usable.any():
+    # A signed amplitude has no level that could be looked at.
+    if not sensor.summary.usable.any() or sensor.declared.unit == so2sat.AMPLITUDE:
         return
     units = units_of(sensor)
     yield from _unit(sensor, units)

@@ -10,20 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from ..bigearthnet_mm.labels import CLASSES_19
+from ..geobench2 import so2sat
 from ..geobench2.images import ORDERS, WRONG_STEP, Images, Sample, lighter, read_images
 from ..geobench2.samples import list_samples
 from ..geobench2.schema import RESOLUTION, S1, S2, SCHEMA
 from ..records import RecordError
+from . import raw_so2sat
 from .evidence import Split
 from .findings import Finding, share
 from .raw import SAMPLE, Item, Loaded, RawListing, spread
+from .raw_so2sat import rows_finding
 
 SUFFIX = '.tortilla'
 _CONVERT = '`convert` (configs/convert_geobench2.py)'
 
 
 def archive(file: Path) -> RawListing:
-    """The samples of a container; raises RecordError for a file that is none of benv2."""
+    """The samples of a container; raises RecordError for a file that is none of benv2 or so2sat."""
+    if so2sat.is_one(file):
+        return raw_so2sat.archive(file)
     samples, skips = list_samples(file, 'skip')
     chosen = spread(samples, SAMPLE)
     images = list(_readable(file, chosen))
@@ -44,7 +49,7 @@ def archive(file: Path) -> RawListing:
         labels={'labels_19': [tuple(CLASSES_19[i] for i in sample.labels) for sample in chosen]},
         classes={'labels_19': CLASSES_19},
         findings=(
-            *_rows_finding(skips, len(samples)),
+            *rows_finding(skips, len(samples)),
             *_order_finding(images),
             *_ground_finding(images),
         ),
@@ -76,18 +81,6 @@ def _load(file: Path, sample: Sample, order: str) -> Loaded:
     wrong = read.s2_grid.step_x == WRONG_STEP
     s2_grid = read.s2_grid._replace(step_x=RESOLUTION, step_y=RESOLUTION) if wrong else read.s2_grid
     return {'s1': s1, 's2': s2}, {'s1': dict.fromkeys(s1, read.s1_grid), 's2': dict.fromkeys(s2, s2_grid)}
-
-
-def _rows_finding(skips: Sequence[dict[str, str]], good: int) -> Iterator[Finding]:
-    if skips:
-        yield Finding(
-            'file.rows',
-            'error',
-            'Rows of the table cannot be used',
-            f'{share(len(skips), good + len(skips))} rows; {skips[0]["field"]}: {skips[0]["reason"]}',
-            'download the file again, or convert with on_error=skip',
-            needs='metadata',
-        )
 
 
 def _order_finding(images: Sequence[tuple[Sample, Images]]) -> Iterator[Finding]:

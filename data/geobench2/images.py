@@ -17,10 +17,10 @@ from ..bigearthnet_mm.labels import CLASSES_19
 from ..bigearthnet_v2.names import parse_patch_id, s2_scene
 from ..geotiff import place_of, refused, stack_of
 from ..records import Item, Record, RecordError, check_decibel
+from .listing import ORDERS
 from .schema import RESOLUTION, S1, S2
 from .tortilla import AGAIN, FORMAT, ID, Span, member, read_bytes, read_table
 
-ORDERS = {'VH,VV': (1, 0), 'VV,VH': (0, 1)}  # order in the file -> channels of VV and VH
 WRONG_STEP = 60.0  # metres a pixel, of B01
 MOST_BYTES = 2**24  # of an image; as plain numbers it takes 350 kB
 

@@ -1,4 +1,7 @@
-"""Listing a tortilla of benv2: which samples there are, and the split that each belongs to."""
+"""Listing a tortilla of benv2: which samples there are, and the split that each belongs to.
+
+That of so2sat is `so2sat.py`.
+"""
 
 import dataclasses
 import functools
@@ -6,39 +9,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from fusmae_jax.config.setting import setting
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.paths import check_text
 
 from ..bigearthnet_mm.labels import CLASSES_19
 from ..bigearthnet_v2.names import parse_patch_id
-from ..records import Item, RecordError, RecordSource
+from ..records import RecordError, RecordSource
+from . import so2sat
 from .images import Sample, lighter, read_images, read_item
-from .schema import PUBLISHED, SCHEMA, SPLITS
-from .tortilla import AGAIN, FORMAT, ID, LENGTH, OFFSET, Row, read_table, whole
+from .listing import OTHER, SPLIT, SPLITS, Level, check_order, items_of, list_rows
+from .schema import PUBLISHED, SCHEMA
+from .tortilla import AGAIN, ID, LENGTH, OFFSET, Row
 
-SPLIT = 'tortilla:data_split'
 COLUMNS = {
-    SPLIT: str,
-    'patch_id': str,
     'country': str,
     'contains_seasonal_snow': bool,
     'contains_cloud_or_shadow': bool,
     'add_test_split': bool,
     'labels': list,
 }
-LOOKED_AT = 32  # samples by whose pixels the order of the channels is checked
 _INDEX = {name: index for index, name in enumerate(CLASSES_19)}
-_OTHER = 'give geobench_benv2.tortilla, the other sets of GEO-Bench-2 are not read'
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
     """Where the container is, and how its Sentinel-1 images are to be taken."""
 
-    path: str = setting('', path=True)  # geobench_benv2.tortilla
+    path: str = setting('', path=True)  # geobench_benv2.tortilla or geobench_so2sat.tortilla
+    name: Literal['benv2', 'so2sat'] = 'benv2'  # which set of the benchmark it is
     splits: Literal['official', 'one'] = 'official'  # those of the container; one: all into train
     # Channels of Sentinel-1 in the file. The program behind it wrote VH first, though its loader says VV; an
     # order that the pixels contradict is refused.
@@ -52,18 +51,18 @@ def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> Reco
     `on_error='fail'` for a row that cannot be used.
     """
     if not archive.path:
-        raise InputError("config.archive.path='': give geobench_benv2.tortilla")
+        raise InputError("config.archive.path='': give geobench_benv2.tortilla or geobench_so2sat.tortilla")
     check_text(archive.path)
     file = Path(archive.path).resolve()
+    if archive.name == so2sat.NAME:
+        return so2sat.source(file, archive.splits == 'official', archive.s1_order, on_error)
     samples, skips = list_samples(file, on_error)
-    _check_order(file, samples, archive.s1_order)
+    level = Level(lambda sample: lighter(read_images(file, sample).s1), 'is brighter')
+    check_order(file, samples, archive.s1_order, level)
     official = archive.splits == 'official'
-    splits: dict[str, list[Item]] = {name: [] for name in (SPLITS.values() if official else ('train',))}
-    for sample in samples:
-        splits[sample.split if official else 'train'].append(Item(sample.patch_id, tuple(sample)))
     return RecordSource(
         schema=SCHEMA,
-        splits={name: items for name, items in splits.items() if items or on_error == 'fail'},
+        splits=items_of(samples, official, keep_empty=on_error == 'fail'),
         read=functools.partial(read_item, file=str(file), order=archive.s1_order),
         inputs={'path': str(file), 'splits': archive.splits, 's1_order': archive.s1_order},
         skips=skips,
@@ -78,38 +77,15 @@ def source(archive: Archive, on_error: Literal['fail', 'skip'] = 'fail') -> Reco
 def list_samples(
     file: Path, on_error: Literal['fail', 'skip'] = 'fail'
 ) -> tuple[list[Sample], list[dict[str, str]]]:
-    """The samples of a container, and the skips for rows that cannot be used.
-
-    Raises RecordError for a file that is no such container, and with 'fail' for the first such row.
-    """
-    samples: list[Sample] = []
-    skips: list[dict[str, str]] = []
-    taken: set[str] = set()
-    for number, row in enumerate(read_table(whole(file), COLUMNS)):
-        try:
-            sample = _sample(file, number, row)
-            if sample.patch_id in taken:
-                message = f'row {number}: {sample.patch_id} is listed before'
-                raise RecordError(file, 'patch_id', message, 'download the file again')
-        except RecordError as error:
-            if on_error == 'fail':
-                raise
-            skips.append(error.skip(str(row['patch_id'])))
-            continue
-        taken.add(sample.patch_id)
-        samples.append(sample)
-    return samples, skips
+    """The samples of a container, and the skips for rows that cannot be used, as `list_rows` does."""
+    return list_rows(file, COLUMNS, _sample, on_error)
 
 
 def _sample(file: Path, number: int, row: Row) -> Sample:
-    if row[FORMAT] != 'TORTILLA':
-        raise RecordError(file, FORMAT, f'row {number}: {row[FORMAT]!r}, expected TORTILLA', _OTHER)
-    if row[SPLIT] not in SPLITS:
-        raise RecordError(file, SPLIT, f'row {number}: {row[SPLIT]!r} is none of {", ".join(SPLITS)}', AGAIN)
     try:
         parse_patch_id(row['patch_id'])
     except ValueError as error:
-        raise RecordError(file, 'patch_id', f'row {number}: {error}', _OTHER) from error
+        raise RecordError(file, 'patch_id', f'row {number}: {error}', OTHER) from error
     return Sample(
         row[ID],
         row[OFFSET],
@@ -132,21 +108,3 @@ def _labels(file: Path, number: int, names: Sequence[Any]) -> tuple[int, ...]:
         message = f'row {number}: {unknown[0]!r} is not one of the 19 classes'
         raise RecordError(file, 'labels', message, nearest(str(unknown[0]), CLASSES_19))
     return tuple(sorted(_INDEX[name] for name in names))
-
-
-def _check_order(file: Path, samples: Sequence[Sample], order: str) -> None:
-    """Raises InputError where the pixels contradict the order: over land and sea VV is the brighter one."""
-    chosen = {int(i) for i in np.linspace(0, len(samples) - 1, LOOKED_AT)} if samples else set()
-    levels = []
-    for index in sorted(chosen):
-        try:
-            levels.append(lighter(read_images(file, samples[index]).s1))
-        except RecordError:
-            continue  # told when the record is read
-    against = sum(level > 0 for level in levels) if order == 'VH,VV' else sum(level < 0 for level in levels)
-    if 2 * against > len(levels):
-        other = 'VV,VH' if order == 'VH,VV' else 'VH,VV'
-        raise InputError(
-            f'{file}: s1_order={order}, but in {against} of {len(levels)} samples the channel that would be '
-            f'VH is brighter, by {np.median(np.abs(levels)):.1f} dB; give --config.archive.s1_order={other}'
-        )

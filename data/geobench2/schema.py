@@ -10,7 +10,6 @@ from ..bigearthnet_v2.schema import SCHEMA as SCHEMA_V2
 from ..records import Field, Schema
 
 SIZE, RESOLUTION = (120, 120), 10.0
-SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}  # as the container calls them -> as we do
 # Of the whole benchmark; the file that it tests itself with has nine samples.
 PUBLISHED = {'train': 20_000, 'val': 4_000, 'test': 4_000}
 

@@ -25,7 +25,7 @@ MAGIC, HEADER = b'#y', 200
 ID, FORMAT, OFFSET, LENGTH = 'tortilla:id', 'tortilla:file_format', 'tortilla:offset', 'tortilla:length'
 PLACES: Mapping[str, type] = {ID: str, FORMAT: str, OFFSET: int, LENGTH: int}
 AGAIN = 'the file is truncated or damaged; download it again'
-OTHER = 'give a .tortilla file of GEO-Bench-2'
+OTHER = 'give a .tortilla file of GEO-Bench-2, and say with --config.archive.name which set it holds'
 # A table of 28,000 samples takes 5 MB. What unpacks to more than this is none.
 MOST_BYTES, MOST_ROWS = 2**30, 10**6
 

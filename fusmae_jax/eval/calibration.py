@@ -26,7 +26,7 @@ learning rate, which is one choice among a few.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -77,6 +77,40 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> float
     return float(np.exp(best.x))
 
 
+def by_bin(binned: np.ndarray, surprise: np.ndarray, size: np.ndarray) -> Weighted:
+    """`ece`, `surprise` and `right/<bin>` as a function of how often each group counts.
+
+    Args:
+        binned: (3, groups, bins): entries, sum of their confidence, hits.
+        surprise: (groups,) sum of the surprise of those it is of.
+        size: (groups,) how many these are.
+    """
+    entries, confidence, hits = binned
+
+    def weighted(multiplicity: np.ndarray) -> dict[str, float]:
+        gap = np.abs(multiplicity @ (hits - confidence)).sum()
+        n, right = multiplicity @ entries, multiplicity @ hits
+        share = np.divide(right, n, out=np.full(n.shape, np.nan), where=n > 0)
+        return {
+            'ece': float(gap / n.sum()) if n.any() else np.nan,
+            'surprise': float(multiplicity @ surprise / (multiplicity @ size)) if n.any() else np.nan,
+            **{f'right/{i}': float(x) for i, x in enumerate(share)},
+        }
+
+    return weighted
+
+
+class Binned(Protocol):
+    """Entries by bin."""
+
+    @property
+    def records(self) -> int:
+        """How many records there are."""
+
+    def binned(self, groups: np.ndarray, count: int) -> np.ndarray:
+        """(3, count, bins): entries, sum of their confidence, hits; by the group of each record."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reliability:
     """Entries with a confidence that were right or not; made by `reliability`. A `metrics.Measure`."""
@@ -101,20 +135,8 @@ class Reliability:
 
         `right/3` is the share of the entries in bin 3 that was right, NaN where there are none.
         """
-        entries, confidence, hits = self.binned(groups, count)
         surprise, size = (np.bincount(groups, x, count) for x in (self.surprise, None))
-
-        def weighted(multiplicity: np.ndarray) -> dict[str, float]:
-            gap = np.abs(multiplicity @ (hits - confidence)).sum()
-            n, right = multiplicity @ entries, multiplicity @ hits
-            share = np.divide(right, n, out=np.full(self.bins, np.nan), where=n > 0)
-            return {
-                'ece': float(gap / n.sum()),
-                'surprise': float(multiplicity @ surprise / (multiplicity @ size)),
-                **{f'right/{i}': float(x) for i, x in enumerate(share)},
-            }
-
-        return weighted
+        return by_bin(self.binned(groups, count), surprise, size)
 
 
 def reliability(
@@ -144,7 +166,7 @@ class Bin(NamedTuple):
     confidence: float  # mean of the entries
 
 
-def filled(measure: Reliability) -> list[Bin]:
+def filled(measure: Binned) -> list[Bin]:
     """The bins that have an entry."""
     entries, confidence, _ = measure.binned(np.zeros(measure.records, np.intp), 1)[:, 0]
     return [Bin(int(i), int(entries[i]), float(confidence[i] / entries[i])) for i in np.flatnonzero(entries)]

@@ -1,7 +1,8 @@
-"""What calibration says of a linear head: a line for each cell, and confidence against accuracy as a picture.
+"""What calibration says of a head: a line for each cell, and a picture of confidence against accuracy.
 
-Temperature and label sets are learned from the validation split and looked at on the test split; both are of
-the records with a valid pixel. A record without one gets every label as its set.
+Of a linear head, temperature and label sets are learned from the validation split and looked at on the test
+split; both are of the records with a valid pixel. A record without one gets every label as its set. Of heads
+of maps there is the temperature alone (`dense/calibration.py`).
 """
 
 import io
@@ -16,7 +17,7 @@ from etils import epath
 from fusmae_jax import storage
 from fusmae_jax.eval import calibration, cells
 from fusmae_jax.eval.cells import Cell
-from fusmae_jax.eval.config import LinearProbe
+from fusmae_jax.eval.config import Intervals, LinearProbe
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.intervals import KEYS
 from fusmae_jax.eval.metrics import Measure
@@ -68,12 +69,8 @@ def line(
         after[run] = calibration.reliability(some.test, labels, kind, temperature, settings.bins)
         given = calibration.label_sets(calibration.probabilities(some.test, kind), threshold)
         sets[run] = calibration.coverage(calibration.abstaining(given, valid[1]), labels, clusters)
-    stages = {'before': _intervals(before, task, config), 'after': _intervals(after, task, config)}
-    metrics = {
-        f'{name}_{stage}': measured[name]
-        for stage, measured in stages.items()
-        for name in ('ece', 'surprise')
-    }
+    measured = stages(before, after, clusters, config.intervals)
+    measured['metrics'] |= intervals_of(sets, clusters, config.intervals)
     return {
         **{name: fields[name] for name in KEYS},
         'promised': 1 - settings.alpha,
@@ -81,15 +78,29 @@ def line(
         # JSON has no infinity: None is a set of all labels, where there are too few clusters to promise less.
         'thresholds': [run.threshold if math.isfinite(run.threshold) else None for run in learned.values()],
         'abstained': int(np.sum(~valid[1])),
-        'metrics': metrics | _intervals(sets, task, config),
+        **measured,
+    }
+
+
+def stages(
+    before: Mapping[Run, Any], after: Mapping[Run, Any], clusters: np.ndarray | None, settings: Intervals
+) -> dict[str, dict[str, Any]]:
+    """Metrics and diagrams of a line, from the reliability of each run before and after its temperature."""
+    measures = {'before': before, 'after': after}
+    measured = {stage: intervals_of(runs, clusters, settings) for stage, runs in measures.items()}
+    return {
+        'metrics': {
+            f'{name}_{stage}': found[name]
+            for stage, found in measured.items()
+            for name in ('ece', 'surprise')
+        },
         'diagrams': {
-            'before': _diagram(next(iter(before.values())), stages['before']),
-            'after': _diagram(next(iter(after.values())), stages['after']),
+            stage: _diagram(next(iter(runs.values())), measured[stage]) for stage, runs in measures.items()
         },
     }
 
 
-def _diagram(measure: calibration.Reliability, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _diagram(measure: calibration.Binned, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The bins of the first run, each with the share that was right: the mean over the runs, its interval."""
     return [
         some._asdict() | {'right': measured[f'right/{some.number}']} for some in calibration.filled(measure)
@@ -110,9 +121,11 @@ def _learn(config: Calibrated, task: LabelledSet, logits: np.ndarray, valid: np.
     )
 
 
-def _intervals(measures: Mapping[Run, Measure], task: LabelledSet, config: Calibrated) -> dict[str, Any]:
+def intervals_of(
+    measures: Mapping[Run, Measure], clusters: np.ndarray | None, settings: Intervals
+) -> dict[str, Any]:
     """Metric -> its interval over the test split, of the mean over the runs; None for what is undefined."""
-    whole = cells.summarise(measures, task.test.clusters, config.intervals).intervals
+    whole = cells.summarise(measures, clusters, settings).intervals
     return {
         name: {key: None if value != value else value for key, value in interval._asdict().items()}
         for name, interval in whole.items()
@@ -150,13 +163,18 @@ def _title(values: Mapping[str, Any]) -> str:
 
 def _sentence(values: Mapping[str, Any]) -> str:
     metrics = values['metrics']
-    text = {name: _number(metrics[name]) for name in ('ece_before', 'ece_after', 'coverage')}
+    text = {
+        name: _number(metrics[name]) for name in metrics if name in ('ece_before', 'ece_after', 'coverage')
+    }
+    temperature = f'temperature {np.mean(values["temperatures"]):.2f}'
+    learned = f'{_title(values)}: {temperature}, ECE {text["ece_before"]} to {text["ece_after"]}'
+    if 'promised' not in values:
+        return learned
     sets = f'label sets hold {text["coverage"]} (promised {values["promised"]:.0%})'
     if None in values['thresholds']:
         sets = 'label sets: too few clusters in validation to promise anything but all labels'
     size = f'{metrics["set_size"]["estimate"]:.1f} labels each'
-    temperature = f'temperature {np.mean(values["temperatures"]):.2f}'
-    return f'{_title(values)}: {temperature}, ECE {text["ece_before"]} to {text["ece_after"]}, {sets}, {size}'
+    return f'{learned}, {sets}, {size}'
 
 
 def _number(interval: Mapping[str, Any]) -> str:

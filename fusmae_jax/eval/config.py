@@ -170,7 +170,9 @@ def pooled_problems(config: PooledEvaluation) -> list[str]:
     """The same, of evaluations of whole images."""
     problems = evaluation_problems(config)
     if config.data.kind == 'segmentation':
-        problems.append("data.kind='segmentation': `dense_probe` and `dense_finetune` take maps of labels")
+        problems.append(
+            "data.kind='segmentation': `dense_probe`, `dense_knn` and `dense_finetune` take maps of labels"
+        )
     for name in config.features:
         if name not in POOLED:
             problems.append(f'features: {name!r}; {nearest(name, POOLED)}')

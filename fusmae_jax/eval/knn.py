@@ -6,6 +6,7 @@ With the cosines s_i and labels y_i of the k nearest and the temperature T, clas
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +16,55 @@ from jaxtyping import Array, Float
 from fusmae_jax.errors import InputError
 
 QUERIES = 256  # at once
+BLOCK = 65536  # of the bank, at once
 
 
-@functools.partial(jax.jit, static_argnames='k')
-def _scores(
-    queries: Float[Array, 'q d'],
-    bank: Float[Array, 'n d'],
-    labels: Float[Array, 'n c'],
-    temperature: Float[Array, ''],
-    k: int,
+class Bank(NamedTuple):
+    """What is voted by, in blocks of one size, the last one filled up."""
+
+    features: Float[Array, 'blocks m d']  # of length 1
+    labels: Float[Array, 'n c']
+    size: Array  # features that are not filling
+
+
+def make_bank(features: np.ndarray, labels: np.ndarray, block: int = BLOCK) -> Bank:
+    """A bank of features (n, d), whose lengths are taken out, with labels (n, c)."""
+    count, width = features.shape
+    size = min(block, count)
+    blocks = -(-count // size)
+    filled = np.pad(unit(features), ((0, blocks * size - count), (0, 0))).reshape(blocks, size, width)
+    return Bank(jnp.asarray(filled), jnp.asarray(labels, jnp.float32), jnp.int32(count))
+
+
+def votes(
+    queries: Float[Array, 'q d'], bank: Bank, temperature: float | Float[Array, ''], k: int
 ) -> Float[Array, 'q c']:
-    # In full float32 on every kind of device: a coarser product would swap neighbours that are about as near.
-    similarity, nearest = jax.lax.top_k(jnp.dot(queries, bank.T, precision='highest'), k)
+    """The weighted mean of the labels of the k nearest of a bank; traceable.
+
+    Queries have length 1. Block by block, with the k best so far: the memory is that of queries x block
+    numbers, however large the bank is. Of equally near ones the first are taken.
+    """
+    block = bank.features.shape[1]
+    numbers = jnp.arange(block, dtype=jnp.int32)
+
+    def step(best: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        similarity, number = best
+        features, start = part
+        # In full float32 on every kind of device: a coarser product would swap neighbours about as near.
+        here = jnp.dot(queries, features.T, precision='highest')
+        here = jnp.where(start + numbers < bank.size, here, -jnp.inf)
+        similarity, at = jax.lax.top_k(jnp.concatenate([similarity, here], axis=1), k)
+        before = jnp.take_along_axis(number, jnp.minimum(at, k - 1), axis=1)
+        return (similarity, jnp.where(at < k, before, start + at - k)), None
+
+    nothing = jnp.full((len(queries), k), -jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
+    starts = block * jnp.arange(len(bank.features), dtype=jnp.int32)
+    (similarity, nearest), _ = jax.lax.scan(step, nothing, (bank.features, starts))
     weights = jax.nn.softmax(similarity / temperature, axis=-1)
-    return jnp.einsum('qk,qkc->qc', weights, jnp.take(labels, nearest, axis=0), precision='highest')
+    return jnp.einsum('qk,qkc->qc', weights, jnp.take(bank.labels, nearest, axis=0), precision='highest')
+
+
+_votes = functools.partial(jax.jit, static_argnames='k')(votes)
 
 
 def knn_scores(
@@ -50,7 +86,7 @@ def knn_scores(
         train_labels: (m, c) of 0 and 1.
         k: neighbours.
         temperature: above 0.
-        queries: how many records are compared at once; the memory is `queries` x m numbers.
+        queries: how many records are compared at once, with at most BLOCK training records.
 
     Returns:
         (n, c) float32 in [0, 1].
@@ -62,19 +98,18 @@ def knn_scores(
         raise InputError(
             f'k={k} neighbours of {len(train_features)} training records; lower k or take more labels'
         )
-    bank = jnp.asarray(_unit(train_features))
-    labels = jnp.asarray(train_labels, jnp.float32)
-    result = np.empty((len(features), labels.shape[1]), np.float32)
+    bank = make_bank(train_features, train_labels)
+    result = np.empty((len(features), train_labels.shape[1]), np.float32)
     for start in range(0, len(features), queries):
-        part = _unit(features[start : start + queries])
+        part = unit(features[start : start + queries])
         # The last part is filled up, so that there is one shape to compile.
         filled = np.pad(part, ((0, queries - len(part)), (0, 0)))
-        scores = _scores(filled, bank, labels, jnp.float32(temperature), k)
+        scores = _votes(filled, bank, jnp.float32(temperature), k)
         result[start : start + len(part)] = np.asarray(scores)[: len(part)]
     return result
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit(features: np.ndarray) -> np.ndarray:
     """Rows of length 1 (or 0), float32; the length is taken in float64."""
     length = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return (features / np.where(length > 0, length, 1)).astype(np.float32)

@@ -18,9 +18,9 @@ from fusmae_jax.eval.intervals import Interval, Spread
 
 FORMAT = 1  # of the JSON
 ALL = 'all'  # the draw of a label fraction of 1
-# Methods that give each pixel the class of the highest score: their F1 has no threshold.
 RANGES = {'rmse': (0.0, math.inf), 'mae': (0.0, math.inf), 'r2': (-math.inf, 1.0)}  # of what is no share
-PIXELWISE = ('dense_probe', 'dense_finetune', 'most frequent class')
+# Methods that give each pixel the class of the highest score: their F1 has no threshold.
+PIXELWISE = ('dense_probe', 'dense_knn', 'dense_finetune', 'most frequent class')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

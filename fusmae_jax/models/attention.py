@@ -179,11 +179,21 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, width, arithmetic, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n']
-    ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
-        """The attended tokens, and the queries and keys (b, n, heads, d / heads)."""
-        qkv = self.qkv(x)
-        attended, inner = _attention(qkv, qkv, valid, self.layout, self.arithmetic)
+        self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n'], only: slice | None = None
+    ) -> tuple[Float[Array, 'b q d'], dict[str, Array]]:
+        """The attended tokens, and the queries and keys (b, q or n, heads, d / heads).
+
+        Of `only` some tokens, if it is given; all n are their keys and values.
+        """
+        if only is None:
+            queries = keys = self.qkv(x)
+            layout = self.layout
+        else:
+            width = x.shape[-1]
+            queries = self.qkv(x[:, only], slice(0, width))
+            keys = self.qkv(x, slice(width, 3 * width))
+            layout = self.layout._replace(key=0, value=width)
+        attended, inner = _attention(queries, keys, valid, layout, self.arithmetic)
         return self.out(attended), inner
 
 

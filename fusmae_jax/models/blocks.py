@@ -40,13 +40,18 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), arithmetic, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, 'b n d'], valid: Bool[Array, 'b n'], path: Float[Array, 'b 2'] | None = None
-    ) -> tuple[Float[Array, 'b n d'], dict[str, Array]]:
+        self,
+        x: Float[Array, 'b n d'],
+        valid: Bool[Array, 'b n'],
+        path: Float[Array, 'b 2'] | None = None,
+        only: slice | None = None,
+    ) -> tuple[Float[Array, 'b q d'], dict[str, Array]]:
         """The tokens after the block, and its queries and keys.
 
         `path` multiplies the two branches, sample by sample (stochastic depth); None keeps both as they are.
+        With `only`, no other tokens are computed; they attend to all.
         """
-        x, branch, inner = self.without_last_sum(x, None, valid, path)
+        x, branch, inner = self.without_last_sum(x, None, valid, path, only)
         return x + branch.astype(x.dtype), inner
 
     def without_last_sum(
@@ -55,13 +60,15 @@ class Block(nnx.Module):
         branch: Float[Array, 'b n d'] | None,
         valid: Bool[Array, 'b n'],
         path: Float[Array, 'b 2'] | None,
-    ) -> tuple[Float[Array, 'b n d'], Float[Array, 'b n d'], dict[str, Array]]:
+        only: slice | None = None,
+    ) -> tuple[Float[Array, 'b q d'], Float[Array, 'b q d'], dict[str, Array]]:
         """Tokens x and the branch that is still to be added to them, which the norm behind it does as well.
 
         The same for what is given: tokens, and the last branch of the block before.
         """
         x, normed = self.norm1.after(constrain_batch(x), branch)
-        attended, inner = self.attention(normed, valid)
+        attended, inner = self.attention(normed, valid, only)
+        x = x if only is None else x[:, only]
         x, normed = self.norm2.after(x, _scaled(attended, path, 0, x.dtype))
         return x, _scaled(self.mlp(normed), path, 1, x.dtype), inner
 
@@ -89,38 +96,75 @@ def run_stack(
     *,
     paths: Paths | None = None,
     keep: Callable[[Array, Mapping[str, Array]], Any] | None = None,
-) -> tuple[Float[Array, 'b n d'], Any]:
+    only: slice | None = None,
+) -> tuple[Float[Array, 'b q d'], Any]:
     """Runs stacked blocks one after the other, scanned or unrolled, recomputed in the backward pass or not.
+
+    Args:
+        blocks: with a leading axis of depth.
+        x: tokens.
+        valid: which of them are attended to.
+        model: says whether to scan and what to recompute.
+        paths: factors for stochastic depth.
+        keep: what to return of each block, of its tokens, queries and keys.
+        only: the tokens that are asked for. Of the last block no others are computed, unless it is scanned;
+            `keep` must then make the same shapes of fewer tokens.
 
     Returns:
         The tokens after the last block and what `keep(tokens, queries and keys)` makes of each block, along
         a leading depth axis; an empty dict without it.
     """
-
-    def body(x: Array, part: tuple[Block, Array | None]) -> tuple[Array, Any]:
-        block, path = part
-        x, inner = block(x, valid, path)
-        return x, {} if keep is None else keep(x, inner)
-
     scan = scanned(model)
-    if model.remat != 'none':
+
+    def body(only: slice | None) -> Callable[[Array, tuple[Block, Array | None]], tuple[Array, Any]]:
+        def run(x: Array, part: tuple[Block, Array | None]) -> tuple[Array, Any]:
+            block, path = part
+            x, inner = block(x, valid, path, only)
+            return x, {} if keep is None else keep(x, inner)
+
+        if model.remat == 'none':
+            return run
         # Inside a scan XLA cannot merge the recomputation away, so no barrier is needed there.
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if model.remat == 'dots' else None
-        body = jax.checkpoint(body, prevent_cse=not scan, policy=policy)
+        return jax.checkpoint(run, prevent_cse=not scan, policy=policy)
+
     if scan:
-        return jax.lax.scan(body, x, (blocks, paths))
-    kept, branch = [], None
-    for index, block in enumerate(_unstack(blocks)):
+        x, kept = jax.lax.scan(body(None), x, (blocks, paths))
+        return x if only is None else x[:, only], kept
+    kept, branch, apart = [], None, _unstack(blocks)
+    for index, block in enumerate(apart):
         path = None if paths is None else paths[index]
+        asked = only if index == len(apart) - 1 else None
         if model.remat == 'none':
-            x, branch, inner = block.without_last_sum(x, branch, valid, path)
+            x, branch, inner = block.without_last_sum(x, branch, valid, path, asked)
             some = {} if keep is None else keep(x + branch.astype(x.dtype), inner)
         else:
             # Here a block is what it is given and nothing else, so that this alone is kept.
-            x, some = body(x, (block, path))
+            x, some = body(asked)(x, (block, path))
         kept.append(some)
     x = x if branch is None else x + branch.astype(x.dtype)
     return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+
+
+def run_for(
+    asked: slice,
+    blocks: Block | None,
+    x: Float[Array, 'b n d'],
+    valid: Bool[Array, 'b n'],
+    model: Model,
+    *,
+    capture: bool,
+) -> tuple[Float[Array, 'b q d'], dict[str, Array]]:
+    """The tokens `asked` for behind a decoder's blocks, if it has any.
+
+    With `capture` all tokens are computed, and those of each block returned beside its queries and keys.
+    """
+    if blocks is None:
+        return x[:, asked], {}
+    if not capture:
+        return run_stack(blocks, x, valid, model, only=asked)
+    x, inner = run_stack(blocks, x, valid, model, keep=with_tokens)
+    return x[:, asked], inner
 
 
 def scanned(model: Model) -> bool:

@@ -4,7 +4,8 @@
 
 z_N,i are the latents of the visible patches of stream i, after XAttnDecoder where there is one. D_i projects
 them to its own width, puts mask tokens beside them, adds positions, runs its blocks, and projects the mask
-tokens to the pixels I^_i of the hidden patches. Only those are computed: the loss asks for no others.
+tokens to the pixels I^_i of the hidden patches. Only those are computed, from the last block on, where the
+visible tokens are keys and values and nothing more: the loss asks for no others.
 """
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config.run import Model
-from fusmae_jax.models.blocks import Block, run_stack, stack, with_tokens
+from fusmae_jax.models.blocks import Block, run_for, stack
 from fusmae_jax.models.layers import Arithmetic, layer_norm, linear, trunc_normal
 from fusmae_jax.models.positions import sincos_2d
 
@@ -74,12 +75,11 @@ class Decoder(nnx.Module):
             # Last, so that the slices of visible and hidden tokens stay where they are.
             x = jnp.concatenate([x, self.project(cls[:, None]).astype(x.dtype)], axis=1)
             valid = jnp.concatenate([valid, jnp.ones((batch, 1), bool)], axis=1)
-        stages = {'tokens': x}
-        if settings.depth:
-            keep = with_tokens if capture else None
-            x, inner = run_stack(self.blocks, x, valid, self.model, keep=keep)
-            stages |= {f'blocks/{key}': value for key, value in inner.items()}
+        stages, asked = {'tokens': x}, slice(visible, visible + masked)
+        blocks = self.blocks if settings.depth else None
+        x, inner = run_for(asked, blocks, x, valid, self.model, capture=capture)
+        stages |= {f'blocks/{key}': value for key, value in inner.items()}
         if settings.final_norm:
             x = self.norm(x)
-        predictions = self.predict(x[:, visible : visible + masked]).astype(wide)
+        predictions = self.predict(x).astype(wide)
         return predictions, stages | {'predictions': predictions} if capture else {}

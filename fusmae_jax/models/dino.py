@@ -81,7 +81,10 @@ class Backbone(nnx.Module):
         tokens = x[None, :, 0]
         if model.depth > 1:
             rest = None if paths is None else paths[1:]
-            _, later = run_stack(self.blocks, x, valid, model, paths=rest, keep=lambda x, _: x[:, 0])
+            # Of the last block nothing but CLS is read.
+            _, later = run_stack(
+                self.blocks, x, valid, model, paths=rest, keep=lambda x, _: x[:, 0], only=slice(0, 1)
+            )
             tokens = jnp.concatenate([tokens, later])
         # last, b, d to b, last * d
         return jnp.moveaxis(self.norm(tokens[-last:]), 0, 1).reshape(len(images), -1)

@@ -70,6 +70,17 @@ def trunc_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     return 0.02 * jax.random.normal(key, shape, dtype)
 
 
+class Linear(nnx.Linear):
+    """A linear layer over the last axis; its kernel is (in, out), its result has the compute type."""
+
+    def __call__(self, x: Float[Array, '*b i'], columns: slice | None = None) -> Float[Array, '*b o']:
+        """Of the output columns, only those asked for are computed."""
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        if columns is not None:
+            kernel, bias = kernel[:, columns], None if bias is None else bias[columns]
+        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, self.precision)
+
+
 def linear(
     in_width: int,
     out_width: int,
@@ -78,9 +89,9 @@ def linear(
     rngs: nnx.Rngs,
     parts: int = 1,
     bias: bool = True,
-) -> nnx.Linear:
-    """A linear layer; its kernel is (in, out)."""
-    return nnx.Linear(
+) -> Linear:
+    """A linear layer of the model's types."""
+    return Linear(
         in_width,
         out_width,
         use_bias=bias,
@@ -88,38 +99,55 @@ def linear(
         param_dtype=arithmetic.wide_dtype,
         precision=arithmetic.numerics.matmul_precision,
         kernel_init=xavier_uniform(parts),
-        dot_general=_dot_general,
         rngs=rngs,
     )
 
 
-def _dot_general(x: Array, kernel: Array, dimensions: Any, precision: Any = None, **_: Any) -> Array:
-    """As nnx.Linear asks for it; it always contracts the last axis of x with the first of the kernel."""
-    return product(x, kernel, precision)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x: Float[Array, '*b i'], kernel: Float[Array, 'i o'], precision: Any) -> Float[Array, '*b o']:
-    """X kernel, over the last axis of x.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(
+    x: Float[Array, '*b i'], kernel: Float[Array, 'i o'], bias: Float[Array, ' o'] | None, precision: Any
+) -> Float[Array, '*b o']:
+    """X kernel + bias, over the last axis of x and in its type; the bias can be of a wider one.
 
     The gradient of the kernel is written down as x^T dy over all rows. jax asks for (dy^T x)^T, for which
-    XLA writes out dy once more on a CPU, transposed; the numbers are the same.
+    XLA writes out dy once more on a CPU, transposed; the numbers are the same. The gradient of the bias is
+    summed, and stays, in the type of the bias: in bfloat16 it errs up to four times as much as PyTorch's.
     """
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+    if bias is None:
+        return jax.lax.dot_general(x, kernel, dimensions, precision=precision)
+    # One rounding behind the sum, as in PyTorch. A GPU's product takes a bias of its own type in, and rounds
+    # behind that as well; a wide one would have it write a wide result.
+    wide = x.dtype if target_platform() == 'gpu' else bias.dtype
+    y = jax.lax.dot_general(x, kernel, dimensions, precision=precision, preferred_element_type=wide)
+    return (y + _row(bias.astype(wide), y)).astype(x.dtype)
 
 
-def _product_forward(x: Array, kernel: Array, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, precision), (x, kernel)
+def _affine_forward(
+    x: Array, kernel: Array, bias: Array | None, precision: Any
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    # The bias is kept for its type alone.
+    return affine(x, kernel, bias, precision), (x, kernel, bias)
 
 
-def _product_backward(precision: Any, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = kept
+def _affine_backward(
+    precision: Any, kept: tuple[Array, Array, Array | None], gradient: Array
+) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = kept
     of_x = jax.lax.dot_general(gradient, kernel, (((x.ndim - 1,), (1,)), ((), ())), precision=precision)
     rows, of_rows = (part.reshape(-1, part.shape[-1]) for part in (x, gradient))
-    return of_x, jax.lax.dot_general(rows, of_rows, (((0,), (0,)), ((), ())), precision=precision)
+    of_kernel = jax.lax.dot_general(rows, of_rows, (((0,), (0,)), ((), ())), precision=precision)
+    if bias is None:
+        return of_x, of_kernel, None
+    # A GPU adds up in float32 by itself, in the kernel that made the gradient; asked for it, it writes the
+    # gradient in float32 as well. jnp.sum would ask.
+    summed = gradient.dtype if target_platform() == 'gpu' else bias.dtype
+    tokens = tuple(range(gradient.ndim - 1))
+    of_bias = jax.lax.reduce_sum(gradient.astype(summed), tokens).astype(bias.dtype)
+    return of_x, of_kernel, of_bias
 
 
-product.defvjp(_product_forward, _product_backward)
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 def layer_norm(width: int, arithmetic: Arithmetic, *, rngs: nnx.Rngs, wide: bool = False) -> 'LayerNorm':

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import CrossAttention
-from fusmae_jax.models.blocks import Block, constrain_batch, run_stack, stack, with_tokens
+from fusmae_jax.models.blocks import Block, constrain_batch, run_for, stack
 from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm, linear, trunc_normal
 from fusmae_jax.models.positions import sincos_2d
 
@@ -104,14 +104,14 @@ class MultiMaeDecoder(nnx.Module):
         stages |= {'cross': x} | {f'cross/{key}': value for key, value in inner.items()}
         visible = context.members[self.name][:, part]
         hidden = jnp.ones(masked.shape, bool) if hidden is None else hidden
-        if self.model.decoder.depth:
-            attended = jnp.concatenate([visible, hidden], axis=1)
-            keep = with_tokens if capture else None
-            x, inner = run_stack(self.blocks, x, attended, self.model, keep=keep)
-            stages |= {f'blocks/{key}': value for key, value in inner.items()}
+        attended = jnp.concatenate([visible, hidden], axis=1)
+        asked = slice(visible.shape[1], attended.shape[1])
+        blocks = self.blocks if self.model.decoder.depth else None
+        x, inner = run_for(asked, blocks, x, attended, self.model, capture=capture)
+        stages |= {f'blocks/{key}': value for key, value in inner.items()}
         if self.model.decoder.final_norm:
             x = self.norm(x)
-        predictions = self.predict(x[:, visible.shape[1] :]).astype(wide)
+        predictions = self.predict(x).astype(wide)
         return predictions, stages | {'predictions': predictions} if capture else {}
 
     def _context(

@@ -59,10 +59,10 @@ def make_predictor(
             token_map(encoder, prepare(images, None), head.layers)
             for images, prepare in zip(dates, inputs.values())
         ]
-        features = each[0] if earlier is None else of_two_dates(*each)
+        features = each[0] if earlier is None else of_two_dates(each[0], each[1], head.shape.blocks)
         logits = scores(learned[0], scaled(features, learned[1]), head.shape, head.labels.size)
         there = [measured(images, features.seen, head.labels.size) for images in dates]
-        return jax.nn.softmax(logits), jnp.all(jnp.stack(there), axis=0)
+        return jax.nn.softmax(logits / head.temperature), jnp.all(jnp.stack(there), axis=0)
 
     shapes = {
         name: jax.ShapeDtypeStruct((batch, *group.size, len(group.bands)), jnp.float32)

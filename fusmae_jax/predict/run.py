@@ -172,6 +172,8 @@ def _settle(
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
     for line in notes:
         print(line)
+    if learned.temperature != 1:
+        print(f'probabilities at the temperature {learned.temperature:.3f}, which was fitted with the head')
     grid = ground.output_grid(extent, (size[0] / cells[0], size[1] / cells[1]), layout.rows, layout.columns)
     predictor = make_predictor(model, dates[0], learned, layout.batch[0] * layout.batch[1], *dates[1:])
     groups = {
@@ -184,6 +186,7 @@ def _settle(
         'fusmae_jax': __version__,
         'checkpoint': checkpoint,
         'head': head,
+        'temperature': learned.temperature,
         'inputs': to_dict(groups),
         'differences': notes,
         'settings': to_dict(config),

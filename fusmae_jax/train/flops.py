@@ -84,7 +84,7 @@ def mae_decoder(model: Model, patch_dim: int, visible: int, masked: int, seen: i
     dec, cls = model.decoder, int(model.decoder.cls)
     return (
         2.0 * (visible + cls) * model.width * dec.width
-        + dec.depth * block(visible + masked + cls, dec.width, model.mlp_ratio)
+        + decoder_blocks(model, visible + masked + cls, masked)
         + 2.0 * masked * dec.width * patch_dim
     )
 
@@ -95,9 +95,18 @@ def multimae_decoder(model: Model, patch_dim: int, visible: int, masked: int, se
     return (
         2.0 * context * model.width * dec.width
         + cross_block(visible + masked, context, dec.width, model.mlp_ratio)
-        + dec.depth * block(visible + masked, dec.width, model.mlp_ratio)
+        + decoder_blocks(model, visible + masked, masked)
         + 2.0 * masked * dec.width * patch_dim
     )
+
+
+def decoder_blocks(model: Model, tokens: int, masked: int) -> float:
+    """The blocks of a decoder; of the last one only the masked tokens are asked for, and attend to all."""
+    dec = model.decoder
+    if not dec.depth:
+        return 0.0
+    last = cross_block(masked, tokens, dec.width, model.mlp_ratio)
+    return (dec.depth - 1) * block(tokens, dec.width, model.mlp_ratio) + last
 
 
 def train_flops_per_image(config: Config) -> float:

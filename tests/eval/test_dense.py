@@ -168,10 +168,8 @@ def test_heads_commute_with_flips_and_reach_the_pixels(kind):
     x = jax.random.normal(jax.random.key(1), (2, 3, 6, 12))
     found = heads.apply(params, x, shape)
     assert found.shape == ((2, 3, 6, 5) if kind == 'linear' else (2, 12, 24, 5))
-    if kind == 'pup':  # kernels that are their own mirror images
-        for stage in range(heads.stages(4)):
-            kernel = params[f'stage{stage}']['kernel']
-            params[f'stage{stage}']['kernel'] = kernel + kernel[:, ::-1]
+    # Kernels that are their own mirror images.
+    params = jax.tree.map(lambda x: x + x[:, ::-1] if x.ndim == 4 else x, params)
     if kind != 'shuffle':
         found, mirrored = (heads.apply(params, y, shape) for y in (x, x[:, :, ::-1]))
         np.testing.assert_allclose(found[:, :, ::-1], mirrored, atol=2e-5)

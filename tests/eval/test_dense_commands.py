@@ -11,7 +11,7 @@ from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import metrics
 from fusmae_jax.eval.config import Intervals, Task
-from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe, MapCalibration
 from fusmae_jax.eval.dense.finetune import _arms, run_dense_finetune
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.probe import run_dense_probe
@@ -63,7 +63,7 @@ def test_a_batch_has_the_classes_of_the_map(data):
 
 
 def test_a_probe_of_untrained_tokens_learns_a_map_that_the_radar_shows(data, run, tmp_path, capsys):
-    config = settings(DenseProbe, data, run, layers=(1, 2))
+    config = settings(DenseProbe, data, run, layers=(1, 2), calibration=MapCalibration(1000, 10))
     assert run_dense_probe(config, tmp_path) == 0
     rows = rows_of(tmp_path, 'dense_probe')
     found = {(row.method, row.pooled, row.metric, row.averaging): row for row in rows if row.label is None}
@@ -77,13 +77,33 @@ def test_a_probe_of_untrained_tokens_learns_a_map_that_the_radar_shows(data, run
     (line,) = [x for x in lines if x['minus'] == 'band statistics']
     change = line['metrics']['iou_macro']
     assert change['estimate'] == pytest.approx(probe.estimate - bands.estimate)
-    assert 'iou_macro' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'iou_macro' in printed and 'ECE' in printed
     stored = np.load(next((tmp_path / 'heads').glob('checkpoint*.npz')))
+    check_calibration(tmp_path, stored)
     assert stored['kernel'].shape == (1, 2 * 32, 4) and stored['mean'].shape == (64,)
     # Standardised with the same records once more; those that fill up the last batch do not count.
     stored = np.load(next((tmp_path / 'heads').glob('bands*.npz')))
     np.testing.assert_allclose(stored['mean'], 0, atol=1e-4)
     np.testing.assert_allclose(stored['std'], 1, atol=1e-4)
+
+
+def check_calibration(folder, stored):
+    lines = [json.loads(x) for x in (folder / 'calibration-dense_probe.jsonl').read_text().splitlines()]
+    probe, bands = lines
+    assert bands['system'] == 'band statistics' and (folder / 'calibration-dense_probe.png').exists()
+    assert stored['temperature'].tolist() == probe['temperatures'] != [1]
+    file = next((folder / 'heads').glob('checkpoint*.npz'))
+    assert read_head(file).temperature == probe['temperatures'][0]
+    for line in lines:
+        numbers = line['metrics']
+        assert numbers['surprise_after']['estimate'] <= numbers['surprise_before']['estimate'] + 1e-3
+        error = numbers['ece_before']
+        assert error['low'] <= error['estimate'] <= error['high'] and error['clusters'] == 4
+    assert 0 < probe['metrics']['ece_after']['estimate'] < 0.1
+    # So short a training is sure of nothing.
+    before, after = (bands['metrics'][f'ece_{stage}']['estimate'] for stage in ('before', 'after'))
+    assert after < before - 0.1
 
 
 def test_the_floor_is_the_most_frequent_class(data, run):
@@ -103,6 +123,7 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
         'batch_size': 4,
         'epochs': 12.0,
     }
+    changes['calibration'] = MapCalibration(500, 10)
     config = settings(DenseFinetune, data, run, rot90=True, **changes)
     assert run_dense_finetune(config, tmp_path) == 0
     rows = {(r.method, r.metric, r.averaging): r for r in rows_of(tmp_path, 'dense_finetune')}
@@ -117,6 +138,9 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
     file = str(result.parent / ENCODER)
     system, head = open_system(file, config.encoder), read_head(result.parent / HEAD)
     assert system.fingerprint == head.weights
+    (line,) = map(json.loads, (tmp_path / 'calibration-dense_finetune.jsonl').read_text().splitlines())
+    assert line['temperatures'] == [head.temperature] != [1]
+    assert 0 < line['metrics']['ece_after']['estimate'] < 0.1
     again = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, checkpoint=file))
     trainer = next(_arms(again, open_maps(again)[0], tmp_path)).trainer
     params = {'encoder': system.model.params['encoder'], 'head': head.params}

@@ -1,4 +1,4 @@
-"""Calibration of a fine-tuned model: temperature, calibration error, label sets by its validation split."""
+"""A fine-tuned model is calibrated by its validation split: temperature, calibration error, label sets."""
 
 import functools
 import json

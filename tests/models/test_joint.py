@@ -120,6 +120,26 @@ def test_equal_counts_are_the_model_with_fixed_counts(name, absent):
         np.testing.assert_allclose(same[rows], expected[n][rows], atol=2e-5)
 
 
+@pytest.mark.parametrize('name', ['multimae', 'joint_cls'])
+def test_the_last_block_of_a_decoder_computes_what_is_asked_for_and_changes_nothing(name):
+    """`capture` computes all tokens of it."""
+    model, graphdef, params = make(name)
+    patches, order = random_patches(model, 2), random_order(model, 2)
+
+    def loss(params, capture):
+        predictions, _ = nnx.merge(graphdef, params)(patches, order, K, capture=capture)
+        return sum(jnp.sum(p**2) for p in predictions.values())
+
+    programs = [
+        jax.jit(functools.partial(jax.value_and_grad(loss), capture=capture)).lower(params).compile()
+        for capture in (False, True)
+    ]
+    narrow, whole = (jax.device_get(program(params)) for program in programs)
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+    assert programs[0].cost_analysis()['flops'] < programs[1].cost_analysis()['flops']
+
+
 @pytest.mark.parametrize(
     ('name', 'reached'),
     [

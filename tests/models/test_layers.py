@@ -6,18 +6,18 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Arithmetic, product
+from fusmae_jax.models.layers import Arithmetic, affine, linear
 
 
 @pytest.mark.parametrize('rows', [(), (5,), (3, 4)])
-def test_a_product_by_hand_has_the_gradients_that_jax_finds(rows):
+def test_a_linear_layer_by_hand_has_the_gradients_that_jax_finds(rows):
     with jax.enable_x64(True):
-        x, kernel, gradient = (
+        x, kernel, bias, gradient = (
             jax.random.normal(jax.random.key(i), shape, jnp.float64)
-            for i, shape in enumerate([(*rows, 6), (6, 7), (*rows, 7)])
+            for i, shape in enumerate([(*rows, 6), (6, 7), (7,), (*rows, 7)])
         )
-        ours, pull = jax.vjp(lambda *a: product(*a, 'highest'), x, kernel)
-        theirs, pull_plain = jax.vjp(lambda x, kernel: x @ kernel, x, kernel)
+        ours, pull = jax.vjp(lambda *a: affine(*a, 'highest'), x, kernel, bias)
+        theirs, pull_plain = jax.vjp(lambda x, kernel, bias: x @ kernel + bias, x, kernel, bias)
         for a, b in zip((ours, *pull(gradient)), (theirs, *pull_plain(gradient)), strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-13)
@@ -27,10 +27,33 @@ def test_the_gradient_of_a_kernel_needs_no_transposed_copy():
     x, kernel, gradient = (jnp.ones(shape) for shape in [(3, 5, 8), (8, 16), (3, 5, 16)])
 
     def of_kernel(x, kernel, gradient):
-        return jax.vjp(lambda kernel: product(x, kernel, 'default'), kernel)[1](gradient)
+        return jax.vjp(lambda kernel: affine(x, kernel, None, 'default'), kernel)[1](gradient)
 
     program = jax.jit(of_kernel).lower(x, kernel, gradient).compile().as_text()
     assert ' dot(' in program and ' transpose(' not in program and ' copy(' not in program
+
+
+def test_in_bfloat16_a_linear_layer_rounds_once_and_sums_the_gradient_of_its_bias_in_float32():
+    x, kernel, gradient = (
+        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16)
+        for i, shape in enumerate([(4096, 8), (8, 16), (4096, 16)])
+    )
+    bias = jax.random.normal(jax.random.key(3), (16,))
+    y, pull = jax.jit(lambda *a: jax.vjp(lambda bias: affine(x, kernel, bias, 'default'), *a))(bias)
+    exact = np.float64(x) @ np.float64(kernel) + np.float64(bias)
+    assert y.dtype == jnp.bfloat16
+    # Half a step of bfloat16, 2^-8 of the value, and little more: the sum itself is in float32.
+    assert np.max(np.abs(np.float64(y) - exact) / np.abs(exact)) < 2**-8 * 1.01
+    of_bias = pull(gradient)[0]
+    assert of_bias.dtype == jnp.float32
+    np.testing.assert_allclose(of_bias, np.sum(np.float64(gradient), axis=0), rtol=0, atol=1e-3)
+
+
+def test_columns_of_a_linear_layer_are_those_of_the_whole():
+    layer = linear(6, 9, Arithmetic.of(cfg.Model(), jnp.float32), rngs=nnx.Rngs(0))
+    layer.bias[...] = jnp.arange(9.0)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+    np.testing.assert_allclose(layer(x, slice(3, 9)), layer(x)[..., 3:], rtol=0, atol=1e-6)
 
 
 def test_blocks_cut_out_of_their_stack_first_are_the_same(monkeypatch):

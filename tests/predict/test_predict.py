@@ -11,6 +11,7 @@ import pytest
 import rasterio
 
 from fusmae_jax.embed.run import gdal_options
+from fusmae_jax.embed.stream import _read as command_read
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
@@ -18,7 +19,7 @@ from fusmae_jax.eval.dense import heads
 from fusmae_jax.eval.dense.config import DenseFinetune
 from fusmae_jax.eval.dense.finetune import keeper
 from fusmae_jax.eval.dense.heads import HeadShape
-from fusmae_jax.eval.dense.stored import describe, read_head, write_head
+from fusmae_jax.eval.dense.stored import describe, read_head, store_temperature, write_head
 from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
 from fusmae_jax.eval.finetune.train import Point
 from fusmae_jax.input.contract import LabelMap
@@ -95,20 +96,20 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
     assert len(np.unique(classes)) > 2
 
 
-def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_path):
+def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_path, capsys):
     """Its map is that of its windows in memory; a sensor that is missing is refused."""
     settings = EncoderSettings(checkpoint=checkpoint, modalities=(('s1', 's2'),))
     system = open_system(checkpoint, settings)
     contract = dataclasses.replace(system.model.contract, maps={'map': LABELS})
     fitted = fit(system.model, contract, ('s1', 's2'), settings, 'here')
-    config = DenseFinetune(head='shuffle', encoder=settings)
-    shape = HeadShape('shuffle', 64, 3, 8, 8)
-    params = {
-        'encoder': jax.tree.map(lambda x: x * 1.1, system.model.params['encoder']),
-        'head': jax.tree.map(lambda x: x * 30, heads.init(jax.random.key(0), shape)),
-    }
+    config = DenseFinetune(head='upernet', encoder=settings)
+    shape = HeadShape('upernet', 64, 3, 8, 8)
+    tuned = jax.tree.map(lambda x: x * 1.1, system.model.params['encoder'])
+    head = jax.jit(lambda key: heads.init(key, shape))(jax.random.key(0))
+    params = {'encoder': tuned, 'head': {**head, 'out': jax.tree.map(lambda x: 9 * x, head['out'])}}
     keep = keeper(config, system._replace(seen=None), fitted, contract, shape, (2,))
     keep(params, Point(1e-3, 0, np.arange(2), np.zeros((2, 3)), {}), Path(tmp_path))
+    store_temperature(Path(tmp_path / HEAD), 2.5)
     given = str(tmp_path / ENCODER), str(tmp_path / HEAD)
     assert (
         predict(changed(merge='mean'), scene, *given, str(tmp_path / 'm.tif'), str(tmp_path / 'p.tif')) == 0
@@ -117,7 +118,18 @@ def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_pa
         stack.enter_context(rasterio.Env(**gdal_options()))
         job, *_ = command._settle(changed(merge='mean'), scene, *given, read_head(given[1]), stack)
         probabilities, _ = whole(job)
+        plain, *_ = command._settle(
+            changed(merge='mean'), scene, *given, read_head(given[1])._replace(temperature=1.0), stack
+        )
+        windows = command_read(job, 1, 1)
+        (soft, valid), (sharp, _) = (jax.device_get(each.encoder(windows)) for each in (job, plain))
     np.testing.assert_array_equal(read(tmp_path / 'p.tif')[0], probabilities)
+    assert 'at the temperature 2.500' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'm.tif.json').read_text())['temperature'] == 2.5
+    # Log-odds are divided by the temperature.
+    odds = [np.log(x[..., 1:] / x[..., :1])[valid] for x in (soft, sharp)]
+    np.testing.assert_allclose(2.5 * odds[0], odds[1], rtol=1e-3, atol=1e-4)
+    assert np.abs(odds[1]).max() > 0.3
     with pytest.raises(InputError, match='was trained on s1 and s2, given: s2'):
         predict(CONFIG, {'s2': scene['s2']}, *given, str(tmp_path / 'other.tif'), '')
     with pytest.raises(InputError, match='give the checkpoint that the probe was run on'):

@@ -1,32 +1,52 @@
-"""The settings of `dense_probe` and `dense_finetune`, and the impossible ones among them."""
+"""The settings of `dense_probe`, `dense_knn` and `dense_finetune`, and the impossible ones among them."""
 
 import dataclasses
 import functools
 
 from fusmae_jax.config.checks import augment_problems
 from fusmae_jax.config.run import MAX_SEED, Augment
-from fusmae_jax.config.setting import setting
+from fusmae_jax.config.setting import SPARSE, setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
 from fusmae_jax.eval.config import Evaluation, Intervals, Labels, Task, evaluation_problems, sweep_problems
 from fusmae_jax.eval.dense.heads import Kind
 from fusmae_jax.eval.dense.losses import Loss
+from fusmae_jax.eval.dense.upernet import BLOCKS
 from fusmae_jax.eval.finetune.config import Tuning, tuning_problems
 
 STILL = Augment(crop=False, hflip=0.0, vflip=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense(Evaluation):
+class MapCalibration:
+    """How far the probabilities of a map can be believed; see `eval/dense/calibration.py`."""
+
+    # Of the validation split, drawn evenly from its records, that the temperature of a head is fitted on; 0:
+    # not measured
+    pixels: int = setting(0, least=0)
+    bins: int = setting(15, least=1)  # of the calibration error
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped(Evaluation):
     """A class for each pixel, from the tokens of an encoder."""
 
     data: Task = dataclasses.field(default_factory=functools.partial(Task, labels='map', kind='segmentation'))
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
     intervals: Intervals = dataclasses.field(default_factory=functools.partial(Intervals, cluster='scene'))
-    # Numbers of the blocks, from 1, whose tokens the head is given side by side; (): the last one
+    # Numbers of the blocks, from 1, whose tokens are taken side by side; (): the last one
     layers: tuple[int, ...] = setting((), least=1)
-    head: Kind = 'linear'  # shuffle: all pixels of a patch from its token; pup: a convolutional decoder
-    head_width: int = setting(64, least=1)  # channels of the decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Mapped):
+    """A class for each pixel, by a head on the tokens of an encoder."""
+
+    calibration: MapCalibration = dataclasses.field(default=MapCalibration(), metadata=SPARSE)
+    # shuffle: all pixels of a patch from its token; pup: a convolutional decoder; upernet: pyramid pooling
+    # and a top-down path over one block or four
+    head: Kind = 'linear'
+    head_width: int = setting(64, least=1)  # channels of pup and upernet
     loss: Loss = 'cross_entropy'
     focal_gamma: float = setting(2.0, least=0)  # of the focal loss
     rot90: bool = False  # turn training records by a random multiple of 90 degrees; grids must be square
@@ -54,6 +74,23 @@ class DenseProbe(Dense):
 
 
 @dataclasses.dataclass(frozen=True)
+class DenseKnn(Mapped):
+    """A class for each pixel from the labels of the nearest tokens; nothing is trained or settled."""
+
+    encoder: EncoderSettings = dataclasses.field(
+        default_factory=functools.partial(EncoderSettings, baselines=(RANDOM, PRIOR))
+    )
+    # As of `dense_probe`: tokens are compared together with their difference from the earlier ones
+    earlier: str = ''
+    standardise: bool = False  # by mean and variance of the bank
+    k: int = setting(20, least=1)
+    temperature: float = setting(0.07, least=1e-6)  # a neighbour of cosine s counts exp(s / temperature)
+    # Tokens of the labelled records that are compared with, drawn at random where there are more
+    bank: int = setting(65536, least=1)
+    bank_seed: int = setting(0, least=0, most=MAX_SEED)  # of that draw
+
+
+@dataclasses.dataclass(frozen=True)
 class DenseFinetune(Tuning, Dense):
     """A head and the encoder under it, trained together."""
 
@@ -71,19 +108,27 @@ RECIPE = (
 )
 
 
-def check(config: DenseProbe | DenseFinetune) -> None:
+def check(config: DenseProbe | DenseKnn | DenseFinetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
     problems = evaluation_problems(config)
     if config.data.kind != 'segmentation':
         problems.append(f"data.kind={config.data.kind!r}: dense tasks need 'segmentation'")
     if len(set(config.layers)) < len(config.layers):
         problems.append(f'layers={config.layers} names a block twice')
+    names: tuple[str, ...] = ()
+    if isinstance(config, Dense) and config.head == 'upernet' and len(config.layers or (1,)) not in BLOCKS:
+        problems.append(f"layers={config.layers}: head='upernet' takes one block or four")
     if isinstance(config, DenseProbe):
         problems += augment_problems(config.augment)
-        names: tuple[str, ...] = ('learning_rates', 'weight_decays', 'head_seeds')
+        names = ('learning_rates', 'weight_decays', 'head_seeds')
+    elif isinstance(config, DenseKnn):
+        if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):
+            problems.append(f'encoder: {BANDS!r} has no tokens; `dense_probe` takes it')
+        if config.k > config.bank:
+            problems.append(f'k={config.k} neighbours in a bank of {config.bank}; lower k or raise bank')
     else:
         problems += tuning_problems(config, config.encoder, '`dense_probe`')
         names = ('learning_rates', 'head_seeds')
-    if config.data.kind == 'segmentation':
+    if config.data.kind == 'segmentation' and names:
         problems += sweep_problems(config, names)
     raise_all('config: these settings cannot be used', problems)

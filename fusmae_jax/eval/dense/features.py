@@ -44,6 +44,7 @@ class Reader(NamedTuple):
     patch: int  # model pixels on the side of a place; 1 for single pixels
     fitted: Fitted | None  # None without a model
     words: str  # of a result row
+    blocks: int = 1  # whose tokens stand side by side, each as wide as the others
 
 
 def make_reader(
@@ -93,6 +94,7 @@ def make_reader(
         whole.model.patch_size,
         fitted,
         layer_words(layers),
+        len(layers),
     )
 
 
@@ -120,7 +122,7 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
     def run(params: Any, batch: Batch, keys: Array | None) -> Features:
         before = {name: batch[f'{earlier}{name}'] for name in reader.fields}
         late, early = (reader.run(params, images, keys) for images in (batch, before))
-        return of_two_dates(late, early)
+        return of_two_dates(late, early, reader.blocks)
 
     return reader._replace(
         run=run,
@@ -130,10 +132,13 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
     )
 
 
-def of_two_dates(late: Features, early: Features) -> Features:
-    """The later features and, beside them, their change; seen where both dates are."""
-    change = late.values - early.values
-    return Features(jnp.concatenate([late.values, change], axis=-1), late.seen & early.seen)
+def of_two_dates(late: Features, early: Features, count: int) -> Features:
+    """The later features of `count` blocks and, beside each, their change; seen where both dates are."""
+    parts = (late.values, late.values - early.values)
+    # Block by block, as a head takes them apart.
+    blocks = [jnp.split(x, count, axis=-1) for x in parts]
+    values = jnp.concatenate([x for pair in zip(*blocks) for x in pair], axis=-1)
+    return Features(values, late.seen & early.seen)
 
 
 def layer_words(layers: Sequence[int]) -> str:

@@ -4,7 +4,8 @@ Points, sweeps, validation and what a killed run goes on from are those of `fine
 differs stands here: the loss of a batch of maps, and scores that are confusion matrices.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,21 +19,22 @@ from jaxtyping import Array, Float
 from fusmae_jax.encoders.systems import System, fingerprint, fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
-from fusmae_jax.eval.dense import features, heads, losses
+from fusmae_jax.eval.dense import calibration, features, heads, losses
+from fusmae_jax.eval.dense.calibration import Calibrator
 from fusmae_jax.eval.dense.config import RECIPE, DenseFinetune, check
 from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.metrics import Segmentation, of_confusion, segmentation
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.score import confusion, scores
-from fusmae_jax.eval.dense.stored import describe, write_head
+from fusmae_jax.eval.dense.stored import describe, store_temperature, write_head
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
 from fusmae_jax.eval.finetune.adapters import fresh, tuned
-from fusmae_jax.eval.finetune.command import TaskKind, TuningArm, run_tuning
+from fusmae_jax.eval.finetune.command import Run, SettledPoint, TaskKind, TuningArm, run_tuning
 from fusmae_jax.eval.finetune.dropout import check_names, dropped
 from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
 from fusmae_jax.eval.finetune.rows import identity
-from fusmae_jax.eval.finetune.stored import HEAD, Keep, keep_encoder
+from fusmae_jax.eval.finetune.stored import HEAD, Keep, keep_encoder, weights
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
 from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import presets
@@ -129,11 +131,13 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             check_square(contract, fields(fitted.config, contract), about.size)
         net = around(system, fitted, contract, 'resize', '', len(task.classes))
         width = features.width(fitted.config, whole, layers)
-        shape = HeadShape(config.head, width, net.classes, whole.model.patch_size, config.head_width)
+        patch = whole.model.patch_size
+        shape = HeadShape(config.head, width, net.classes, patch, config.head_width, len(layers))
         learned = segmenting(net, shape, layers, config, about.size)
         words = features.layer_words(layers)
+        trainer = MapTrainer(config, net, system.model.params['encoder'], learned=learned)
         yield TuningArm(
-            MapTrainer(config, net, system.model.params['encoder'], learned=learned),
+            trainer,
             entrant.fields
             | system_fields(fitted, modalities, contract)
             | method_fields(config, NAME, words, config.head),
@@ -141,6 +145,9 @@ def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Itera
             folder / f'{entrant.kind}-{"+".join(modalities)}-{config.head}',
             entrant.baseline,
             keeper(config, system, fitted, contract, shape, layers),
+            functools.partial(_calibrated, config, task, trainer, shape, layers)
+            if config.calibration.pixels
+            else None,
         )
 
 
@@ -172,6 +179,37 @@ def keeper(
         write_head(folder / HEAD, {**stored, **scale, 'seed': np.array([point.seed])}, about)
 
     return keep
+
+
+def _calibrated(
+    config: DenseFinetune,
+    task: LabelledSet,
+    trainer: MapTrainer,
+    shape: HeadShape,
+    layers: tuple[int, ...],
+    points: Mapping[Run, SettledPoint],
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Fits the temperature of each point, which goes to its head, and measures it."""
+    net, size = trainer.net, map_of(config.data, task.contract).size
+    inputs = presets.make_inputs(net.config, net.contract, None)
+
+    def tokens(params: Params, batch: Batch) -> Float[Array, 'b h w d']:
+        return features.token_map(net.merge(tuned(params)), inputs(batch, None), layers).values
+
+    def over(split: str, run: Callable[[Any], Any]) -> Iterator[tuple[slice, Any]]:
+        return trainer.over(_source(config, trainer, split), run)
+
+    calibrator = Calibrator(
+        config.calibration, size, lambda head, read: scores(head, read, shape, size), trainer.jit
+    )
+    read, found = trainer.jit(tokens), {}
+    for run, one in points.items():
+        params = weights(trainer, one.step, one.folder)
+        encode = functools.partial(read, params)
+        (found[run],) = calibrator([params['head']], encode, over, task)
+        store_temperature(one.folder / HEAD, found[run].temperature)
+    return calibration.line(found, task, config.intervals, fields)
 
 
 def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource:

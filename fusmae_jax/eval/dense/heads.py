@@ -5,6 +5,7 @@
 `pup`      a 1 x 1 projection, then as often as the patch size can be halved: twice the size, a 3 x 3
            convolution, layer norm over the channels, GELU; a linear layer (as SETR's progressive upsampling,
            arXiv 2012.15840, with layer norm in place of batch norm)
+`upernet`  pyramid pooling and a top-down path over one block or four (`upernet.py`)
 
 What they give is brought to the grid of the labels by bilinear interpolation of the scores.
 """
@@ -16,21 +17,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fusmae_jax.eval.dense import upernet
+from fusmae_jax.eval.dense.convolution import convolved, init_layer, resized
 from fusmae_jax.models import heads
 
-Kind = Literal['linear', 'shuffle', 'pup']
+Kind = Literal['linear', 'shuffle', 'pup', 'upernet']
 KINDS: tuple[str, ...] = get_args(Kind)
-EPS = 1e-6
+CONVOLUTIONAL = ('pup', 'upernet')  # kinds with a width of their own
 
 
 class HeadShape(NamedTuple):
     """What decides the parameters of a head."""
 
     kind: Kind
-    features: int  # numbers a token
+    features: int  # numbers a token, of all blocks
     classes: int
     patch: int  # model pixels on the side of a token
     width: int  # channels of the decoder
+    blocks: int = 1  # whose tokens stand side by side
 
 
 def init(key: Array, shape: HeadShape) -> Any:
@@ -39,10 +43,12 @@ def init(key: Array, shape: HeadShape) -> Any:
         return heads.init_head(key, shape.features, shape.classes)
     if shape.kind == 'shuffle':
         return heads.init_head(key, shape.features, shape.classes * shape.patch**2)
+    if shape.kind == 'upernet':
+        return upernet.init(key, shape.features // shape.blocks, shape.classes, shape.width)
     keys = jax.random.split(key, stages(shape.patch) + 2)
-    params = {'project': _layer(keys[0], (1, 1, shape.features, shape.width))}
+    params = {'project': init_layer(keys[0], (1, 1, shape.features, shape.width))}
     for number, one in enumerate(keys[1:-1]):
-        params[f'stage{number}'] = _layer(one, (3, 3, shape.width, shape.width))
+        params[f'stage{number}'] = init_layer(one, (3, 3, shape.width, shape.width))
     return params | {'out': heads.init_head(keys[-1], shape.width, shape.classes)}
 
 
@@ -51,27 +57,18 @@ def stages(patch: int) -> int:
     return math.ceil(math.log2(patch))
 
 
-def _layer(key: Array, shape: tuple[int, int, int, int]) -> Any:
-    """A convolution (He et al. 2015) and the norm after it."""
-    deviation = math.sqrt(2 / (shape[0] * shape[1] * shape[2]))
-    channels = shape[3]
-    return {
-        'kernel': deviation * jax.random.normal(key, shape, jnp.float32),
-        'bias': jnp.zeros(channels, jnp.float32),
-        'norm': {'scale': jnp.ones(channels, jnp.float32), 'bias': jnp.zeros(channels, jnp.float32)},
-    }
-
-
 def apply(params: Any, features: Float[Array, 'b h w d'], shape: HeadShape) -> Float[Array, 'b _ _ c']:
-    """The scores of every class: a place a token, or a place a model pixel."""
+    """The scores of every class: a place a token, a model pixel, or a quarter of a token's side."""
     x = features.astype(jnp.float32)
     batch, rows, columns, width = x.shape
     if shape.kind in ('linear', 'shuffle'):
         scores = heads.logits(params, x.reshape(-1, width)).reshape(batch, rows, columns, -1)
         return scores if shape.kind == 'linear' else _shuffled(scores, shape.patch)
-    x = _activated(params['project'], x)
+    if shape.kind == 'upernet':
+        return upernet.apply(params, x, shape.blocks)
+    x = convolved(params['project'], x)
     for number in range(stages(shape.patch)):
-        x = _activated(params[f'stage{number}'], resized(x, (2 * x.shape[1], 2 * x.shape[2])))
+        x = convolved(params[f'stage{number}'], resized(x, (2 * x.shape[1], 2 * x.shape[2])))
     scores = heads.logits(params['out'], x.reshape(-1, shape.width))
     return scores.reshape(*x.shape[:3], shape.classes)
 
@@ -81,20 +78,3 @@ def _shuffled(scores: Float[Array, 'b h w _'], patch: int) -> Float[Array, 'b _ 
     batch, rows, columns, width = scores.shape
     x = scores.reshape(batch, rows, columns, patch, patch, width // patch**2)
     return x.swapaxes(2, 3).reshape(batch, rows * patch, columns * patch, -1)
-
-
-def _activated(layer: Any, x: Float[Array, 'b h w i']) -> Float[Array, 'b h w o']:
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    x = jax.lax.conv_general_dilated(x, layer['kernel'], (1, 1), 'SAME', dimension_numbers=layout)
-    x = x + layer['bias']
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean((x - mean) ** 2, axis=-1, keepdims=True)
-    x = (x - mean) * jax.lax.rsqrt(variance + EPS)
-    return jax.nn.gelu(x * layer['norm']['scale'] + layer['norm']['bias'])
-
-
-def resized(x: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Array, 'b oh ow c']:
-    """Bilinear, pixel centres at half-integers, widened where it shrinks."""
-    if x.shape[1:3] == size:
-        return x
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), 'bilinear')

@@ -14,14 +14,16 @@ from etils import epath
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.eval import cells
+from fusmae_jax.eval import calibration_report, cells
 from fusmae_jax.eval.cells import Cell
+from fusmae_jax.eval.dense import calibration
+from fusmae_jax.eval.dense.calibration import Calibrated, Run
 from fusmae_jax.eval.dense.config import DenseProbe, check
 from fusmae_jax.eval.dense.features import chosen, make_reader, with_earlier
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
-from fusmae_jax.eval.dense.stored import describe, write_head
+from fusmae_jax.eval.dense.stored import TEMPERATURE, describe, write_head
 from fusmae_jax.eval.dense.task import map_of, open_maps, prior
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
@@ -43,7 +45,7 @@ def run_dense_probe(config: DenseProbe, workdir: epath.PathLike) -> int:
     """Trains heads on frozen tokens and writes a row for each metric; returns the exit code 0.
 
     Into the workdir: `rows-dense_probe.jsonl`; `differences-dense_probe.jsonl`, the paired differences from
-    the baselines; `heads/`, what was learned.
+    the baselines; `heads/`, what was learned; if asked for, `calibration-dense_probe.jsonl` and its picture.
 
     Raises:
         InputError: settings, checkpoint and data do not fit together.
@@ -62,7 +64,10 @@ def run_dense_probe(config: DenseProbe, workdir: epath.PathLike) -> int:
         lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
         lambda parts, about: prior(config, task, parts, about),
     )
-    cells.write_each(each, config.data.kind, workdir, NAME)
+    evaluated = cells.write_each(
+        each, config.data.kind, workdir, NAME, lambda done: calibration_report.write(done, workdir, NAME)
+    )
+    calibration_report.show(evaluated, workdir, NAME)
     return 0
 
 
@@ -116,14 +121,21 @@ def _cell(
     workdir: epath.Path,
 ) -> Cell:
     """All label subsets of one arm at one fraction."""
-    measures: dict[tuple[int, int], Measure] = {}
+    measures: dict[Run, Measure] = {}
+    calibrated: dict[Run, Calibrated] = {}
 
     def keep(seed: int, counts: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
         for head, matrices in counts.items():
             measures[seed, head] = segmentation(matrices, task.classes)
+        if config.calibration.pixels:
+            found = arm.prober.calibrate(stored)
+            calibrated.update({(seed, head): one for head, one in zip(counts, found)})
+            stored = stored | {TEMPERATURE: np.array([one.temperature for one in found])}
         file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
         write_head(file, stored, arm.about)
 
     settled = arm.prober.of_subsets(parts, arm.stem, keep)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **arm.fields, 'chosen': settled}, runs, arm.baseline)
+    fields = {**about, **arm.fields, 'chosen': settled}
+    line = calibration.line(calibrated, task, config.intervals, fields) if calibrated else None
+    return Cell(fields, runs, arm.baseline, line)

@@ -1,6 +1,6 @@
 """Heads of a sweep on maps of frozen tokens: trained, settled and measured by `eval/prober.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,15 +9,19 @@ import numpy as np
 from fusmae_jax.eval import prober
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import heads, losses
+from fusmae_jax.eval.dense.calibration import Calibrated, Calibrator
 from fusmae_jax.eval.dense.config import DenseProbe
-from fusmae_jax.eval.dense.features import Features, Reader
+from fusmae_jax.eval.dense.features import Features, Reader, scaled
 from fusmae_jax.eval.dense.metrics import of_confusion
 from fusmae_jax.eval.dense.score import confusion, scores
+from fusmae_jax.eval.dense.stored import parameters
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of
 from fusmae_jax.eval.finetune.objective import TARGETS
+from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.metrics import judged
 from fusmae_jax.eval.task import LabelledSet
+from fusmae_jax.input import pipeline
 from fusmae_jax.input.pipeline import POSITION
 from fusmae_jax.train.objective import sample_keys
 
@@ -29,7 +33,8 @@ class MapHeads:
         self._config, self._task, self._reader = config, task, reader
         self._size = map_of(config.data, task.contract).size
         kind = config.head if reader.fitted else 'linear'
-        self.shape = heads.HeadShape(kind, reader.width, len(task.classes), reader.patch, config.head_width)
+        classes, width = len(task.classes), config.head_width
+        self.shape = heads.HeadShape(kind, reader.width, classes, reader.patch, width, reader.blocks)
 
     def source(self, split: str, positions: np.ndarray | None = None) -> MappedSource:
         """Records of a split with their maps."""
@@ -81,7 +86,23 @@ class Prober(prober.Prober):
         heads_of = MapHeads(config, task, reader)
         # A pixel has nothing to decode but its bands, which have units.
         super().__init__(config, reader, heads_of, config.standardise or reader.fitted is None)
-        self.head = heads_of.shape
+        self.head, self._labels = heads_of.shape, task
+        size = map_of(config.data, task.contract).size
+
+        def logits(head: tuple[Any, Scale], read: Features) -> jax.Array:
+            return scores(head[0], scaled(read, head[1]), self.head, size)
+
+        self._calibrator = Calibrator(config.calibration, size, logits, self.jit)
+
+    def calibrate(self, stored: Mapping[str, np.ndarray]) -> list[Calibrated]:
+        """The temperature of each head that `__call__` has stored, and what it changes."""
+
+        def over(split: str, run: Callable[[Any], Any]) -> Iterator[tuple[slice, Any]]:
+            return pipeline.over_split(self._splits[split], run, self._where, self._batch, self._config.data)
+
+        scale = Scale(stored['mean'], stored['std'])
+        pairs = [(head, scale) for head in parameters(stored)]
+        return self._calibrator(pairs, lambda batch: self.read(self._params, batch), over, self._labels)
 
 
 def still(augment: Any) -> bool:

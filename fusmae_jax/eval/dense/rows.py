@@ -6,6 +6,7 @@ from typing import Any
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe
+from fusmae_jax.eval.dense.heads import CONVOLUTIONAL
 from fusmae_jax.eval.finetune.rows import added
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
@@ -58,7 +59,7 @@ def sweep(config: DenseProbe | DenseFinetune, head: str) -> dict[str, tuple[floa
     augment = config.augment
     fixed = {'epochs': (config.epochs,), 'batch_size': (float(config.batch_size),)}
     fixed |= {'hflip': (augment.hflip,), 'vflip': (augment.vflip,), 'rot90': (float(config.rot90),)}
-    if head == 'pup':
+    if head in CONVOLUTIONAL:
         fixed['head_width'] = (float(config.head_width),)
     if config.loss == 'focal':
         fixed['focal_gamma'] = (config.focal_gamma,)

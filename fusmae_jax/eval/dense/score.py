@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from fusmae_jax.eval.dense import heads
+from fusmae_jax.eval.dense.convolution import resized
 from fusmae_jax.eval.dense.heads import HeadShape
 
 
@@ -14,7 +15,7 @@ def scores(
     head: Any, features: Float[Array, 'b h w d'], shape: HeadShape, size: tuple[int, int]
 ) -> Float[Array, 'b oh ow c']:
     """The scores of every class at each pixel of the labels."""
-    return heads.resized(heads.apply(head, features, shape), size)
+    return resized(heads.apply(head, features, shape), size)
 
 
 def confusion(logits: Float[Array, 'b h w c'], labels: UInt8[Array, 'b h w']) -> Float[Array, 'b c c']:

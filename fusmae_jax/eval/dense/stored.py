@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from flax import traverse_util
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict
@@ -15,6 +16,7 @@ from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.input.contract import LabelMap
 
 ABOUT, FORMAT = 'about', 1
+TEMPERATURE = 'temperature'  # of each head, where it was fitted
 
 
 class StoredHead(NamedTuple):
@@ -29,6 +31,7 @@ class StoredHead(NamedTuple):
     absent: Any  # the rule for sensors that are not given
     stats: str  # where the statistics of its inputs were from: 'checkpoint' or 'dataset'
     labels: LabelMap  # what it predicts, and on which grid
+    temperature: float  # that its scores are divided by; 1 where none was fitted
     dates: int = 1  # 2: it is given the tokens and their change since an earlier image
 
 
@@ -67,6 +70,13 @@ def write_head(file: epath.Path, arrays: Mapping[str, np.ndarray], about: Mappin
     storage.write_npz(file, {**arrays, ABOUT: np.array(json.dumps(about))})
 
 
+def store_temperature(file: epath.Path, temperature: float) -> None:
+    """Adds the temperature of the one head in a file."""
+    with storage.read_npz(file, 'fine-tune again') as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    storage.write_npz(file, arrays | {TEMPERATURE: np.array([temperature])})
+
+
 def read_head(file: epath.PathLike) -> StoredHead:
     """The first of the heads in a file.
 
@@ -87,16 +97,8 @@ def read_head(file: epath.PathLike) -> StoredHead:
             'an encoder'
         )
     labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
-    params: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name not in ('seed', 'mean', 'std'):
-            *folders, leaf = name.split('/')
-            inner = params
-            for folder in folders:
-                inner = inner.setdefault(folder, {})
-            inner[leaf] = array[0]
     return StoredHead(
-        params,
+        parameters(arrays)[0],
         Scale(arrays['mean'], arrays['std']),
         HeadShape(**about['shape']),
         about['weights'],
@@ -105,5 +107,15 @@ def read_head(file: epath.PathLike) -> StoredHead:
         about['absent'],
         about['stats'],
         labels,
+        float(arrays[TEMPERATURE][0]) if TEMPERATURE in arrays else 1.0,
         about.get('dates', 1),
     )
+
+
+def parameters(arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    """Those of each head in the arrays of a file."""
+    names = [name for name in arrays if name not in ('seed', 'mean', 'std', TEMPERATURE, ABOUT)]
+    return [
+        traverse_util.unflatten_dict({name: arrays[name][i] for name in names}, sep='/')
+        for i in range(len(arrays['seed']))
+    ]

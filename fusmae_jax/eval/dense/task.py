@@ -9,7 +9,7 @@ from absl import logging
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.cells import Cell, without_image
 from fusmae_jax.eval.config import Evaluation, Task
-from fusmae_jax.eval.dense.config import Dense
+from fusmae_jax.eval.dense.config import Mapped
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.finetune.objective import TARGETS
 from fusmae_jax.eval.task import LabelledSet, LabelledSplit, check_apart, subsets
@@ -52,7 +52,7 @@ def map_of(data: Task, contract: Contract) -> LabelMap:
     return maps[data.labels]
 
 
-def open_maps(config: Dense) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
+def open_maps(config: Mapped) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
     """The classes that occur in each record, from the index; of each label fraction the drawn subsets.
 
     Raises:

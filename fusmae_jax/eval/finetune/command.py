@@ -25,7 +25,16 @@ from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
 from fusmae_jax.eval.finetune.objective import network
-from fusmae_jax.eval.finetune.point import VAL_SCORES, Judge, Trained, forget, scores_of, train
+from fusmae_jax.eval.finetune.point import (
+    TEST_SCORES,
+    VAL_SCORES,
+    Judge,
+    Trained,
+    forget,
+    has_weights,
+    scores_of,
+    train,
+)
 from fusmae_jax.eval.finetune.rows import NAME
 from fusmae_jax.eval.finetune.stored import Keep, keep, keep_linear
 from fusmae_jax.eval.finetune.train import Point, Trainer, make_plan
@@ -50,7 +59,18 @@ class TaskKind(NamedTuple):
     judge: Callable[[Any, LabelledSet], Judge]  # of scores of the validation split
     measure: Callable[[Any, LabelledSet, np.ndarray], Measure]  # of scores of the test split
     prior: Callable[..., Cell]
-    calibrated: Callable[[Any], bool] = lambda config: False  # whether scores of validation are looked at
+
+
+class SettledPoint(NamedTuple):
+    """A point of the rate that was settled on."""
+
+    point: Point
+    step: int  # whose weights are tested
+    folder: epath.Path
+
+
+# From the points that were settled on, and the fields of their rows, to a line of `calibration_report`.
+Calibrate = Callable[[Mapping[Run, SettledPoint], Mapping[str, Any]], dict[str, Any]]
 
 
 class TuningArm(NamedTuple):
@@ -62,6 +82,7 @@ class TuningArm(NamedTuple):
     folder: epath.Path
     baseline: bool
     keeper: Keep  # of what is left of a settled point beside its weights
+    calibrate: Calibrate | None = None  # where it is asked for
 
 
 class PointJob(NamedTuple):
@@ -191,13 +212,15 @@ def _arms(config: Finetune, task: LabelledSet, folder: epath.Path) -> Iterator[T
         fields = entrant.fields | rows.system_fields(config, fitted, view)
         for feature in config.features:
             net = network(system, fitted, contract, config, feature, len(task.classes))
+            trainer = Trainer(config, net, system.model.params['encoder'])
             yield TuningArm(
-                Trainer(config, net, system.model.params['encoder']),
+                trainer,
                 fields | rows.method_fields(config, feature),
                 rows.identity(config, task, system, fitted, RECIPE, feature=feature),
                 folder / f'{entrant.kind}-{"+".join(modalities)}-{feature}',
                 entrant.baseline,
                 functools.partial(keep_linear, system, fitted, view, config.data, feature),
+                functools.partial(_calibrated, config, task, trainer) if config.calibration.alpha else None,
             )
 
 
@@ -241,19 +264,20 @@ def _cell(
     arm = swept.arm
     test = kind.source(config, arm.trainer, config.data.test_split)
     settled = [(job, t) for job, t in zip(swept.jobs, swept.trained) if job.point.learning_rate == rate]
-    val = kind.source(config, arm.trainer, config.data.val_split) if kind.calibrated(config) else None
-    measures, logits = {}, {}
+    measures, points = {}, {}
     for job, trained in settled:
-        found = _scores(arm.trainer, test, val, trained, job)
         step = trained.step
-        if found is None:  # an earlier sweep settled on another rate and removed these weights
+        scores = scores_of(arm.trainer, test, step, job.folder)
+        # An earlier sweep that settled on another rate has removed these weights.
+        if scores is None or (arm.calibrate and not has_weights(job.folder, step)):
             forget(job.folder, weights_only=False)
             (again,) = _train(kind, config, task, arm, [job])
-            found, step = _scores(arm.trainer, test, val, again, job), again.step
-        assert found is not None
+            step = again.step
+            scores = scores_of(arm.trainer, test, step, job.folder)
+        assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
-        measures[job.run] = kind.measure(config, task, found.test)
-        logits[job.run] = found
+        measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
+        points[job.run] = SettledPoint(job.point, step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
@@ -262,26 +286,29 @@ def _cell(
     if config.epoch == 'best':
         chosen['epoch'] = tuple(float(trained.epoch) for _, trained in settled)
     about = {**shared, **arm.fields, 'chosen': chosen}
-    calibrated = None
-    if val is not None:
-        valid = arm.trainer.measured(val), arm.trainer.measured(test)
-        calibrated = calibration_report.line(config, task, logits, valid, about)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell(about, runs, arm.baseline, calibrated)
+    return Cell(about, runs, arm.baseline, arm.calibrate and arm.calibrate(points, about))
 
 
-def _scores(trainer: Trainer, test: Any, val: Any, trained: Trained, job: PointJob) -> Logits | None:
-    """Scores of a point, in the units of the data; of validation where it is given. None: no weights left."""
-    scores = scores_of(trainer, test, trained, job.folder)
-    if scores is None:
-        return None
-    others = np.zeros(0)
-    if val is not None:
-        found = scores_of(trainer, val, trained, job.folder, VAL_SCORES)
-        if found is None:
-            return None
-        others = job.point.in_units(found)
-    return Logits(others, job.point.in_units(scores))
+def _calibrated(
+    config: Finetune,
+    task: LabelledSet,
+    trainer: Trainer,
+    points: Mapping[Run, SettledPoint],
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Learns from the scores of the validation split, and measures on those of the test split."""
+    splits = {VAL_SCORES: config.data.val_split, TEST_SCORES: config.data.test_split}
+    sources = {name: _source(config, trainer, split) for name, split in splits.items()}
+
+    def logits(some: SettledPoint, name: str) -> np.ndarray:
+        scores = scores_of(trainer, sources[name], some.step, some.folder, name)
+        assert scores is not None
+        return scores
+
+    found = {run: Logits(*(logits(some, name) for name in sources)) for run, some in points.items()}
+    val, test = (trainer.measured(source) for source in sources.values())
+    return calibration_report.line(config, task, found, (val, test), fields)
 
 
 def _source(config: Finetune, trainer: Trainer, split: str) -> Source:
@@ -292,15 +319,11 @@ def _measure(config: Finetune, task: LabelledSet, scores: np.ndarray) -> Measure
     return measure(task, task.test, scores, config.data.kind, 0.0)
 
 
-def _calibrated(config: Finetune) -> bool:
-    return config.calibration.alpha > 0
-
-
 def _open(config: Finetune) -> tuple[LabelledSet, dict[float, dict[int, np.ndarray]]]:
-    return open_task(config, _calibrated(config))
+    return open_task(config, config.calibration.alpha > 0)
 
 
-IMAGES = TaskKind(NAME, check, _open, _arms, _source, validation, _measure, cells.prior, _calibrated)
+IMAGES = TaskKind(NAME, check, _open, _arms, _source, validation, _measure, cells.prior)
 
 
 def settle(rates: Sequence[float], means: Mapping[str, Sequence[float]], together: bool) -> dict[str, float]:

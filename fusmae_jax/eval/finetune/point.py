@@ -123,29 +123,34 @@ def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None
 
 
 def scores_of(
-    trainer: Trainer, test: Any, trained: Trained, folder: epath.Path, name: str = TEST_SCORES
+    trainer: Trainer, split: Any, step: int, folder: epath.Path, name: str = TEST_SCORES
 ) -> np.ndarray | None:
     """The scores of a split, read or computed and stored under a name; None if the weights are gone.
 
     Numbers to predict are standardised, as the head of the point gives them.
 
-    `test`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
+    `split`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
     """
     file = folder / name
-    about = f'{test.path} {test.split} {test.contract.digest} {trained.step}'
-    key = test.contract.key
-    about += f' {digest(test.index([key])[key])}'  # scores meet labels by position
+    about = f'{split.path} {split.split} {split.contract.digest} {step}'
+    key = split.contract.key
+    about += f' {digest(split.index([key])[key])}'  # scores meet labels by position
     if file.exists():
         with storage.read_npz(file, 'remove it') as stored:
             if str(stored['about']) == about:
                 return stored['scores']
-    if not (folder / FOLDER / str(trained.step)).exists():
+    if not has_weights(folder, step):
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        params = checkpoints.params(trainer.abstract['params'], trained.step)
-    scores = trainer.scores(params, test)
+        params = checkpoints.params(trainer.abstract['params'], step)
+    scores = trainer.scores(params, split)
     storage.write_npz(file, {'scores': scores, 'about': np.array(about)})
     return scores
+
+
+def has_weights(folder: epath.Path, step: int) -> bool:
+    """Whether the weights of a point after a step are still there."""
+    return (folder / FOLDER / str(step)).exists()
 
 
 def forget(folder: epath.Path, weights_only: bool) -> None:

@@ -146,6 +146,10 @@ def keep(trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.
     """Writes what a settled point leaves, unless that is there already or its weights are gone."""
     if (folder / ENCODER).exists() or not (folder / FOLDER / str(step)).exists():
         return
+    keeper(weights(trainer, step, folder), point, folder)
+
+
+def weights(trainer: Trainer, step: int, folder: epath.Path) -> Any:
+    """The parameters of a point after a step."""
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        params = checkpoints.params(trainer.abstract['params'], step)
-    keeper(params, point, folder)
+        return checkpoints.params(trainer.abstract['params'], step)

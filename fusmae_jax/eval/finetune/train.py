@@ -1,7 +1,7 @@
 """Fine-tuning of one network on one data set: the compiled functions, and what runs them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -195,33 +195,33 @@ class Trainer:
 
     def scores(self, params: Params, source: Any) -> np.ndarray:
         """What validation judges, of a split in its order: the logits (records, classes), float32."""
-        stream = pipeline.over_split(
-            source,
-            lambda batch: np.asarray(self._scorer(params, batch)),
-            self._sharding,
-            self._eval_batch,
-            self.config.data,
-            fields=(*self.fields, *self._learned.scored),
-        )
+        stream = self.over(source, lambda batch: np.asarray(self._scorer(params, batch)))
         return pipeline.joined([scores for _, scores in stream], len(source))
+
+    def over(self, source: Any, run: Callable[[Any], Any]) -> Iterator[tuple[slice, Any]]:
+        """What a function gives for the records of a split, as `scores` reads them; `pipeline.over_split`."""
+        names = (*self.fields, *self._learned.scored)
+        data = self.config.data
+        return pipeline.over_split(source, run, self._sharding, self._eval_batch, data, fields=names)
+
+    def jit(self, function: Callable, **options: Any) -> Callable:
+        """The function compiled for the devices of the trainer; every device holds what it gives."""
+        compiled = jax.jit(function, out_shardings=replicated(self.mesh), **options)
+
+        def run(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return compiled(*arguments)
+
+        return run
 
     def measured(self, source: Any) -> np.ndarray:
         """Which records of a split have a valid pixel of the sensors that are given: (records,) bool."""
-        stream = pipeline.over_split(
-            source,
-            lambda batch: np.asarray(self._measured(batch)),
-            self._sharding,
-            self._eval_batch,
-            self.config.data,
-            fields=self.fields,
-        )
+        stream = self.over(source, lambda batch: np.asarray(self._measured(batch)))
         return pipeline.joined([some for _, some in stream], len(source))
 
     @functools.cached_property
     def _measured(self) -> Callable:
-        with jax.set_mesh(self.mesh):
-            jitted = jax.jit(measured(self.net), out_shardings=replicated(self.mesh))
-            return jitted.lower(self._batch(self._eval_batch)).compile()
+        return self.jit(measured(self.net))
 
     def _step(self, size: int) -> Callable:
         if size not in self._steps:

@@ -1,0 +1,69 @@
+"""The head with pyramid pooling and a top-down path: its parts, and what it reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.errors import InputError
+from fusmae_jax.eval.config import Task
+from fusmae_jax.eval.dense import convolution, heads, upernet
+from fusmae_jax.eval.dense.config import DenseProbe, check
+from fusmae_jax.eval.dense.heads import HeadShape
+
+
+def test_bins_are_means_that_cover_every_place():
+    for length in (1, 2, 5, 7, 14):
+        for bins in upernet.BINS:
+            found = upernet.pooling(length, bins)
+            np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+            assert (found.sum(axis=0) > 0).all()
+            np.testing.assert_array_equal(found, found[::-1, ::-1])
+    # Seven places in three bins: 0-2, 2-4, 4-6.
+    assert [np.flatnonzero(row).tolist() for row in upernet.pooling(7, 3)] == [
+        [0, 1, 2],
+        [2, 3, 4],
+        [4, 5, 6],
+    ]
+
+
+def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum():
+    layer = convolution.init_doubling(jax.random.key(0), 3)
+    x = jax.random.normal(jax.random.key(1), (1, 2, 4, 3))
+    found = convolution.doubled(layer, x)
+    wanted = jax.lax.conv_transpose(
+        *(x, layer['kernel'][::-1, ::-1]),
+        (2, 2),
+        'VALID',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        transpose_kernel=False,
+    )
+    one = {'kernel': jnp.eye(3)[None, None], 'bias': layer['bias'], 'norm': layer['norm']}
+    np.testing.assert_allclose(found, convolution.convolved(one, wanted), atol=1e-5)
+    odd = np.arange(15, dtype=np.float32).reshape(1, 3, 5, 1)
+    np.testing.assert_array_equal(convolution.halved(jnp.asarray(odd))[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
+
+
+def test_every_block_counts_and_one_is_taken_four_times():
+    four = HeadShape('upernet', 4 * 6, 5, 8, 8, 4)
+    params = heads.init(jax.random.key(0), four)
+    x = jax.random.normal(jax.random.key(1), (2, 3, 5, 24))
+    found, pull = jax.vjp(jax.jit(lambda x: heads.apply(params, x, four)), x)
+    assert found.shape == (2, 12, 20, 5)
+    grads = np.asarray(pull(found)[0])
+    assert (grads != 0).any(axis=-1).all() and (grads.reshape(2, 3, 5, 4, 6) != 0).any(
+        axis=(0, 1, 2, 4)
+    ).all()
+    one = HeadShape('upernet', 6, 5, 8, 8)
+    alone = jax.jit(lambda x: heads.apply(params, x, one))(x[..., :6])
+    wanted = jax.jit(lambda x: heads.apply(params, x, four))(jnp.tile(x[..., :6], 4))
+    np.testing.assert_allclose(alone, wanted, atol=1e-5)
+
+
+def test_it_takes_one_block_or_four():
+    given = {'data': Task('x', labels='map', kind='segmentation'), 'encoder': EncoderSettings('run', ())}
+    for layers in ((), (3,), (1, 2, 3, 4)):
+        check(DenseProbe(**given, head='upernet', layers=layers))
+    with pytest.raises(InputError, match="head='upernet' takes one block or four"):
+        check(DenseProbe(**given, head='upernet', layers=(1, 2)))
