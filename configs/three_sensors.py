@@ -21,6 +21,7 @@ Variants:
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -32,7 +33,6 @@ from fusmae_jax.errors import InputError, nearest
 RUN = 'runs/three_sensors'
 DATA = f'{RUN}/data/paired_folder/1.0.0'
 SENSORS = ('s1', 's2', 'dem')
-SUBSETS = tuple(chosen for count in (1, 2, 3) for chosen in itertools.combinations(SENSORS, count))
 # Mean and deviation are those of the data (`data.stats`); these numbers only hold their place.
 ELEVATION = Modality(bands=('ELEVATION',), resample='bilinear', unit='m', mean=(0.0,), std=(1.0,))
 # A head converges only on standardised features, and with more epochs than the paper's.
@@ -42,7 +42,7 @@ HEAD = {'learning_rates': (1e-2, 3e-2, 1e-1), 'epochs': 50.0, 'batch_size': 64}
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
     """Every field of `Config`, or of the settings of an evaluation."""
     if variant == 'probe':
-        return _probe()
+        return probe(f'{RUN}/xae', DATA, SENSORS)
     if variant == 'reliance':
         return _reliance()
     if variant == 'finetune':
@@ -50,13 +50,19 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     if variant not in ('', 'pair'):
         known = nearest(variant, ('pair', 'probe', 'finetune', 'reliance'))
         raise InputError(f'configs/three_sensors.py: no variant {variant!r}; {known}')
-    config = config_dict(Config())
-    config.name = variant or 'three_sensors'
-    config.data.path, config.data.stats = DATA, 'dataset'
-    config.data.val_split = 'val'
+    config = small(variant or 'three_sensors', DATA)
     if not variant:
         with config.unlocked():
             config.model.modalities.dem = config_dict(ELEVATION)
+    return config
+
+
+def small(name: str, path: str) -> ml_collections.ConfigDict:
+    """A small pretraining on generated scenes, of the two sensors of a pair."""
+    config = config_dict(Config())
+    config.name = name
+    config.data.path, config.data.stats = path, 'dataset'
+    config.data.val_split = 'val'
     model = config.model
     model.size, model.width, model.depth, model.heads = 'custom', 64, 3, 4
     model.image_size, model.patch_size = (60, 60), 12
@@ -77,11 +83,15 @@ def _labelled(config: Any) -> Any:
     return config
 
 
-def _probe() -> ml_collections.ConfigDict:
+def probe(run: str, data: str, sensors: Sequence[str]) -> ml_collections.ConfigDict:
+    """A linear probe of every choice of sensors of a run."""
     from fusmae_jax.eval.config import LinearProbe
 
     config = _labelled(config_dict(LinearProbe()))
-    config.encoder.checkpoint, config.encoder.modalities = f'{RUN}/xae', SUBSETS
+    config.data.path = data
+    counts = range(1, len(sensors) + 1)
+    subsets = tuple(chosen for count in counts for chosen in itertools.combinations(sensors, count))
+    config.encoder.checkpoint, config.encoder.modalities = run, subsets
     config.labels.fractions = (1.0,)
     # The mean of all tokens is diluted by a sensor that says little; side by side none is.
     config.features = ('mean_patch', 'concat_per_sensor')

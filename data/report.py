@@ -92,6 +92,7 @@ def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict
             field: dict(zip(schema.classes[field], count.tolist())) for field, count in tally.labels.items()
         },
         **({'maps': _pixels(schema, tally)} if schema.maps else {}),
+        **({'targets': _numbers(schema, tally)} if schema.targets else {}),
     }
 
 
@@ -100,6 +101,25 @@ def _pixels(schema: Schema, tally: Tally) -> dict[str, dict[str, int]]:
     return {
         field: dict(zip((*schema.maps[field].classes, UNLABELLED), count.tolist()))
         for field, count in tally.maps.items()
+    }
+
+
+def _numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, dict[str, Any]]]:
+    """Field -> target -> its unit, how many records have it, and their mean, least and greatest."""
+    return {
+        field: {
+            name: {
+                'unit': unit,
+                'records': int(count),
+                'mean': total / count if count else None,
+                'minimum': least if count else None,
+                'maximum': greatest if count else None,
+            }
+            for name, unit, (count, total, least, greatest) in zip(
+                schema.targets[field].names, schema.targets[field].units, numbers.tolist()
+            )
+        }
+        for field, numbers in tally.targets.items()
     }
 
 
@@ -158,6 +178,13 @@ def _label_lines(split: dict[str, Any]) -> list[str]:
     for field, pixels in split.get('maps', {}).items():
         total = max(sum(pixels.values()), 1)
         lines += [f'    {field:<10} {count / total:>9.2%} of the pixels  {n}' for n, count in pixels.items()]
+    for field, targets in split.get('targets', {}).items():
+        for name, v in targets.items():
+            title = f'{name} ({v["unit"]})' if v['unit'] else name
+            line = f'    {field:<10} {v["records"]:>9,} of {split["records"]:,} records'
+            if v['records']:
+                line += f', mean {v["mean"]:.4g}, from {v["minimum"]:.4g} to {v["maximum"]:.4g}'
+            lines.append(f'{line}  {title}')
     return lines
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.bands import RADAR
 from fusmae_jax.input.contract import Group
 
 from .records import Record, RecordError, Schema, validity
@@ -33,7 +34,7 @@ def stored_schema(schema: Schema, kind: Kind) -> Schema:
     """
     if kind == 'float32':
         return schema
-    groups = {name: group for name, group in schema.groups.items() if group.modality == 's1'}
+    groups = {name: group for name, group in schema.groups.items() if group.modality in RADAR}
     if not groups:
         raise InputError(
             f'config.s1_storage={kind!r}: {schema.name} has no Sentinel-1; leave the setting out'
@@ -44,14 +45,17 @@ def stored_schema(schema: Schema, kind: Kind) -> Schema:
                 f'config.s1_storage={kind!r}: {name} is {group.dtype} in {group.unit!r}; float32 in dB alone '
                 'can be stored in 16 bits with a known loss; leave the setting out'
             )
-    product = schema.products['s1']
     note = f'stored as {kind}, by which a value changes by at most {LIMITS[kind]:.2g} dB'
     return dataclasses.replace(
         schema,
         groups={**schema.groups, **{name: _stored_group(group, kind) for name, group in groups.items()}},
         products={
             **schema.products,
-            's1': dataclasses.replace(product, description=f'{product.description}; {note}'),
+            **{
+                name: dataclasses.replace(product, description=f'{product.description}; {note}')
+                for name, product in schema.products.items()
+                if name in RADAR
+            },
         },
     )
 

@@ -32,6 +32,12 @@ class Tally:
         # Pixels of each class, and last those without one.
         self.maps = {name: np.zeros(len(about.classes) + 1, np.int64) for name, about in schema.maps.items()}
 
+        # Of each number to predict: how many records have it, their sum, the least and the greatest.
+        self.targets = {
+            name: np.array([[0, 0, np.inf, -np.inf]] * len(about.names))
+            for name, about in schema.targets.items()
+        }
+
     def add(self, record: Record) -> None:
         """Counts one record."""
         self.records += 1
@@ -44,6 +50,11 @@ class Tally:
             count[:-1] += pixels
             count[-1] += record[name].size - pixels.sum()
 
+        for name, numbers in self.targets.items():
+            values = np.atleast_1d(record[name]).astype(np.float64)
+            one = np.stack([np.ones_like(values), values, values, values], axis=1)
+            _join(numbers, np.where(np.isfinite(values)[:, None], one, (0, 0, np.inf, -np.inf)))
+
     def merge(self, other: 'Tally') -> None:
         """Counts the records of another tally."""
         self.records += other.records
@@ -53,6 +64,9 @@ class Tally:
         for mine, others in ((self.labels, other.labels), (self.maps, other.maps)):
             for name, count in mine.items():
                 count += others[name]
+
+        for name, numbers in self.targets.items():
+            _join(numbers, other.targets[name])
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `from_json` restores them exactly."""
@@ -65,6 +79,8 @@ class Tally:
             'with_invalid': self.with_invalid,
             'labels': {name: count.tolist() for name, count in self.labels.items()},
             'maps': {name: count.tolist() for name, count in self.maps.items()},
+            # JSON has no infinity, which the extremes of nothing are.
+            **({'targets': {n: _finite(x) for n, x in self.targets.items()}} if self.targets else {}),
         }
 
     @classmethod
@@ -79,7 +95,22 @@ class Tally:
         tally.labels = {name: np.asarray(count, np.int64) for name, count in values['labels'].items()}
         # Shards that an earlier version converted have none.
         tally.maps |= {n: np.asarray(count, np.int64) for n, count in values.get('maps', {}).items()}
+        for name, rows in values.get('targets', {}).items():
+            none = (0, 0, np.inf, -np.inf)
+            tally.targets[name] = np.array([none if row is None else row for row in rows], np.float64)
         return tally
+
+
+def _join(numbers: np.ndarray, others: np.ndarray) -> None:
+    """Adds counts and sums (targets, 4), and takes the least and the greatest."""
+    numbers[:, :2] += others[:, :2]
+    numbers[:, 2] = np.minimum(numbers[:, 2], others[:, 2])
+    numbers[:, 3] = np.maximum(numbers[:, 3], others[:, 3])
+
+
+def _finite(numbers: np.ndarray) -> list[list[float] | None]:
+    """The rows of a table of targets; None for one that no record has."""
+    return [row.tolist() if row[0] else None for row in numbers]
 
 
 PERCENTILES = (1, 50, 99)

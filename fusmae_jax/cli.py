@@ -368,6 +368,9 @@ def _neuco(args: argparse.Namespace) -> int:
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
     option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
+    option('--before-s1', 'FILE', 'of an earlier date, for a head of two dates', type=path, default=''),
+    option('--before-s2', 'FILE', 'the same of Sentinel-2', type=path, default=''),
+    option('--before-dem', 'FILE', 'the same of elevation', type=path, default=''),
     folder('--checkpoint', 'the encoder that the head was trained on', required=True),
     option('--head', 'FILE', 'of heads/ of a dense_probe, or of a dense_finetune', type=path, required=True),
     option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
@@ -384,7 +387,8 @@ def _predict(args: argparse.Namespace) -> int:
     from fusmae_jax.predict.run import predict
 
     files = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, name))}
-    return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities)
+    before = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, f'before_{name}'))}
+    return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities, before)
 
 
 @command(

@@ -29,6 +29,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     'geobench2': {},
     'paired_folder': {},
     'three_sensors': {},
+    'two_orbits': {},
 }
 REPORT = 'generated.json'
 

@@ -63,9 +63,9 @@ def _write_scene(index: int, folder: Path, config: SceneConfig) -> dict[str, str
     row, column = divmod(index, ROW)
     place = Place(EPSG, LEFT + column * 20 * config.size, TOP - row * 20 * config.size)
     name = f'area_{index:05d}.tif'
-    _write_file(folder / 's1' / name, generated.s1, place, 10)
-    _write_file(folder / 's2' / name, resampled(generated), place, 10, nodata=0)
-    _write_file(folder / 'dem' / name, {'elevation': elevation(config, generated)}, place, 10 * STEP)
+    write_file(folder / 's1' / name, generated.s1, place, 10)
+    write_file(folder / 's2' / name, resampled(generated), place, 10, nodata=0)
+    write_file(folder / 'dem' / name, {'elevation': elevation(config, generated)}, place, 10 * STEP)
     return {
         **dict.fromkeys(('s1', 's2', 'dem'), name),
         'split': SPLITS[index % len(SPLITS)],
@@ -75,9 +75,10 @@ def _write_scene(index: int, folder: Path, config: SceneConfig) -> dict[str, str
     }
 
 
-def _write_file(
+def write_file(
     file: Path, images: dict[str, np.ndarray], place: Place, resolution: int, **profile: Any
 ) -> None:
+    """Writes the bands of one sensor, named in the header."""
     write_bands(file, np.stack(list(images.values())), place, resolution, **profile)
     with rasterio.open(file, 'r+') as dataset:
         dataset.descriptions = tuple(images)

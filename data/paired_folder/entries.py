@@ -28,16 +28,18 @@ class Entry(NamedTuple):
     s2_offset: Offset | Literal[''] = ''  # as the setting of that name, which '' leaves as it is
     map: tuple[str, ...] = ()  # the label raster, relative to map_root; empty without
     dem: tuple[str, ...] = ()  # relative to dem_root
+    s1_desc: tuple[str, ...] = ()  # relative to s1_desc_root
     targets: tuple[float | None, ...] = ()  # as in the settings; None for a missing value
 
     def files(self, source: str) -> tuple[str, ...]:
         """The files of one sensor, or of 'map'."""
-        return {'s1': self.s1, 's2': self.s2, 'dem': self.dem, 'map': self.map}[source]
+        files: tuple[str, ...] = getattr(self, source)
+        return files
 
 
 def roots(archive: Archive) -> dict[str, Path]:
     """The folder of each sensor and of 'map', resolved; raises InputError for one that does not exist."""
-    return {m: records.folder(getattr(archive, f'{m}_root'), f'{m}_root') for m in archive.sources}
+    return {m: records.folder(archive.of(m, 'root'), f'{m}_root') for m in archive.sources}
 
 
 def products(archive: Archive, modality: str, root: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -58,4 +60,4 @@ def products(archive: Archive, modality: str, root: Path, names: Sequence[str]) 
 
 def parts_of(archive: Archive, modality: str) -> tuple[str, ...]:
     """Endings of the files of one image; a label raster is one file."""
-    return getattr(archive, f'{modality}_parts') if modality in archive.modalities else ()
+    return archive.of(modality, 'parts') if modality in archive.modalities else ()

@@ -139,15 +139,15 @@ def refusals(header: Header, placed: bool = True) -> Iterator[UnusableError]:
 
 def values_of(header: Header, modality: str, archive: Archive) -> Values:
     """The values of a file; raises RecordError where metadata and settings disagree or say too little."""
-    unit = getattr(archive, f'{modality}_unit')
+    unit = archive.of(modality, 'unit')
     dn, offset = DN.get(unit, 1.0), archive.s2_offset if modality == 's2' else 'auto'
     declared = Declared(
-        prefix=f'{modality}_',
+        prefix='s1_' if modality in bands.RADAR else f'{modality}_',
         unit=unit,
-        scale=getattr(archive, f'{modality}_scale'),
+        scale=archive.of(modality, 'scale'),
         offset=None if offset == 'auto' else int(offset) * dn,
-        nodata=getattr(archive, f'{modality}_nodata'),
-        calibration=getattr(archive, f'{modality}_calibration', ''),
+        nodata=archive.of(modality, 'nodata'),
+        calibration=archive.s1_calibration if modality in bands.RADAR else '',
         step=dn,
     )
     with refused(header.file, modality, ''):

@@ -160,7 +160,7 @@ def make_layout(
     groups: dict[str, Group] = {}
     for modality, files in headers.items():
         pixels = {round(header.resolution, 9) for header in files}
-        left = list(getattr(archive, f'{modality}_bands'))
+        left = list(archive.of(modality, 'bands'))
         for index, header in enumerate(files):
             field = modality if len(pixels) == 1 else f'{modality}_{header.resolution:g}m'
             values = values_of(header, modality, archive)
@@ -169,7 +169,7 @@ def make_layout(
                 bands=tuple(band for band in BANDS[modality] if band in header.bands),
                 size=tile_size(archive, header, finest),
                 dtype=header.dtype,
-                unit=getattr(archive, f'{modality}_unit'),
+                unit=archive.of(modality, 'unit'),
                 resolution=round(header.resolution, 9),
                 scale=values.scale,
                 offset=values.offset,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo.bands import RADAR
 from fusmae_jax.geo.products import is_product
 
 from ..records import RecordError, inside
@@ -36,17 +37,17 @@ def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
             problems.append((stem, error))
             continue
         label_map = tuple(stems['map'][stem]) if 'map' in folders else ()
-        s1, s2, dem = (files.get(m, ()) for m in SENSORS)
-        entries.append(Entry(stem, s1, s2, '', (), {}, '', map=label_map, dem=dem))
+        s1, s1_desc, s2, dem = (files.get(m, ()) for m in SENSORS)
+        entries.append(Entry(stem, s1, s2, '', (), {}, '', map=label_map, dem=dem, s1_desc=s1_desc))
     return entries, problems
 
 
 def _check_apart(archive: Archive, folders: Mapping[str, Path]) -> None:
     for (one, root), (other, beside) in itertools.combinations(folders.items(), 2):
-        names = [(getattr(archive, f'{m}_prefix'), getattr(archive, f'{m}_suffix')) for m in (one, other)]
+        names = [(archive.of(m, 'prefix'), archive.of(m, 'suffix')) for m in (one, other)]
         if root == beside:
             # Images of the same name too are stacks: every file holds bands of both sensors.
-            if names[0] == names[1] and 'map' in (one, other):
+            if names[0] == names[1] and ('map' in (one, other) or {one, other} == {*RADAR}):
                 raise InputError(
                     f'{root}: {one}_root and {other}_root are the same folder: tell the files apart by '
                     f'{one}_suffix and {other}_suffix (or the prefixes), or pair them with a table'
@@ -126,7 +127,7 @@ def _list(root: Path, problems: list[Problem]) -> list[str]:
 
 def _split(archive: Archive, modality: str, name: str) -> tuple[str, str]:
     """Stem (with its folder) and part of a file name; an empty stem if it is no file of this sensor."""
-    prefix, suffix = getattr(archive, f'{modality}_prefix'), getattr(archive, f'{modality}_suffix')
+    prefix, suffix = archive.of(modality, 'prefix'), archive.of(modality, 'suffix')
     folder, _, file = name.rpartition('/')
     base = file.rpartition('.')[0]
     for part in sorted(parts_of(archive, modality), key=len, reverse=True) or ('',):
@@ -138,7 +139,7 @@ def _split(archive: Archive, modality: str, name: str) -> tuple[str, str]:
 
 
 def _pattern(archive: Archive, modality: str) -> str:
-    prefix, suffix = getattr(archive, f'{modality}_prefix'), getattr(archive, f'{modality}_suffix')
+    prefix, suffix = archive.of(modality, 'prefix'), archive.of(modality, 'suffix')
     parts = parts_of(archive, modality)
     return f'{prefix}*{suffix}{"{" + ",".join(parts) + "}" if parts else ""}.tif'
 

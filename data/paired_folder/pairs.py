@@ -111,7 +111,7 @@ def _stop_at(problems: Sequence[Problem], on_error: OnError) -> None:
 
 
 def _where(archive: Archive) -> str:
-    return ', '.join(getattr(archive, f'{m}_root') for m in archive.modalities)
+    return ', '.join(archive.of(m, 'root') for m in archive.modalities)
 
 
 def _classes(archive: Archive, table: EntryTable) -> tuple[str, ...]:
@@ -141,8 +141,8 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
                 m: read_headers(
                     [folders[m] / f for f in entry.files(m)],
                     m,
-                    getattr(archive, f'{m}_bands'),
-                    getattr(archive, f'{m}_pixel'),
+                    archive.of(m, 'bands'),
+                    archive.of(m, 'pixel'),
                 )
                 for m in archive.modalities
                 if entry.files(m)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from fusmae_jax.geo.bands import RADAR
 from fusmae_jax.input.contract import Product
 
 from ..records import Field, Schema
@@ -13,8 +14,9 @@ from .table import FACTS, TIME
 from .targets import FIELD, words
 
 Level = Literal['', 'L1C', 'L2A']
+Orbit = Literal['', 'asc', 'desc', 'mixed']
 VERSION = '1.0.0'
-TITLES = {'s1': 'Sentinel-1', 's2': 'Sentinel-2', 'dem': 'elevation'}
+TITLES = {'s1': 'Sentinel-1', 's1_desc': 'descending Sentinel-1', 's2': 'Sentinel-2', 'dem': 'elevation'}
 
 
 def make_schema(
@@ -68,7 +70,10 @@ def _times(archive: Archive) -> list[str]:
 
 
 def _product(archive: Archive, modality: str, baseline: str, level: Level) -> Product:
-    if modality == 's1':
+    if modality in RADAR:
+        orbit: Orbit = archive.s1_orbit
+        if archive.s1_desc_root:
+            orbit = 'asc' if modality == 's1' else 'desc'
         return Product(
             description='as declared by the owner of the files',
             platforms=archive.s1_platforms,
@@ -76,7 +81,7 @@ def _product(archive: Archive, modality: str, baseline: str, level: Level) -> Pr
             calibration=archive.s1_calibration,
             terrain_correction=archive.s1_terrain_correction,
             dem=archive.s1_dem,
-            orbit=archive.s1_orbit,
+            orbit=orbit,
             speckle_filter=archive.s1_speckle_filter,
             border_noise=archive.s1_border_noise,
             thermal_noise=archive.s1_thermal_noise,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.errors import nearest, raise_all
@@ -23,7 +23,7 @@ HOW_S2 = (
 )
 HOW_DEM = "elevation is in metres, dem_unit='m'; dem_scale turns other units into them"
 
-SENSORS = ('s1', 's2', 'dem')
+SENSORS = ('s1', 's1_desc', 's2', 'dem')
 Offset = Literal['auto', '0', '-1000']
 LOWEST, HIGHEST = -(2**31), 2**31 - 1  # values of a label raster, which has 32 bits at most
 
@@ -34,12 +34,17 @@ class Archive:
 
     # Folder of the Sentinel-1 files, with all folders in it; '': Sentinel-2 alone
     s1_root: str = setting('', path=True)
+    # Descending passes as a sensor of their own, `s1_desc`; `s1_root` then holds the ascending ones, and what
+    # is said of Sentinel-1 holds for both. '': one sensor
+    s1_desc_root: str = setting('', path=True)
     s2_root: str = setting('', path=True)  # the same for Sentinel-2; may be the same folder
     dem_root: str = setting('', path=True)  # the same for elevation, a third sensor; '': none
     name: str = 'paired_folder'  # of the data set
     # Which files belong together: those whose names are equal without these, or those in a row of the table.
     s1_prefix: str = ''  # how the names of Sentinel-1 files begin, such as 'S1_'
     s1_suffix: str = ''  # how they end before the extension, such as '_s1'
+    s1_desc_prefix: str = ''
+    s1_desc_suffix: str = ''
     s2_prefix: str = ''
     s2_suffix: str = ''
     dem_prefix: str = ''
@@ -113,10 +118,15 @@ class Archive:
     # Values of pixels without a label, beside the nodata value of the files
     map_ignore: tuple[int, ...] = setting((), least=LOWEST, most=HIGHEST)
 
+    def of(self, modality: str, name: str) -> Any:
+        """A setting of a sensor; those of Sentinel-1 but for its files hold for both of its passes."""
+        own = name in ('root', 'prefix', 'suffix')
+        return getattr(self, f'{modality if own or modality != "s1_desc" else "s1"}_{name}')
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """The sensors that there are files of."""
-        return tuple(m for m in SENSORS if getattr(self, f'{m}_root'))
+        return tuple(m for m in SENSORS if self.of(m, 'root'))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -143,6 +153,11 @@ def check(archive: Archive) -> None:
         problems.append(f'name={archive.name!r} must be small letters, digits and _, a letter first')
     for modality in archive.modalities:
         problems += _modality_problems(archive, modality)
+    if archive.s1_desc_root and (not archive.s1_root or archive.s1_orbit not in ('', 'asc')):
+        problems.append(
+            f's1_desc_root: s1_root={archive.s1_root!r}, s1_orbit={archive.s1_orbit!r}: with the descending '
+            'passes apart s1_root must hold the ascending ones; files of one pass are s1_root alone'
+        )
     if archive.missing == 'keep' and len(archive.modalities) < 2:
         problems.append(
             "missing='keep': needs files of two sensors or more; with one root nothing is missing"
@@ -203,10 +218,10 @@ def _map_problems(archive: Archive) -> list[str]:
 
 def _modality_problems(archive: Archive, modality: str) -> list[str]:
     problems = []
-    if not getattr(archive, f'{modality}_unit'):
-        how = {'s1': HOW_S1, 's2': HOW_S2, 'dem': HOW_DEM}[modality]
+    if not archive.of(modality, 'unit'):
+        how = {'s1': HOW_S1, 's1_desc': HOW_S1, 's2': HOW_S2, 'dem': HOW_DEM}[modality]
         problems.append(f"{modality}_unit='': {how}")
-    pixel, chips = getattr(archive, f'{modality}_pixel'), archive.georeference == 'none'
+    pixel, chips = archive.of(modality, 'pixel'), archive.georeference == 'none'
     if chips and not pixel:
         problems.append(
             f"{modality}_pixel=0: with georeference='none' say how large a pixel is, in metres: 10"
@@ -215,11 +230,11 @@ def _modality_problems(archive: Archive, modality: str) -> list[str]:
         problems.append(
             f"{modality}_pixel={pixel:g}: the files say it; it goes with georeference='none' alone"
         )
-    if chips and getattr(archive, f'{modality}_parts'):
+    if chips and archive.of(modality, 'parts'):
         problems.append(
             f'{modality}_parts: files of several pixel sizes need a place; leave georeference alone'
         )
-    names = getattr(archive, f'{modality}_bands')
+    names = archive.of(modality, 'bands')
     for name in names:
         if name != SKIP and not band_of(name, modality):
             problems.append(f'{modality}_bands: {name!r}; {nearest(name, BANDS[modality])}')

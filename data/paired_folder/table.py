@@ -116,9 +116,18 @@ def _entry(
         raise RecordError(file, where, 'another number of columns than the header', 'repair the row')
     values = {name: text.strip() for name, text in row.items()}
     files = {m: _files(archive, m, folders[m], values[m], f'{file}: {where}') for m in folders}
-    first = files.get('s2') or files.get('s1') or files.get('dem')
+    first = next((files[m] for m in ('s2', 's1', 's1_desc', 'dem') if files.get(m)), None)
     if not first:
         raise RecordError(file, where, 'no sensor has a file', 'name one, or remove the row')
+    if files.get('s1') and 's1_desc' in files:
+        passes = [[folders[m] / name for name in files[m]] for m in ('s1', 's1_desc')]
+        if passes[0] == passes[1]:
+            raise RecordError(
+                file,
+                f'{where}, s1_desc',
+                f'{values["s1_desc"]!r}: the same file is given for both passes',
+                'repair the row',
+            )
     if 'split' in values and not re.fullmatch(r'[a-z][a-z0-9_]*', values['split']):
         raise RecordError(
             file, f'{where}, split', f'{values["split"]!r}', "write a name in small letters, such as 'train'"
@@ -141,6 +150,7 @@ def _entry(
         s2_offset=offset,
         map=files.get('map', ()),
         dem=files.get('dem', ()),
+        s1_desc=files.get('s1_desc', ()),
         targets=targets.numbers(values, archive, file, where),
     )
 
@@ -189,7 +199,7 @@ def parse_time(file: Path, field: str, text: str) -> int:
 
 def _check_once(entry: Entry, seen: dict[str, dict[Any, str]]) -> None:
     """A row stands once, and a file in one split: tiles of one image in two splits would be a leak."""
-    for what, value in (('id', entry.id), ('files', (entry.s1, entry.s2, entry.dem))):
+    for what, value in (('id', entry.id), ('files', (entry.s1, entry.s1_desc, entry.s2, entry.dem))):
         if value in seen[what]:
             message = f'{value!r} as in {seen[what][value]}'
             raise RecordError(

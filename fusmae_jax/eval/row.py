@@ -1,8 +1,7 @@
 """A result row: one number, and all that one has to know to hold another number against it.
 
-Every field must be given, but for the unit; what does not apply is said to be None. Rows whose protocols
-differ are not compared (`same_protocol`, `require_same_protocol`), unless the comparison names what it
-varies.
+Every field but the unit must be given; what does not apply is None. Rows whose protocols differ are not
+compared (`same_protocol`, `require_same_protocol`), unless the comparison names what it varies.
 """
 
 import dataclasses

@@ -8,9 +8,11 @@ from fusmae_jax.geo import UnusableError
 
 BANDS = {
     's1': ('VV', 'VH', 'HH', 'HV'),
+    's1_desc': ('VV', 'VH', 'HH', 'HV'),  # Sentinel-1 as two sensors, by the pass
     's2': ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B10', 'B11', 'B12'),
     'dem': ('ELEVATION',),
 }  # in the order in which records hold them
+RADAR = ('s1', 's1_desc')
 SKIP = '-'  # a channel to leave out
 
 # SNAP: Sigma0_VV_db, Gamma0_VH, Amplitude_VV. GDAL's Sentinel-2 driver: "B8A, central wavelength 865 nm".
@@ -30,7 +32,7 @@ class Described(NamedTuple):
 def described(text: str, modality: str) -> Described:
     """What a channel's description says; never a guess: 'nir' or 'Band 4' is no band."""
     text = text.strip()
-    if modality == 's1':
+    if modality in RADAR:
         if not (match := _S1.fullmatch(text)):
             return Described()
         calibration, kind, band, decibel = match.groups()

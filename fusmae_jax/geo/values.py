@@ -8,7 +8,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from fusmae_jax.geo import UnusableError
-from fusmae_jax.geo.bands import described
+from fusmae_jax.geo.bands import RADAR, described
 from fusmae_jax.geo.raster import BESIDE, Header, opened
 
 OFFSET_TAGS = ('BOA_ADD_OFFSET', 'RADIO_ADD_OFFSET')  # L2A, L1C; also one a band: BOA_ADD_OFFSET_1
@@ -107,7 +107,7 @@ def _scale(header: Header, modality: str, declared: Declared) -> float:
         advice = f"set {declared.prefix}unit='reflectance'; the numbers are stored as they are either way"
         raise UnusableError('scale', message, advice)
     whole, bare = not header.dtype.startswith('float'), not declared.scale and tagged == 1
-    if whole and bare and unit and (modality == 's1' or unit == 'reflectance'):
+    if whole and bare and unit and (modality in RADAR or unit == 'reflectance'):
         raise UnusableError(
             'scale',
             f'whole numbers ({header.dtype}) cannot be {unit} as they are',

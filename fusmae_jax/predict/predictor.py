@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 from fusmae_jax.embed.check import FittedFiles
 from fusmae_jax.embed.stream import EncodeWindows
 from fusmae_jax.encoders.pretrained import Pretrained
-from fusmae_jax.eval.dense.features import scaled, token_map
+from fusmae_jax.eval.dense.features import of_two_dates, scaled, token_map
 from fusmae_jax.eval.dense.score import scores
 from fusmae_jax.eval.dense.stored import StoredHead
 from fusmae_jax.eval.dense.targets import nearest
@@ -19,27 +19,54 @@ from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.resample import full_box
 from fusmae_jax.models import fusmae
 
+BEFORE = 'before_'  # before the names of the fields of an earlier image
 
-def make_predictor(model: Pretrained, fitted: FittedFiles, head: StoredHead, batch: int) -> EncodeWindows:
+
+def make_predictor(
+    model: Pretrained,
+    fitted: FittedFiles,
+    head: StoredHead,
+    batch: int,
+    earlier: FittedFiles | None = None,
+) -> EncodeWindows:
     """Compiles `predict(windows) -> probabilities, measured` for batches of one size.
 
+    Args:
+        model: the encoder.
+        fitted: how the files fit it.
+        head: what was learned on its tokens.
+        batch: windows in a batch.
+        earlier: how the files of the earlier date fit it, for a head of two dates; their fields are called
+            BEFORE and the name of the later ones.
+
     Returns:
-        A function of modality -> (batch, rows, columns, bands) float32, NaN where nothing was measured. It
+        A function of field -> (batch, rows, columns, bands) float32, NaN where nothing was measured. It
         gives probabilities (batch, label rows, label columns, classes) float32, and where a sensor measured
         anything (without classes), on the device.
     """
-    inputs = make_inputs(fitted.config, fitted.contract)
+    inputs = {'': make_inputs(fitted.config, fitted.contract)}
+    groups = dict(fitted.contract.groups)
+    if earlier is not None:
+        inputs[BEFORE] = make_inputs(earlier.config, earlier.contract)
+        groups |= {f'{BEFORE}{name}': group for name, group in earlier.contract.groups.items()}
     whole = model.config.model
     graphdef = fusmae.graph(whole, model.dtype)
 
     def run(params: Any, learned: Any, windows: Any) -> tuple[Array, Array]:
-        features = token_map(nnx.merge(graphdef, params), inputs(windows, None), head.layers)
+        dates = [{name: windows[f'{date}{name}'] for name in fitted.contract.groups} for date in inputs]
+        encoder = nnx.merge(graphdef, params)
+        each = [
+            token_map(encoder, prepare(images, None), head.layers)
+            for images, prepare in zip(dates, inputs.values())
+        ]
+        features = each[0] if earlier is None else of_two_dates(each[0], each[1], head.shape.blocks)
         logits = scores(learned[0], scaled(features, learned[1]), head.shape, head.labels.size)
-        return jax.nn.softmax(logits / head.temperature), measured(windows, features.seen, head.labels.size)
+        there = [measured(images, features.seen, head.labels.size) for images in dates]
+        return jax.nn.softmax(logits / head.temperature), jnp.all(jnp.stack(there), axis=0)
 
     shapes = {
         name: jax.ShapeDtypeStruct((batch, *group.size, len(group.bands)), jnp.float32)
-        for name, group in fitted.contract.groups.items()
+        for name, group in groups.items()
     }
     learned = (head.params, head.scale)
     compiled = jax.jit(run).lower(model.params, learned, shapes).compile()

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,17 @@ from fusmae_jax.eval.dense.features import check_preset
 from fusmae_jax.eval.dense.stored import StoredHead, read_head
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.predict.map_file import NOTHING, class_map, colours, probability_map
-from fusmae_jax.predict.predictor import make_predictor
+from fusmae_jax.predict.predictor import BEFORE, make_predictor
 
 
 def predict(
-    config: EncodeConfig, files: Mapping[str, str], checkpoint: str, head: str, out: str, probabilities: str
+    config: EncodeConfig,
+    files: Mapping[str, str],
+    checkpoint: str,
+    head: str,
+    out: str,
+    probabilities: str,
+    before: Mapping[str, str] = {},
 ) -> int:
     """Writes the map of a scene; returns the exit code 0.
 
@@ -47,21 +53,25 @@ def predict(
         head: a file of `heads/` of a `dense_probe`, or `head.npz` of a point of a `dense_finetune`.
         out: the map of classes, a .tif; `out`.json says what its numbers mean.
         probabilities: a .tif with a band a class; '' for none.
+        before: the same sensors of an earlier date, for a head that compares two; what `config` says of a
+            sensor holds for both of its files.
 
     Raises:
         InputError: files, head, encoder and outputs do not fit together; nothing is written then.
     """
     check_settings(config)
-    targets = [_target(name, config.overwrite, files) for name in (out, probabilities) if name]
+    given = [*files.values(), *before.values()]
+    targets = [_target(name, config.overwrite, given) for name in (out, probabilities) if name]
     learned = read_head(head)
     if set(files) != set(learned.modalities):
         raise InputError(
             f'{head} was trained on {" and ".join(learned.modalities)}, given: '
             f'{" and ".join(files) or "nothing"}; give these files, or a head of these sensors'
         )
+    _check_dates(config, files, before, learned, head)
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(**gdal_options()))
-        job, grid, about = _settle(config, files, checkpoint, head, learned, stack)
+        job, grid, about = _settle(config, files, checkpoint, head, learned, stack, before)
         start = time.perf_counter()
         shares = _write(job, grid, targets, learned, about)
     count = job.layout.rows.windows * job.layout.columns.windows
@@ -72,14 +82,32 @@ def predict(
     return 0
 
 
-def _target(name: str, overwrite: bool, files: Mapping[str, str]) -> Path:
+def _check_dates(
+    config: EncodeConfig, files: Mapping[str, str], before: Mapping[str, str], learned: StoredHead, head: str
+) -> None:
+    """Raises InputError unless there are images of as many dates as a head was trained on."""
+    if learned.dates == 1 and before:
+        raise InputError(f'{head} was trained on images of one date; leave --before-{next(iter(before))} out')
+    if learned.dates > 1 and set(before) != set(files):
+        wanted = ' and '.join(f'--before-{name}' for name in files)
+        raise InputError(
+            f'{head} was trained on the change between two dates: give {wanted}, the same ground before'
+        )
+    if before and config.stats == 'dataset':
+        raise InputError(
+            "config.stats='dataset': two dates with statistics of their own would hide what changed; leave "
+            "it at 'checkpoint'"
+        )
+
+
+def _target(name: str, overwrite: bool, files: Sequence[str]) -> Path:
     """An output as a path; raises InputError unless it can be written."""
     out = Path(name)
     if out.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(f'{out}: a map is a GeoTIFF; let its name end in .tif')
     if not out.parent.is_dir():
         raise InputError(f'{out}: the folder {out.parent} does not exist')
-    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files.values()):
+    if any(out.exists() and Path(f).exists() and out.samefile(f) for f in files):
         raise InputError(f'{out} is one of the inputs')
     for file in (out, _legend(out)):
         if os.path.lexists(file) and not overwrite:
@@ -99,6 +127,7 @@ def _settle(
     head: str,
     learned: StoredHead,
     stack: contextlib.ExitStack,
+    before: Mapping[str, str] = {},
 ) -> tuple[EncodeJob, Grid, dict[str, Any]]:
     """Opens and checks the files, lays out the windows, compiles."""
     system = open_system(checkpoint, EncoderSettings(absent=learned.absent))
@@ -115,37 +144,61 @@ def _settle(
             "not those that a scene is read with; probe with encoder.stats='checkpoint'"
         )
     check_preset(model.config, checkpoint)
-    # In the order of the model, whatever order the files were given in.
-    files = {name: files[name] for name in model.config.model.modalities if name in files}
     restricted = check.restrict(model.config, files, checkpoint)
-    rasters = {}
-    for name, file in files.items():
-        rasters[name] = Raster(Path(file), name, getattr(config, name), config.vrt)
-        stack.callback(rasters[name].close)
+    rasters = {
+        f'{date}{name}': _opened(Path(of_date[name]), name, config, stack)
+        for date, of_date in (('', files), (BEFORE, before))
+        # In the order of the model, whatever order the files were given in.
+        for name in model.config.model.modalities
+        if name in of_date
+    }
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
-    fitted = check.fit(model, restricted, rasters, pixels, size, config)
+    # Each date as files of its own: another product may have another offset.
+    dates = [
+        check.fit(
+            model,
+            restricted,
+            {name: rasters[f'{date}{name}'] for name in restricted.model.modalities},
+            {name: pixels[f'{date}{name}'] for name in restricted.model.modalities},
+            size,
+            config,
+        )
+        for date in (('', BEFORE) if before else ('',))
+    ]
     cells = learned.labels.size
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
-    for line in (*lines, *fitted.notes):
+    notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
+    for line in notes:
         print(line)
     if learned.temperature != 1:
         print(f'probabilities at the temperature {learned.temperature:.3f}, which was fitted with the head')
     grid = ground.output_grid(extent, (size[0] / cells[0], size[1] / cells[1]), layout.rows, layout.columns)
-    predictor = make_predictor(model, fitted, learned, layout.batch[0] * layout.batch[1])
-    classes = len(learned.labels.classes)
-    job = EncodeJob(config, rasters, fitted.contract.groups, layout, predictor, classes)
+    predictor = make_predictor(model, dates[0], learned, layout.batch[0] * layout.batch[1], *dates[1:])
+    groups = {
+        f'{date}{name}': group
+        for date, fitted in zip(('', BEFORE), dates)
+        for name, group in fitted.contract.groups.items()
+    }
+    job = EncodeJob(config, rasters, groups, layout, predictor, len(learned.labels.classes))
     about = {
         'fusmae_jax': __version__,
         'checkpoint': checkpoint,
         'head': head,
         'temperature': learned.temperature,
-        'inputs': to_dict(fitted.contract.groups),
-        'differences': [*lines, *fitted.notes],
+        'inputs': to_dict(groups),
+        'differences': notes,
         'settings': to_dict(config),
     }
     return job, grid, about
+
+
+def _opened(file: Path, name: str, config: EncodeConfig, stack: contextlib.ExitStack) -> Raster:
+    """An open input, which `stack` closes."""
+    raster = Raster(file, name, getattr(config, name), config.vrt)
+    stack.callback(raster.close)
+    return raster
 
 
 def _write(

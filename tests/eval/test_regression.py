@@ -23,7 +23,7 @@ from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.probe import run_linear_probe
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import read_index
-from fusmae_jax.shipped.data import sharded
+from fusmae_jax.shipped.data import report, sharded
 from fusmae_jax.shipped.data.paired_folder import pairs
 from fusmae_jax.shipped.data.paired_folder.settings import Archive
 from tests.support.probe_fixtures import checkpoint
@@ -84,8 +84,14 @@ def raw(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def numbers(raw, tmp_path_factory):
-    return str(sharded.convert(pairs.source(archive(raw[0])), tmp_path_factory.mktemp('data'))[0])
+def converted(raw, tmp_path_factory):
+    source = pairs.source(archive(raw[0]))
+    return sharded.convert(source, tmp_path_factory.mktemp('data'), records_per_shard=7)
+
+
+@pytest.fixture(scope='module')
+def numbers(converted):
+    return str(converted[0])
 
 
 def settings(kind, data, run, **changes):
@@ -120,6 +126,19 @@ def test_the_records_have_the_numbers_of_the_table_with_their_units(raw, numbers
     assert np.isnan(index['targets']).sum(axis=0).tolist() == [4, 4]
     again = contracts.from_json(made.to_json(), 'again')
     assert again.digest == made.digest and again.targets == made.targets
+
+
+def test_a_conversion_says_how_many_records_have_which_numbers(raw, converted):
+    _, made = converted
+    for split, about in made['splits'].items():
+        cells = [row['height'] for row in raw[1] if row['split'] == split]
+        there = np.float32([float(cell) for cell in cells if cell]).astype(np.float64)
+        found = about['targets']['targets']['height']
+        assert (found['unit'], found['records']) == ('m', len(there)) and len(there) < len(cells)
+        extremes = [found[name] for name in ('mean', 'minimum', 'maximum')]
+        np.testing.assert_allclose(extremes, [there.mean(), there.min(), there.max()])
+    text = report.summary(made)
+    assert '44 of 48 records, mean' in text and text.count('height (m)') == 3
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import rasterio
 
 from fusmae_jax.embed.run import gdal_options
 from fusmae_jax.embed.stream import _read as command_read
-from fusmae_jax.embed.windows import taper
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
@@ -28,6 +27,7 @@ from fusmae_jax.predict import run as command
 from fusmae_jax.predict.map_file import NOTHING, colours
 from fusmae_jax.predict.run import class_numbers, predict
 from tests.support.embed_fixtures import BANDS, CONFIG, LEFT, TOP, changed, image, write, write_checkpoint
+from tests.support.whole_map import whole
 
 pytestmark = pytest.mark.usefixtures('one_device')
 LABELS = LabelMap(('dry', 'wet', 'ice'), (4, 1, 9), (), (60, 60), 'uint8', 20.0)  # of a record of 1200 m
@@ -75,31 +75,6 @@ def written(scene, checkpoint, head, tmp_path_factory):
     given = (scene, checkpoint, head, str(out / 'map.tif'), str(out / 'p.tif'))
     assert predict(changed(merge='mean'), *given) == 0
     return out
-
-
-def whole(job):
-    """All windows in memory, merged in one array of the size of the scene."""
-    layout, results = job.layout, {}
-    for row, column in layout.positions:
-        windows = command_read(job, row, column)
-        encoded = None if windows is None else jax.device_get(job.encoder(windows))
-        for k in range(layout.batch[0] * layout.batch[1]):
-            at = row + k // layout.batch[1], column + k % layout.batch[1]
-            if encoded is not None and layout.inside(*at):
-                results[at] = encoded[0][k], encoded[1][k]
-    rows, columns = layout.rows, layout.columns
-    shape = tuple((a.windows - 1) * a.stride + a.grid for a in (rows, columns))
-    sums, weights = np.zeros((*shape, job.width), np.float32), np.zeros(shape, np.float32)
-    for row, column in sorted(results):
-        values, valid = results[row, column]
-        weight = taper(rows, row, 'mean')[:, None] * taper(columns, column, 'mean')[None] * valid
-        here = np.s_[row * rows.stride :, column * columns.stride :]
-        sums[here][: rows.grid, : columns.grid] += values * weight[..., None]
-        weights[here][: rows.grid, : columns.grid] += weight
-    inside = np.s_[rows.lead : rows.lead + rows.cells, columns.lead : columns.lead + columns.cells]
-    valid = weights[inside] > 0
-    divisor = np.where(valid, weights[inside], np.float32(np.nan))[..., None]
-    return sums[inside] / divisor, valid
 
 
 def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, checkpoint, head):

@@ -122,11 +122,7 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
     def run(params: Any, batch: Batch, keys: Array | None) -> Features:
         before = {name: batch[f'{earlier}{name}'] for name in reader.fields}
         late, early = (reader.run(params, images, keys) for images in (batch, before))
-        parts = (late.values, late.values - early.values)
-        # Block by block, as a head takes them apart.
-        blocks = [jnp.split(x, reader.blocks, axis=-1) for x in parts]
-        values = jnp.concatenate([x for pair in zip(*blocks) for x in pair], axis=-1)
-        return Features(values, late.seen & early.seen)
+        return of_two_dates(late, early, reader.blocks)
 
     return reader._replace(
         run=run,
@@ -134,6 +130,15 @@ def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:
         width=2 * reader.width,
         words=f'{reader.words} and their change',
     )
+
+
+def of_two_dates(late: Features, early: Features, count: int) -> Features:
+    """The later features of `count` blocks and, beside each, their change; seen where both dates are."""
+    parts = (late.values, late.values - early.values)
+    # Block by block, as a head takes them apart.
+    blocks = [jnp.split(x, count, axis=-1) for x in parts]
+    values = jnp.concatenate([x for pair in zip(*blocks) for x in pair], axis=-1)
+    return Features(values, late.seen & early.seen)
 
 
 def layer_words(layers: Sequence[int]) -> str:

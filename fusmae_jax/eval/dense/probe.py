@@ -97,7 +97,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
         fields['batch_norm'] = prober.standardised
         stem = f'{entrant.kind}-{"+".join(entrant.modalities)}'
         about = {}
-        if reader.fitted and not config.earlier:
+        if reader.fitted:
             model = reader.fitted.config.model
             about = describe(
                 prober.head,
@@ -107,6 +107,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
                 model.fusion.absent,
                 config.encoder.stats,
                 map_of(data, contract),
+                2 if config.earlier else 1,
             )
         yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
 

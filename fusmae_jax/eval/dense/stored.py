@@ -32,6 +32,7 @@ class StoredHead(NamedTuple):
     stats: str  # where the statistics of its inputs were from: 'checkpoint' or 'dataset'
     labels: LabelMap  # what it predicts, and on which grid
     temperature: float  # that its scores are divided by; 1 where none was fitted
+    dates: int = 1  # 2: it is given the tokens and their change since an earlier image
 
 
 def describe(
@@ -42,6 +43,7 @@ def describe(
     absent: str,
     stats: str,
     labels: LabelMap,
+    dates: int = 1,
 ) -> dict[str, Any]:
     """What is stored beside the parameters, as JSON has it."""
     return {
@@ -58,6 +60,7 @@ def describe(
             'size': [*labels.size],
             'resolution': labels.resolution,
         },
+        **({'dates': dates} if dates > 1 else {}),
     }
 
 
@@ -91,7 +94,7 @@ def read_head(file: epath.PathLike) -> StoredHead:
     if about.get('format') != FORMAT:
         raise InputError(
             f'{file}: no head that can be used on other images: take one from heads/ of a `dense_probe`, of '
-            'an encoder, on images of one date'
+            'an encoder'
         )
     labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
     return StoredHead(
@@ -105,6 +108,7 @@ def read_head(file: epath.PathLike) -> StoredHead:
         about['stats'],
         labels,
         float(arrays[TEMPERATURE][0]) if TEMPERATURE in arrays else 1.0,
+        about.get('dates', 1),
     )
 
 
