@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from fusmae_jax.encoders.systems import System, fingerprint, fit
 from fusmae_jax.errors import InputError
+from fusmae_jax.eval import calibration_report
 from fusmae_jax.eval.config import metric_of
 from fusmae_jax.eval.dense import calibration, features, heads, losses
 from fusmae_jax.eval.dense.calibration import Calibrator
@@ -225,4 +226,15 @@ def _measure(config: DenseFinetune, task: LabelledSet, counts: np.ndarray) -> Se
     return segmentation(counts, task.classes)
 
 
-MAPS = TaskKind(NAME, check, open_maps, _arms, _source, _judge, _measure, prior)
+MAPS = TaskKind(
+    NAME,
+    check,
+    open_maps,
+    _arms,
+    _source,
+    _judge,
+    _measure,
+    prior,
+    calibration_report.write,
+    calibration_report.show,
+)

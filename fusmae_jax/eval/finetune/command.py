@@ -19,7 +19,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
-from fusmae_jax.eval import calibration_report, cells, crops
+from fusmae_jax.eval import cells, crops
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.finetune import rows
 from fusmae_jax.eval.finetune.config import RECIPE, Finetune, Tuning, check
@@ -36,6 +36,13 @@ POINTS, CONFIG, SWEEP = 'points', 'settings-{}.json', f'sweep-{NAME}.json'
 Run = tuple[int, int]  # label draw, seed
 
 
+Report = Callable[[Sequence[Cell], epath.Path, str], None]
+
+
+def no_report(evaluated: Sequence[Cell], workdir: epath.Path, name: str) -> None:
+    """Writes nothing beside rows and differences."""
+
+
 class TaskKind(NamedTuple):
     """What is learned: the parts in which fine-tunings differ."""
 
@@ -48,6 +55,9 @@ class TaskKind(NamedTuple):
     judge: Callable[[Any, LabelledSet], Judge]  # of scores of the validation split
     measure: Callable[[Any, LabelledSet, np.ndarray], Measure]  # of scores of the test split
     prior: Callable[..., Cell]
+    # Of the cells so far, into the workdir, under the name: what else is written, and shown in the end.
+    write: Report = no_report
+    show: Report = no_report
 
 
 class SettledPoint(NamedTuple):
@@ -145,12 +155,12 @@ def run_tuning(
         for arm in swept:
             evaluated.append(_cell(kind, config, task, arm, rates[arm.name], shared))
             cells.write(evaluated, workdir, kind.name)
-            calibration_report.write(evaluated, workdir, kind.name)
+            kind.write(evaluated, workdir, kind.name)
         if PRIOR in config.encoder.baselines:
             evaluated.append(kind.prior(config, task, positions, shared))
             cells.write(evaluated, workdir, kind.name)
     cells.show(evaluated, config.data.kind, workdir, kind.name)
-    calibration_report.show(evaluated, workdir, kind.name)
+    kind.show(evaluated, workdir, kind.name)
     return 0
 
 
