@@ -47,7 +47,7 @@ def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum()
 
 def test_every_block_counts_and_one_is_taken_four_times():
     four = HeadShape('upernet', 4 * 6, 5, 8, 8, 4)
-    params = heads.init(jax.random.key(0), four)
+    params = jax.jit(lambda key: heads.init(key, four))(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 3, 5, 24))
     found, pull = jax.vjp(jax.jit(lambda x: heads.apply(params, x, four)), x)
     assert found.shape == (2, 12, 20, 5)
