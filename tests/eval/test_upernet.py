@@ -10,7 +10,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.dense import convolution, heads, upernet
 from fusmae_jax.eval.dense.config import DenseProbe, check
+from fusmae_jax.eval.dense.features import Features, Reader, with_earlier
 from fusmae_jax.eval.dense.heads import HeadShape
+from fusmae_jax.input.contract import Contract, Group
 
 
 def test_bins_are_means_that_cover_every_place():
@@ -67,3 +69,18 @@ def test_it_takes_one_block_or_four():
         check(DenseProbe(**given, head='upernet', layers=layers))
     with pytest.raises(InputError, match="head='upernet' takes one block or four"):
         check(DenseProbe(**given, head='upernet', layers=(1, 2)))
+
+
+def test_a_block_stands_beside_its_own_change():
+    """A head that takes blocks apart is given each with what changed in it."""
+    groups = {name: Group(name, ('a',), (2, 2), 'float32', 'dB') for name in ('s1', 'before_s1')}
+
+    def run(params, batch, keys):
+        values = jnp.concatenate([batch['s1'], 10 * batch['s1']], axis=-1)  # two blocks
+        return Features(values, jnp.ones(values.shape[:3], bool))
+
+    reader = with_earlier(Reader(run, ('s1',), {}, 2, 8, None, 'two', 2), Contract(groups=groups), 'before_')
+    found = reader.run(
+        {}, {'s1': jnp.full((1, 2, 2, 1), 5.0), 'before_s1': jnp.full((1, 2, 2, 1), 3.0)}, None
+    )
+    assert reader.width == 4 and found.values[0, 0, 0].tolist() == [5, 2, 50, 20]
