@@ -164,14 +164,15 @@ def test_a_confusion_matrix_counts_labelled_pixels():
 @pytest.mark.parametrize('kind', heads.KINDS)
 def test_heads_commute_with_flips_and_reach_the_pixels(kind):
     shape = HeadShape(kind, 12, 5, 4, 8)
-    params = heads.init(jax.random.key(0), shape)
+    params = jax.jit(lambda key: heads.init(key, shape))(jax.random.key(0))
+    apply = jax.jit(lambda params, x: heads.apply(params, x, shape))
     x = jax.random.normal(jax.random.key(1), (2, 3, 6, 12))
-    found = heads.apply(params, x, shape)
+    found = apply(params, x)
     assert found.shape == ((2, 3, 6, 5) if kind == 'linear' else (2, 12, 24, 5))
     # Kernels that are their own mirror images.
     params = jax.tree.map(lambda x: x + x[:, ::-1] if x.ndim == 4 else x, params)
     if kind != 'shuffle':
-        found, mirrored = (heads.apply(params, y, shape) for y in (x, x[:, :, ::-1]))
+        found, mirrored = (apply(params, y) for y in (x, x[:, :, ::-1]))
         np.testing.assert_allclose(found[:, :, ::-1], mirrored, atol=2e-5)
     else:
         one = linear(params, x[1, 2, 4][None]).reshape(4, 4, 5)

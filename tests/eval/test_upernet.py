@@ -10,7 +10,9 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
 from fusmae_jax.eval.dense import convolution, heads, upernet
 from fusmae_jax.eval.dense.config import DenseProbe, check
+from fusmae_jax.eval.dense.features import Features, Reader, with_earlier
 from fusmae_jax.eval.dense.heads import HeadShape
+from fusmae_jax.input.contract import Contract, Group
 
 
 def test_bins_are_means_that_cover_every_place():
@@ -47,18 +49,24 @@ def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum()
 
 def test_every_block_counts_and_one_is_taken_four_times():
     four = HeadShape('upernet', 4 * 6, 5, 8, 8, 4)
-    params = heads.init(jax.random.key(0), four)
+    params = jax.jit(lambda key: heads.init(key, four))(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 3, 5, 24))
-    found, pull = jax.vjp(jax.jit(lambda x: heads.apply(params, x, four)), x)
+
+    @jax.jit
+    def run(x):
+        def squares(x):
+            found = heads.apply(params, x, four)
+            return (found**2).sum(), found
+
+        return jax.grad(squares, has_aux=True)(x)
+
+    grads, found = run(x)
     assert found.shape == (2, 12, 20, 5)
-    grads = np.asarray(pull(found)[0])
-    assert (grads != 0).any(axis=-1).all() and (grads.reshape(2, 3, 5, 4, 6) != 0).any(
-        axis=(0, 1, 2, 4)
-    ).all()
+    assert np.any(grads, axis=-1).all()
+    assert np.any(np.reshape(grads, (2, 3, 5, 4, 6)), axis=(0, 1, 2, 4)).all()
     one = HeadShape('upernet', 6, 5, 8, 8)
     alone = jax.jit(lambda x: heads.apply(params, x, one))(x[..., :6])
-    wanted = jax.jit(lambda x: heads.apply(params, x, four))(jnp.tile(x[..., :6], 4))
-    np.testing.assert_allclose(alone, wanted, atol=1e-5)
+    np.testing.assert_allclose(alone, run(jnp.tile(x[..., :6], 4))[1], atol=1e-5)
 
 
 def test_it_takes_one_block_or_four():
@@ -67,3 +75,18 @@ def test_it_takes_one_block_or_four():
         check(DenseProbe(**given, head='upernet', layers=layers))
     with pytest.raises(InputError, match="head='upernet' takes one block or four"):
         check(DenseProbe(**given, head='upernet', layers=(1, 2)))
+
+
+def test_a_block_stands_beside_its_own_change():
+    """A head that takes blocks apart is given each with what changed in it."""
+    groups = {name: Group(name, ('a',), (2, 2), 'float32', 'dB') for name in ('s1', 'before_s1')}
+
+    def run(params, batch, keys):
+        values = jnp.concatenate([batch['s1'], 10 * batch['s1']], axis=-1)  # two blocks
+        return Features(values, jnp.ones(values.shape[:3], bool))
+
+    reader = with_earlier(Reader(run, ('s1',), {}, 2, 8, None, 'two', 2), Contract(groups=groups), 'before_')
+    found = reader.run(
+        {}, {'s1': jnp.full((1, 2, 2, 1), 5.0), 'before_s1': jnp.full((1, 2, 2, 1), 3.0)}, None
+    )
+    assert reader.width == 4 and found.values[0, 0, 0].tolist() == [5, 2, 50, 20]

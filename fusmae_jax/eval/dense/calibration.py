@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fusmae_jax.eval import calibration, calibration_report
+from fusmae_jax.eval.calibration_report import Run
 from fusmae_jax.eval.config import Intervals
 from fusmae_jax.eval.dense.config import MapCalibration
 from fusmae_jax.eval.finetune.objective import TARGETS
@@ -27,7 +28,6 @@ from fusmae_jax.input.label_maps import IGNORE
 from fusmae_jax.input.pipeline import POSITION
 
 SEED = 0  # of the drawn pixels
-Run = tuple[int, int]  # label draw, seed of the head
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
