@@ -110,7 +110,7 @@ def test_what_the_api_gives_is_what_the_encoder_gives(modality, rs_embed, export
 def test_a_rectangle_is_cut_out_of_the_square_that_was_fetched(rs_embed, exported):
     from rs_embed.core.specs import BBox
 
-    wide = BBox(minlon=24.0, minlat=60.2, maxlon=24.02, maxlat=60.205)
+    wide = BBox(minlon=24.0, minlat=60.2, maxlon=24.02, maxlat=60.204)
     when = rs_embed.TemporalSpec.range('2024-06-01', '2024-07-01')
     common = {'spatial': wide, 'temporal': when, 'backend': 'stored', 'folder': exported[1]}
     grid = rs_embed.get_embedding('fusmae', output=rs_embed.OutputSpec.grid(), **common).data
