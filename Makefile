@@ -50,9 +50,9 @@ parity: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --editable '.[dev,parity]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m parity
 
-# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2, NeuCo-Bench and
-# torchgeo-bench, PEERS_PYTHON a Python with the requirements of NeuCo-Bench. What needs torch here is skipped
-# without it.
+# Against code and samples of the benchmarks: PEERS is a folder with clones of GEO-Bench-2, NeuCo-Bench,
+# torchgeo-bench, Copernicus-FM and rs-embed and the unpacked wheel geobenchv2, PEERS_PYTHON a Python with the
+# requirements of NeuCo-Bench. What needs torch, lightning, mmseg, torchgeo or tacoreader is skipped without.
 bench-peers: $(VENV)/.ready
 	PEERS=$(abspath $(PEERS)) PEERS_PYTHON=$(PEERS_PYTHON) $(BIN)/python -m pytest -m bench_peers
 

@@ -185,6 +185,7 @@ def line(lines: list[dict[str, Any]], one: Interval, *about: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of a Markdown table, the first one being its head."""
     head, *body = rows
     return '\n'.join(f'| {" | ".join(row)} |' for row in [head, ['---'] * len(head), *body])
 

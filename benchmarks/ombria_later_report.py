@@ -1,4 +1,4 @@
-"""Tables of what came after the choice of `ombria_ablations.py`: more pairs, a start from EuroSAT, patch sizes."""
+"""Tables of what came after the choice of `ombria_ablations.py`: more pairs, another start, patch sizes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import ombria_ablations_report as report
 from benchmarks.ombria_ablation_runs import COMPARED, REFERENCE, RUNS, SEEDS, SIZES, Ablation, untrained
 from benchmarks.ombria_probe import INPUTS, LEVELS, SHARES
+from fusmae_jax.eval.intervals import intervals
 
 TEXT = """
 ## More pairs, and a start from EuroSAT
@@ -30,10 +31,15 @@ Over the chosen run, seed by seed; in the last column each seed with 1 % of the 
 
 ## Sizes of patches, on the validation regions
 
-As in the table of ablations, whose base has 40 px and 25 patches of 8 px (256 m). Here a sensor has 100 patches of 128 m;
-for the probe, four of them are averaged into one of 256 m, so that labels are the same.
+As in the table of ablations, whose base has 40 px and 25 patches of 8 px (256 m). Here a sensor has 100
+patches of 128 m; for the probe, four of them are averaged into one of 256 m, so that labels are the same.
+Pretrained minus untrained:
 
 {sizes}
+
+The average precision behind these differences, and that of the base:
+
+{levels}
 
 What radar is worth to masked optical patches, of all runs of both sections, as above (seed 0):
 
@@ -65,6 +71,7 @@ def text(
         gains=gains(scores['test'], compared, lines),
         differences=differences(scores['test'], lines),
         sizes=report.ablations(scores['val'], lines, SIZES),
+        levels=levels(scores['val'], {'base': RUNS['base'], **SIZES}, lines),
         radar=report.radar(workdir, region, lines, {**COMPARED, **SIZES}),
     )
 
@@ -91,6 +98,24 @@ def differences(scores: report.Scores, lines: list[dict[str, Any]]) -> str:
             each = ', '.join(f'{100 * x:+.1f}' for x in seeds)
             rows.append([run.about, level, '+'.join(inputs).upper(), *values, each])
     return report.table(rows)
+
+
+def levels(scores: report.Scores, runs: Mapping[str, Ablation], lines: list[dict[str, Any]]) -> str:
+    """A row for each run, pretrained and not, and level: its score of seed 0."""
+    rows = [['run', 'weights', *HEAD[1:]]]
+    for name, run in runs.items():
+        for weights, system in (('pretrained', f'{name}-0'), ('untrained', untrained(name, 0))):
+            for level in LEVELS:
+                cells = ['not run'] * len(SHARES)
+                if scores.has(system):
+                    cells = [_score(scores, system, level, share, lines) for share in SHARES]
+                rows.append([run.about, weights, level, *cells])
+    return report.table(rows)
+
+
+def _score(scores: report.Scores, system: str, level: str, share: float, lines: list[dict[str, Any]]) -> str:
+    one = intervals(scores.replicates(system, level, INPUTS[-1], share))[report.METRIC]
+    return report.line(lines, one, 'val', system, level, '+'.join(INPUTS[-1]), f'{share:g}', 'score')
 
 
 def _cells(

@@ -5,10 +5,12 @@ import sys
 import types
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
+import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[1] / 'integrations/fusmae_torchgeo_bench.py'
+FOLDER = Path(__file__).parents[1] / 'integrations'
 
 
 class Spec(NamedTuple):
@@ -30,10 +32,29 @@ def adapter(monkeypatch):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, 'torch', torch)
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
-    spec = importlib.util.spec_from_file_location('adapter', FILE)
+    return loaded('fusmae_torchgeo_bench.py')
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location('adapter', FOLDER / name)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def entry(monkeypatch):
+    """The file for rs-embed, with what it imports made of nothing but errors and decorators."""
+    core, tools = ('embedding', 'errors', 'registry', 'specs', 'types'), ('runtime', 'shape', 'spatial')
+    names = [f'core.{x}' for x in core] + [f'tools.{x}' for x in tools]
+    names += ['embedders.base', 'embedders.meta', 'embedders.shared', 'providers.fetch']
+    for name in ('torch', *(f'rs_embed.{x}' for x in names)):
+        monkeypatch.setitem(sys.modules, name, mock.MagicMock())
+    sys.modules['rs_embed.core.errors'].ModelError = ValueError
+    sys.modules['rs_embed.core.registry'].register = lambda name: lambda cls: cls
+    sys.modules['rs_embed.embedders.base'].EmbedderBase = object
+    sys.modules['torch'].inference_mode = lambda: lambda function: function
+    return loaded('fusmae_rs_embed.py')
 
 
 def test_the_channel_with_the_higher_mean_is_vv_unless_names_are_asked_for(adapter):
@@ -63,3 +84,27 @@ def test_radar_that_is_not_in_decibels_is_refused(adapter):
         adapter.channels_of([Spec('s1', 'vv', 0.0), Spec('s1', 'vh', 0.0)], 's1', ('VV', 'VH'), 'dB')
     with pytest.raises(ValueError, match='s1: none of'):
         adapter.channels_of([Spec('s2', 'b02', 0.0)], 's1', ('VV', 'VH'), 'dB')
+
+
+def test_radar_of_rs_embed_is_in_decibels_vv_first_and_fill_is_not_measured(entry):
+    power = np.stack([np.full((2, 2), 0.1), np.full((2, 2), 0.01)]).astype(np.float32)
+    power[:, 0, 0] = 0
+    found = entry.decibels(power, linear=True)
+    assert np.isnan(found[:, 0, 0]).all()
+    np.testing.assert_allclose(found[:, 1, 1], [-10, -20], rtol=1e-6)
+    np.testing.assert_array_equal(entry.decibels(found, linear=False), found)
+    with pytest.raises(ValueError, match=r'VV is 10\.0 dB below VH: the channels are exchanged'):
+        entry.decibels(power[::-1], linear=True)
+    with pytest.raises(ValueError, match='not in dB'):
+        entry.decibels(power, linear=False)
+
+
+def test_bands_of_rs_embed_are_ours_without_the_zero(entry):
+    assert [entry.plain(band) for band in ('B1', 'B01', 'B8A', 'B11', 'VV')] == [
+        'B1',
+        'B1',
+        'B8A',
+        'B11',
+        'VV',
+    ]
+    assert [len(bands) for bands in entry.BANDS.values()] == [2, 12, 14]

@@ -1,6 +1,7 @@
 """The OMBRIA ablations: labels, drawn regions, heads, the choice on validation regions, exchanged radar."""
 
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def store(folder, split, system, examples, quality):
 
 @pytest.fixture
 def few(monkeypatch):
-    runs = {name: RUNS[name] for name in ('base', 'long')}
+    runs = {name: RUNS[name] for name in ('base', 'long', 'multimae_decoder')}
     monkeypatch.setattr(ombria_ablation_runs, 'RUNS', runs)
     monkeypatch.setattr(ombria_ablations_report, 'RUNS', runs)
     for module in (ombria_ablations_report, ombria_probe):
@@ -120,7 +121,8 @@ def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byt
         return {x: ombria_probe.examples(x, none, labels[name], splits[name]) for x in ombria_probe.LEVELS}
 
     assert untrained('long', 0) == 'untrained-base-0'  # its encoder is that of the base
-    for system, quality in (('base-0', 0.2), ('long-0', 0.6), (untrained('base', 0), 0.1)):
+    runs = (('base-0', 0.2), ('long-0', 0.6), ('multimae_decoder-0', 0.2), (untrained('base', 0), 0.1))
+    for system, quality in runs:
         store(tmp_path, 'val', system, examples('val'), quality)
     choice = ombria_ablations_report.choose(tmp_path, splits, labels)
     assert choice['run'] == 'long' and choice['mean_gain'] > 0
@@ -135,12 +137,42 @@ def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byt
     radar = {f'{share}|{key}': x for share in ombria_radar.VISIBLE for key, x in ones.items()}
     (tmp_path / 'radar').mkdir()
     np.savez(tmp_path / 'radar' / 'long.npz', **radar | {'half|other': np.full(16, 1.5)})
+    # What was thought of later: one run of three is there, with better scores than the chosen one.
+    for seed in range(3):
+        store(tmp_path, 'test', f'multimae_decoder-{seed}', examples('test'), 0.1)
+        store(tmp_path, 'test', f'more_pairs-{seed}', examples('test'), 0.8)
     texts = [ombria_ablations_report.write(tmp_path, tmp_path / x, splits, labels) for x in ('one', 'two')]
     assert texts[0] == texts[1] and 'the share of labels with the largest gain, 10%' in texts[0]
     assert '| 1,200 steps | 0, to the bit | 0, to the bit | **-0.5000 [-0.5000, -0.5000]** |' in texts[0]
+    rows = [row for row in texts[0].splitlines() if row.startswith('| 576 pairs')]
+    # Over untrained by level, over the chosen run by level and input, and radar, which was not measured.
+    assert len(rows) == 2 + 6 + 1 and 'not run' in rows[-1]
+    assert all(row.split('|')[3].strip(' *').startswith('+') for row in rows[:2])
+    assert '| both of these | patch | S1 | not run | not run |' in texts[0]
     for name in ('md', 'csv'):
         one, two = (tmp_path / part / f'ombria_ablations.{name}' for part in ('one', 'two'))
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_smaller_patches_are_averaged_to_those_of_the_labels():
+    grid = np.arange(100.0).reshape(1, 10, 10, 1)
+    found = ombria_probe.on_grid(grid.reshape(1, 100, 1))
+    expected = [grid[0, r : r + 2, c : c + 2].mean() for r in range(0, 10, 2) for c in range(0, 10, 2)]
+    np.testing.assert_allclose(found[0, :, 0], expected)
+    same = np.random.default_rng(0).normal(size=(2, 25, 3)).astype(np.float32)
+    np.testing.assert_array_equal(ombria_probe.on_grid(same), same, strict=True)
+
+
+def test_runs_that_were_thought_of_later_change_no_digest_and_start_where_they_say():
+    results = Path(__file__).parents[1] / 'benchmarks/results/ombria_ablations.md'
+    assert f'`{ombria_ablation_runs.digest()}`' in results.read_text()
+    start, plain = (ombria_ablation_runs.pretraining(x, 'd', 0, 'w') for x in ('eurosat_start', 'base'))
+    assert start.init.from_ == plain.init.from_ == 'w' and start.model.fusion.decoder == 'multimae'
+    optical = ombria_ablation_runs.optical('d', 0)
+    assert list(optical.model.modalities) == ['s2']
+    for name in ('width', 'heads', 'depth', 'patch_size', 'image_size'):
+        assert getattr(optical.model, name) == getattr(start.model, name)
+    assert untrained('both', 1) == 'untrained-base-1' and untrained('patch_4', 0) == 'untrained-patch_4-0'
 
 
 def test_slots_hold_as_many_optical_patches_as_asked_for():

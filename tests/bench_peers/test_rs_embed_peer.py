@@ -57,24 +57,16 @@ def rs_embed(image):
     from rs_embed.providers.base import ProviderBase
 
     class Stored(ProviderBase):
-        name, asked = 'stored', []
+        name = 'stored'
 
         def ensure_ready(self):
             pass
-
-        def fetch_array_chw(self, **about):
-            assert tuple(about['sensor'].bands if 'sensor' in about else about['bands']) == S2
-            return image['s2']
-
-        def fetch_collection_patch_chw(self, **about):
-            return image['s2']
 
         def fetch_sensor_patch_chw(self, *, sensor, **about):
             assert tuple(sensor.bands) == S2 and sensor.collection == 'COPERNICUS/S2_SR_HARMONIZED'
             return image['s2']
 
         def fetch_s1_vvvh_raw_chw_with_meta(self, *, use_float_linear, **about):
-            Stored.asked.append(use_float_linear)
             linear = 10 ** (image['s1'] / 10)
             return (linear if use_float_linear else image['s1']), {'s1_iw_applied': True}
 
@@ -113,6 +105,18 @@ def test_what_the_api_gives_is_what_the_encoder_gives(modality, rs_embed, export
     assert grid.dims == ('d', 'y', 'x') and grid.shape[1] * grid.shape[2] == tokens
     # All patches were measured, so that the vector is the mean of the map.
     np.testing.assert_allclose(grid.mean(('y', 'x')), found.data, rtol=1e-3, atol=1e-4)
+
+
+def test_a_rectangle_is_cut_out_of_the_square_that_was_fetched(rs_embed, exported):
+    from rs_embed.core.specs import BBox
+
+    wide = BBox(minlon=24.0, minlat=60.2, maxlon=24.02, maxlat=60.204)
+    when = rs_embed.TemporalSpec.range('2024-06-01', '2024-07-01')
+    common = {'spatial': wide, 'temporal': when, 'backend': 'stored', 'folder': exported[1]}
+    grid = rs_embed.get_embedding('fusmae', output=rs_embed.OutputSpec.grid(), **common).data
+    assert grid.shape[1] < grid.shape[2]
+    found = rs_embed.get_embedding('fusmae', **common).data
+    np.testing.assert_allclose(found, grid.mean(('y', 'x')), rtol=1e-4, atol=1e-5)
 
 
 def test_linear_radar_becomes_decibels_and_exchanged_channels_are_refused(rs_embed, exported, image):
