@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
 from fusmae_jax.errors import InputError
@@ -63,9 +64,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> float
     Raises:
         InputError: no records, or logits that are not finite.
     """
-    # Late: of an extra, and fine-tuning imports this module without having to calibrate.
-    from scipy.optimize import minimize_scalar
-
     logits = np.asarray(logits, np.float64)
     if not logits.size or not np.isfinite(logits).all():
         raise InputError(f'logits: shape {logits.shape}; they must be finite, and of one record at least')
