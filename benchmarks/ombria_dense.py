@@ -57,7 +57,7 @@ interval, a bootstrap over regions, 1,000 resamples, differences paired. Regions
 splits, and the intervals do not know of that. Learning rates of the probes are settled on the validation
 regions by mIoU, and so are learning rate and epoch of each fine-tuning. One seed of pretraining, one of the
 heads. All settings: `benchmarks/ombria_dense.py`; few epochs, so that everything takes less than an hour on
-two cores. They are no tuned recipe for either system. Fine-tuning was set anew, before this run, since a first
+two cores. They are no tuned recipe for either system. Fine-tuning was set anew since a first
 one of 5 epochs at one rate, with a convolutional decoder and both sensors, had come to 62.9 against 67.0 for
 random init on these test regions, below the frozen tokens: it had ended too early to say anything.
 
