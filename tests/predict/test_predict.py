@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -32,6 +35,7 @@ from tests.support.whole_map import whole
 pytestmark = pytest.mark.usefixtures('one_device')
 LABELS = LabelMap(('dry', 'wet', 'ice'), (4, 1, 9), (), (60, 60), 'uint8', 20.0)  # of a record of 1200 m
 SIZE = 300, 270  # pixels of the scene
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -94,6 +98,49 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
     np.testing.assert_array_equal(classes[..., 0] == NOTHING, nothing)
     np.testing.assert_allclose(np.nansum(found, axis=-1)[60:, 60:], 1, atol=1e-5)
     assert len(np.unique(classes)) > 2
+
+
+@pytest.mark.slow
+def test_the_memory_for_a_scene_does_not_grow_with_it(checkpoint, head, tmp_path):
+    """By the command, 2,000 x 2,000 pixels of both sensors: 214 MiB of them in float32."""
+    peaks = {}
+    for size in (400, 2000):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        pixels = {name: image(name, size, size) for name in BANDS}
+        files = {
+            name: write(folder / f'{name}.tif', x, BANDS[name], left=LEFT, top=TOP)
+            for name, x in pixels.items()
+        }
+        arguments = [f'--{name}={file}' for name, file in files.items()]
+        arguments += [f'--checkpoint={checkpoint}', f'--head={head}', f'--out={folder}/map.tif']
+        arguments += [
+            '--config=configs/encode.py',
+            '--config.s2.offset=0.0',
+            '--config.merge=mean',
+            '--config.batch=16',
+        ]
+        watched = (
+            'import resource, subprocess, sys;'
+            'subprocess.run([sys.executable, "main.py", "predict", *sys.argv[1:]], check=True, stdout=2);'
+            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'
+        )
+        run = [sys.executable, '-c', watched, *arguments, f'--probabilities={folder}/p.tif']
+        begin = time.perf_counter()
+        done = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        peaks[size] = int(done.stdout) / 1024
+        print(f'{size} px: {time.perf_counter() - begin:.0f} s, at most {peaks[size]:,.0f} MiB')
+    assert peaks[2000] - peaks[400] < 150
+    # The flags of the tests make other last digits, so that equality is looked at here.
+    config, here = changed(merge='mean', batch=16), [str(tmp_path / name) for name in ('m.tif', 'p.tif')]
+    assert predict(config, files, checkpoint, head, *here) == 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**gdal_options()))
+        job, *_ = command._settle(config, files, checkpoint, head, read_head(head), stack)
+        probabilities, valid = whole(job)
+    np.testing.assert_array_equal(read(here[1])[0], probabilities)
+    np.testing.assert_array_equal(read(here[0])[0][..., 0], class_numbers(probabilities, valid))
+    np.testing.assert_allclose(read(tmp_path / '2000/p.tif')[0], probabilities, atol=1e-5)
 
 
 def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_path, capsys):
