@@ -57,9 +57,9 @@ interval, a bootstrap over regions, 1,000 resamples, differences paired. Regions
 splits, and the intervals do not know of that. Learning rates of the probes are settled on the validation
 regions by mIoU, and so are learning rate and epoch of each fine-tuning. One seed of pretraining, one of the
 heads. All settings: `benchmarks/ombria_dense.py`; few epochs, so that everything takes less than an hour on
-two cores. They are no tuned recipe for either system. Fine-tuning was set anew, before this run, since a first
-one of 5 epochs at one rate, with a convolutional decoder and both sensors, had come to 62.9 against 67.0 for
-random init on these test regions, below the frozen tokens: it had ended too early to say anything.
+two cores. They are no tuned recipe for either system. Fine-tuning was set anew since a first one, of 5 epochs
+at one rate, with a convolutional decoder and both sensors, had come to 62.9 against 67.0 for random init on
+these test regions, below the frozen tokens: it had ended too early to say anything.
 
 Calibration errors are over the labelled pixels of the test regions, 15 bins; the temperature is that of the
 least surprise on 200,000 pixels of the validation regions.
@@ -201,11 +201,11 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def settled(folder: Path, part: str, found: list[dict[str, Any]]) -> list[str]:
-    """What the validation regions have settled, and the calibration error; nothing of neighbours."""
+    """What the validation regions have settled, and the calibration error; nothing where it is not known."""
     chosen = {_key(row): row['chosen'] for row in stored(folder, 'rows', part)}
     heat = {_key(line): line['temperatures'] for line in stored(folder, 'calibration', part)}
     names = [name for name in ('learning_rate', 'epoch') if any(name in one for one in chosen.values())]
-    if not names:
+    if not heat:
         return []
     cells = {(one['system'], one['inputs'], one['metric']): _cell(one) for one in found}
     table = [['inputs', 'system', *(name.replace('_', ' ') for name in names), 'temperature', *CALIBRATION]]

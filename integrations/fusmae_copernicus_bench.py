@@ -24,6 +24,7 @@ DFC2020 together, which the benchmark has only one by one.
 
 import importlib.util
 import pathlib
+import runpy
 from typing import Any
 
 import torch
@@ -324,9 +325,8 @@ def register() -> None:
 def run() -> None:
     """The command line of the benchmark, with these models known."""
     register()
-    from main import main
-
-    main()
+    # As a script, not as a module: Hydra looks for the configuration beside what is run.
+    runpy.run_path(str(pathlib.Path(__file__).with_name('main.py')), run_name='__main__')
 
 
 if __name__ == '__main__':

@@ -4,6 +4,9 @@ The images are the nine real BigEarthNet v2 samples of GEO-Bench-2, written as t
 """
 
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -136,6 +139,21 @@ def batch(config):
     return torch.stack([one[0] for one in create_dataset(config)[2]])
 
 
+# Its loggers ask for accounts; the rest is its own.
+QUIET = """
+import runpy, sys
+import lightning.pytorch.loggers as loggers
+loggers.MLFlowLogger = loggers.WandbLogger = lambda **about: loggers.CSVLogger('logs')
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+MODEL = """
+defaults: [base_model]
+model_type: fusmae
+task: ${task}
+folder: null
+radar: by_level
+freeze_backbone: true
+"""
 BOTH = {
     'dataset_type': 'fusmae_both',
     'of': 'cobench_bigearthnet_s12',
@@ -219,6 +237,40 @@ def test_its_trainer_fits_a_head(sensors, adapter, source, root, exported, monke
         'head.0.running_var',
         'head.0.num_batches_tracked',
     }
+
+
+def test_its_command_line_trains_and_tests(source, root, exported, tmp_path):
+    folder = tmp_path / 'src'
+    shutil.copytree(source, folder)
+    shutil.copy(ADAPTER, folder)
+    (folder / 'configs/model/fusmae.yaml').write_text(MODEL)
+    # It pins a torch that opens its own checkpoints without being asked to.
+    more = {'DATASETS_DIR': str(root), 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1', 'PYTHONPATH': str(folder)}
+    words = {
+        'model': 'fusmae',
+        'dataset': 'cobench_bigearthnet_s1',
+        'task': 'classification',
+        'model.folder': exported[1],
+        'dataset.image_resolution': 120,
+        'lr': 0.1,
+        'batch_size': 3,
+        'num_workers': 0,
+        'epochs': 1,
+        'strategy': 'auto',
+        'output_dir': tmp_path / 'out',
+        'hydra.run.dir': tmp_path / 'out',
+    }
+    code = f'import sys; sys.argv[0] = {str(folder / ADAPTER.name)!r}; {QUIET.strip()}'
+    given = [f'{key}={value}' for key, value in words.items()]
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *given],
+        env=os.environ | more,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'test_acc1' in done.stdout
 
 
 @pytest.mark.parametrize('name', ['cobench_dfc2020_s1', 'cobench_dfc2020_s2', 'cobench_flood_s1'])
