@@ -200,6 +200,16 @@ def test_metrics_equal_those_of_scikit_learn_over_the_values_that_there_are():
         np.testing.assert_allclose(resampled[name], value, rtol=1e-9)
 
 
+def test_a_resample_of_one_value_alone_has_no_r2():
+    """Of shares such as that of water many are 0; rounding of their variation must not divide anything."""
+    truth = np.repeat([[0.0], [0.0], [0.7], [0.1]], 25, axis=0)
+    weighted = regression.predicted(truth + 0.01, truth, ('share',)).grouped(np.arange(100) // 25, 4)
+    alone = weighted(np.array([3, 1, 0, 0]))
+    assert np.isnan(alone['r2/share']) and np.isnan(alone['r2_macro'])
+    assert alone['rmse/share'] == pytest.approx(0.01) and alone['mae/share'] == pytest.approx(0.01)
+    assert weighted(np.array([1, 0, 1, 0]))['r2/share'] == pytest.approx(1 - 0.01**2 / 0.35**2)
+
+
 def test_a_missing_target_has_no_loss_and_heads_come_back_in_units():
     rng = np.random.default_rng(1)
     labels = rng.normal([50, -3], [20, 0.1], (30, 2)).astype(np.float32)

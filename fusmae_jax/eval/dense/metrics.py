@@ -125,7 +125,8 @@ class Regression:
             spread = squares - values**2 / pixels
             return {
                 'rmse': float(np.sqrt(errors / pixels)),
-                'r2': float(1 - errors / spread) if spread > 0 else np.nan,
+                # A resample may draw one value alone, of which rounding leaves some spread.
+                'r2': float(1 - errors / spread) if spread > 1e-12 * squares else np.nan,
             }
 
         return weighted
