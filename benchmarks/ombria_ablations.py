@@ -28,6 +28,7 @@ import jax
 from benchmarks import (
     eurosat_set,
     ombria_ablations_report,
+    ombria_later_report,
     ombria_more_pairs,
     ombria_probe,
     ombria_radar,
@@ -187,7 +188,10 @@ def main() -> int:
         study = Study(given.npz, given.workdir, given.pairs, given.images)
         if not given.report:
             study.run()
-        print(ombria_ablations_report.write(given.workdir, given.results, study.splits, study.labels))
+        text = ombria_ablations_report.write(
+            given.workdir, given.results, study.splits, study.labels, ombria_later_report.text
+        )
+        print(text)
 
     return exit_code(everything)
 

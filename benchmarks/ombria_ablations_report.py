@@ -4,14 +4,14 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import ombria_probe, ombria_radar
-from benchmarks.ombria_ablation_runs import EUROSAT_STEPS, RUNS, SEEDS, STEPS, Ablation, digest, untrained
+from benchmarks.ombria_ablation_runs import RUNS, SEEDS, STEPS, Ablation, digest, untrained
 from benchmarks.ombria_probe import INPUTS, LEVELS, SHARES, Key
 from benchmarks.ombria_swap import Split
 from fusmae_jax import storage
@@ -136,8 +136,17 @@ def patch_gain(scores: Scores, name: str, share: float) -> Interval:
     return scores.gain(name, 'patch', BOTH, share, (0,)).interval
 
 
-def write(workdir: Path, results: Path, splits: Mapping[str, Split], labels: Mapping[str, np.ndarray]) -> str:
-    """Writes `ombria_ablations.md` and `.csv`; returns the text of the former."""
+def write(
+    workdir: Path,
+    results: Path,
+    splits: Mapping[str, Split],
+    labels: Mapping[str, np.ndarray],
+    later: Callable[[Path, Mapping[str, Scores], np.ndarray, list[dict[str, Any]]], str],
+) -> str:
+    """Writes `ombria_ablations.md` and `.csv`; returns the text of the former.
+
+    `later` gives the sections of what came after the choice, from folder, scores, regions and lines so far.
+    """
     lines: list[dict[str, Any]] = []
     scores = {name: Scores(workdir, name, splits[name], labels[name]) for name in ('val', 'test')}
     deciding, test = decided(workdir, scores['test'], lines)
@@ -152,11 +161,7 @@ def write(workdir: Path, results: Path, splits: Mapping[str, Split], labels: Map
         draws=ombria_radar.DRAWS,
         radar=radar(workdir, splits['test'].region, lines, RUNS),
     )
-    # It imports this module.
-    from benchmarks import ombria_later_report
-
-    region = splits['test'].region
-    text += ombria_later_report.text(workdir, scores, region, lines, EUROSAT_STEPS)
+    text += later(workdir, scores, splits['test'].region, lines)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, HEAD, lineterminator='\n')
     writer.writeheader()

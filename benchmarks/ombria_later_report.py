@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import ombria_ablations_report as report
-from benchmarks.ombria_ablation_runs import COMPARED, REFERENCE, RUNS, SEEDS, SIZES, Ablation, untrained
+from benchmarks.ombria_ablation_runs import (
+    COMPARED,
+    EUROSAT_STEPS,
+    REFERENCE,
+    RUNS,
+    SEEDS,
+    SIZES,
+    Ablation,
+    untrained,
+)
 from benchmarks.ombria_probe import INPUTS, LEVELS, SHARES
 from fusmae_jax.eval.intervals import intervals
 
@@ -45,15 +54,10 @@ What radar is worth to masked optical patches, of all runs of both sections, as 
 
 {radar}
 """
-HEAD = ['run', 'level', *(f'{share:.0%}' for share in SHARES)]
 
 
 def text(
-    workdir: Path,
-    scores: Mapping[str, report.Scores],
-    region: np.ndarray,
-    lines: list[dict[str, Any]],
-    steps: int,
+    workdir: Path, scores: Mapping[str, report.Scores], region: np.ndarray, lines: list[dict[str, Any]]
 ) -> str:
     """The sections, with what there is.
 
@@ -62,11 +66,10 @@ def text(
         scores: those of `val` and `test`.
         region: of the test images.
         lines: where every number is noted for the CSV.
-        steps: of the masked autoencoder of EuroSAT.
     """
     compared = {REFERENCE: RUNS[REFERENCE], **COMPARED}
     return TEXT.format(
-        eurosat=steps,
+        eurosat=EUROSAT_STEPS,
         seeds=len(SEEDS),
         gains=gains(scores['test'], compared, lines),
         differences=differences(scores['test'], lines),
@@ -78,7 +81,7 @@ def text(
 
 def gains(scores: report.Scores, runs: Mapping[str, Ablation], lines: list[dict[str, Any]]) -> str:
     """A row for each run and level: minus the encoder untrained."""
-    rows = [HEAD]
+    rows = [['run', 'level', *shares()]]
     for name, run in runs.items():
         bare = [untrained(name, seed) for seed in SEEDS]
         for level in LEVELS:
@@ -89,7 +92,7 @@ def gains(scores: report.Scores, runs: Mapping[str, Ablation], lines: list[dict[
 
 def differences(scores: report.Scores, lines: list[dict[str, Any]]) -> str:
     """A row for each run, level and input: minus the chosen run."""
-    rows = [[*HEAD[:2], 'inputs', *HEAD[2:], 'seeds, 1%']]
+    rows = [['run', 'level', 'inputs', *shares(), 'seeds, 1%']]
     before = [f'{REFERENCE}-{seed}' for seed in SEEDS]
     for name, run in COMPARED.items():
         for level, inputs in ((level, inputs) for level in LEVELS for inputs in INPUTS):
@@ -102,7 +105,7 @@ def differences(scores: report.Scores, lines: list[dict[str, Any]]) -> str:
 
 def levels(scores: report.Scores, runs: Mapping[str, Ablation], lines: list[dict[str, Any]]) -> str:
     """A row for each run, pretrained and not, and level: its score of seed 0."""
-    rows = [['run', 'weights', *HEAD[1:]]]
+    rows = [['run', 'weights', 'level', *shares()]]
     for name, run in runs.items():
         for weights, system in (('pretrained', f'{name}-0'), ('untrained', untrained(name, 0))):
             for level in LEVELS:
@@ -111,6 +114,11 @@ def levels(scores: report.Scores, runs: Mapping[str, Ablation], lines: list[dict
                     cells = [_score(scores, system, level, share, lines) for share in SHARES]
                 rows.append([run.about, weights, level, *cells])
     return report.table(rows)
+
+
+def shares() -> list[str]:
+    """The columns of the shares of labels."""
+    return [f'{share:.0%}' for share in SHARES]
 
 
 def _score(scores: report.Scores, system: str, level: str, share: float, lines: list[dict[str, Any]]) -> str:

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ombria_ablation_runs, ombria_ablations_report, ombria_probe, ombria_radar, ombria_set
+from benchmarks import (
+    ombria_ablation_runs,
+    ombria_ablations_report,
+    ombria_later_report,
+    ombria_probe,
+    ombria_radar,
+    ombria_set,
+)
 from benchmarks.ombria_ablation_runs import RUNS, untrained
 from benchmarks.ombria_probe import SHARES, Key
 from benchmarks.ombria_swap import Split
@@ -106,8 +113,9 @@ def store(folder, split, system, examples, quality):
 def few(monkeypatch):
     runs = {name: RUNS[name] for name in ('base', 'long', 'multimae_decoder')}
     monkeypatch.setattr(ombria_ablation_runs, 'RUNS', runs)
-    monkeypatch.setattr(ombria_ablations_report, 'RUNS', runs)
-    for module in (ombria_ablations_report, ombria_probe):
+    for module in (ombria_ablations_report, ombria_later_report):
+        monkeypatch.setattr(module, 'RUNS', runs)
+    for module in (ombria_ablations_report, ombria_later_report, ombria_probe):
         monkeypatch.setattr(module, 'SHARES', {0.1: 1, 1.0: 1})
     brief = functools.partial(intervals.resample, replicates=4)
     monkeypatch.setattr(ombria_ablations_report, 'resample', brief)
@@ -126,7 +134,8 @@ def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byt
         store(tmp_path, 'val', system, examples('val'), quality)
     choice = ombria_ablations_report.choose(tmp_path, splits, labels)
     assert choice['run'] == 'long' and choice['mean_gain'] > 0
-    text = ombria_ablations_report.write(tmp_path, tmp_path, splits, labels)
+    later = ombria_later_report.text
+    text = ombria_ablations_report.write(tmp_path, tmp_path, splits, labels, later)
     assert 'Not run yet.' in text and '| 1,200 steps | not run | not run | not run |' in text
     (tmp_path / 'choice.json').write_text('{"run": "long", "labels": 0.1}')
     for seed in range(3):
@@ -141,7 +150,9 @@ def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byt
     for seed in range(3):
         store(tmp_path, 'test', f'multimae_decoder-{seed}', examples('test'), 0.1)
         store(tmp_path, 'test', f'more_pairs-{seed}', examples('test'), 0.8)
-    texts = [ombria_ablations_report.write(tmp_path, tmp_path / x, splits, labels) for x in ('one', 'two')]
+    texts = [
+        ombria_ablations_report.write(tmp_path, tmp_path / x, splits, labels, later) for x in ('one', 'two')
+    ]
     assert texts[0] == texts[1] and 'the share of labels with the largest gain, 10%' in texts[0]
     assert '| 1,200 steps | 0, to the bit | 0, to the bit | **-0.5000 [-0.5000, -0.5000]** |' in texts[0]
     rows = [row for row in texts[0].splitlines() if row.startswith('| 576 pairs')]
