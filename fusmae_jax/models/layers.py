@@ -111,7 +111,8 @@ def affine(
 
     The gradient of the kernel is written down as x^T dy over all rows. jax asks for (dy^T x)^T, for which
     XLA writes out dy once more on a CPU, transposed; the numbers are the same. The gradient of the bias is
-    summed, and stays, in the type of the bias: in bfloat16 it errs up to four times as much as PyTorch's.
+    summed, and stays, in the type of the bias, but on a GPU: in bfloat16 it errs up to four times as much as
+    PyTorch's.
     """
     dimensions = (((x.ndim - 1,), (0,)), ((), ()))
     if bias is None:
@@ -139,8 +140,8 @@ def _affine_backward(
     of_kernel = jax.lax.dot_general(rows, of_rows, (((0,), (0,)), ((), ())), precision=precision)
     if bias is None:
         return of_x, of_kernel, None
-    # A GPU adds up in float32 by itself, in the kernel that made the gradient; asked for it, it writes the
-    # gradient in float32 as well. jnp.sum would ask.
+    # A GPU adds up in bfloat16, along a tree, in the kernel that made the gradient. Asked for float32, as
+    # jnp.sum would ask, it writes the gradient in float32 as well: docs/parity.md.
     summed = gradient.dtype if target_platform() == 'gpu' else bias.dtype
     tokens = tuple(range(gradient.ndim - 1))
     of_bias = jax.lax.reduce_sum(gradient.astype(summed), tokens).astype(bias.dtype)
