@@ -6,7 +6,7 @@ from flax import nnx
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Arithmetic, affine, linear
+from fusmae_jax.models.layers import Arithmetic, affine, float32_by_bits, linear
 
 
 @pytest.mark.parametrize('rows', [(), (5,), (3, 4)])
@@ -47,6 +47,19 @@ def test_in_bfloat16_a_linear_layer_rounds_once_and_sums_the_gradient_of_its_bia
     of_bias = pull(gradient)[0]
     assert of_bias.dtype == jnp.float32
     np.testing.assert_allclose(of_bias, np.sum(np.float64(gradient), axis=0), rtol=0, atol=1e-3)
+
+
+def test_bfloat16_widened_by_its_bits_is_what_a_conversion_gives():
+    every = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), jnp.bfloat16)
+    np.testing.assert_array_equal(float32_by_bits(every), every.astype(jnp.float32))
+
+
+def test_on_a_gpu_too_the_gradient_of_a_bias_is_summed_in_float32(monkeypatch):
+    monkeypatch.setattr('fusmae_jax.models.layers.target_platform', lambda: 'gpu')
+    x, kernel, gradient = (jnp.ones(shape, jnp.bfloat16) for shape in [(4096, 8), (8, 3), (4096, 3)])
+    of_bias = jax.vjp(lambda bias: affine(x, kernel, bias, 'default'), jnp.zeros(3))[1](gradient)[0]
+    # In bfloat16, adding 1 to 256 changes nothing.
+    np.testing.assert_array_equal(of_bias, [4096.0] * 3)
 
 
 def test_columns_of_a_linear_layer_are_those_of_the_whole():
