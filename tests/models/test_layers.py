@@ -1,12 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.models.blocks import Block, run_stack, stack
 from fusmae_jax.models.layers import Arithmetic, affine, float32_by_bits, linear
+from fusmae_jax.parallel.mesh import make_mesh
 
 
 @pytest.mark.parametrize('rows', [(), (5,), (3, 4)])
@@ -84,3 +88,31 @@ def test_blocks_cut_out_of_their_stack_first_are_the_same(monkeypatch):
     plain = results()
     monkeypatch.setattr('fusmae_jax.models.blocks.target_platform', lambda: 'tpu')
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), results(), plain)
+
+
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_the_last_block_alone_is_the_same_with_stochastic_depth_and_divided_parameters(remat):
+    """With keys that are not there, factors of the branches, and columns of kernels on four devices each."""
+    model = cfg.Model(size='custom', width=32, depth=2, heads=2, scan=False, remat=remat)
+    blocks = stack(
+        2, lambda rngs: Block(32, 2, 2.0, Arithmetic.of(model, jnp.float32), rngs=rngs), nnx.Rngs(0)
+    )
+    graph, params = nnx.split(blocks)
+    x, asked = jax.random.normal(jax.random.key(0), (8, 7, 32)), slice(2, 5)
+    valid, paths = jnp.ones((8, 7), bool).at[1, 4:].set(False), jnp.linspace(0, 2, 32).reshape(2, 8, 2)
+
+    def loss(params, x, only):
+        tokens, _ = run_stack(nnx.merge(graph, params), x, valid, model, paths=paths, only=only)
+        return jnp.sum(jnp.sin(tokens if only else tokens[:, asked]))
+
+    def results(params, x, only):
+        return jax.jit(jax.value_and_grad(functools.partial(loss, only=only), (0, 1)))(params, x)
+
+    whole = results(params, x, None)
+    mesh = make_mesh(cfg.Parallel(2, 4), jax.devices())
+    kernels = NamedSharding(mesh, PartitionSpec(None, None, 'fsdp'))
+    with jax.set_mesh(mesh):
+        divided = jax.tree.map(lambda p: jax.device_put(p, kernels) if p.ndim == 3 else p, params)
+        alone = results(divided, jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), asked)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
