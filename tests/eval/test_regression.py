@@ -12,7 +12,7 @@ from sklearn import metrics as sklearn
 
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import linear_probe, regression
+from fusmae_jax.eval import cells, intervals, linear_probe, regression
 from fusmae_jax.eval.config import Calibration, Intervals, Knn, Labels, LinearProbe, Task, check
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.command import run_finetune
@@ -21,6 +21,7 @@ from fusmae_jax.eval.finetune.config import check as check_finetune
 from fusmae_jax.eval.finetune.stored import HEAD
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.probe import run_linear_probe
+from fusmae_jax.eval.row import number_fields
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import read_index
 from fusmae_jax.shipped.data import report, sharded
@@ -208,6 +209,22 @@ def test_a_resample_of_one_value_alone_has_no_r2():
     assert np.isnan(alone['r2/share']) and np.isnan(alone['r2_macro'])
     assert alone['rmse/share'] == pytest.approx(0.01) and alone['mae/share'] == pytest.approx(0.01)
     assert weighted(np.array([1, 0, 1, 0]))['r2/share'] == pytest.approx(1 - 0.01**2 / 0.35**2)
+
+
+def test_errors_in_units_of_any_size_make_rows():
+    """Sums differ in their last digits with the order of records, by more the larger the errors are."""
+    rng = np.random.default_rng(0)
+    truth, clusters = 1e8 * rng.normal(3, 1, (400, 2)), np.arange(400) % 37
+    measures = {
+        (draw, head): regression.predicted(truth + 5e7 * rng.normal(size=truth.shape), truth, TARGETS)
+        for draw in range(3)
+        for head in range(2)
+    }
+    runs = cells.summarise(measures, clusters, Intervals('scene', 3))
+    for name, interval in runs.intervals.items():
+        values_of = {run: metrics[name] for run, metrics in runs.each.items()}
+        fields = number_fields(interval, intervals.spread(values_of))
+        assert fields['lowest'] <= fields['estimate'] <= fields['highest']
 
 
 def test_a_missing_target_has_no_loss_and_heads_come_back_in_units():
