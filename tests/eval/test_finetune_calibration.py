@@ -6,13 +6,16 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
+from fusmae_jax.checkpoints.checkpoints import FOLDER
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.eval import calibration
 from fusmae_jax.eval.config import Calibration, Intervals, Task
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.eval.finetune.point import TEST_SCORES, VAL_SCORES
+from fusmae_jax.eval.finetune.point import RESULT, TEST_SCORES, VAL_SCORES, forget
+from fusmae_jax.eval.finetune.stored import ENCODER, HEAD, keep
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import read_task
 from fusmae_jax.input.source import Source
@@ -78,3 +81,32 @@ def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path,
     trainer = next(iter(command._arms(config, task, work / 'points'))).trainer
     measured = trainer.measured(Source(str(data), 'val', trainer.fields))
     assert task.val.keys[~measured].tolist() == [NO_RADAR.encode()]
+
+
+def test_a_point_that_is_trained_anew_keeps_nothing_of_before(tmp_path):
+    folder, files = epath.Path(tmp_path), (RESULT, TEST_SCORES, VAL_SCORES, ENCODER, HEAD)
+
+    def fill():
+        (folder / FOLDER / '7').mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (folder / name).touch()
+
+    fill()
+    forget(folder, weights_only=True)
+    assert {path.name for path in folder.iterdir()} == {*files}
+    fill()
+    forget(folder, weights_only=False)
+    assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize('missing', [ENCODER, HEAD])
+def test_an_encoder_without_its_head_is_written_again(missing, tmp_path, monkeypatch):
+    """A run may be killed between the two files."""
+    monkeypatch.setattr('fusmae_jax.eval.finetune.stored.weights', lambda *given: 'weights')
+    folder, written = epath.Path(tmp_path), []
+    (folder / FOLDER / '7').mkdir(parents=True)
+    for name in {ENCODER, HEAD} - {missing}:
+        (folder / name).touch()
+    for _ in range(2):
+        keep(None, lambda params, point, place: written.append((place / missing).touch()), None, 7, folder)
+    assert len(written) == 1
