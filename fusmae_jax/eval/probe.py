@@ -205,15 +205,15 @@ def probe(
         recipe = linear_probe.Recipe('single_label', config.decay, config.label_smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
-    own = None
+    units = None
     if config.data.kind == 'regression':
         recipe = linear_probe.Recipe('regression', config.decay)
-        own = target_scale(labels, names)
-        labels = standardised(labels, own)
+        units = target_scale(labels, names)
+        labels = standardised(labels, units)
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
-    if own is not None:
+    if units is not None:
         # Heads say numbers in the units of the data from here on, stored ones too.
-        heads = linear_probe.in_units(heads, own)
+        heads = linear_probe.in_units(heads, units)
     val, test = scaled(variant.val, scale), scaled(variant.test, scale)
     settled = linear_probe.settle(heads, swept, val, judge)
     points = list(settled.heads.values())

@@ -145,8 +145,8 @@ class Neighbours:
         """Confusion matrices (records, classes, classes) of the test split, from labelled records."""
         scale, bank = self._bank(positions)
         parts = [
-            found[: rows.stop - rows.start]
-            for rows, found in self._over(
+            counts[: rows.stop - rows.start]
+            for rows, counts in self._over(
                 self._source(self._config.data.test_split),
                 lambda batch: np.asarray(
                     self._score(bank, scale, self._read(self._params, batch), batch[TARGETS])
@@ -194,9 +194,9 @@ class Neighbours:
     def _offer(self) -> Callable:
         def offer(features: Features, labels: Array) -> tuple[Array, Array, Array]:
             batch, rows, columns, _ = features.values.shape
-            found = labelled(labels, self._classes, (rows, columns))
-            there = found.some & features.seen
-            each = (features.values, found.shares, there[..., None])
+            under = labelled(labels, self._classes, (rows, columns))
+            there = under.some & features.seen
+            each = (features.values, under.shares, there[..., None])
             values, shares, there = (x.reshape(batch, rows * columns, -1) for x in each)
             return values, shares, there[..., 0]
 
@@ -234,6 +234,6 @@ def token_shares(
     x = (x / jnp.where(length > 0, length, 1)).reshape(-1, x.shape[-1])
     chunks = -(-len(x) // QUERIES)
     filled = jnp.pad(x, ((0, chunks * QUERIES - len(x)), (0, 0))).reshape(chunks, QUERIES, -1)
-    found = jax.lax.map(lambda queries: votes(queries, bank, temperature, k), filled)
-    found = found.reshape(chunks * QUERIES, -1)[: len(x)].reshape(*features.seen.shape, -1)
-    return jnp.where(features.seen[..., None], found, jnp.mean(bank.labels, axis=0))
+    shares = jax.lax.map(lambda queries: votes(queries, bank, temperature, k), filled)
+    shares = shares.reshape(chunks * QUERIES, -1)[: len(x)].reshape(*features.seen.shape, -1)
+    return jnp.where(features.seen[..., None], shares, jnp.mean(bank.labels, axis=0))

@@ -128,9 +128,9 @@ def _cell(
         for head, matrices in counts.items():
             measures[seed, head] = segmentation(matrices, task.classes)
         if config.calibration.pixels:
-            found = arm.prober.calibrate(stored)
-            calibrated.update({(seed, head): one for head, one in zip(counts, found)})
-            stored = stored | {TEMPERATURE: np.array([one.temperature for one in found])}
+            fitted = arm.prober.calibrate(stored)
+            calibrated.update({(seed, head): one for head, one in zip(counts, fitted)})
+            stored = stored | {TEMPERATURE: np.array([one.temperature for one in fitted])}
         file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
         write_head(file, stored, arm.about)
 
