@@ -14,7 +14,6 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import calibration_report, cells, knn, linear_probe
 from fusmae_jax.eval.cells import Cell
@@ -24,7 +23,7 @@ from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.regression import standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
-FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
+FEATURES, HEADS = 'features', 'heads'
 
 
 class Variant(NamedTuple):
@@ -76,18 +75,16 @@ def run_knn(config: Knn, workdir: epath.PathLike) -> int:
 def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     check(config)
     task, drawn = open_task(config, isinstance(config, LinearProbe) and config.calibration.alpha > 0)
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG.format(name), to_dict(config))
-    each = cells.of_arms(
+    evaluated = cells.evaluate(
         config,
         task,
         drawn,
         _arms(config, workdir, name),
         lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
         lambda parts, about: cells.prior(config, task, parts, about),
-    )
-    evaluated = cells.write_each(
-        each, config.data.kind, workdir, name, lambda done: calibration_report.write(done, workdir, name)
+        workdir,
+        name,
+        lambda done: calibration_report.write(done, workdir, name),
     )
     calibration_report.show(evaluated, workdir, name)
     return 0
