@@ -279,8 +279,8 @@ def test_finetune_learns_numbers_and_leaves_a_head_in_their_units(numbers, tmp_p
         numbers,
         run,
         learning_rates=(1e-2,),
-        epochs=4.0,
-        warmup_epochs=0.5,
+        epochs=3.0,
+        warmup_epochs=0.25,
         batch_size=8,
         preset='none',
     )
