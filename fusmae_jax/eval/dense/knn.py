@@ -178,9 +178,9 @@ class Neighbours:
     def _offer(self) -> Callable:
         def offer(features: Features, labels: Array) -> tuple[Array, Array, Array]:
             batch, rows, columns, _ = features.values.shape
-            under = labelled(labels, self._classes, (rows, columns))
-            there = under.some & features.seen
-            each = (features.values, under.shares, there[..., None])
+            on_tokens = labelled(labels, self._classes, (rows, columns))
+            there = on_tokens.some & features.seen
+            each = (features.values, on_tokens.shares, there[..., None])
             values, shares, there = (x.reshape(batch, rows * columns, -1) for x in each)
             return values, shares, there[..., 0]
 
