@@ -19,7 +19,7 @@ from fusmae_jax.eval.finetune.command import run_finetune
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.config import check as check_finetune
 from fusmae_jax.eval.finetune.stored import HEAD
-from fusmae_jax.eval.metrics import values
+from fusmae_jax.eval.metrics import judged, values
 from fusmae_jax.eval.probe import run_linear_probe
 from fusmae_jax.eval.row import number_fields
 from fusmae_jax.input import contract as contracts
@@ -225,6 +225,12 @@ def test_errors_in_units_of_any_size_make_rows():
         values_of = {run: metrics[name] for run, metrics in runs.each.items()}
         fields = number_fields(interval, intervals.spread(values_of))
         assert fields['lowest'] <= fields['estimate'] <= fields['highest']
+
+
+def test_a_validation_split_of_one_number_settles_nothing_and_says_so():
+    truth = np.zeros((4, 1))
+    with pytest.raises(InputError, match=r'val: the metric .* is nan; .* or one number alone to predict'):
+        judged(truth, lambda scores: values(regression.predicted(scores, truth, 'a'))['r2_macro'], 'val')
 
 
 def test_a_missing_target_has_no_loss_and_heads_come_back_in_units():
