@@ -160,15 +160,24 @@ def _cell(
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
     calibrated = None
     if isinstance(config, LinearProbe) and config.calibration.alpha:
-        logits = {
-            (seed, head): calibration_report.Logits(outcome.validation[head], scores)
-            for seed, outcome in outcomes.items()
-            for head, scores in outcome.scores.items()
-        }
-        assert arm.variant.val is not None
-        valid = arm.variant.val.valid, arm.variant.test.valid
-        calibrated = calibration_report.line(config, task, logits, valid, fields)
+        calibrated = _calibrated(config, task, arm.variant, outcomes, fields)
     return Cell(fields, runs, arm.baseline, calibrated)
+
+
+def _calibrated(
+    config: LinearProbe,
+    task: LabelledSet,
+    variant: Variant,
+    outcomes: Mapping[int, ProbeOutcome],
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    logits = {
+        (seed, head): calibration_report.Logits(outcome.validation[head], scores)
+        for seed, outcome in outcomes.items()
+        for head, scores in outcome.scores.items()
+    }
+    assert variant.val is not None
+    return calibration_report.line(config, task, logits, (variant.val.valid, variant.test.valid), fields)
 
 
 def _sweep(config: LinearProbe | Knn) -> dict[str, tuple[float, ...]]:

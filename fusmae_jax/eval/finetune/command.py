@@ -64,7 +64,6 @@ class TaskKind(NamedTuple):
 class SettledPoint(NamedTuple):
     """A point of the rate that was settled on."""
 
-    point: Point
     step: int  # whose weights are tested
     folder: epath.Path
 
@@ -277,7 +276,7 @@ def _cell(
         assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
         measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
-        points[job.run] = SettledPoint(job.point, step, job.folder)
+        points[job.run] = SettledPoint(step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
