@@ -113,6 +113,8 @@ def test_the_last_block_alone_is_the_same_with_stochastic_depth_and_divided_para
     kernels = NamedSharding(mesh, PartitionSpec(None, None, 'fsdp'))
     with jax.set_mesh(mesh):
         divided = jax.tree.map(lambda p: jax.device_put(p, kernels) if p.ndim == 3 else p, params)
-        alone = results(divided, jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), asked)
+        alone = results(
+            divided, jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), asked
+        )
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
