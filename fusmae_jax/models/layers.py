@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -70,6 +71,9 @@ def trunc_normal(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -
     return 0.02 * jax.random.normal(key, shape, dtype)
 
 
+PRODUCT = 'product'  # what `model.remat='dots'` keeps
+
+
 class Linear(nnx.Linear):
     """A linear layer over the last axis; its kernel is (in, out), its result has the compute type."""
 
@@ -78,7 +82,9 @@ class Linear(nnx.Linear):
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         if columns is not None:
             kernel, bias = kernel[:, columns], None if bias is None else bias[columns]
-        return affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, self.precision)
+        y = affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, self.precision)
+        # A policy of recomputation does not see into functions with derivatives of their own, so by name.
+        return checkpoint_name(y, PRODUCT)
 
 
 def linear(

@@ -73,6 +73,23 @@ def test_columns_of_a_linear_layer_are_those_of_the_whole():
     np.testing.assert_allclose(layer(x, slice(3, 9)), layer(x)[..., 3:], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_recomputing_all_but_products_computes_no_product_of_a_layer_twice(scan):
+    def operations(remat):
+        model = cfg.Model(size='custom', width=64, depth=2, heads=4, scan=scan, remat=remat)
+        arithmetic = Arithmetic.of(model, jnp.float32)
+        blocks = stack(2, lambda rngs: Block(64, 4, 4.0, arithmetic, rngs=rngs), nnx.Rngs(0))
+        graph, params = nnx.split(blocks)
+        x, valid = jnp.ones((2, 4, 64)), jnp.ones((2, 4), bool)
+        run = lambda p: jnp.sum(run_stack(nnx.merge(graph, p), x, valid, model)[0] ** 2)  # noqa: E731
+        return jax.jit(jax.grad(run)).lower(params).as_text().count('stablehlo.dot_general')
+
+    none, dots, full = (operations(remat) for remat in ('none', 'dots', 'full'))
+    blocks = 1 if scan else 2  # that are written down
+    # Of attention, Q K^T and P V are computed again.
+    assert dots == none + 2 * blocks and full > dots + blocks
+
+
 def test_blocks_cut_out_of_their_stack_first_are_the_same(monkeypatch):
     model = cfg.Model(size='custom', width=16, depth=3, heads=2, scan=False)
     blocks = stack(
