@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from benchmarks import ombria_set
 from benchmarks.ombria_set import SIZE
 from fusmae_jax import installed
 from fusmae_jax.errors import InputError
+from fusmae_jax.geo import UnusableError
 from fusmae_jax.shipped.data.records import Item, Record, RecordError, RecordSource
 from fusmae_jax.shipped.data.sharded import convert
 
@@ -94,17 +94,13 @@ def listed(folder: str) -> dict[str, dict[str, Path]]:
 def read(file: Path, sensor: str) -> np.ndarray:
     """An image (rows, columns, bands) float32, checked."""
     installed.need('geo', '--pairs', 'rasterio')
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from fusmae_jax.geo.raster import opened
 
     try:
-        with warnings.catch_warnings():
-            # The files have no place, which is known.
-            warnings.simplefilter('ignore', NotGeoreferencedWarning)
-            with rasterio.open(file) as image:
-                pixels = np.moveaxis(image.read(), 0, -1).astype(np.float32)
-    except RasterioError as error:
-        raise RecordError(file, sensor, f'cannot be read: {error}', 'copy it again') from error
+        with opened(file) as image:
+            pixels = np.moveaxis(image.read(), 0, -1).astype(np.float32)
+    except UnusableError as error:
+        raise RecordError(file, sensor, error.found, 'copy it again') from error
     expected = (EDGE, EDGE, KINDS[sensor][2])
     if pixels.shape != expected or not np.isfinite(pixels).all():
         message = f'{pixels.shape}, {np.isfinite(pixels).mean():.0%} finite; expected {expected}, all finite'

@@ -15,8 +15,10 @@ from typing import Any
 
 from fusmae_jax import installed
 from fusmae_jax.bench.contenders import COMPILED, EAGER, SCANNED, UNROLLED, Contender, Turn, serve
+from fusmae_jax.bench.products import product_rate, products_line
 from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
+from fusmae_jax.train.flops import train_flops_per_image
 
 ROUNDS = 9
 
@@ -53,6 +55,7 @@ def race(config: Config, sizes: list[int], rounds: int = ROUNDS) -> int:
 
     with _context().Pool(1) as pool:
         platform, version = pool.apply(_backend)
+        rate = pool.apply(product_rate) if platform == 'cpu' else 0.0
     if platform == 'gpu' and not torch.cuda.is_available():
         raise InputError(
             f'jax runs on a GPU, and torch {torch.__version__} finds none; install a torch with CUDA, or set '
@@ -66,6 +69,8 @@ def race(config: Config, sizes: list[int], rounds: int = ROUNDS) -> int:
     for size in sizes or [config.train.batch_size]:
         laps = run(config, size, platform, rounds)
         print('\n'.join(table(laps, size, together=platform == 'cpu')), flush=True)
+        if rate:
+            print(products_line(train_flops_per_image(config) * size, rate), flush=True)
         failed |= any(lap.error for lap in laps)
     return int(failed)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from fusmae_jax.config.run import Model
 from fusmae_jax.models.attention import SelfAttention
-from fusmae_jax.models.layers import Arithmetic, Mlp, layer_norm
+from fusmae_jax.models.layers import PRODUCT, Arithmetic, Mlp, layer_norm
 from fusmae_jax.parallel.mesh import target_platform
 
 Paths = Float[Array, 'blocks b 2']
@@ -125,7 +125,7 @@ def run_stack(
         if model.remat == 'none':
             return run
         # Inside a scan XLA cannot merge the recomputation away, so no barrier is needed there.
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if model.remat == 'dots' else None
+        policy = jax.checkpoint_policies.save_only_these_names(PRODUCT) if model.remat == 'dots' else None
         return jax.checkpoint(run, prevent_cse=not scan, policy=policy)
 
     if scan:

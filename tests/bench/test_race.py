@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fusmae_jax.bench import race
+from fusmae_jax.bench import products, race
 from fusmae_jax.bench.contenders import COMPILED, EAGER, SCANNED, UNROLLED, Contender, Turn
 from tests.support.tiny import smallest_model, tiny_config
 
@@ -44,6 +44,14 @@ def test_on_a_cpu_pytorch_races_twice_and_a_gpu_takes_one_at_a_time():
         assert race.contenders('cpu') == [*twice, Contender(SCANNED, True), Contender(UNROLLED, True)]
     assert [c.name for c in race.contenders('gpu')] == [EAGER, COMPILED, SCANNED, UNROLLED]
     assert not any(c.keeps for c in race.contenders('gpu'))
+
+
+def test_a_step_cannot_be_faster_than_its_products():
+    assert 1e8 < products.product_rate() < 1e13
+    line = products.products_line(144e9, 100e9)
+    assert (
+        line.startswith('144.0 GFLOP') and ': 1.44 s of processor time' in line and 'the 100 GFLOP/s' in line
+    )
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fusmae_jax.config import run as cfg
 from fusmae_jax.models.blocks import Block, run_stack, stack
-from fusmae_jax.models.layers import Arithmetic, affine, linear
+from fusmae_jax.models.layers import Arithmetic, affine, float32_by_bits, linear
 from fusmae_jax.parallel.mesh import make_mesh
 
 
@@ -53,11 +53,41 @@ def test_in_bfloat16_a_linear_layer_rounds_once_and_sums_the_gradient_of_its_bia
     np.testing.assert_allclose(of_bias, np.sum(np.float64(gradient), axis=0), rtol=0, atol=1e-3)
 
 
+def test_bfloat16_widened_by_its_bits_is_what_a_conversion_gives():
+    every = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint16), jnp.bfloat16)
+    np.testing.assert_array_equal(float32_by_bits(every), every.astype(jnp.float32))
+
+
+def test_on_a_gpu_too_the_gradient_of_a_bias_is_summed_in_float32(monkeypatch):
+    monkeypatch.setattr('fusmae_jax.models.layers.target_platform', lambda: 'gpu')
+    x, kernel, gradient = (jnp.ones(shape, jnp.bfloat16) for shape in [(4096, 8), (8, 3), (4096, 3)])
+    of_bias = jax.vjp(lambda bias: affine(x, kernel, bias, 'default'), jnp.zeros(3))[1](gradient)[0]
+    # In bfloat16, adding 1 to 256 changes nothing.
+    np.testing.assert_array_equal(of_bias, [4096.0] * 3)
+
+
 def test_columns_of_a_linear_layer_are_those_of_the_whole():
     layer = linear(6, 9, Arithmetic.of(cfg.Model(), jnp.float32), rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.arange(9.0)
     x = jax.random.normal(jax.random.key(0), (2, 5, 6))
     np.testing.assert_allclose(layer(x, slice(3, 9)), layer(x)[..., 3:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_recomputing_all_but_products_computes_no_product_of_a_layer_twice(scan):
+    def operations(remat):
+        model = cfg.Model(size='custom', width=64, depth=2, heads=4, scan=scan, remat=remat)
+        arithmetic = Arithmetic.of(model, jnp.float32)
+        blocks = stack(2, lambda rngs: Block(64, 4, 4.0, arithmetic, rngs=rngs), nnx.Rngs(0))
+        graph, params = nnx.split(blocks)
+        x, valid = jnp.ones((2, 4, 64)), jnp.ones((2, 4), bool)
+        run = lambda p: jnp.sum(run_stack(nnx.merge(graph, p), x, valid, model)[0] ** 2)  # noqa: E731
+        return jax.jit(jax.grad(run)).lower(params).as_text().count('stablehlo.dot_general')
+
+    none, dots, full = (operations(remat) for remat in ('none', 'dots', 'full'))
+    blocks = 1 if scan else 2  # that are written down
+    # Of attention, Q K^T and P V are computed again.
+    assert dots == none + 2 * blocks and full > dots + blocks
 
 
 def test_blocks_cut_out_of_their_stack_first_are_the_same(monkeypatch):
@@ -100,7 +130,8 @@ def test_the_last_block_alone_is_the_same_with_stochastic_depth_and_divided_para
     kernels = NamedSharding(mesh, PartitionSpec(None, None, 'fsdp'))
     with jax.set_mesh(mesh):
         divided = jax.tree.map(lambda p: jax.device_put(p, kernels) if p.ndim == 3 else p, params)
-        rows = jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-        alone = results(divided, rows, asked)
+        alone = results(
+            divided, jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), asked
+        )
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
