@@ -28,7 +28,8 @@ from fusmae_jax.eval.finetune.train import Point
 from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.predict import run as command
 from fusmae_jax.predict.map_file import NOTHING, colours
-from fusmae_jax.predict.run import class_numbers, predict
+from fusmae_jax.predict.output import class_numbers
+from fusmae_jax.predict.run import predict
 from tests.support.embed_fixtures import BANDS, CONFIG, LEFT, TOP, changed, image, write, write_checkpoint
 from tests.support.whole_map import whole
 
