@@ -44,7 +44,7 @@ def settings(kind, path, labels='map', run='bands', **changes):
         'data': Task(str(path), labels=labels, kind='map_regression', threads=1),
         'encoder': EncoderSettings(run, baselines=('prior',), modalities=(('s1',),), batch=8),
         'intervals': Intervals('scene', 20),
-        'learning_rates': (0.1,),
+        'learning_rates': (0.3,),
         'head_seeds': (0,),
         'batch_size': 8,
         'epochs': 20.0,
@@ -96,10 +96,10 @@ def test_what_stands_in_pixels_without_a_number_changes_nothing(data, linear, tm
         np.testing.assert_allclose(whole[i][TARGETS], truth(2, int(name[-4:])), atol=0.006)
 
 
-def test_noise_is_not_learned_and_a_map_one_pixel_to_the_side_is_noticed(data, tmp_path):
-    for field in ('noise', 'shifted'):
-        found, _ = probed(tmp_path / field, data, field)
-        assert -0.05 < found['r2'].estimate < 0.05, field
+@pytest.mark.parametrize('field', ['noise', 'shifted'])
+def test_noise_is_not_learned_and_a_map_one_pixel_to_the_side_is_noticed(field, data, tmp_path):
+    found, _ = probed(tmp_path, data, field, epochs=10.0)
+    assert -0.05 < found['r2'].estimate < 0.05
 
 
 def test_flips_and_turns_move_images_and_map_together(data, tmp_path):
@@ -149,10 +149,7 @@ def test_a_pixel_without_a_number_has_a_gradient_of_exactly_zero():
     guess = jnp.array([[[2.0, 7.0], [1.0, 9.0]]])[..., None]
     value, slope = jax.value_and_grad(losses.squared)(guess, real)
     assert value == 2.5 and slope[..., 0].tolist() == [[[1.0, 0.0], [-2.0, 0.0]]]
-    assert (
-        jax.grad(losses.squared)(guess, jnp.full((1, 2, 2), jnp.nan)).tolist()
-        == jnp.zeros((1, 2, 2, 1)).tolist()
-    )
+    assert not jax.grad(losses.squared)(guess, jnp.full((1, 2, 2), jnp.nan)).any()
 
 
 @pytest.mark.parametrize('kind', heads.KINDS)
@@ -208,7 +205,7 @@ def test_settings_that_cannot_be_are_one_error(kind, changes, message):
 
 def test_a_field_of_the_other_kind_and_records_without_numbers_are_one_error(data, tmp_path):
     wrong = settings(DenseProbe, data, data=Task(str(data), labels='map', kind='segmentation'))
-    with pytest.raises(InputError, match="it holds numbers: data.kind='map_regression'"):
+    with pytest.raises(InputError, match=r"it holds numbers: data\.kind='map_regression'"):
         run_dense_probe(wrong, tmp_path)
     with pytest.raises(InputError, match="no map of numbers 'mpa'"):
         run_dense_probe(settings(DenseProbe, data, 'mpa'), tmp_path)
