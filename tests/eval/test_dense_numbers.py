@@ -73,8 +73,8 @@ def test_a_map_that_is_linear_in_the_pixels_is_learned_and_the_mean_is_the_floor
     assert found['rmse'].unit == found['mae'].unit == UNIT and found['r2'].unit is None
     assert found['r2'].label == QUANTITY and found['r2'].clusters == 4
     assert found['r2'].low <= found['r2'].estimate <= found['r2'].high
-    every = np.concatenate([truth(0, i).ravel() for i in range(SIZES['train'])])
-    test = np.concatenate([truth(2, i).ravel() for i in range(SIZES['test'])])
+    every = np.concatenate([truth(0, i).ravel().astype(np.float64) for i in range(SIZES['train'])])
+    test = np.concatenate([truth(2, i).ravel().astype(np.float64) for i in range(SIZES['test'])])
     test, mean = test[np.isfinite(test)], np.nanmean(every)
     assert floor['r2'].method == 'mean of the training pixels'
     for name, metric in (('mae', mean_absolute_error), ('rmse', root_mean_squared_error), ('r2', r2_score)):
