@@ -115,11 +115,24 @@ def number_map(archive: Archive, header: Header, finest: float) -> NumberMap:
     """What the rasters of numbers hold; see `label_map`.
 
     Raises:
-        InputError: tiles that are no whole number of its pixels, or edges to fill up without a nodata value.
+        InputError: tiles that are no whole number of its pixels, a nodata value that its type does not have,
+            or edges to fill up without one.
     """
-    nodata = {*archive.map_nodata, *(() if header.nodata is None else (header.nodata,))}
-    kept = tuple(sorted(value for value in nodata if math.isfinite(value)))
-    if archive.edge == 'pad' and not kept and header.dtype != 'float32':
+    decimals, given = header.dtype == 'float32', archive.map_nodata
+    held = np.iinfo('int8' if decimals else header.dtype)
+
+    def fits(value: float) -> bool:
+        return decimals or (value.is_integer() and held.min <= value <= held.max)
+
+    if wrong := [value for value in given if not fits(value)]:
+        raise InputError(
+            f'config.archive.map_nodata={given}: no pixel of {header.file} can be {wrong[0]:g}, they are '
+            f'{header.dtype}; leave it out'
+        )
+    # NaN and infinity never are a number; a tag that no pixel can have says nothing.
+    nodata = {*given, *(() if header.nodata is None else (header.nodata,))}
+    kept = tuple(sorted(value for value in nodata if math.isfinite(value) and fits(value)))
+    if archive.edge == 'pad' and not kept and not decimals:
         raise InputError(
             "config.archive.edge='pad': the rasters of numbers have no value to fill pixels up "
             "with; set map_nodata, or edge='drop'"

@@ -23,8 +23,9 @@ def known(stored: np.ndarray, about: NumberMap) -> np.ndarray:
     """Which pixels have a number, bool of the same shape."""
     there = np.isfinite(stored)
     for value in about.nodata:
-        # As the stored type: a tag in float64 equals no float32 otherwise.
-        there &= stored != (stored.dtype.type(value) if stored.dtype.kind == 'f' else value)
+        # As the stored type: a tag in float64 equals no float32 otherwise. Beyond float32 it is infinity.
+        with np.errstate(over='ignore'):
+            there &= stored != (stored.dtype.type(value) if stored.dtype.kind == 'f' else value)
     return there
 
 

@@ -85,9 +85,17 @@ def test_what_no_file_fills_has_no_number(dtype, tmp_path):
     assert found[:16, :16].mean() > 0.6 and not found[16:].any() and not found[:, 16:].any()
 
 
+def test_a_nodata_value_that_no_pixel_can_have_is_refused(tmp_path):
+    stored = heights(dtype='int16').clip(0).astype(np.uint8)
+    mapped(tmp_path, stored)
+    given = archive(tmp_path, **settings(tmp_path, map_nodata=(-9999.0,)))
+    with pytest.raises(InputError, match=r'map_nodata=.*a\.tif can be -9999, they are uint8'):
+        pairs.source(given)
+
+
 def test_a_nodata_tag_in_float64_is_that_of_float32_pixels():
     stored = np.float32([[-3.4028235e38, 0.1], [5.0, np.nan]])
-    about = NumberMap(nodata=(-3.4028234663852886e38, 0.1))
+    about = NumberMap(nodata=(-1.7976931348623157e308, -3.4028234663852886e38, 0.1))
     assert known(stored, about).tolist() == [[False, False], [True, False]]
 
 

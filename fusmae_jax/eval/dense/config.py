@@ -37,7 +37,7 @@ class MapCalibration:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Evaluation):
-    """A class for each pixel, from the tokens of an encoder."""
+    """A class or a number for each pixel, from the tokens of an encoder."""
 
     data: Task = dataclasses.field(default_factory=functools.partial(Task, labels='map', kind='segmentation'))
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
@@ -48,7 +48,7 @@ class Mapped(Evaluation):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Mapped):
-    """A class for each pixel, by a head on the tokens of an encoder."""
+    """A class or a number for each pixel, by a head on the tokens of an encoder."""
 
     calibration: MapCalibration = dataclasses.field(default=MapCalibration(), metadata=SPARSE)
     # shuffle: all pixels of a patch from its token; pup: a convolutional decoder; upernet: pyramid pooling

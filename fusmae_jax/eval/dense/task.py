@@ -98,6 +98,11 @@ def open_maps(config: Mapped) -> tuple[LabelledSet, dict[float, dict[int, np.nda
             pixels, mean, squares = joined(split.labels)
             if not pixels:
                 raise InputError(f'{data.path}, {split.name}: no pixel of {data.labels} has a number')
+            if split is task.val and not squares:
+                raise InputError(
+                    f'{data.path}, {split.name}: {about.quantity} is {mean:g} throughout, so that R2, which '
+                    'settles the sweep, is not defined; take another split'
+                )
             deviation = np.sqrt(squares / pixels)
             logging.info(
                 '%s: %s records, %s: mean %.4g, deviation %.4g %s',

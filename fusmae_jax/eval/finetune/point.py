@@ -134,7 +134,8 @@ def scores_of(
 ) -> np.ndarray | None:
     """The scores of a split, read or computed and stored under a name; None if the weights are gone.
 
-    Numbers to predict are standardised, as the head of the point gives them.
+    Numbers to predict are standardised, as the head of the point gives them; errors of maps of numbers are in
+    the units of the data, for which the `point` is needed.
 
     `split`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
     """
