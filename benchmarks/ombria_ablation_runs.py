@@ -87,8 +87,8 @@ def pretraining(name: str, data: str, seed: int, start: str = '') -> Config:
     """The configuration of a run; `start` is where the run is that it takes its weights from."""
     lines = (*BASE, *(line for sensor in SENSORS.values() for line in sensor), *every_run()[name].changes)
     config = build(load_config('configs/pretrain.py:xae', (*lines, f'seed={seed}', f'name={name}')))
-    own = dataclasses.replace(config.data, path=data)
-    return dataclasses.replace(config, data=own, init=dataclasses.replace(config.init, from_=start))
+    where = dataclasses.replace(config.data, path=data)
+    return dataclasses.replace(config, data=where, init=dataclasses.replace(config.init, from_=start))
 
 
 def optical(data: str, seed: int) -> Config:

@@ -139,17 +139,17 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int, parts: tu
 
 def lines(folder: Path, part: str) -> list[dict[str, Any]]:
     """The numbers of a part that is there: of each system, and the paired differences."""
-    found = []
+    numbers = []
     for row in stored(folder, 'rows', part):
         metric = '/'.join((row['metric'], row['label'])) if row['label'] else row['metric']
         metric += f'_{row["averaging"]}' if row['averaging'] == 'macro' else ''
-        found.append(_line(part, row['system'], row['modalities'], metric, row))
+        numbers.append(_line(part, row['system'], row['modalities'], metric, row))
     for line in stored(folder, 'differences', part):
         system = f'{line["system"]} minus {line["minus"]}'
-        found += [_line(part, system, line['modalities'], m, x) for m, x in line['metrics'].items()]
+        numbers += [_line(part, system, line['modalities'], m, x) for m, x in line['metrics'].items()]
     for line in stored(folder, 'calibration', part):
-        found += [_line(part, line['system'], line['modalities'], m, x) for m, x in line['metrics'].items()]
-    return [one for one in found if one['metric'] in (*SHOWN, *CALIBRATION)]
+        numbers += [_line(part, line['system'], line['modalities'], m, x) for m, x in line['metrics'].items()]
+    return [one for one in numbers if one['metric'] in (*SHOWN, *CALIBRATION)]
 
 
 def stored(folder: Path, kind: str, part: str) -> list[dict[str, Any]]:
@@ -167,13 +167,13 @@ def _line(part: str, system: str, inputs: list[str], metric: str, numbers: Any) 
 def write(workdir: Path, results: Path, seed: int, steps: int) -> str:
     """The report and its numbers, of all parts that there are."""
     each = {part: lines(workdir / part, part) for part in PARTS}
-    every = [one for found in each.values() for one in found]
+    every = [one for numbers in each.values() for one in numbers]
     words = {'probe': f'{PROBE_EPOCHS:g} epochs', 'finetune': f'{FINETUNE_EPOCHS:g} epochs'}
     tables = []
-    for part, found in each.items():
-        if found:
-            tables += [f'## {TITLES[part].format(**words)}', table(found)]
-            tables += settled(workdir / part, part, found)
+    for part, numbers in each.items():
+        if numbers:
+            tables += [f'## {TITLES[part].format(**words)}', table(numbers)]
+            tables += settled(workdir / part, part, numbers)
     options = f' --seed={seed}' * (seed != 0) + f' --steps={steps}' * (steps != ombria_config.STEPS)
     text = TEXT.format(
         regions=max(one['regions'] for one in every),
@@ -188,10 +188,10 @@ def write(workdir: Path, results: Path, seed: int, steps: int) -> str:
     return text
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(numbers: list[dict[str, Any]]) -> str:
     """A row for each system and choice of inputs, in percent."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for one in found:
+    for one in numbers:
         if one['metric'] in SHOWN:
             rows.setdefault((one['inputs'], one['system']), {})[one['metric']] = _cell(one)
     head = ('inputs', 'system', *SHOWN)
@@ -200,19 +200,19 @@ def table(found: list[dict[str, Any]]) -> str:
     return markdown([head, *body])
 
 
-def settled(folder: Path, part: str, found: list[dict[str, Any]]) -> list[str]:
+def settled(folder: Path, part: str, numbers: list[dict[str, Any]]) -> list[str]:
     """What the validation regions have settled, and the calibration error; nothing where it is not known."""
     chosen = {_key(row): row['chosen'] for row in stored(folder, 'rows', part)}
     heat = {_key(line): line['temperatures'] for line in stored(folder, 'calibration', part)}
     names = [name for name in ('learning_rate', 'epoch') if any(name in one for one in chosen.values())]
     if not heat:
         return []
-    cells = {(one['system'], one['inputs'], one['metric']): _cell(one) for one in found}
+    cells = {(one['system'], one['inputs'], one['metric']): _cell(one) for one in numbers}
     table = [['inputs', 'system', *(name.replace('_', ' ') for name in names), 'temperature', *CALIBRATION]]
     for (system, inputs), values in chosen.items():
         if values:
-            numbers = [values[name][0] for name in names] + heat.get((system, inputs), [])
-            shown = [f'{number:.3g}' for number in numbers] + ['-'] * (len(names) + 1 - len(numbers))
+            points = [values[name][0] for name in names] + heat.get((system, inputs), [])
+            shown = [f'{number:.3g}' for number in points] + ['-'] * (len(names) + 1 - len(points))
             errors = [cells.get((system, inputs, metric), '-') for metric in CALIBRATION]
             table.append([inputs, system, *shown, *errors])
     return [SETTLED, markdown(table)]

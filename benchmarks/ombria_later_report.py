@@ -131,9 +131,9 @@ def _cells(
     systems = [f'{name}-{seed}' for seed in SEEDS]
     if not scores.has(*systems, *others):
         return [('not run', ())] * len(SHARES)
-    found = []
+    cells = []
     for share in SHARES:
         one = scores.minus(systems, others, level, inputs, share)
         about = ('test', name, level, '+'.join(inputs), f'{share:g}', what)
-        found.append((report.line(lines, one.interval, *about), one.seeds))
-    return found
+        cells.append((report.line(lines, one.interval, *about), one.seeds))
+    return cells

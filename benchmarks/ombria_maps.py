@@ -46,7 +46,7 @@ def write(npz: str, folder: str | os.PathLike[str]) -> str:
     splits: dict[str, list[Item]] = {name: [] for name in SHARES}
     for number, split in sorted(split_of(region).items()):
         rows = {side: np.flatnonzero((region == number) & (after == side)) for side in (True, False)}
-        if any(len(found) != 1 for found in rows.values()):
+        if any(len(pairs) != 1 for pairs in rows.values()):
             raise InputError(f'{npz}: region {number} needs one pair before its flood and one after it')
         late, early = (int(rows[side][0]) for side in (True, False))
         splits[split].append(Item(f'region_{number:04d}', (late, early)))

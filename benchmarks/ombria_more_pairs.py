@@ -72,23 +72,23 @@ def write(npz: str, folder: str, workdir: str | os.PathLike[str]) -> str:
 
 def listed(folder: str) -> dict[str, dict[str, Path]]:
     """Name of a pair -> sensor -> its file, in the order of the names."""
-    found: dict[str, dict[str, Path]] = {}
+    pairs: dict[str, dict[str, Path]] = {}
     for sensor, (below, kind, _) in KINDS.items():
         for file in sorted((Path(folder) / below).glob('zone_*/*.tif')):
             about = NAME.fullmatch(file.stem)
             if about and about['kind'] == kind:
                 name = f'{file.parent.name}_{about["month"]}_{int(about["patch"]):02d}'
-                found.setdefault(name, {})[sensor] = file
-    if not found:
+                pairs.setdefault(name, {})[sensor] = file
+    if not pairs:
         raise InputError(
             f'{folder}: no sen1/zone_*/image_VV_*.tif (--pairs); give the folder dataset_sample of the '
             'Sentinel downloader'
         )
-    for name, files in found.items():
+    for name, files in pairs.items():
         if missing := [sensor for sensor in KINDS if sensor not in files]:
             have = next(iter(files.values()))
             raise InputError(f'{have}: {name} has no image of {missing[0]}; copy the folder again')
-    return dict(sorted(found.items()))
+    return dict(sorted(pairs.items()))
 
 
 def read(file: Path, sensor: str) -> np.ndarray:

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from foundation_models.lightning_task import LightningTask
+from hydra.utils import to_absolute_path
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,7 +39,7 @@ UNITS = {'cobench_lcz_s12': {'s2': 'reflectance'}, 'cobench_flood_s1': {'s1': 'l
 USUAL = {'s1': 'dB', 's2': 'DN'}
 # Within which the median of all pixels of the first images has to lie.
 LEVELS = {'dB': (-45.0, -1.0), 'linear': (0.0, 2.0), 'DN': (15.0, 15e3), 'reflectance': (0.0, 1.5)}
-DARKEST = -70.0  # dB, less than any sensor sees; 0 in linear units has no logarithm
+DARKEST = 1e-7  # linear, less than any sensor sees; not measured is 0, but for the rounding of z-scores
 PAIRED = ('cobench_bigearthnet_s12', 'cobench_dfc2020_s12')  # sets with both sensors of each place
 SPLITS = ('train', 'val', 'test')
 
@@ -68,37 +69,42 @@ class Images(nn.Module):
     def __init__(self, data: Any, contract: Any, radar: str = 'by_level', part: int = 0):
         super().__init__()
         names = [plain(name) for name in data.band_names]
-        own = slice(part * len(names), (part + 1) * len(names))
+        channels = slice(part * len(names), (part + 1) * len(names))
         for key, default in (('mean', 0.0), ('std', 1.0)):
-            given = list(data.band_stats[key])[own] if data.band_stats else [default] * len(names)
+            given = list(data.band_stats[key])[channels] if data.band_stats else [default] * len(names)
             self.register_buffer(key, torch.tensor(given)[:, None, None], persistent=False)
         self.register_buffer('exchanged', torch.tensor(0 if radar == 'by_name' else -1))
         self.title, self.names, self.bands = data.dataset_name, names, {}
-        declared = USUAL | UNITS.get(data.dataset_type, {})
-        for sensor, about in contract['sensors'].items():
-            index = [names.index(plain(b)) if plain(b) in names else None for b in about['bands']]
+        self.units = USUAL | UNITS.get(data.dataset_type, {})
+        # Other sensors, such as a second orbit of radar, are in no set.
+        for sensor in (name for name in contract['sensors'] if name in self.units):
+            wanted = [plain(band) for band in contract['sensors'][sensor]['bands']]
+            index = [names.index(band) if band in names else None for band in wanted]
             if any(i is not None for i in index):
                 self.bands[sensor] = index
         if not self.bands:
             raise ValueError(f'{self.title}: {names} holds no band of {list(contract["sensors"])}')
-        self.units = {sensor: declared[sensor] for sensor in self.bands}
+        # The channels with VV and VH exchanged.
+        self.other_order = list(range(len(names)))
+        if all(name in names for name in RADAR):
+            vv, vh = (names.index(name) for name in RADAR)
+            self.other_order[vv], self.other_order[vh] = vh, vv
         self.wanted = {entry['sensor']: entry['unit'] for entry in contract['inputs'].values()}
 
     def forward(self, samples: Tensor) -> dict[str, Tensor]:
         """Images by sensor, NaN for bands that the set lacks."""
         values = samples.float() * self.std + self.mean
-        found = {}
-        for sensor, index in self.bands.items():
-            there = [values[:, i] for i in index if i is not None]
-            x = [torch.full_like(there[0], torch.nan) if i is None else values[:, i] for i in index]
-            found[sensor] = converted(torch.stack(x, 1), self.units[sensor], self.wanted[sensor])
         if self.exchanged < 0:
-            self._look(found, values)
-        if self.exchanged > 0 and 's1' in found:
-            found['s1'] = found['s1'].flip(1)
-        return found
+            self._look(values)
+        if self.exchanged > 0:
+            values = values[:, self.other_order]
+        images, absent = {}, torch.full_like(values[:, 0], torch.nan)
+        for sensor, index in self.bands.items():
+            x = torch.stack([absent if i is None else values[:, i] for i in index], 1)
+            images[sensor] = converted(x, self.units[sensor], self.wanted[sensor])
+        return images
 
-    def _look(self, found: dict[str, Tensor], values: Tensor) -> None:
+    def _look(self, values: Tensor) -> None:
         """What the first images tell: whether units are those that are declared, and which channel is VV.
 
         Raises:
@@ -112,11 +118,11 @@ class Images(nn.Module):
                     f'{self.title}: the median of {sensor} is {median:.4g}, declared as {self.units[sensor]} '
                     f'({low:g} to {high:g}); see to band_stats and UNITS'
                 )
-        if 's1' in found and all(name in self.names for name in RADAR):
-            vv, vh = (found['s1'][:, i].nanmean().item() for i in range(2))
-            self.exchanged.fill_(int(vv < vh))
-        else:
-            self.exchanged.fill_(0)
+        darker = False
+        if all(name in self.names for name in RADAR):
+            vv, vh = (values[:, self.names.index(name)].nanmean().item() for name in RADAR)
+            darker = vv < vh
+        self.exchanged.fill_(int(darker))
 
 
 def converted(x: Tensor, unit: str, wanted: str) -> Tensor:
@@ -128,7 +134,7 @@ def converted(x: Tensor, unit: str, wanted: str) -> Tensor:
     if unit == wanted:
         return x
     if (unit, wanted) == ('linear', 'dB'):
-        return torch.where(x > 0, 10 * x.clamp_min(10 ** (DARKEST / 10)).log10(), torch.nan)
+        return torch.where(x > DARKEST, 10 * x.clamp_min(DARKEST).log10(), torch.nan)
     scale = {('reflectance', 'DN'): 1e4, ('DN', 'reflectance'): 1e-4}.get((unit, wanted))
     if scale is None:
         raise ValueError(f'images in {unit}, the encoder takes {wanted}')
@@ -140,7 +146,8 @@ class Task(LightningTask):
 
     def __init__(self, args: Any, model_config: Any, data_config: Any, parts: int = 1):
         super().__init__(args, model_config, data_config)
-        self.encoder = load(pathlib.Path(model_config.folder))
+        # Hydra changes the working directory; a path is one from where the command was given.
+        self.encoder = load(pathlib.Path(to_absolute_path(model_config.folder)))
         self.width, self.frozen = self.encoder.model['width'], model_config.freeze_backbone
         radar = model_config.get('radar', 'by_level')
         self.images = nn.ModuleList(
@@ -159,8 +166,8 @@ class Task(LightningTask):
 
         single = self.model_config.task == 'classification'
         names = ('acc1', 'acc5') if single else ('miou', 'acc')
-        found = (cls_metric if single else seg_metric)(self.data_config, outputs[0], targets)
-        for name, value in zip(('loss', *names), (self.loss(outputs, targets), *found)):
+        metrics = (cls_metric if single else seg_metric)(self.data_config, outputs[0], targets)
+        for name, value in zip(('loss', *names), (self.loss(outputs, targets), *metrics)):
             self.log(f'{prefix}_{name}', value, on_step=prefix == 'train', on_epoch=True, prog_bar=True)
 
 
@@ -254,7 +261,7 @@ def FusMAEModel(args: Any, model_config: Any, data_config: Any) -> Task:  # noqa
     """The model for a task; raises NotImplementedError for regression, whose sets are of other sensors."""
     tasks = {'classification': Classification, 'segmentation': Segmentation, 'changedetection': Change}
     if args.task not in tasks:
-        raise NotImplementedError(f'task={args.task}: {", ".join(tasks)}')
+        raise NotImplementedError(f'task={args.task}: this model has heads for {", ".join(tasks)}')
     return tasks[args.task](args, model_config, data_config)
 
 

@@ -108,8 +108,8 @@ class FusMAEEmbedder(EmbedderBase):
             parts.append(pixels)
             meta |= about
         if modality_of(sensor) != 's1':
-            own = {'collection': S2, 'bands': OPTICAL, 'cloudy_pct': sensor.cloudy_pct}
-            parts.append(fetch_collection_patch_chw(provider, **own, **common))
+            what = {'collection': S2, 'bands': OPTICAL, 'cloudy_pct': sensor.cloudy_pct}
+            parts.append(fetch_collection_patch_chw(provider, **what, **common))
         if len({part.shape[1:] for part in parts}) > 1:
             shapes = [part.shape for part in parts]
             raise ModelError(f'fusmae: Sentinel-1 and Sentinel-2 of different sizes: {shapes}')
@@ -189,8 +189,8 @@ def images_of(pixels: np.ndarray, sensor: SensorSpec, contract: Any) -> dict[str
     units = {entry['sensor']: entry['unit'] for entry in contract['inputs'].values()}
     there = {'s1': pixels[: len(RADAR)] if name != 's2' else None}
     there['s2'] = pixels[-len(OPTICAL) :] if name != 's1' else None
-    found = {}
-    for one, own in (('s1', RADAR), ('s2', OPTICAL)):
+    images = {}
+    for one, bands in (('s1', RADAR), ('s2', OPTICAL)):
         x = there[one]
         if x is None or one not in contract['sensors']:
             continue
@@ -198,19 +198,23 @@ def images_of(pixels: np.ndarray, sensor: SensorSpec, contract: Any) -> dict[str
         if units[one] not in ('dB', 'DN', 'reflectance'):
             raise ModelError(f'fusmae: the encoder takes {one} in {units[one]}, which cannot be had here')
         x = x * 1e-4 if units[one] == 'reflectance' else x
-        rows = {plain(band): row for band, row in zip(own, x)}
+        rows = {plain(band): row for band, row in zip(bands, x)}
         absent = np.full(x.shape[1:], np.nan, np.float32)
-        found[one] = np.stack([rows.get(plain(band), absent) for band in contract['sensors'][one]['bands']])
-    if not found:
+        wanted = contract['sensors'][one]['bands']
+        images[one] = np.stack([rows.get(plain(band), absent) for band in wanted])
+    if not images:
         raise ModelError(f'fusmae: {name}, but the encoder knows {list(contract["sensors"])}')
-    return {key: torch.from_numpy(x.astype(np.float32))[None] for key, x in found.items()}
+    return {key: torch.from_numpy(x.astype(np.float32))[None] for key, x in images.items()}
 
 
 def decibels(x: np.ndarray, linear: bool) -> np.ndarray:
-    """VV and VH in dB; raises ModelError where they seem to be exchanged."""
+    """VV and VH in dB; raises ModelError where they seem to be exchanged, or in the other unit."""
+    # Linear values that had their noise removed can lie below 0 here and there.
+    if linear and np.mean(x < 0) > 0.5:
+        raise ModelError('fusmae: Sentinel-1 is not linear; set use_float_linear=False for values in dB')
     with np.errstate(divide='ignore', invalid='ignore'):
         x = np.where(x == 0, np.nan, 10 * np.log10(x) if linear else x)
-    if linear is False and np.nanmin(x, initial=0) > -1:
+    if not linear and np.nanmin(x, initial=0) > -1:
         raise ModelError('fusmae: Sentinel-1 is not in dB; set use_float_linear=True for linear values')
     seen = np.isfinite(x).all(0)
     if seen.any() and (gap := float((x[0] - x[1])[seen].mean())) < -DARKER:

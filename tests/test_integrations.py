@@ -89,14 +89,17 @@ def test_radar_that_is_not_in_decibels_is_refused(adapter):
 def test_radar_of_rs_embed_is_in_decibels_vv_first_and_fill_is_not_measured(entry):
     power = np.stack([np.full((2, 2), 0.1), np.full((2, 2), 0.01)]).astype(np.float32)
     power[:, 0, 0] = 0
-    found = entry.decibels(power, linear=True)
-    assert np.isnan(found[:, 0, 0]).all()
-    np.testing.assert_allclose(found[:, 1, 1], [-10, -20], rtol=1e-6)
-    np.testing.assert_array_equal(entry.decibels(found, linear=False), found)
+    decibels = entry.decibels(power, linear=True)
+    assert np.isnan(decibels[:, 0, 0]).all()
+    np.testing.assert_allclose(decibels[:, 1, 1], [-10, -20], rtol=1e-6)
+    np.testing.assert_array_equal(entry.decibels(decibels, linear=False), decibels)
     with pytest.raises(ValueError, match=r'VV is 10\.0 dB below VH: the channels are exchanged'):
         entry.decibels(power[::-1], linear=True)
     with pytest.raises(ValueError, match='not in dB'):
         entry.decibels(power, linear=False)
+    # That is what rs-embed takes values for unless it is told otherwise: their logarithms would all be NaN.
+    with pytest.raises(ValueError, match='not linear; set use_float_linear=False'):
+        entry.decibels(decibels, linear=True)
 
 
 def test_bands_of_rs_embed_are_ours_without_the_zero(entry):

@@ -156,9 +156,9 @@ def test_the_choice_is_made_on_validation_regions_and_the_report_is_the_same_byt
 
 def test_smaller_patches_are_averaged_to_those_of_the_labels():
     grid = np.arange(100.0).reshape(1, 10, 10, 1)
-    found = ombria_probe.on_grid(grid.reshape(1, 100, 1))
+    means = ombria_probe.on_grid(grid.reshape(1, 100, 1))
     expected = [grid[0, r : r + 2, c : c + 2].mean() for r in range(0, 10, 2) for c in range(0, 10, 2)]
-    np.testing.assert_allclose(found[0, :, 0], expected)
+    np.testing.assert_allclose(means[0, :, 0], expected)
     same = np.random.default_rng(0).normal(size=(2, 25, 3)).astype(np.float32)
     np.testing.assert_array_equal(ombria_probe.on_grid(same), same, strict=True)
 

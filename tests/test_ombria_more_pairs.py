@@ -60,20 +60,20 @@ def test_pairs_go_into_training_in_four_parts_at_the_levels_of_ombria(npz, folde
     made = ombria_more_pairs.write(npz, str(folder), tmp_path / 'data')
     before = ombria_set.items(npz)
     records = {one['name'].decode(): one for one in read(made, 'train')}
-    own = {name: x for name, x in records.items() if name.startswith('zone')}
-    assert len(own) == 8 and len(records) == 8 + len(before['train'])
+    added = {name: x for name, x in records.items() if name.startswith('zone')}
+    assert len(added) == 8 and len(records) == 8 + len(before['train'])
     for split in ('val', 'test'):
         assert {one['name'].decode() for one in read(made, split)} == {item.key for item in before[split]}
     wanted = ombria_more_pairs.ombria_levels(npz)
     for sensor in ('s1', 's2'):
-        pixels = np.concatenate([one[sensor].reshape(-1, one[sensor].shape[-1]) for one in own.values()])
+        pixels = np.concatenate([one[sensor].reshape(-1, one[sensor].shape[-1]) for one in added.values()])
         np.testing.assert_allclose(pixels.mean(0), wanted[sensor].mean, atol=1.5)
         np.testing.assert_allclose(pixels.std(0), wanted[sensor].std, rtol=0.05)
     # The lower right part of an image, in step with its radar image.
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         stored = [rasterio.open(folder / f'{name}.tif').read() for name in NAMES['zone_9_b_Aug_11']]
-    part = own['zone_9_b_Aug_11_128_128']
+    part = added['zone_9_b_Aug_11_128_128']
     for sensor, whole in zip(('s1', 's2'), stored):
         cut = np.moveaxis(whole, 0, -1)[128:, 128:, 0]
         assert np.corrcoef(cut.ravel(), part[sensor][..., 0].ravel())[0, 1] > 0.99

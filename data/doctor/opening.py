@@ -23,9 +23,8 @@ LAYOUTS: tuple[Callable[[Sequence[Path]], RawListing | None], ...] = (
 )
 KNOWN = (
     'the folder of a raw archive (BigEarthNet v1 or v2, SEN12MS, Sen1Floods11, SSL4EO-S12, GeoTIFFs of your '
-    'own), the '
-    '.tortilla of benv2 (GEO-Bench-2), a folder written by `convert`, a GeoTIFF or a pair of them, '
-    'or the working directory of a run'
+    'own), the .tortilla of benv2 or so2sat (GEO-Bench-2), a folder written by `convert`, a GeoTIFF or a '
+    'pair of them, or the working directory of a run'
 )
 
 

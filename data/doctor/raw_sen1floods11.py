@@ -19,7 +19,7 @@ VALID = (NO_LABEL, *SCHEMA.maps['water'].values)
 
 def archive(paths: Sequence[Path]) -> RawListing | None:
     """The archive at or below a path; None if there is no folder of its Sentinel-1 chips."""
-    parent = next((found for path in paths if (found := find_folder(path, _S1, len(DATA.parts)))), None)
+    parent = next((folder for path in paths if (folder := find_folder(path, _S1, len(DATA.parts)))), None)
     if parent is None or parent.parts[-len(DATA.parts) :] != DATA.parts:
         return None
     root = parent.parents[len(DATA.parts) - 1]

@@ -1,4 +1,4 @@
-"""so2sat of GEO-Bench-2: one .tortilla file, whose quirks are told as findings.
+"""so2sat of GEO-Bench-2: one .tortilla file, whose quirks become findings.
 
 Its radar is no measurement that the checks of pixels know, so they see Sentinel-2 alone.
 """

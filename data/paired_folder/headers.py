@@ -17,7 +17,7 @@ from fusmae_jax.geo.values import DN, Declared, Values
 from fusmae_jax.geo.values import values_of as meaning
 
 from ..geotiff import refused
-from .settings import Archive
+from .settings import Archive, prefix_of
 
 DTYPES = ('uint8', 'int16', 'uint16', 'int32', 'uint32', 'float32')
 OPTIONS = raster.BESIDE
@@ -61,9 +61,11 @@ def read_headers(
     with refused(files[-1], modality, ''):
         if left:
             total = sum(len(header.bands) for header in headers)
-            message = f'{total} channels in all, but {modality}_bands names {len(names)}'
+            message = f'{total} channels in all, but {prefix_of(modality)}_bands names {len(names)}'
             raise UnusableError('bands', message, 'name every channel once')
-        bands.check_unique([band for header in headers for band in header.bands], f'{modality}_bands')
+        bands.check_unique(
+            [band for header in headers for band in header.bands], f'{prefix_of(modality)}_bands'
+        )
     return headers
 
 
@@ -74,7 +76,7 @@ def channels(
 
     Raises RecordError where a channel has no name, or the two disagree; the position alone says nothing.
     """
-    texts, setting = raster.descriptions(dataset), f'{modality}_bands'
+    texts, setting = raster.descriptions(dataset), f'{prefix_of(modality)}_bands'
     with refused(file, modality, ''):
         if names:
             return bands.by_setting(texts, modality, names, setting)
@@ -142,7 +144,7 @@ def values_of(header: Header, modality: str, archive: Archive) -> Values:
     unit = archive.of(modality, 'unit')
     dn, offset = DN.get(unit, 1.0), archive.s2_offset if modality == 's2' else 'auto'
     declared = Declared(
-        prefix='s1_' if modality in bands.RADAR else f'{modality}_',
+        prefix=f'{prefix_of(modality)}_',
         unit=unit,
         scale=archive.of(modality, 'scale'),
         offset=None if offset == 'auto' else int(offset) * dn,

@@ -22,7 +22,7 @@ from fusmae_jax.input.contract import Group, LabelMap, NumberMap, Targets
 
 from ..records import RecordError, validity
 from .headers import values_of
-from .settings import Archive
+from .settings import Archive, prefix_of
 
 CLOSE = 1e-3  # of the finest pixel; edges further apart than this do not agree
 
@@ -144,7 +144,7 @@ def check_fill(layout: RecordLayout) -> None:
             raise InputError(
                 f"config.archive.missing='keep': field {name!r} is {group.dtype} without a nodata value, so "
                 'nothing can stand for what is missing; set '
-                f'{group.modality}_nodata=(VALUE,) to one that no pixel has'
+                f'{prefix_of(group.modality)}_nodata=(VALUE,) to one that no pixel has'
             )
 
 
@@ -215,7 +215,7 @@ def _check_padding(archive: Archive, field: str, group: Group) -> None:
     if archive.edge == 'pad' and not group.dtype.startswith('float') and not group.nodata:
         raise InputError(
             f"config.archive.edge='pad': {field} ({group.dtype}) has no nodata value to fill up with; set "
-            f"{group.modality}_nodata, or edge='drop'"
+            f"{prefix_of(group.modality)}_nodata, or edge='drop'"
         )
 
 

@@ -11,7 +11,7 @@ from fusmae_jax.geo.products import is_product
 
 from ..records import RecordError, inside
 from .entries import EXTENSIONS, Entry, Problem, parts_of, products, roots
-from .settings import SENSORS, Archive
+from .settings import SENSORS, Archive, prefix_of
 
 
 def by_name(archive: Archive) -> tuple[list[Entry], list[Problem]]:
@@ -92,7 +92,7 @@ def _stems(
         if absent:
             there = next(iter(files.values()))
             problem = f'no file {stem} with the ending {absent[0]!r} beside it'
-            advice = f'every image needs its {len(parts)} files of {modality}_parts={parts}'
+            advice = f'every image needs its {len(parts)} files of {prefix_of(modality)}_parts={parts}'
             problems.append((stem, RecordError(root / there, f'{modality} parts', problem, advice)))
         else:
             complete[stem] = [files[part] for part in parts]

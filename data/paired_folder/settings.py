@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fusmae_jax.config.setting import range_problems, setting
 from fusmae_jax.errors import nearest, raise_all
-from fusmae_jax.geo.bands import BANDS, SKIP, band_of
+from fusmae_jax.geo.bands import BANDS, RADAR, SKIP, band_of
 from fusmae_jax.input.label_maps import MOST
 
 HOW_S1 = (
@@ -26,6 +26,11 @@ HOW_DEM = "elevation is in metres, dem_unit='m'; dem_scale turns other units int
 SENSORS = ('s1', 's1_desc', 's2', 'dem')
 Offset = Literal['auto', '0', '-1000']
 LOWEST, HIGHEST = -(2**31), 2**31 - 1  # values of a label raster, which has 32 bits at most
+
+
+def prefix_of(modality: str) -> str:
+    """How settings of a sensor begin, but for those of its files: both passes have those of `s1`."""
+    return 's1' if modality in RADAR else modality
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +130,8 @@ class Archive:
 
     def of(self, modality: str, name: str) -> Any:
         """A setting of a sensor; those of Sentinel-1 but for its files hold for both of its passes."""
-        own = name in ('root', 'prefix', 'suffix')
-        return getattr(self, f'{modality if own or modality != "s1_desc" else "s1"}_{name}')
+        of_files = name in ('root', 'prefix', 'suffix')
+        return getattr(self, f'{modality if of_files else prefix_of(modality)}_{name}')
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -156,7 +161,7 @@ def check(archive: Archive) -> None:
         problems.append('s1_root, s2_root and dem_root are empty: give the folder of at least one sensor')
     if not re.fullmatch(r'[a-z][a-z0-9_]*', archive.name):
         problems.append(f'name={archive.name!r} must be small letters, digits and _, a letter first')
-    for modality in archive.modalities:
+    for modality in dict.fromkeys(map(prefix_of, archive.modalities)):
         problems += _modality_problems(archive, modality)
     if archive.s1_desc_root and (not archive.s1_root or archive.s1_orbit not in ('', 'asc')):
         problems.append(
@@ -245,7 +250,7 @@ def _number_map_problems(archive: Archive) -> list[str]:
 def _modality_problems(archive: Archive, modality: str) -> list[str]:
     problems = []
     if not archive.of(modality, 'unit'):
-        how = {'s1': HOW_S1, 's1_desc': HOW_S1, 's2': HOW_S2, 'dem': HOW_DEM}[modality]
+        how = {'s1': HOW_S1, 's2': HOW_S2, 'dem': HOW_DEM}[modality]
         problems.append(f"{modality}_unit='': {how}")
     pixel, chips = archive.of(modality, 'pixel'), archive.georeference == 'none'
     if chips and not pixel:

@@ -122,12 +122,8 @@ def _entry(
     if files.get('s1') and 's1_desc' in files:
         passes = [[folders[m] / name for name in files[m]] for m in ('s1', 's1_desc')]
         if passes[0] == passes[1]:
-            raise RecordError(
-                file,
-                f'{where}, s1_desc',
-                f'{values["s1_desc"]!r}: the same file is given for both passes',
-                'repair the row',
-            )
+            message = f'{values["s1_desc"]!r}: the same file is given for both passes'
+            raise RecordError(file, f'{where}, s1_desc', message, 'repair the row')
     if 'split' in values and not re.fullmatch(r'[a-z][a-z0-9_]*', values['split']):
         raise RecordError(
             file, f'{where}, split', f'{values["split"]!r}', "write a name in small letters, such as 'train'"

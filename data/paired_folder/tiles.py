@@ -19,6 +19,7 @@ from ..records import Field, Item, Record, RecordError, validity
 from .headers import CHANGED, OPTIONS, channels, opened
 from .layout import LayoutPart, RecordLayout, shifted
 from .maps import MAP, read_map
+from .settings import prefix_of
 from .table import FACTS
 from .targets import FIELD
 
@@ -173,6 +174,7 @@ def check_values(file: Path, images: Mapping[str, np.ndarray], groups: Mapping[s
     advice = _ADVICE.get((group.unit, problem.kind), problem.advice)
     if problem.kind == 'tail':
         advice = (
-            f'a fill value for what was not measured? Set {group.modality}_nodata, or the tag of the files'
+            f'a fill value for what was not measured? Set {prefix_of(group.modality)}_nodata, or the tag of '
+            'the files'
         )
     raise RecordError(file, f'{group.modality} {problem.band or "unit"}', problem.found, advice)

@@ -90,8 +90,8 @@ def stages(
     measured = {stage: intervals_of(runs, clusters, settings) for stage, runs in measures.items()}
     return {
         'metrics': {
-            f'{name}_{stage}': found[name]
-            for stage, found in measured.items()
+            f'{name}_{stage}': intervals[name]
+            for stage, intervals in measured.items()
             for name in ('ece', 'surprise')
         },
         'diagrams': {

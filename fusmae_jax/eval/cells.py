@@ -1,13 +1,15 @@
 """Evaluated systems as result rows, as a printed table, and as paired differences."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from etils import epath
 
 from fusmae_jax import __version__, storage
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import BANDS, PRIOR
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.eval import intervals
@@ -28,7 +30,8 @@ HEADLINE = {
 }
 PRINTED = 2  # targets whose own metrics are printed as well
 
-ROWS, DIFFERENCES = 'rows-{}.jsonl', 'differences-{}.jsonl'  # of a command: 'linear', 'knn'
+# Of a command: 'linear', 'knn'.
+ROWS, DIFFERENCES, SETTINGS = 'rows-{}.jsonl', 'differences-{}.jsonl', 'settings-{}.json'
 Arm = TypeVar('Arm')  # what a command evaluates: a system with one choice of sensors
 
 
@@ -71,53 +74,46 @@ def summarise(
     return Runs(each, mean, intervals.intervals(mean))
 
 
-def of_arms(
+def evaluate(
     config: Evaluation,
     task: LabelledSet,
     drawn: Mapping[float, Mapping[int, np.ndarray]],
     arms: Iterable[Arm],
     cell: Callable[[Arm, Mapping[int, np.ndarray], Mapping[str, Any]], Cell],
     floor: Callable[[Mapping[int, np.ndarray], Mapping[str, Any]], Cell],
-) -> Iterator[Cell]:
-    """Every arm at every label fraction, then the floor, where it is among the baselines.
-
-    Args:
-        config: the run.
-        task: its labels.
-        drawn: positions of the labelled records, by label fraction and seed of the draw.
-        arms: systems with one choice of sensors each, opened one after the other.
-        cell: from an arm, positions by seed, and the fields of a row that tell of data and labels.
-        floor: from the latter two.
-    """
-    shared = task_fields(config.data, task, config.intervals)
-    about = {f: shared | label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
-    for arm in arms:
-        for fraction, parts in drawn.items():
-            yield cell(arm, parts, about[fraction])
-    if PRIOR in config.encoder.baselines:
-        for fraction, parts in drawn.items():
-            yield floor(parts, about[fraction])
-
-
-def write_each(
-    each: Iterable[Cell],
-    kind: str,
     workdir: epath.Path,
     command: str,
     also: Callable[[Sequence[Cell]], None] = lambda cells: None,
 ) -> list[Cell]:
-    """Cells as they come: rows and differences, and what else `also` writes of the cells so far.
+    """Every arm at every label fraction, then the floor: rows, differences, and what `also` writes of them.
 
     All of it is written again after every cell, so that what is there survives an interruption.
+
+    Args:
+        config: the run, which is written too.
+        task: its labels.
+        drawn: positions of the labelled records, by label fraction and seed of the draw.
+        arms: systems with one choice of sensors each, opened one after the other.
+        cell: from an arm, positions by seed, and the fields of a row that tell of data and labels.
+        floor: from the latter two; where it is among the baselines.
+        workdir: where everything is written.
+        command: what the files are named after.
+        also: takes the cells so far.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_json(workdir / SETTINGS.format(command), to_dict(config))
+    shared = task_fields(config.data, task, config.intervals)
+    about = {f: shared | label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
+    of_arms = (cell(arm, parts, about[f]) for arm in arms for f, parts in drawn.items())
+    floors = drawn.items() if PRIOR in config.encoder.baselines else ()
     evaluated: list[Cell] = []
-    for cell in each:
-        evaluated.append(cell)
+    for each in itertools.chain(of_arms, (floor(parts, about[f]) for f, parts in floors)):
+        evaluated.append(each)
         write(evaluated, workdir, command)
         also(evaluated)
-        print(table([cell], headline(kind, [cell])).split('\n')[1], flush=True)
+        print(table([each], headline(config.data.kind, [each])).split('\n')[1], flush=True)
     print()
-    show(evaluated, kind, workdir, command)
+    show(evaluated, config.data.kind, workdir, command)
     return evaluated
 
 

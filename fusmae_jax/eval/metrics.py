@@ -275,7 +275,8 @@ def judged(scores: np.ndarray, metric: Callable[[np.ndarray], float], split: str
     value = metric(scores)
     if not np.isfinite(value):
         raise InputError(
-            f'{split}: the metric that settles the sweep is {value}; has the split no positive labels?'
+            f'{split}: the metric that settles the sweep is {value}; has the split no positive labels, or '
+            'one number alone to predict?'
         )
     return value
 

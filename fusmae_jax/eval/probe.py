@@ -14,7 +14,6 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import calibration_report, cells, knn, linear_probe
 from fusmae_jax.eval.cells import Cell
@@ -24,7 +23,7 @@ from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.regression import standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
-FEATURES, HEADS, CONFIG = 'features', 'heads', 'settings-{}.json'
+FEATURES, HEADS = 'features', 'heads'
 
 
 class Variant(NamedTuple):
@@ -76,18 +75,16 @@ def run_knn(config: Knn, workdir: epath.PathLike) -> int:
 def _run(config: LinearProbe | Knn, workdir: epath.Path, name: str) -> int:
     check(config)
     task, drawn = open_task(config, isinstance(config, LinearProbe) and config.calibration.alpha > 0)
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG.format(name), to_dict(config))
-    each = cells.of_arms(
+    evaluated = cells.evaluate(
         config,
         task,
         drawn,
         _arms(config, workdir, name),
         lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
         lambda parts, about: cells.prior(config, task, parts, about),
-    )
-    evaluated = cells.write_each(
-        each, config.data.kind, workdir, name, lambda done: calibration_report.write(done, workdir, name)
+        workdir,
+        name,
+        lambda done: calibration_report.write(done, workdir, name),
     )
     calibration_report.show(evaluated, workdir, name)
     return 0
@@ -163,15 +160,24 @@ def _cell(
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
     calibrated = None
     if isinstance(config, LinearProbe) and config.calibration.alpha:
-        logits = {
-            (seed, head): calibration_report.Logits(outcome.validation[head], scores)
-            for seed, outcome in outcomes.items()
-            for head, scores in outcome.scores.items()
-        }
-        assert arm.variant.val is not None
-        valid = arm.variant.val.valid, arm.variant.test.valid
-        calibrated = calibration_report.line(config, task, logits, valid, fields)
+        calibrated = _calibrated(config, task, arm.variant, outcomes, fields)
     return Cell(fields, runs, arm.baseline, calibrated)
+
+
+def _calibrated(
+    config: LinearProbe,
+    task: LabelledSet,
+    variant: Variant,
+    outcomes: Mapping[int, ProbeOutcome],
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+    logits = {
+        (seed, head): calibration_report.Logits(outcome.validation[head], scores)
+        for seed, outcome in outcomes.items()
+        for head, scores in outcome.scores.items()
+    }
+    assert variant.val is not None
+    return calibration_report.line(config, task, logits, (variant.val.valid, variant.test.valid), fields)
 
 
 def _sweep(config: LinearProbe | Knn) -> dict[str, tuple[float, ...]]:
@@ -205,15 +211,15 @@ def probe(
         recipe = linear_probe.Recipe('single_label', config.decay, config.label_smoothing)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
-    own = None
+    units = None
     if config.data.kind == 'regression':
         recipe = linear_probe.Recipe('regression', config.decay)
-        own = target_scale(labels, names)
-        labels = standardised(labels, own)
+        units = target_scale(labels, names)
+        labels = standardised(labels, units)
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
-    if own is not None:
+    if units is not None:
         # Heads say numbers in the units of the data from here on, stored ones too.
-        heads = linear_probe.in_units(heads, own)
+        heads = linear_probe.in_units(heads, units)
     val, test = scaled(variant.val, scale), scaled(variant.test, scale)
     settled = linear_probe.settle(heads, swept, val, judge)
     points = list(settled.heads.values())

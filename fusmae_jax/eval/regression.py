@@ -82,15 +82,15 @@ class Predicted:
         known = [0 if each is None else np.bincount(groups, each.pixels, count) for each in self.squared]
 
         def weighted(multiplicity: np.ndarray) -> dict[str, float]:
-            found: dict[str, float] = {}
+            metrics: dict[str, float] = {}
             for name, of_target, errors, values in zip(self.names, squared, absolute, known):
                 both = {'rmse': np.nan, 'r2': np.nan} if of_target is None else of_target(multiplicity)
                 total = float((multiplicity * values).sum())
                 mae = float(multiplicity @ errors / total) if total else np.nan
-                found |= {f'r2/{name}': both['r2'], f'rmse/{name}': both['rmse'], f'mae/{name}': mae}
-            each = [found[f'r2/{name}'] for name in self.names]
+                metrics |= {f'r2/{name}': both['r2'], f'rmse/{name}': both['rmse'], f'mae/{name}': mae}
+            each = [metrics[f'r2/{name}'] for name in self.names]
             defined = [value for value in each if np.isfinite(value)]
-            return {'r2_macro': float(np.mean(defined)) if defined else np.nan, **found}
+            return {'r2_macro': float(np.mean(defined)) if defined else np.nan, **metrics}
 
         return weighted
 

@@ -144,7 +144,8 @@ def number_fields(interval: Interval, runs: Spread | None = None) -> dict[str, A
     Raises:
         InputError: the runs have another mean than the interval.
     """
-    if runs and abs(runs.mean - interval.estimate) > 1e-9:
+    # Of what is no share the last digit can be larger than 1e-9.
+    if runs and abs(runs.mean - interval.estimate) > 1e-9 * max(1, abs(interval.estimate)):
         raise InputError(f'the runs have the mean {runs.mean}, their interval is of {interval.estimate}')
     spread = runs or Spread(interval.estimate, interval.estimate, interval.estimate, 1)
     fields = interval._asdict() | spread._asdict()

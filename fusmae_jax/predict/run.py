@@ -17,11 +17,13 @@ import rasterio
 
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.embed import check, ground
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.run import gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
@@ -98,6 +100,9 @@ def _check_dates(
         raise InputError(
             f'{head} was trained on the change between two dates: give {wanted}, the same ground before'
         )
+    for name, file in before.items():
+        if all(map(os.path.exists, (file, files[name]))) and os.path.samefile(file, files[name]):
+            raise InputError(f'--before-{name}={file} is the file of --{name}: nothing would have changed')
     if before and config.stats == 'dataset':
         raise InputError(
             "config.stats='dataset': two dates with statistics of their own would hide what changed; leave "
@@ -135,20 +140,7 @@ def _settle(
     before: Mapping[str, str] = {},
 ) -> tuple[EncodeJob, Grid, dict[str, Any]]:
     """Opens and checks the files, lays out the windows, compiles."""
-    system = open_system(checkpoint, EncoderSettings(absent=learned.absent))
-    model = system.model
-    if model is None or system.fingerprint != learned.weights:
-        raise InputError(
-            f'{head} was trained on an encoder with the fingerprint {learned.weights}, {checkpoint} has '
-            f'{system.fingerprint}; give the checkpoint that the probe was run on, or '
-            'the encoder.safetensors beside the head of a fine-tuning'
-        )
-    if learned.stats != 'checkpoint':
-        raise InputError(
-            f'{head} was trained with encoder.stats={learned.stats!r}: the statistics of its data set are '
-            "not those that a scene is read with; probe with encoder.stats='checkpoint'"
-        )
-    check_preset(model.config, checkpoint)
+    model = _encoder(checkpoint, head, learned)
     restricted = check.restrict(model.config, files, checkpoint)
     rasters = {
         f'{date}{name}': _opened(Path(of_date[name]), name, config, stack)
@@ -160,18 +152,7 @@ def _settle(
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
-    # Each date as files of its own: another product may have another offset.
-    dates = [
-        check.fit(
-            model,
-            restricted,
-            {name: rasters[f'{date}{name}'] for name in restricted.model.modalities},
-            {name: pixels[f'{date}{name}'] for name in restricted.model.modalities},
-            size,
-            config,
-        )
-        for date in (('', BEFORE) if before else ('',))
-    ]
+    dates = _dates(config, model, restricted, rasters, pixels, size)
     cells = learned.labels.size
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
@@ -197,6 +178,48 @@ def _settle(
         'settings': to_dict(config),
     }
     return job, grid, about
+
+
+def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
+    """The encoder that a head was trained on; raises InputError for another one."""
+    system = open_system(checkpoint, EncoderSettings(absent=learned.absent))
+    if system.model is None or system.fingerprint != learned.weights:
+        raise InputError(
+            f'{head} was trained on an encoder with the fingerprint {learned.weights}, {checkpoint} has '
+            f'{system.fingerprint}; give the checkpoint that the probe was run on, or '
+            'the encoder.safetensors beside the head of a fine-tuning'
+        )
+    if learned.stats != 'checkpoint':
+        raise InputError(
+            f'{head} was trained with encoder.stats={learned.stats!r}: the statistics of its data set are '
+            "not those that a scene is read with; probe with encoder.stats='checkpoint'"
+        )
+    check_preset(system.model.config, checkpoint)
+    return system.model
+
+
+def _dates(
+    config: EncodeConfig,
+    model: Pretrained,
+    restricted: Config,
+    rasters: Mapping[str, Raster],
+    pixels: Mapping[str, tuple[int, int]],
+    size: tuple[float, float],
+) -> list[check.FittedFiles]:
+    """How the files of each date fit the model: apart, since another product may have another offset."""
+    names = [*restricted.model.modalities]
+    return [
+        check.fit(
+            model,
+            restricted,
+            {name: rasters[f'{date}{name}'] for name in names},
+            {name: pixels[f'{date}{name}'] for name in names},
+            size,
+            config,
+        )
+        for date in ('', BEFORE)
+        if f'{date}{names[0]}' in rasters
+    ]
 
 
 def _opened(file: Path, name: str, config: EncodeConfig, stack: contextlib.ExitStack) -> Raster:

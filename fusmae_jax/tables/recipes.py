@@ -61,6 +61,11 @@ def evaluation(config: Tables, task: str, system: str, sensors: tuple[tuple[str,
     where = f'tasks.{task} with systems.{system}'
     values = load_config(about.config, (*about.settings, *kind.evaluate))
     settings: Evaluation = from_dict(KINDS[about.command], values, where)
+    if settings.data.kind not in PAPER_HEAD:
+        raise InputError(
+            f'{where}: data.kind={settings.data.kind!r}; a study is of {" or ".join(PAPER_HEAD)} tasks, run '
+            f'`{about.command}` by itself'
+        )
     if command(config, task, system) != about.command:
         shared = {name: getattr(settings, name) for name in ('data', 'labels', 'intervals', 'preset')}
         epochs, batch_size = PAPER_HEAD[settings.data.kind]

@@ -119,8 +119,8 @@ def configured(source, root, name, monkeypatch, **changes):
 def model_config(folder, task, **changes):
     from omegaconf import OmegaConf
 
-    own = {'model_type': 'fusmae', 'task': task, 'folder': folder, 'freeze_backbone': True}
-    return OmegaConf.create(own | changes)
+    usual = {'model_type': 'fusmae', 'task': task, 'folder': folder, 'freeze_backbone': True}
+    return OmegaConf.create(usual | changes)
 
 
 def settings(task):
@@ -209,6 +209,25 @@ def test_exchanged_channels_are_found_in_the_first_images(adapter, source, root,
         # What the first images said holds for the next ones.
         if same:
             assert torch.equal(read(other[:1])['s1'], read(other)['s1'][:1])
+    # An encoder that has VH first, VH alone, or the other orbit besides.
+    for bands, index in ((['VH', 'VV'], [1, 0]), (['VH'], [1])):
+        s1 = contract['sensors']['s1'] | {'bands': bands}
+        other_contract = contract | {'sensors': {'s1': s1, 's1_desc': contract['sensors']['s1']}}
+        for given in (samples, other):
+            images = adapter.Images(config, other_contract)(given)
+            assert list(images) == ['s1']
+            assert torch.allclose(images['s1'], expected[:, index], atol=1e-4)
+
+
+def test_zero_power_is_not_measured_after_z_scores_too(adapter, source, root, exported, monkeypatch):
+    import torch
+
+    config = configured(source, root, 'cobench_flood_s1', monkeypatch)
+    read = adapter.Images(config, adapter.load(Path(exported[1])).contract)
+    power = torch.tensor([0.1, 0.02])[:, None, None].repeat(3, 1, 8, 8)
+    power[:, :, 0, 0] = 0
+    radar = read((power - read.mean) / read.std)['s1']
+    assert torch.isnan(radar[:, :, 0, 0]).all() and torch.isfinite(radar[:, :, 1:]).all()
 
 
 @pytest.mark.parametrize('sensors', SETS)
@@ -226,8 +245,8 @@ def test_its_trainer_fits_a_head(sensors, adapter, source, root, exported, monke
     trainer = Trainer(max_epochs=1, accelerator='cpu', default_root_dir=tmp_path, **quiet)
     data = BenchmarkDataModule(config, batch_size=3, num_workers=0, pin_memory=False)
     trainer.fit(task, data)
-    (found,) = trainer.test(task, data, verbose=False)
-    assert np.isfinite(found['test_loss']) and 0 < found['test_acc1'] <= 100
+    (scores,) = trainer.test(task, data, verbose=False)
+    assert np.isfinite(scores['test_loss']) and 0 < scores['test_acc1'] <= 100
     changed = {key for key, x in task.state_dict().items() if not x.equal(before[key])}
     assert changed == {
         'images.0.exchanged',
@@ -250,7 +269,8 @@ def test_its_command_line_trains_and_tests(source, root, exported, tmp_path):
         'model': 'fusmae',
         'dataset': 'cobench_bigearthnet_s1',
         'task': 'classification',
-        'model.folder': exported[1],
+        # Relative to where the command is given, which Hydra leaves.
+        'model.folder': os.path.relpath(exported[1], tmp_path),
         'dataset.image_resolution': 120,
         'lr': 0.1,
         'batch_size': 3,
@@ -308,7 +328,7 @@ def test_values_of_another_unit_are_refused(adapter, source, root, exported, mon
         with pytest.raises(ValueError, match='declared as'):
             adapter.Images(config, contract)(torch.zeros(1, len(stats['mean']), 8, 8))
     config = configured(source, root, 'cobench_lcz_s2', monkeypatch)
-    found = adapter.Images(config, contract)(torch.zeros(1, 10, 8, 8))['s2']
+    optical = adapter.Images(config, contract)(torch.zeros(1, 10, 8, 8))['s2']
     bands = contract['sensors']['s2']['bands']
-    assert torch.isnan(found[:, bands.index('B01')]).all()
-    assert found[0, bands.index('B02'), 0, 0] == pytest.approx(1120)
+    assert torch.isnan(optical[:, bands.index('B01')]).all()
+    assert optical[0, bands.index('B02'), 0, 0] == pytest.approx(1120)

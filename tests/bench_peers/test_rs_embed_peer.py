@@ -97,14 +97,14 @@ def test_what_the_api_gives_is_what_the_encoder_gives(modality, rs_embed, export
         units={'s1': 'dB', 's2': 'DN'},
         accept=ACCEPT,
     )
-    found = asked(rs_embed, exported[1], modality=modality)
-    assert np.abs(found.data - ours.pooled[0]).max() < 2e-4 * np.abs(ours.pooled).max()
-    assert found.meta['sensors'] == list(names) and found.meta['model'] == 'fusmae'
+    theirs = asked(rs_embed, exported[1], modality=modality)
+    assert np.abs(theirs.data - ours.pooled[0]).max() < 2e-4 * np.abs(ours.pooled).max()
+    assert theirs.meta['sensors'] == list(names) and theirs.meta['model'] == 'fusmae'
     grid = asked(rs_embed, exported[1], modality=modality, output=rs_embed.OutputSpec.grid()).data
     tokens = encoder.config.model.num_patches
     assert grid.dims == ('d', 'y', 'x') and grid.shape[1] * grid.shape[2] == tokens
     # All patches were measured, so that the vector is the mean of the map.
-    np.testing.assert_allclose(grid.mean(('y', 'x')), found.data, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(grid.mean(('y', 'x')), theirs.data, rtol=1e-3, atol=1e-4)
 
 
 def test_a_rectangle_is_cut_out_of_the_square_that_was_fetched(rs_embed, exported):
@@ -115,8 +115,8 @@ def test_a_rectangle_is_cut_out_of_the_square_that_was_fetched(rs_embed, exporte
     common = {'spatial': wide, 'temporal': when, 'backend': 'stored', 'folder': exported[1]}
     grid = rs_embed.get_embedding('fusmae', output=rs_embed.OutputSpec.grid(), **common).data
     assert grid.shape[1] < grid.shape[2]
-    found = rs_embed.get_embedding('fusmae', **common).data
-    np.testing.assert_allclose(found, grid.mean(('y', 'x')), rtol=1e-4, atol=1e-5)
+    pooled = rs_embed.get_embedding('fusmae', **common).data
+    np.testing.assert_allclose(pooled, grid.mean(('y', 'x')), rtol=1e-4, atol=1e-5)
 
 
 def test_linear_radar_becomes_decibels_and_exchanged_channels_are_refused(rs_embed, exported, image):

@@ -46,11 +46,11 @@ def test_its_loader_reads_the_same_images_and_labels_but_calls_vh_vv(loader, tmp
     )
     for ours, theirs in zip(('train', 'val', 'test'), SPLITS):
         order = {'s1': loader.band_default_order['s1'], 's2': loader.band_default_order['s2']}
-        found = loader(tmp_path, theirs, band_order=order, data_normalizer=torch.nn.Identity)
+        loaded = loader(tmp_path, theirs, band_order=order, data_normalizer=torch.nn.Identity)
         records = {one['name'].decode(): one for one in read(folder, ours)}
-        assert len(found) == len(records) == 2
-        for index in range(len(found)):
-            record, one = records[found.data_df.iloc[index]['patch_id']], found[index]
+        assert len(loaded) == len(records) == 2
+        for index in range(len(loaded)):
+            record, one = records[loaded.data_df.iloc[index]['patch_id']], loaded[index]
             assert CLASSES[int(np.flatnonzero(record[LABELS])[0])] == CLASSES[int(one['label'])]
             s2 = np.moveaxis(one['image_s2'].numpy(), 0, -1)
             np.testing.assert_array_equal(s2, record['s2'])

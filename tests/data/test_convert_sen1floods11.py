@@ -86,9 +86,9 @@ def test_tiles_are_cut_from_chips_with_their_labels_and_place(archive, tmp_path)
     chip = one(archive, tmp_path / 'v1.1')
     converted, _ = sharded.convert(source(tmp_path / 'v1.1', splits='one', tile=256), tmp_path / 'data')
     whole = {kind: pixels(chip.file(archive, kind)) for kind in images.KINDS}
-    found = {record['name'].decode(): record for record in read(converted, 'train')}
-    assert sorted(found) == [f'{chip.scene}_{row}_{column}' for row in (0, 256) for column in (0, 256)]
-    tile = found[f'{chip.scene}_256_0']
+    tiles = {record['name'].decode(): record for record in read(converted, 'train')}
+    assert sorted(tiles) == [f'{chip.scene}_{row}_{column}' for row in (0, 256) for column in (0, 256)]
+    tile = tiles[f'{chip.scene}_256_0']
     np.testing.assert_array_equal(tile['s2'].transpose(2, 0, 1), whole['s2'][:, 256:, :256])
     np.testing.assert_array_equal(tile['water'], whole['label'][0, 256:, :256])
     left, top = sen1floods11.place(0)
@@ -180,12 +180,12 @@ def test_the_doctor_knows_the_layout_and_finds_what_is_wrong(archive, tmp_path, 
         return code, first, {f['code']: f for f in first['findings'] if f['severity'] in ('warning', 'error')}
 
     for folder in (archive, archive / images.DATA):
-        code, whole, found = report(folder)
-        assert (code, found) == (0, {}) and whole['kind'] == 'Sen1Floods11, hand-labelled, raw'
+        code, whole, findings = report(folder)
+        assert (code, findings) == (0, {}) and whole['kind'] == 'Sen1Floods11, hand-labelled, raw'
         assert (whole['looked_at'], len(whole['bands']['s2'])) == (CHIPS, 13)
     root = tmp_path / 'v1.1'
     chip = one(archive, root)
     rewrite(chip.file(root, 'label'), pixels(chip.file(root, 'label')) + np.int16(3))
     chip.file(root, 's2').unlink()
-    _, _, found = report(root)
-    assert {'labels.unknown', 'pair.partner'} <= found.keys()
+    _, _, findings = report(root)
+    assert {'labels.unknown', 'pair.partner'} <= findings.keys()

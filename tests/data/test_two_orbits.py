@@ -1,10 +1,12 @@
 """Ascending and descending Sentinel-1 as two sensors: generated, converted, in a table of seven."""
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from fusmae_jax.config.build import build
 from fusmae_jax.config.files import load_config
@@ -63,6 +65,7 @@ def test_passes_pair_by_their_names_too(raw):
         ({'s1_orbit': 'desc'}, r"s1_orbit='desc': with the descending passes apart"),
         ({'s1_unit': 'linear'}, r"dB\? set s1_unit='dB'"),
         ({'s1_unit': ''}, r"s1_unit='': say what the Sentinel-1 files hold"),
+        ({'s1_bands': ('VV', 'VH', '-')}, r'2 channels in all, but s1_bands names 3'),
     ],
 )
 def test_settings_that_cannot_be_are_refused(raw, changes, message):
@@ -70,8 +73,21 @@ def test_settings_that_cannot_be_are_refused(raw, changes, message):
         source = pairs.source(Archive(**raw | changes))
         source.read(source.splits['train'][0])
 
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         read_one()
+    # What is said of Sentinel-1 has one setting, whichever pass it is about.
+    assert not re.search(r's1_desc_(unit|bands|nodata|scale)', str(error.value))
+
+
+def test_a_fill_value_of_one_pass_names_the_setting_of_both(tmp_path):
+    raw = two_orbits.write(tmp_path, 1, CONFIG)
+    with rasterio.open(next((tmp_path / 's1_desc').iterdir()), 'r+') as file:
+        pixels = file.read()
+        pixels[:, :2] = -999
+        file.write(pixels)
+    source = pairs.source(Archive(**raw))
+    with pytest.raises(InputError, match=r's1_desc .*Set s1_nodata, or the tag'):
+        source.read(source.splits['train'][0])
 
 
 def test_the_configuration_has_three_sensors_and_seven_choices():

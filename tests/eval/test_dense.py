@@ -167,16 +167,16 @@ def test_heads_commute_with_flips_and_reach_the_pixels(kind):
     params = jax.jit(lambda key: heads.init(key, shape))(jax.random.key(0))
     apply = jax.jit(lambda params, x: heads.apply(params, x, shape))
     x = jax.random.normal(jax.random.key(1), (2, 3, 6, 12))
-    found = apply(params, x)
-    assert found.shape == ((2, 3, 6, 5) if kind == 'linear' else (2, 12, 24, 5))
+    scores = apply(params, x)
+    assert scores.shape == ((2, 3, 6, 5) if kind == 'linear' else (2, 12, 24, 5))
     # Kernels that are their own mirror images.
     params = jax.tree.map(lambda x: x + x[:, ::-1] if x.ndim == 4 else x, params)
     if kind != 'shuffle':
-        found, mirrored = (apply(params, y) for y in (x, x[:, :, ::-1]))
-        np.testing.assert_allclose(found[:, :, ::-1], mirrored, atol=2e-5)
+        scores, mirrored = (apply(params, y) for y in (x, x[:, :, ::-1]))
+        np.testing.assert_allclose(scores[:, :, ::-1], mirrored, atol=2e-5)
     else:
         one = linear(params, x[1, 2, 4][None]).reshape(4, 4, 5)
-        np.testing.assert_allclose(found[1, 8:12, 16:20], one, rtol=1e-4)
+        np.testing.assert_allclose(scores[1, 8:12, 16:20], one, rtol=1e-4)
 
 
 @pytest.fixture(scope='module')

@@ -34,8 +34,8 @@ def test_the_error_is_that_of_labelled_pixels_as_single_records(t):
     there = labels != IGNORE
     hot = np.eye(CLASSES)[labels[there]]
     wanted = metrics.values(calibration.reliability(logits[there], hot, 'single_label', t, BINS))
-    found = metrics.values(measured(logits, labels, t))
-    assert found == pytest.approx(wanted, abs=2e-6, nan_ok=True) and found['ece'] > 0.02
+    of_maps = metrics.values(measured(logits, labels, t))
+    assert of_maps == pytest.approx(wanted, abs=2e-6, nan_ok=True) and of_maps['ece'] > 0.02
 
 
 def test_a_scene_that_is_drawn_twice_counts_twice():
@@ -51,13 +51,13 @@ def test_a_scene_that_is_drawn_twice_counts_twice():
 def test_the_temperature_is_of_labelled_pixels_and_of_the_least_surprise():
     logits, labels = maps(40)
     draw = jax.jit(drawn_pixels, static_argnums=3)
-    found = temperature(jax.device_get(draw(logits, labels, jnp.arange(40), 35)))
+    best = temperature(jax.device_get(draw(logits, labels, jnp.arange(40), 35)))
     there = labels != IGNORE
     x, y = logits[there].astype(np.float64), labels[there]
     surprise = [
-        -log_softmax(x / t, axis=1)[np.arange(len(y)), y].mean() for t in (found, 0.95 * found, found / 0.95)
+        -log_softmax(x / t, axis=1)[np.arange(len(y)), y].mean() for t in (best, 0.95 * best, best / 0.95)
     ]
-    assert surprise[0] < min(surprise[1:]) and found == pytest.approx(3, rel=0.15)
+    assert surprise[0] < min(surprise[1:]) and best == pytest.approx(3, rel=0.15)
     few, some = jax.device_get(draw(logits, labels, jnp.arange(40), 9))
     assert few.shape == (40, 9, CLASSES) and (some != IGNORE).all()
     for record in range(40):  # each of them stands in its record, once

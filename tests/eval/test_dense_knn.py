@@ -24,13 +24,13 @@ pytestmark = pytest.mark.usefixtures('one_device')
 
 def by_hand(queries, bank, labels, k, temperature):
     """One query after the other, in float64."""
-    found = []
+    shares = []
     for query in queries.astype(np.float64):
         cosine = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
         nearest = np.argsort(-cosine, kind='stable')[:k]
         weights = np.exp(cosine[nearest] / temperature)
-        found.append(weights @ labels[nearest] / weights.sum())
-    return np.array(found)
+        shares.append(weights @ labels[nearest] / weights.sum())
+    return np.array(shares)
 
 
 @pytest.mark.parametrize('block', [7, 16, 50])
@@ -43,11 +43,11 @@ def test_votes_are_those_of_numpy_however_the_bank_is_cut(block):
     scale = Scale(np.full(6, 0.1, np.float32), np.full(6, 2, np.float32))
     features = Features(jnp.asarray(tokens), jnp.asarray(seen))
     given = make_bank((bank - scale.mean) / scale.std, labels, block)
-    found = np.asarray(jax.jit(token_shares, static_argnums=(3, 4))(features, scale, given, 5, 0.3))
+    shares = np.asarray(jax.jit(token_shares, static_argnums=(3, 4))(features, scale, given, 5, 0.3))
     wanted = by_hand((tokens[seen] - 0.1) / 2, (bank - 0.1) / 2, labels, 5, 0.3)
-    np.testing.assert_allclose(found[seen], wanted, atol=1e-5)
+    np.testing.assert_allclose(shares[seen], wanted, atol=1e-5)
     # Nothing was seen there: what the bank has of each class.
-    np.testing.assert_allclose(found[0, 1, 2], labels.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(shares[0, 1, 2], labels.mean(axis=0), atol=1e-6)
 
 
 def test_of_equally_near_ones_the_first_are_taken_in_any_block():
@@ -55,8 +55,8 @@ def test_of_equally_near_ones_the_first_are_taken_in_any_block():
     for block in (4, 18):
         features = Features(jnp.asarray([[[[2.0, 0.0]]]], jnp.float32), jnp.ones((1, 1, 1), bool))
         scale = Scale(np.zeros(2, np.float32), np.ones(2, np.float32))
-        found = token_shares(features, scale, make_bank(bank, labels, block), 3, 1.0)
-        np.testing.assert_allclose(np.asarray(found).ravel(), np.eye(18)[[0, 2, 4]].mean(axis=0), atol=1e-6)
+        shares = token_shares(features, scale, make_bank(bank, labels, block), 3, 1.0)
+        np.testing.assert_allclose(np.asarray(shares).ravel(), np.eye(18)[[0, 2, 4]].mean(axis=0), atol=1e-6)
 
 
 def test_pixels_without_a_label_never_vote():
@@ -64,19 +64,19 @@ def test_pixels_without_a_label_never_vote():
     stored = rng.integers(3, size=(2, 6, 9)).astype(np.uint8)
     stored[rng.random(stored.shape) < 0.4] = IGNORE
     stored[0, :3, :3] = IGNORE
-    found = labelled(jnp.asarray(stored), 3, (2, 3))
+    on_tokens = labelled(jnp.asarray(stored), 3, (2, 3))
     for record, row, column in np.ndindex(2, 2, 3):
         under = stored[record, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
         counts = np.array([(under == c).sum() for c in range(3)])
-        assert found.some[record, row, column] == (counts.sum() > 0)
+        assert on_tokens.some[record, row, column] == (counts.sum() > 0)
         wanted = counts / max(counts.sum(), 1)
-        np.testing.assert_allclose(found.shares[record, row, column], wanted, atol=1e-6)
-    assert not found.some[0, 0, 0]
+        np.testing.assert_allclose(on_tokens.shares[record, row, column], wanted, atol=1e-6)
+    assert not on_tokens.some[0, 0, 0]
 
 
 def test_a_pixel_on_the_border_of_two_tokens_counts_in_both_by_its_parts():
-    found = overlaps(3, 2)
-    np.testing.assert_array_equal(found, [[2, 1, 0], [0, 1, 2]])
+    parts = overlaps(3, 2)
+    np.testing.assert_array_equal(parts, [[2, 1, 0], [0, 1, 2]])
     shares = labelled(jnp.asarray([[[0, 1, IGNORE]]], jnp.uint8), 2, (1, 2)).shares
     np.testing.assert_allclose(np.asarray(shares)[0, 0], [[2 / 3, 1 / 3], [0, 1]], atol=1e-6)
 

@@ -6,16 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
+from fusmae_jax.checkpoints.checkpoints import FOLDER
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.eval import calibration
+from fusmae_jax.eval import calibration, calibration_report
 from fusmae_jax.eval.config import Calibration, Intervals, Task
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.config import Finetune
-from fusmae_jax.eval.finetune.point import TEST_SCORES, VAL_SCORES
+from fusmae_jax.eval.finetune.point import RESULT, TEST_SCORES, VAL_SCORES, forget
+from fusmae_jax.eval.finetune.stored import ENCODER, HEAD, keep
 from fusmae_jax.eval.metrics import values
 from fusmae_jax.eval.task import read_task
-from fusmae_jax.input.source import Source
 from tests.support.probe_fixtures import NO_RADAR, checkpoint
 from tests.support.result_rows import rows_of
 
@@ -26,6 +28,8 @@ ALPHA = 0.3
 def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path, monkeypatch, capsys):
     # One device compiles in a fraction of the time of eight.
     monkeypatch.setattr(command, 'Trainer', functools.partial(command.Trainer, devices=jax.devices()[:1]))
+    # What is drawn is looked at in the tests of linear heads.
+    monkeypatch.setattr(calibration_report, 'figure', lambda lines: b'picture of %d' % len(lines))
     run = checkpoint(tmp_path / 'run', data, depth=1, modalities=('s1',))
     plain = Finetune(
         data=Task(path=str(data), labels='labels', threads=1),
@@ -47,7 +51,7 @@ def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path,
     assert command.run_finetune(config, work) == 0
     assert (result.read_text(), result.stat().st_mtime_ns) == (trained, written)
     assert (work / 'rows-finetune.jsonl').read_text() == before
-    assert (work / PICTURE).read_bytes().startswith(b'\x89PNG')
+    assert (work / PICTURE).read_bytes() == b'picture of 1'
     assert 'promised 70%' in capsys.readouterr().out
 
     (line,) = map(json.loads, (work / LINES).read_text().splitlines())
@@ -58,6 +62,8 @@ def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path,
     labels = task.val.labels[valid]
     temperature = calibration.fit_temperature(val[valid], labels, 'multi_label')
     assert line['temperatures'] == [pytest.approx(temperature)] and line['promised'] == 1 - ALPHA
+    with_the_blind = calibration.fit_temperature(val, task.val.labels, 'multi_label')
+    assert abs(with_the_blind - temperature) > 1e-4 * temperature
     p = calibration.probabilities(val[valid], 'multi_label')
     threshold = calibration.set_threshold(calibration.misfit(p, labels), task.val.clusters[valid], ALPHA)
     assert line['thresholds'] == [pytest.approx(threshold)] and line['abstained'] == 0
@@ -75,6 +81,31 @@ def test_the_report_is_that_of_the_scores_of_validation_and_test(data, tmp_path,
     ]
     assert line['system'] == row.system
 
-    trainer = next(iter(command._arms(config, task, work / 'points'))).trainer
-    measured = trainer.measured(Source(str(data), 'val', trainer.fields))
-    assert task.val.keys[~measured].tolist() == [NO_RADAR.encode()]
+
+def test_a_point_that_is_trained_anew_keeps_nothing_of_before(tmp_path):
+    folder, files = epath.Path(tmp_path), (RESULT, TEST_SCORES, VAL_SCORES, ENCODER, HEAD)
+
+    def fill():
+        (folder / FOLDER / '7').mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (folder / name).touch()
+
+    fill()
+    forget(folder, weights_only=True)
+    assert {path.name for path in folder.iterdir()} == {*files}
+    fill()
+    forget(folder, weights_only=False)
+    assert not [*folder.iterdir()]
+
+
+@pytest.mark.parametrize('missing', [ENCODER, HEAD])
+def test_an_encoder_without_its_head_is_written_again(missing, tmp_path, monkeypatch):
+    """A run may be killed between the two files."""
+    monkeypatch.setattr('fusmae_jax.eval.finetune.stored.weights', lambda *given: 'weights')
+    folder, written = epath.Path(tmp_path), []
+    (folder / FOLDER / '7').mkdir(parents=True)
+    for name in {ENCODER, HEAD} - {missing}:
+        (folder / name).touch()
+    for _ in range(2):
+        keep(None, lambda params, point, place: written.append((place / missing).touch()), None, 7, folder)
+    assert len(written) == 1

@@ -12,15 +12,16 @@ from sklearn import metrics as sklearn
 
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import linear_probe, regression
+from fusmae_jax.eval import cells, intervals, linear_probe, regression
 from fusmae_jax.eval.config import Calibration, Intervals, Knn, Labels, LinearProbe, Task, check
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.command import run_finetune
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.config import check as check_finetune
 from fusmae_jax.eval.finetune.stored import HEAD
-from fusmae_jax.eval.metrics import values
+from fusmae_jax.eval.metrics import judged, values
 from fusmae_jax.eval.probe import run_linear_probe
+from fusmae_jax.eval.row import number_fields
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import read_index
 from fusmae_jax.shipped.data import report, sharded
@@ -120,9 +121,9 @@ def test_the_records_have_the_numbers_of_the_table_with_their_units(raw, numbers
     index = read_index(numbers, 'train')
     stored = dict(zip(index['name'].tolist(), index['targets']))
     for row in (row for row in raw[1] if row['split'] == 'train'):
-        found = stored[f'{row["s1"][:-4]}_0_0'.encode()]
+        numbers_of_record = stored[f'{row["s1"][:-4]}_0_0'.encode()]
         expected = [float(row[name] or 'nan') for name in TARGETS]
-        np.testing.assert_array_equal(found, np.float32(expected))
+        np.testing.assert_array_equal(numbers_of_record, np.float32(expected))
     assert np.isnan(index['targets']).sum(axis=0).tolist() == [4, 4]
     again = contracts.from_json(made.to_json(), 'again')
     assert again.digest == made.digest and again.targets == made.targets
@@ -133,9 +134,9 @@ def test_a_conversion_says_how_many_records_have_which_numbers(raw, converted):
     for split, about in made['splits'].items():
         cells = [row['height'] for row in raw[1] if row['split'] == split]
         there = np.float32([float(cell) for cell in cells if cell]).astype(np.float64)
-        found = about['targets']['targets']['height']
-        assert (found['unit'], found['records']) == ('m', len(there)) and len(there) < len(cells)
-        extremes = [found[name] for name in ('mean', 'minimum', 'maximum')]
+        heights = about['targets']['targets']['height']
+        assert (heights['unit'], heights['records']) == ('m', len(there)) and len(there) < len(cells)
+        extremes = [heights[name] for name in ('mean', 'minimum', 'maximum')]
         np.testing.assert_allclose(extremes, [there.mean(), there.min(), there.max()])
     text = report.summary(made)
     assert '44 of 48 records, mean' in text and text.count('height (m)') == 3
@@ -182,15 +183,15 @@ def test_metrics_equal_those_of_scikit_learn_over_the_values_that_there_are():
     truth, scores = rng.normal(5, 3, (2, 40, 3))
     truth[rng.random(truth.shape) < 0.2] = np.nan
     truth[:, 2] = np.nan  # a target that this split lacks
-    found = values(regression.predicted(scores, truth, ('a', 'b', 'c')))
+    metrics = values(regression.predicted(scores, truth, ('a', 'b', 'c')))
     for i, name in enumerate('ab'):
         known = np.isfinite(truth[:, i])
         y, p = truth[known, i], scores[known, i]
-        assert found[f'rmse/{name}'] == pytest.approx(sklearn.root_mean_squared_error(y, p), rel=1e-12)
-        assert found[f'mae/{name}'] == pytest.approx(sklearn.mean_absolute_error(y, p), rel=1e-12)
-        assert found[f'r2/{name}'] == pytest.approx(sklearn.r2_score(y, p), rel=1e-10)
-    assert np.isnan(found['r2/c']) and np.isnan(found['mae/c'])
-    assert found['r2_macro'] == pytest.approx((found['r2/a'] + found['r2/b']) / 2)
+        assert metrics[f'rmse/{name}'] == pytest.approx(sklearn.root_mean_squared_error(y, p), rel=1e-12)
+        assert metrics[f'mae/{name}'] == pytest.approx(sklearn.mean_absolute_error(y, p), rel=1e-12)
+        assert metrics[f'r2/{name}'] == pytest.approx(sklearn.r2_score(y, p), rel=1e-10)
+    assert np.isnan(metrics['r2/c']) and np.isnan(metrics['mae/c'])
+    assert metrics['r2_macro'] == pytest.approx((metrics['r2/a'] + metrics['r2/b']) / 2)
     # A record that counts twice is as if it stood there twice.
     groups, multiplicity = np.arange(40), rng.integers(0, 3, 40)
     drawn = np.repeat(groups, multiplicity)
@@ -208,6 +209,28 @@ def test_a_resample_of_one_value_alone_has_no_r2():
     assert np.isnan(alone['r2/share']) and np.isnan(alone['r2_macro'])
     assert alone['rmse/share'] == pytest.approx(0.01) and alone['mae/share'] == pytest.approx(0.01)
     assert weighted(np.array([1, 0, 1, 0]))['r2/share'] == pytest.approx(1 - 0.01**2 / 0.35**2)
+
+
+def test_errors_in_units_of_any_size_make_rows():
+    """Sums differ in their last digits with the order of records, by more the larger the errors are."""
+    rng = np.random.default_rng(0)
+    truth, clusters = 1e8 * rng.normal(3, 1, (400, 2)), np.arange(400) % 37
+    measures = {
+        (draw, head): regression.predicted(truth + 5e7 * rng.normal(size=truth.shape), truth, TARGETS)
+        for draw in range(3)
+        for head in range(2)
+    }
+    runs = cells.summarise(measures, clusters, Intervals('scene', 3))
+    for name, interval in runs.intervals.items():
+        values_of = {run: metrics[name] for run, metrics in runs.each.items()}
+        fields = number_fields(interval, intervals.spread(values_of))
+        assert fields['lowest'] <= fields['estimate'] <= fields['highest']
+
+
+def test_a_validation_split_of_one_number_settles_nothing_and_says_so():
+    truth = np.zeros((4, 1))
+    with pytest.raises(InputError, match=r'val: the metric .* is nan; .* or one number alone to predict'):
+        judged(truth, lambda scores: values(regression.predicted(scores, truth, 'a'))['r2_macro'], 'val')
 
 
 def test_a_missing_target_has_no_loss_and_heads_come_back_in_units():
@@ -228,18 +251,20 @@ def test_a_missing_target_has_no_loss_and_heads_come_back_in_units():
 
 def numbers_of(workdir, command):
     """System -> metric of a target -> its row."""
-    found: dict[str, dict[str, object]] = {}
+    by_system: dict[str, dict[str, object]] = {}
     for row in rows_of(workdir, command):
-        found.setdefault(row.system, {})[f'{row.metric}/{row.label}'] = row
-    return found
+        by_system.setdefault(row.system, {})[f'{row.metric}/{row.label}'] = row
+    return by_system
 
 
 def test_a_linear_probe_explains_what_the_pixels_do_and_nothing_else(numbers, tmp_path, capsys):
     """By the mean and deviation of each band, of which `height` is a linear function."""
     config = settings(LinearProbe, numbers, 'bands', learning_rates=(0.03,), epochs=60.0, preset='none')
     assert run_linear_probe(config, tmp_path) == 0
-    found = numbers_of(tmp_path, 'linear')
-    bands, prior = (next(rows for name, rows in found.items() if part in name) for part in ('band', 'prior'))
+    by_system = numbers_of(tmp_path, 'linear')
+    bands, prior = (
+        next(rows for name, rows in by_system.items() if part in name) for part in ('band', 'prior')
+    )
     height = bands['r2/height']
     assert height.estimate > 0.98 and 0.9 < height.low <= height.estimate <= height.high <= 1
     assert (
@@ -262,15 +287,15 @@ def test_finetune_learns_numbers_and_leaves_a_head_in_their_units(numbers, tmp_p
         numbers,
         run,
         learning_rates=(1e-2,),
-        epochs=4.0,
-        warmup_epochs=0.5,
+        epochs=3.0,
+        warmup_epochs=0.25,
         batch_size=8,
         preset='none',
     )
     assert run_finetune(config, tmp_path / 'work') == 0
-    found = numbers_of(tmp_path / 'work', 'finetune')
-    (system,) = [name for name in found if 'prior' not in name]
-    rows = found[system]
+    by_system = numbers_of(tmp_path / 'work', 'finetune')
+    (system,) = [name for name in by_system if 'prior' not in name]
+    rows = by_system[system]
     assert rows['r2/height'].estimate > 0.9 and rows['rmse/height'].estimate < 6
     assert rows['rmse/height'].unit == 'm' and rows['r2/noise'].estimate < 0.3
     head = np.load(next((tmp_path / 'work' / 'points').rglob(HEAD)))

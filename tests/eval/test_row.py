@@ -139,12 +139,12 @@ def test_errors_have_a_unit_and_ranges_of_their_own():
     assert 'unit' not in json.loads(changed().to_json())  # rows of shares are as they were
     below = OF_CLASS | {'metric': 'r2', 'estimate': -3.5, 'low': -4.0, 'lowest': -5.0}
     assert changed(**below).estimate == -3.5
-    for changes, told in (
+    for changes, message in (
         (ERROR | {'low': -1.0}, r'must lie in \[0, inf\]'),
         (below | {'high': 1.5}, r'must lie in \[-inf, 1\]'),
         ({'unit': 'm'}, 'unit must be given for errors alone'),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             changed(**changes)
     assert 'unit' in same_protocol(changed(**ERROR), changed(**ERROR | {'unit': 'kg/m2'}))
 

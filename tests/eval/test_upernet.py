@@ -18,10 +18,10 @@ from fusmae_jax.input.contract import Contract, Group
 def test_bins_are_means_that_cover_every_place():
     for length in (1, 2, 5, 7, 14):
         for bins in upernet.BINS:
-            found = upernet.pooling(length, bins)
-            np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
-            assert (found.sum(axis=0) > 0).all()
-            np.testing.assert_array_equal(found, found[::-1, ::-1])
+            bins_of = upernet.pooling(length, bins)
+            np.testing.assert_allclose(bins_of.sum(axis=1), 1, rtol=1e-6)
+            assert (bins_of.sum(axis=0) > 0).all()
+            np.testing.assert_array_equal(bins_of, bins_of[::-1, ::-1])
     # Seven places in three bins: 0-2, 2-4, 4-6.
     assert [np.flatnonzero(row).tolist() for row in upernet.pooling(7, 3)] == [
         [0, 1, 2],
@@ -33,7 +33,7 @@ def test_bins_are_means_that_cover_every_place():
 def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum():
     layer = convolution.init_doubling(jax.random.key(0), 3)
     x = jax.random.normal(jax.random.key(1), (1, 2, 4, 3))
-    found = convolution.doubled(layer, x)
+    larger = convolution.doubled(layer, x)
     wanted = jax.lax.conv_transpose(
         *(x, layer['kernel'][::-1, ::-1]),
         (2, 2),
@@ -42,7 +42,7 @@ def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum()
         transpose_kernel=False,
     )
     one = {'kernel': jnp.eye(3)[None, None], 'bias': layer['bias'], 'norm': layer['norm']}
-    np.testing.assert_allclose(found, convolution.convolved(one, wanted), atol=1e-5)
+    np.testing.assert_allclose(larger, convolution.convolved(one, wanted), atol=1e-5)
     odd = np.arange(15, dtype=np.float32).reshape(1, 3, 5, 1)
     np.testing.assert_array_equal(convolution.halved(jnp.asarray(odd))[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
 
@@ -55,13 +55,13 @@ def test_every_block_counts_and_one_is_taken_four_times():
     @jax.jit
     def run(x):
         def squares(x):
-            found = heads.apply(params, x, four)
-            return (found**2).sum(), found
+            scores = heads.apply(params, x, four)
+            return (scores**2).sum(), scores
 
         return jax.grad(squares, has_aux=True)(x)
 
-    grads, found = run(x)
-    assert found.shape == (2, 12, 20, 5)
+    grads, scores = run(x)
+    assert scores.shape == (2, 12, 20, 5)
     assert np.any(grads, axis=-1).all()
     assert np.any(np.reshape(grads, (2, 3, 5, 4, 6)), axis=(0, 1, 2, 4)).all()
     one = HeadShape('upernet', 6, 5, 8, 8)
@@ -86,7 +86,5 @@ def test_a_block_stands_beside_its_own_change():
         return Features(values, jnp.ones(values.shape[:3], bool))
 
     reader = with_earlier(Reader(run, ('s1',), {}, 2, 8, None, 'two', 2), Contract(groups=groups), 'before_')
-    found = reader.run(
-        {}, {'s1': jnp.full((1, 2, 2, 1), 5.0), 'before_s1': jnp.full((1, 2, 2, 1), 3.0)}, None
-    )
-    assert reader.width == 4 and found.values[0, 0, 0].tolist() == [5, 2, 50, 20]
+    both = reader.run({}, {'s1': jnp.full((1, 2, 2, 1), 5.0), 'before_s1': jnp.full((1, 2, 2, 1), 3.0)}, None)
+    assert reader.width == 4 and both.values[0, 0, 0].tolist() == [5, 2, 50, 20]

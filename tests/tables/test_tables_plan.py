@@ -16,6 +16,7 @@ import pytest
 from fusmae_jax.config.build import from_dict
 from fusmae_jax.config.files import load_config
 from fusmae_jax.errors import InputError
+from fusmae_jax.tables import recipes
 from fusmae_jax.tables.config import StudyArchive, StudySystem, StudyTable, Tables, check, digest
 from fusmae_jax.tables.plan import StudyPlan
 from fusmae_jax.tables.stages import Stage, changes, run, state
@@ -92,6 +93,18 @@ def test_every_impossible_setting_is_told_at_once(data):
     known = ('seeds=(1, 1)', "did you mean 'pretrain'", "did you mean 'xae'", 'archives.probe')
     for words in (*known, "late.beside: 'random'", 'late.sensors'):
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize('system', ['xae', 'bands'])
+def test_a_study_is_of_classes(system):
+    """Its tables have no place for errors in units, and the paper no head for them."""
+    config = study('somewhere')
+    task = config.tasks['linear_1']
+    task = dataclasses.replace(task, command='finetune', config='configs/finetune.py')
+    task = dataclasses.replace(task, settings=('data.kind=regression', 'labels.fractions=(1.0,)'))
+    config = dataclasses.replace(config, tasks={'biomass': task})
+    with pytest.raises(InputError, match=r"tasks.biomass with .*data.kind='regression'; .* run `finetune`"):
+        recipes.evaluation(config, 'biomass', system, (('s1',),))
 
 
 def test_the_digest_is_of_what_changes_numbers(data):

@@ -13,7 +13,6 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.eval import cells
 from fusmae_jax.eval.attentive.config import AttentiveProbe, check
 from fusmae_jax.eval.attentive.prober import make_prober, token_reader
@@ -24,7 +23,7 @@ from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.prober import Prober
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task
 
-NAME, HEADS, CONFIG = 'attentive', 'heads', 'settings-attentive.json'
+NAME, HEADS = 'attentive', 'heads'
 
 
 class Arm(NamedTuple):
@@ -49,17 +48,16 @@ def run_attentive_probe(config: AttentiveProbe, workdir: epath.PathLike) -> int:
     workdir = epath.Path(workdir)
     check(config)
     task, drawn = open_task(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG, to_dict(config))
-    each = cells.of_arms(
+    cells.evaluate(
         config,
         task,
         drawn,
         _arms(config, task),
         lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
         lambda parts, about: cells.prior(config, task, parts, about),
+        workdir,
+        NAME,
     )
-    cells.write_each(each, config.data.kind, workdir, NAME)
     return 0
 
 

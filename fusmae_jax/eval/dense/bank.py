@@ -41,15 +41,17 @@ def overlaps(pixels: int, tokens: int) -> np.ndarray:
 
 
 class Sample:
-    """Tokens drawn from a stream of records, each as likely as any other; never more than `size` are kept.
+    """Tokens drawn from a stream of records, each as likely as any other: at most `size` of them.
 
     Every token has a random number, a function of the seed, its record and its place; those with the lowest
-    stay. What is drawn does not depend on how records were batched.
+    stay. What is drawn does not depend on how records were batched. No more than a quarter beyond `size` are
+    kept from batch to batch.
     """
 
     def __init__(self, size: int, seed: int):
         self._size, self._seed, self.offered = size, seed, 0
-        self._kept: tuple[np.ndarray, ...] = ()
+        self._parts: list[tuple[np.ndarray, ...]] = []
+        self._count, self._limit = 0, np.inf  # of kept ones; the number above which none can stay
 
     def add(self, records: Any, values: np.ndarray, shares: np.ndarray, there: np.ndarray) -> None:
         """Offers the tokens of some records.
@@ -60,18 +62,25 @@ class Sample:
             shares: (b, tokens, classes) of their labels.
             there: (b, tokens) whether a token may be drawn.
         """
-        draws = [np.random.default_rng([self._seed, int(r)]).random(there.shape[1]) for r in records]
-        new = tuple(x[there] for x in (np.stack(draws), values, shares))
-        self.offered += len(new[0])
-        if self._kept:
-            new = tuple(np.concatenate(pair) for pair in zip(self._kept, new))
-        if len(new[0]) > self._size:
-            # In their order, which is what settles ties between neighbours.
-            lowest = np.sort(np.argpartition(new[0], self._size - 1)[: self._size])
-            new = tuple(x[lowest] for x in new)
-        self._kept = new
+        numbers = [np.random.default_rng([self._seed, int(r)]).random(there.shape[1]) for r in records]
+        draws = np.stack(numbers)
+        low = there & (draws <= self._limit)
+        self.offered += int(there.sum())
+        self._count += int(low.sum())
+        self._parts.append(tuple(x[low] for x in (draws, values, shares)))
+        if self._count > self._size + self._size // 4:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        """Leaves the tokens with the lowest numbers, in their order: it settles ties between neighbours."""
+        if self._count > self._size:
+            draws = np.concatenate([part[0] for part in self._parts])
+            self._limit, self._count = np.partition(draws, self._size - 1)[self._size - 1], self._size
+            for i, part in enumerate(self._parts):
+                self._parts[i] = tuple(x[part[0] <= self._limit] for x in part)
 
     def drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Values (n, width) and shares (n, classes) of what was drawn."""
-        _, values, shares = self._kept
+        self._reduce()
+        _, values, shares = (np.concatenate(arrays) for arrays in zip(*self._parts))
         return values, shares

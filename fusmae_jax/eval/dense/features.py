@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -14,6 +15,7 @@ from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import System, fit
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.eval.task import Entrant
 from fusmae_jax.input import presets, resample
 from fusmae_jax.input.compatibility import Fitted
 from fusmae_jax.input.contract import Contract
@@ -96,6 +98,18 @@ def make_reader(
         layer_words(layers),
         len(layers),
     )
+
+
+def open_reader(
+    config: Any, contract: Contract, entrant: Entrant, augment: Augment | None, grid: tuple[int, int]
+) -> Reader:
+    """The features of an entrant, of one date or two, by the settings of a dense task; logs what differs."""
+    system, modalities, layers = entrant.system, entrant.modalities, config.layers
+    where = config.data.path
+    reader = make_reader(system, contract, modalities, config.encoder, layers, augment, where, grid)
+    for line in reader.fitted.notes if reader.fitted else ():
+        logging.info('%s', line)
+    return with_earlier(reader, contract, config.earlier) if config.earlier else reader
 
 
 def with_earlier(reader: Reader, contract: Contract, earlier: str) -> Reader:

@@ -235,13 +235,13 @@ def _calibrated(
     calibrator = Calibrator(
         config.calibration, size, lambda head, read: scores(head, read, shape, size), trainer.jit
     )
-    read, found = trainer.jit(tokens), {}
+    read, calibrated = trainer.jit(tokens), {}
     for run, one in points.items():
         params = weights(trainer, one.step, one.folder)
         encode = functools.partial(read, params)
-        (found[run],) = calibrator([params['head']], encode, over, task)
-        store_temperature(one.folder / HEAD, found[run].temperature)
-    return calibration.line(found, task, config.intervals, fields)
+        (calibrated[run],) = calibrator([params['head']], encode, over, task)
+        store_temperature(one.folder / HEAD, calibrated[run].temperature)
+    return calibration.line(calibrated, task, config.intervals, fields)
 
 
 def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource:

@@ -19,8 +19,6 @@ from absl import logging
 from etils import epath
 from jaxtyping import Array, Float
 
-from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Parallel
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import cells
@@ -28,7 +26,7 @@ from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.dense.bank import Sample, labelled
 from fusmae_jax.eval.dense.config import DenseKnn, check
 from fusmae_jax.eval.dense.convolution import resized
-from fusmae_jax.eval.dense.features import Features, Reader, make_reader, scaled, with_earlier
+from fusmae_jax.eval.dense.features import Features, Reader, open_reader, scaled
 from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.rows import system_fields
 from fusmae_jax.eval.dense.score import confusion
@@ -41,7 +39,7 @@ from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import pipeline
 from fusmae_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 
-NAME, CONFIG = 'dense_knn', 'settings-dense_knn.json'
+NAME = 'dense_knn'
 QUERIES, BLOCK = 1024, 8192  # tokens that are compared at once, and those of the bank
 
 
@@ -65,17 +63,16 @@ def run_dense_knn(config: DenseKnn, workdir: epath.PathLike) -> int:
     workdir = epath.Path(workdir)
     check(config)
     task, drawn = open_maps(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG, to_dict(config))
-    each = cells.of_arms(
+    cells.evaluate(
         config,
         task,
         drawn,
         _arms(config, task),
         lambda arm, parts, about: _cell(config, task, arm, parts, about),
         lambda parts, about: prior(config, task, parts, about),
+        workdir,
+        NAME,
     )
-    cells.write_each(each, config.data.kind, workdir, NAME)
     return 0
 
 
@@ -96,20 +93,7 @@ def _arms(config: DenseKnn, task: LabelledSet) -> Iterator[KnnArm]:
         'settled_on': None,
     }
     for entrant in entrants(config):
-        reader = make_reader(
-            entrant.system,
-            contract,
-            entrant.modalities,
-            config.encoder,
-            config.layers,
-            None,
-            data.path,
-            size,
-        )
-        if config.earlier:
-            reader = with_earlier(reader, contract, config.earlier)
-        for line in reader.fitted.notes if reader.fitted else ():
-            logging.info('%s', line)
+        reader = open_reader(config, contract, entrant, None, size)
         fields = entrant.fields | system_fields(reader.fitted, entrant.modalities, contract) | method
         fields['pooled'] = f'{reader.words}, nearest tokens'
         yield KnnArm(Neighbours(config, task, reader), fields, entrant.baseline)
@@ -145,8 +129,8 @@ class Neighbours:
         """Confusion matrices (records, classes, classes) of the test split, from labelled records."""
         scale, bank = self._bank(positions)
         parts = [
-            found[: rows.stop - rows.start]
-            for rows, found in self._over(
+            counts[: rows.stop - rows.start]
+            for rows, counts in self._over(
                 self._source(self._config.data.test_split),
                 lambda batch: np.asarray(
                     self._score(bank, scale, self._read(self._params, batch), batch[TARGETS])
@@ -194,9 +178,9 @@ class Neighbours:
     def _offer(self) -> Callable:
         def offer(features: Features, labels: Array) -> tuple[Array, Array, Array]:
             batch, rows, columns, _ = features.values.shape
-            found = labelled(labels, self._classes, (rows, columns))
-            there = found.some & features.seen
-            each = (features.values, found.shares, there[..., None])
+            on_tokens = labelled(labels, self._classes, (rows, columns))
+            there = on_tokens.some & features.seen
+            each = (features.values, on_tokens.shares, there[..., None])
             values, shares, there = (x.reshape(batch, rows * columns, -1) for x in each)
             return values, shares, there[..., 0]
 
@@ -234,6 +218,6 @@ def token_shares(
     x = (x / jnp.where(length > 0, length, 1)).reshape(-1, x.shape[-1])
     chunks = -(-len(x) // QUERIES)
     filled = jnp.pad(x, ((0, chunks * QUERIES - len(x)), (0, 0))).reshape(chunks, QUERIES, -1)
-    found = jax.lax.map(lambda queries: votes(queries, bank, temperature, k), filled)
-    found = found.reshape(chunks * QUERIES, -1)[: len(x)].reshape(*features.seen.shape, -1)
-    return jnp.where(features.seen[..., None], found, jnp.mean(bank.labels, axis=0))
+    shares = jax.lax.map(lambda queries: votes(queries, bank, temperature, k), filled)
+    shares = shares.reshape(chunks * QUERIES, -1)[: len(x)].reshape(*features.seen.shape, -1)
+    return jnp.where(features.seen[..., None], shares, jnp.mean(bank.labels, axis=0))

@@ -9,17 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from etils import epath
 
-from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.eval import calibration_report, cells
 from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.dense import calibration
 from fusmae_jax.eval.dense.calibration import Calibrated, Run
 from fusmae_jax.eval.dense.config import DenseProbe, check
-from fusmae_jax.eval.dense.features import chosen, make_reader, with_earlier
+from fusmae_jax.eval.dense.features import chosen, open_reader
 from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.stored import TEMPERATURE, describe, write_head
@@ -27,7 +24,7 @@ from fusmae_jax.eval.dense.task import map_of, measured, open_maps, prior
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
 
-NAME, HEADS, CONFIG = 'dense_probe', 'heads', 'settings-dense_probe.json'
+NAME, HEADS = 'dense_probe', 'heads'
 
 
 class Arm(NamedTuple):
@@ -53,18 +50,16 @@ def run_dense_probe(config: DenseProbe, workdir: epath.PathLike) -> int:
     workdir = epath.Path(workdir)
     check(config)
     task, drawn = open_maps(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG, to_dict(config))
-    each = cells.of_arms(
+    evaluated = cells.evaluate(
         config,
         task,
         drawn,
         _arms(config, task),
         lambda arm, parts, about: _cell(config, task, arm, parts, about, workdir),
         lambda parts, about: prior(config, task, parts, about),
-    )
-    evaluated = cells.write_each(
-        each, config.data.kind, workdir, NAME, lambda done: calibration_report.write(done, workdir, NAME)
+        workdir,
+        NAME,
+        lambda done: calibration_report.write(done, workdir, NAME),
     )
     calibration_report.show(evaluated, workdir, NAME)
     return 0
@@ -74,20 +69,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
     data, contract = config.data, task.contract
     size = map_of(data, contract).size
     for entrant in entrants(config):
-        reader = make_reader(
-            entrant.system,
-            contract,
-            entrant.modalities,
-            config.encoder,
-            config.layers,
-            config.augment,
-            data.path,
-            size,
-        )
-        if config.earlier:
-            reader = with_earlier(reader, contract, config.earlier)
-        for line in reader.fitted.notes if reader.fitted else ():
-            logging.info('%s', line)
+        reader = open_reader(config, contract, entrant, config.augment, size)
         if config.rot90:
             check_square(contract, reader.fields, size)
         prober = Prober(config, task, reader)

@@ -64,7 +64,6 @@ class TaskKind(NamedTuple):
 class SettledPoint(NamedTuple):
     """A point of the rate that was settled on."""
 
-    point: Point
     step: int  # whose weights are tested
     folder: epath.Path
 
@@ -277,7 +276,7 @@ def _cell(
         assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
         measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
-        points[job.run] = SettledPoint(job.point, step, job.folder)
+        points[job.run] = SettledPoint(step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.
     for job in swept.jobs:
         if job.point.learning_rate != rate:
@@ -301,14 +300,14 @@ def _calibrated(
     splits = {VAL_SCORES: config.data.val_split, TEST_SCORES: config.data.test_split}
     sources = {name: _source(config, trainer, split) for name, split in splits.items()}
 
-    def logits(some: SettledPoint, name: str) -> np.ndarray:
+    def scores_on(some: SettledPoint, name: str) -> np.ndarray:
         scores = scores_of(trainer, sources[name], some.step, some.folder, name)
         assert scores is not None
         return scores
 
-    found = {run: Logits(*(logits(some, name) for name in sources)) for run, some in points.items()}
+    logits = {run: Logits(*(scores_on(some, name) for name in sources)) for run, some in points.items()}
     val, test = (trainer.measured(source) for source in sources.values())
-    return calibration_report.line(config, task, found, (val, test), fields)
+    return calibration_report.line(config, task, logits, (val, test), fields)
 
 
 def _source(config: Finetune, trainer: Trainer, split: str) -> Source:

@@ -17,6 +17,7 @@ from etils import epath
 from fusmae_jax import storage
 from fusmae_jax.checkpoints.checkpoints import FOLDER, Checkpoints
 from fusmae_jax.errors import InputError
+from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.metrics import judged
 from fusmae_jax.input.fractions import digest
@@ -162,8 +163,11 @@ def has_weights(folder: epath.Path, step: int) -> bool:
 
 
 def forget(folder: epath.Path, weights_only: bool) -> None:
-    """Removes the weights of a point that was not settled on; or all that is known of it."""
+    """Removes the weights of a point that was not settled on; or all that is known of it.
+
+    All: where it is trained anew, scores, encoder and head of before would stand beside other weights.
+    """
     if (folder / FOLDER).exists():
         (folder / FOLDER).rmtree()
-    if not weights_only:
-        (folder / RESULT).unlink(missing_ok=True)
+    for name in () if weights_only else (RESULT, TEST_SCORES, VAL_SCORES, ENCODER, HEAD):
+        (folder / name).unlink(missing_ok=True)

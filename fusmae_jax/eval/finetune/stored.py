@@ -144,7 +144,8 @@ def _finetuned(system: System, fitted: Fitted, contract: Contract, encoder: Any)
 
 def keep(trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path) -> None:
     """Writes what a settled point leaves, unless that is there already or its weights are gone."""
-    if (folder / ENCODER).exists() or not (folder / FOLDER / str(step)).exists():
+    whole = all((folder / name).exists() for name in (ENCODER, HEAD))
+    if whole or not (folder / FOLDER / str(step)).exists():
         return
     keeper(weights(trainer, step, folder), point, folder)
 
