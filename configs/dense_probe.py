@@ -9,6 +9,8 @@ batches; untrained weights, the bands of single pixels and the most frequent cla
 
 writes rows-dense_probe.jsonl, differences-dense_probe.jsonl and heads/ into the workdir.
 
+Maps of numbers, such as biomass: --config.data.kind=map_regression.
+
 Variants, joined with commas:
     layers4           the last block of each quarter of a ViT-B (3, 6, 9, 12), side by side
     bigearthnet_v2    CORINE land cover in 44 classes, intervals over Sentinel-2 scenes

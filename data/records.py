@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fusmae_jax.errors import InputError
-from fusmae_jax.input import label_maps, ranges
-from fusmae_jax.input.contract import Contract, Group, LabelMap, Product, Statistics, Targets
+from fusmae_jax.input import label_maps, number_maps, ranges
+from fusmae_jax.input.contract import Contract, Group, LabelMap, NumberMap, Product, Statistics, Targets
 from fusmae_jax.input.source import CONTENT, PIXELS
 from fusmae_jax.input.units import validity as validity
 from fusmae_jax.paths import check_text, escaped
@@ -70,6 +70,8 @@ class Schema:
         default_factory=dict
     )  # multi-hot field -> names
     maps: Mapping[str, LabelMap] = dataclasses.field(default_factory=dict)  # field -> classes of its pixels
+    # field -> numbers of its pixels
+    number_maps: Mapping[str, NumberMap] = dataclasses.field(default_factory=dict)
     targets: Mapping[str, Targets] = dataclasses.field(default_factory=dict)  # field -> numbers to predict
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ''
@@ -166,6 +168,7 @@ def contract(
         fields={name: field.meaning for name, field in schema.fields.items()},
         classes=schema.classes,
         maps=schema.maps or None,
+        number_maps=schema.number_maps or None,
         targets=schema.targets or None,
         split_aliases=schema.split_aliases,
         statistics=statistics,
@@ -243,13 +246,14 @@ class IndexRows:
 
     def __init__(self, schema: Schema):
         self._fields = {name: field for name, field in schema.fields.items() if field.indexed}
-        self._maps = schema.maps
+        self._maps, self._number_maps = schema.maps, schema.number_maps
         self._groups: dict[str, list[str]] = {}
         for name, group in sorted(schema.groups.items()):
             self._groups.setdefault(group.modality, []).append(name)
         self._rows: list[Record] = []
         self._content: dict[str, list[bytes]] = {modality: [] for modality in self._groups}
-        self._pixels: dict[str, list[np.ndarray]] = {name: [] for name in schema.maps}
+        names = (*schema.maps, *schema.number_maps)
+        self._pixels: dict[str, list[np.ndarray]] = {name: [] for name in names}
 
     def add(self, record: Record) -> None:
         """Takes in one record."""
@@ -258,6 +262,9 @@ class IndexRows:
             self._content[modality].append(content_digest([record[name] for name in groups]))
         for name, about in self._maps.items():
             self._pixels[name].append(label_maps.count(record[name], about))
+        for name, numbers in self._number_maps.items():
+            stored = number_maps.to_numbers(record[name], numbers)
+            self._pixels[name].append(number_maps.moments(stored))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """field -> array over the records; text as UTF-8 bytes."""
@@ -267,6 +274,8 @@ class IndexRows:
         for name, about in self._maps.items():
             shape = (-1, len(about.classes))
             contents[f'{PIXELS}{name}'] = np.array(self._pixels[name], np.int32).reshape(shape)
+        for name in self._number_maps:
+            contents[f'{PIXELS}{name}'] = np.array(self._pixels[name], np.float64).reshape(-1, 3)
         return contents | {
             name: np.array([row[name].encode() for row in self._rows], np.bytes_)
             if field.dtype == 'text'

@@ -92,6 +92,7 @@ def _split(schema: Schema, tally: Tally, sidecars: list[dict[str, Any]]) -> dict
             field: dict(zip(schema.classes[field], count.tolist())) for field, count in tally.labels.items()
         },
         **({'maps': _pixels(schema, tally)} if schema.maps else {}),
+        **({'number_maps': _map_numbers(schema, tally)} if schema.number_maps else {}),
         **({'targets': _numbers(schema, tally)} if schema.targets else {}),
     }
 
@@ -102,6 +103,23 @@ def _pixels(schema: Schema, tally: Tally) -> dict[str, dict[str, int]]:
         field: dict(zip((*schema.maps[field].classes, UNLABELLED), count.tolist()))
         for field, count in tally.maps.items()
     }
+
+
+def _map_numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, Any]]:
+    """Map -> what it holds, how many pixels have a number, and their mean, least and greatest."""
+    found = {}
+    for field, ((count, total, least, greatest),) in tally.number_maps.items():
+        about = schema.number_maps[field]
+        found[field] = {
+            'quantity': about.quantity,
+            'unit': about.unit,
+            'pixels': int(count),
+            'of': tally.records * about.size[0] * about.size[1],
+            'mean': total / count if count else None,
+            'minimum': least if count else None,
+            'maximum': greatest if count else None,
+        }
+    return found
 
 
 def _numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, dict[str, Any]]]:
@@ -178,6 +196,12 @@ def _label_lines(split: dict[str, Any]) -> list[str]:
     for field, pixels in split.get('maps', {}).items():
         total = max(sum(pixels.values()), 1)
         lines += [f'    {field:<10} {count / total:>9.2%} of the pixels  {n}' for n, count in pixels.items()]
+    for field, v in split.get('number_maps', {}).items():
+        title = f'{v["quantity"]} ({v["unit"]})' if v['unit'] else v['quantity']
+        line = f'    {field:<10} {v["pixels"] / max(v["of"], 1):>9.2%} of the pixels'
+        if v['pixels']:
+            line += f', mean {v["mean"]:.4g}, from {v["minimum"]:.4g} to {v["maximum"]:.4g}'
+        lines.append(f'{line}  {title}')
     for field, targets in split.get('targets', {}).items():
         for name, v in targets.items():
             title = f'{name} ({v["unit"]})' if v['unit'] else name

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusmae_jax import sensors
-from fusmae_jax.input import label_maps, units
+from fusmae_jax.input import label_maps, number_maps, units
 from fusmae_jax.input.contract import Group, Statistics
 from fusmae_jax.input.statistics import Moments
 
@@ -37,6 +37,8 @@ class Tally:
             name: np.array([[0, 0, np.inf, -np.inf]] * len(about.names))
             for name, about in schema.targets.items()
         }
+        # The same of the pixels of maps of numbers.
+        self.number_maps = {name: np.array([[0, 0, np.inf, -np.inf]]) for name in schema.number_maps}
 
     def add(self, record: Record) -> None:
         """Counts one record."""
@@ -54,6 +56,11 @@ class Tally:
             values = np.atleast_1d(record[name]).astype(np.float64)
             one = np.stack([np.ones_like(values), values, values, values], axis=1)
             _join(numbers, np.where(np.isfinite(values)[:, None], one, (0, 0, np.inf, -np.inf)))
+        for name, numbers in self.number_maps.items():
+            there = number_maps.to_numbers(record[name], self.schema.number_maps[name])
+            there = there[np.isfinite(there)].astype(np.float64)
+            if there.size:
+                _join(numbers, np.array([[there.size, there.sum(), there.min(), there.max()]]))
 
     def merge(self, other: 'Tally') -> None:
         """Counts the records of another tally."""
@@ -67,6 +74,8 @@ class Tally:
 
         for name, numbers in self.targets.items():
             _join(numbers, other.targets[name])
+        for name, numbers in self.number_maps.items():
+            _join(numbers, other.number_maps[name])
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `from_json` restores them exactly."""
@@ -81,6 +90,11 @@ class Tally:
             'maps': {name: count.tolist() for name, count in self.maps.items()},
             # JSON has no infinity, which the extremes of nothing are.
             **({'targets': {n: _finite(x) for n, x in self.targets.items()}} if self.targets else {}),
+            **(
+                {'number_maps': {n: _finite(x) for n, x in self.number_maps.items()}}
+                if self.number_maps
+                else {}
+            ),
         }
 
     @classmethod
@@ -95,9 +109,10 @@ class Tally:
         tally.labels = {name: np.asarray(count, np.int64) for name, count in values['labels'].items()}
         # Shards that an earlier version converted have none.
         tally.maps |= {n: np.asarray(count, np.int64) for n, count in values.get('maps', {}).items()}
-        for name, rows in values.get('targets', {}).items():
-            none = (0, 0, np.inf, -np.inf)
-            tally.targets[name] = np.array([none if row is None else row for row in rows], np.float64)
+        for kept, kind in ((tally.targets, 'targets'), (tally.number_maps, 'number_maps')):
+            for name, rows in values.get(kind, {}).items():
+                none = (0, 0, np.inf, -np.inf)
+                kept[name] = np.array([none if row is None else row for row in rows], np.float64)
         return tally
 
 

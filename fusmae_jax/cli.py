@@ -373,12 +373,12 @@ def _neuco(args: argparse.Namespace) -> int:
     option('--before-dem', 'FILE', 'the same of elevation', type=path, default=''),
     folder('--checkpoint', 'the encoder that the head was trained on', required=True),
     option('--head', 'FILE', 'of heads/ of a dense_probe, or of a dense_finetune', type=path, required=True),
-    option('--out', 'FILE', 'the map of classes, such as flood.tif', type=path, required=True),
+    option('--out', 'FILE', 'the map of classes or numbers, such as flood.tif', type=path, required=True),
     option('--probabilities', 'FILE', 'a .tif with a band for each class', type=path, default=''),
     needs='geo',
 )
 def _predict(args: argparse.Namespace) -> int:
-    """Turns GeoTIFFs into a map of classes."""
+    """Turns GeoTIFFs into a map of classes or numbers."""
     config = _load(args)
     from fusmae_jax.config.build import from_dict
     from fusmae_jax.embed.settings import EncodeConfig

@@ -18,7 +18,7 @@ from fusmae_jax.geo import rio
 from fusmae_jax.geo.bands import BANDS
 from fusmae_jax.geo.raster import Header
 from fusmae_jax.geo.values import Values
-from fusmae_jax.input.contract import Group, LabelMap, Targets
+from fusmae_jax.input.contract import Group, LabelMap, NumberMap, Targets
 
 from ..records import RecordError, validity
 from .headers import values_of
@@ -47,7 +47,7 @@ class RecordLayout:
     parts: tuple[LayoutPart, ...]
     groups: Mapping[str, Group]
     classes: tuple[str, ...]
-    map: LabelMap | None = None  # of the label rasters
+    map: LabelMap | NumberMap | None = None  # of the label rasters, or those of numbers
     targets: Targets | None = None  # of the columns of numbers
 
     @property

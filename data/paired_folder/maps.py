@@ -1,9 +1,10 @@
-"""The label rasters of a user's folder: a class for each pixel, cut along with the images.
+"""The label rasters of a user's folder: a class or a number for each pixel, cut along with the images.
 
 A label raster covers the ground of its image, in pixels of its own size. Its numbers are never changed: what
 would have to be resampled, or means no class, is refused.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError, raster
 from fusmae_jax.geo.grid import check_grid
 from fusmae_jax.geo.raster import Header
-from fusmae_jax.input import label_maps
-from fusmae_jax.input.contract import LabelMap
+from fusmae_jax.input import label_maps, number_maps
+from fusmae_jax.input.contract import LabelMap, NumberMap
 
 from ..geotiff import refused
 from ..records import RecordError
@@ -25,24 +26,32 @@ from .settings import Archive
 
 MAP = 'map'  # the record field
 DTYPES = ('uint8', 'int8', 'int16', 'uint16', 'int32', 'uint32')
+NUMBER_DTYPES = ('float32', 'uint8', 'int8', 'int16', 'uint16')  # a batch carries them as float32
 
 
-def map_header(file: Path) -> Header:
-    """The header of a label raster; raises RecordError for one that records cannot hold."""
+def map_header(file: Path, numbers: bool = False) -> Header:
+    """The header of a label raster; raises RecordError for one that records cannot hold.
+
+    `numbers`: its pixels are numbers, not classes.
+    """
     with opened(file, MAP) as dataset:
         header = raster.read_header(file, dataset, (MAP,) * dataset.count)
     with refused(file, MAP, ''):
         if dataset.count != 1:
-            advice = f'keep the one with the classes: rio stack {file} --bidx 1 OUT.tif'
+            kept = 'numbers' if numbers else 'classes'
+            advice = f'keep the one with the {kept}: rio stack {file} --bidx 1 OUT.tif'
             raise UnusableError('channels', f'{dataset.count}, expected one', advice)
-        if header.dtype not in DTYPES:
+        if numbers and header.dtype not in NUMBER_DTYPES:
+            advice = f'write them as one of {", ".join(NUMBER_DTYPES)}'
+            raise UnusableError('dtype', f'{header.dtype}, which records do not hold', advice)
+        if not numbers and header.dtype not in DTYPES:
             raise UnusableError(
                 'dtype',
                 f'{header.dtype}, but classes are whole numbers',
                 f'write them as one of {", ".join(DTYPES)}; a map that was interpolated has to be made anew, '
-                'with nearest neighbours',
+                'with nearest neighbours; of numbers say what they are, map_quantity',
             )
-        if (header.scale, header.offset) != (1, 0):
+        if not numbers and (header.scale, header.offset) != (1, 0):
             raise UnusableError(
                 'scale, offset',
                 f'{header.scale:g}, {header.offset:g}',
@@ -60,14 +69,14 @@ def check_like(header: Header | None, first: Header | None) -> None:
     """Raises RecordError where a label raster is of another kind than the first one."""
     if header is None or first is None:
         return
-    for what in ('dtype', 'nodata', 'resolution'):
+    for what in ('dtype', 'nodata', 'resolution', 'scale', 'offset'):
         value, wanted = getattr(header, what), getattr(first, what)
         if value != wanted:
             raise RecordError(
                 header.file,
                 f'{MAP} {what}',
                 f'{value}, but {first.file} has {wanted}',
-                'all label rasters need one type, nodata value and pixel size: write them alike',
+                'all label rasters need one type, nodata value, scale and pixel size: write them alike',
             )
 
 
@@ -102,17 +111,61 @@ def label_map(archive: Archive, header: Header, finest: float) -> LabelMap:
     )
 
 
-def label_words(about: LabelMap) -> str:
+def number_map(archive: Archive, header: Header, finest: float) -> NumberMap:
+    """What the rasters of numbers hold; see `label_map`.
+
+    Raises:
+        InputError: tiles that are no whole number of its pixels, a nodata value that its type does not have,
+            or edges to fill up without one.
+    """
+    decimals, given = header.dtype == 'float32', archive.map_nodata
+    held = np.iinfo('int8' if decimals else header.dtype)
+
+    def fits(value: float) -> bool:
+        return decimals or (value.is_integer() and held.min <= value <= held.max)
+
+    if wrong := [value for value in given if not fits(value)]:
+        raise InputError(
+            f'config.archive.map_nodata={given}: no pixel of {header.file} can be {wrong[0]:g}, they are '
+            f'{header.dtype}; leave it out'
+        )
+    # NaN and infinity never are a number; a tag that no pixel can have says nothing.
+    nodata = {*given, *(() if header.nodata is None else (header.nodata,))}
+    kept = tuple(sorted(value for value in nodata if math.isfinite(value) and fits(value)))
+    if archive.edge == 'pad' and not kept and not decimals:
+        raise InputError(
+            "config.archive.edge='pad': the rasters of numbers have no value to fill pixels up "
+            "with; set map_nodata, or edge='drop'"
+        )
+    return NumberMap(
+        quantity=archive.map_quantity,
+        unit=archive.map_unit,
+        scale=header.scale,
+        offset=header.offset,
+        nodata=kept,
+        size=tile_size(archive, header, finest),
+        dtype=header.dtype,
+        resolution=round(header.resolution, 9),
+    )
+
+
+def label_words(about: LabelMap | NumberMap) -> str:
     """The values of a map in words."""
+    if isinstance(about, NumberMap):
+        title = f'{about.quantity} ({about.unit})' if about.unit else about.quantity
+        way = (
+            '' if (about.scale, about.offset) == (1, 0) else f', stored x {about.scale:g} + {about.offset:g}'
+        )
+        return title + way + ''.join(f', {value:g} no number' for value in about.nodata)
     words = [f'{value} {name}' for value, name in zip(about.values, about.classes)]
     return ', '.join([*words, *(f'{value} no label' for value in about.ignore)])
 
 
-def read_map(file: Path, about: LabelMap, tile: Any) -> np.ndarray:
+def read_map(file: Path, about: LabelMap | NumberMap, tile: Any) -> np.ndarray:
     """The labels within a `tiles.Tile`, (rows, columns) as stored; what no file fills is to be ignored.
 
     Raises:
-        RecordError: a file that changed, or a value that is no class.
+        RecordError: a file that changed, or a value that is no class, or hardly a number.
     """
     step = about.resolution / tile.pixel
     row, column = (round(x / step) for x in tile.corner)
@@ -125,7 +178,15 @@ def read_map(file: Path, about: LabelMap, tile: Any) -> np.ndarray:
             message = f'{dataset.shape} {dataset.dtypes[0]} at {corner}, listed {shape} {about.dtype}'
             raise RecordError(file, f'{MAP} size', message, CHANGED)
         block = dataset.read(1, window=Window(column, row, columns, rows))
-    if (wrong := label_maps.unknown(block, about)) is not None:
+    if isinstance(about, NumberMap):
+        if (wrong := number_maps.doubtful(block, about)) is not None:
+            raise RecordError(
+                file,
+                MAP,
+                f'{wrong}, counted from row {row}, column {column} of the file; mostly it means no value',
+                'set config.archive.map_nodata to it; if it is measured, write the map in another unit',
+            )
+    elif (wrong := label_maps.unknown(block, about)) is not None:
         raise RecordError(
             file,
             MAP,
@@ -135,6 +196,10 @@ def read_map(file: Path, about: LabelMap, tile: Any) -> np.ndarray:
         )
     if block.shape == about.size:
         return block
-    whole = np.full(about.size, about.ignore[0] if about.ignore else 0, about.dtype)
+    if isinstance(about, NumberMap):
+        fill = np.nan if about.dtype == 'float32' else (*about.nodata, 0)[0]
+    else:
+        fill = about.ignore[0] if about.ignore else 0
+    whole = np.full(about.size, fill, about.dtype)
     whole[:rows, :columns] = block
     return whole

@@ -32,7 +32,7 @@ from .layout import (
     shifts,
     tiles,
 )
-from .maps import check_like, label_map, map_header
+from .maps import check_like, label_map, map_header, number_map
 from .names import by_name
 from .schema import make_schema
 from .settings import Archive, check
@@ -85,7 +85,8 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
     if archive.missing == 'keep':
         check_fill(layout)
     if images[0].map:
-        layout = dataclasses.replace(layout, map=label_map(archive, images[0].map, images[0].fine.resolution))
+        about = number_map if archive.map_quantity else label_map
+        layout = dataclasses.replace(layout, map=about(archive, images[0].map, images[0].fine.resolution))
     layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
     for image, shift in zip(images, shifts):
@@ -164,7 +165,9 @@ def _usable(archive: Archive, table: EntryTable, problems: list[Problem], on_err
 
 
 def _map_header(archive: Archive, entry: Entry, folders: Mapping[str, Path]) -> Header | None:
-    return map_header(folders['map'] / entry.map[0]) if archive.map_root else None
+    if not archive.map_root:
+        return None
+    return map_header(folders['map'] / entry.map[0], bool(archive.map_quantity))
 
 
 def _with_offset(archive: Archive, entry: Entry) -> Archive:

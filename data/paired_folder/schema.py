@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fusmae_jax.geo.bands import RADAR
-from fusmae_jax.input.contract import Product
+from fusmae_jax.input.contract import LabelMap, NumberMap, Product
 
 from ..records import Field, Schema
 from .layout import RecordLayout
@@ -41,7 +41,8 @@ def make_schema(
     fields |= {name: FACTS[name] for name in FACTS if name in columns or name in _times(archive)}
     if layout.map:
         about = layout.map
-        meaning = f'class of each pixel of {about.resolution:g} m: {label_words(about)}'
+        what = 'class' if isinstance(about, LabelMap) else 'number'
+        meaning = f'{what} of each pixel of {about.resolution:g} m: {label_words(about)}'
         fields[MAP] = Field(about.dtype, meaning, about.size, indexed=False)
     if layout.classes:
         meaning = 'multi-hot; every tile has the labels of its image'
@@ -57,7 +58,8 @@ def make_schema(
         products={m: _product(archive, m, baseline, level) for m in archive.modalities},
         key='name',
         classes={'labels': layout.classes} if layout.classes else {},
-        maps={MAP: layout.map} if layout.map else {},
+        maps={MAP: layout.map} if isinstance(layout.map, LabelMap) else {},
+        number_maps={MAP: layout.map} if isinstance(layout.map, NumberMap) else {},
         targets={FIELD: layout.targets} if layout.targets else {},
         description='Tiles cut from GeoTIFFs of one owner, '
         + ' and '.join(TITLES[m] for m in archive.modalities)

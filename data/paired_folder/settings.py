@@ -122,6 +122,11 @@ class Archive:
     map_values: tuple[int, ...] = setting((), least=LOWEST, most=HIGHEST)
     # Values of pixels without a label, beside the nodata value of the files
     map_ignore: tuple[int, ...] = setting((), least=LOWEST, most=HIGHEST)
+    # What a raster of numbers holds, such as 'biomass', in place of `map_classes`
+    map_quantity: str = ''
+    map_unit: str = ''  # of its numbers, such as 't/ha'; '' where it is not known
+    # Stored values that mean no number, beside the nodata value of the files and NaN
+    map_nodata: tuple[float, ...] = ()
 
     def of(self, modality: str, name: str) -> Any:
         """A setting of a sensor; those of Sentinel-1 but for its files hold for both of its passes."""
@@ -204,11 +209,17 @@ def _map_problems(archive: Archive) -> list[str]:
             f.name for f in dataclasses.fields(archive) if f.name[:4] == 'map_' and getattr(archive, f.name)
         ]
         return [f'{name}: there are no label rasters; give map_root, or leave it out' for name in given]
-    problems = []
+    if archive.map_quantity:
+        return _number_map_problems(archive)
+    problems = [
+        f'{name}: goes with a raster of numbers; say what it holds with map_quantity, or leave it out'
+        for name in ('map_unit', 'map_nodata')
+        if getattr(archive, name)
+    ]
     if not 2 <= len(names) <= MOST:
         problems.append(
             f'map_classes={names}: name the classes of the label rasters in the order of their values, 2 to '
-            f"{MOST}, such as ('dry', 'flooded')"
+            f"{MOST}, such as ('dry', 'flooded'); of rasters of numbers say what they hold, map_quantity"
         )
     if len(set(names)) < len(names):
         problems.append(f'map_classes={names}: a class is named twice')
@@ -218,6 +229,21 @@ def _map_problems(archive: Archive) -> list[str]:
         problems.append(f'map_values={values}: a value means two classes')
     if both := sorted({*archive.map_codes} & {*archive.map_ignore}):
         problems.append(f'map_ignore={archive.map_ignore}: {both[0]} is a class too')
+    return problems
+
+
+def _number_map_problems(archive: Archive) -> list[str]:
+    """The same of rasters of numbers."""
+    problems = [
+        f'{name}: of classes, but map_quantity={archive.map_quantity!r} says that the rasters hold numbers; '
+        'leave one of the two out'
+        for name in ('map_classes', 'map_values', 'map_ignore')
+        if getattr(archive, name)
+    ]
+    if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_ -]*', archive.map_quantity):
+        problems.append(
+            f'map_quantity={archive.map_quantity!r} must be letters, digits, _ and -, a letter first'
+        )
     return problems
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input.contract import Targets
+from fusmae_jax.input.number_maps import FILLS, HUGE
 
 from ..records import RecordError
 from .labels import NOTHING
@@ -17,9 +18,6 @@ from .settings import Archive
 
 FIELD = 'targets'
 MISSING = ('', *NOTHING, 'na', 'n/a')
-# Written for "no value" far more often than measured.
-FILLS = (-99.0, -999.0, -9999.0, -99999.0, -32768.0, -1e20)
-HUGE = 1e30  # -3.4e38 and the like lie beyond
 
 
 def check_columns(file: Path, columns: Sequence[str], archive: Archive) -> None:

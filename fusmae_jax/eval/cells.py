@@ -26,6 +26,7 @@ HEADLINE = {
     'single_label': ('top1', 'top3', 'f1_weighted'),
     'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
     'regression': ('r2_macro',),
+    'map_regression': ('r2_macro',),
 }
 PRINTED = 2  # targets whose own metrics are printed as well
 
@@ -224,7 +225,7 @@ def show(cells: Sequence[Cell], kind: str, workdir: epath.Path, command: str) ->
 
 def headline(kind: str, cells: Sequence[Cell]) -> tuple[str, ...]:
     """The metrics that are printed; of few targets their own as well."""
-    if kind != 'regression' or len(cells[0].about['classes']) > PRINTED:
+    if kind not in ('regression', 'map_regression') or len(cells[0].about['classes']) > PRINTED:
         return HEADLINE[kind]
     return tuple(name for name in cells[0].runs.intervals if name != 'r2_macro')
 

@@ -14,7 +14,9 @@ METRICS = {
     'single_label': ('top1', 'top3', 'precision_weighted', 'recall_weighted', 'f1_weighted'),
     'segmentation': ('iou_macro', 'f1_macro', 'accuracy'),
     'regression': ('r2_macro',),
+    'map_regression': ('r2_macro',),
 }
+MAPS = ('segmentation', 'map_regression')  # kinds of labels that are maps
 # Epochs and batch of the paper's linear heads: BigEarthNet-MM, and SEN12MS (its batch is in version 1 only).
 PAPER_HEAD = {'multi_label': (20.0, 128), 'single_label': (10.0, 256)}
 Image = Literal['resize', 'crops']  # the whole record, or its four quarters
@@ -30,9 +32,12 @@ class Task:
     train_split: str = 'train'
     val_split: str = 'val'  # settles the sweep
     test_split: str = 'test'  # looked at once, with what was settled
-    # The label field: one number a class, 0 or 1; segmentation: a map; regression: numbers to predict
+    # The label field: one number a class, 0 or 1; segmentation: a map of classes; map_regression: a map of
+    # numbers; regression: numbers to predict
     labels: str = 'labels_19'
-    kind: Literal['multi_label', 'single_label', 'segmentation', 'regression'] = 'multi_label'
+    kind: Literal['multi_label', 'single_label', 'segmentation', 'regression', 'map_regression'] = (
+        'multi_label'
+    )
     threads: int = setting(4, least=1)
     prefetch: int = setting(4, least=1)
 
@@ -169,10 +174,11 @@ def evaluation_problems(config: Evaluation) -> list[str]:
 def pooled_problems(config: PooledEvaluation) -> list[str]:
     """The same, of evaluations of whole images."""
     problems = evaluation_problems(config)
-    if config.data.kind == 'segmentation':
-        problems.append(
-            "data.kind='segmentation': `dense_probe`, `dense_knn` and `dense_finetune` take maps of labels"
-        )
+    if config.data.kind in MAPS:
+        takers = '`dense_probe`, `dense_knn` and `dense_finetune` take maps of labels'
+        if config.data.kind == 'map_regression':
+            takers = '`dense_probe` and `dense_finetune` take maps of numbers'
+        problems.append(f'data.kind={config.data.kind!r}: {takers}')
     for name in config.features:
         if name not in POOLED:
             problems.append(f'features: {name!r}; {nearest(name, POOLED)}')

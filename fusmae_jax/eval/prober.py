@@ -58,6 +58,9 @@ class HeadTask(Protocol):
     def judge(self, scores: np.ndarray) -> float:
         """The metric that settles the sweep, of the gathered scores of one head on the validation split."""
 
+    def in_units(self, sweep: Any, train: Any) -> Any:
+        """Trained heads, side by side, as they are used from then on; `train` is what they learned from."""
+
     def read_training(self, prober: 'Prober') -> Callable | None:
         """From weights and a batch to the features and labels that heads learn from; None: as they are."""
 
@@ -88,6 +91,7 @@ class Prober:
         train = self._task.source(data.train_split, positions)
         scale = self._scale(train)
         sweep = self._train(train, scale)
+        sweep = sweep._replace(params=self._task.in_units(sweep.params, train))
         values = np.array([self._task.judge(x) for x in self._scores(sweep.params, scale, data.val_split)])
         settled = linear_probe.best(self._swept, values)
         points = np.array([*settled.heads.values()])

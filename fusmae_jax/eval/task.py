@@ -26,7 +26,8 @@ class LabelledSplit(NamedTuple):
 
     name: str
     keys: np.ndarray  # (records,) bytes, unique
-    # (records, classes) uint8, 0 or 1; of numbers to predict (records, targets) float32, NaN where missing
+    # (records, classes) uint8, 0 or 1; of numbers to predict (records, targets) float32, NaN where missing;
+    # of maps the pixels of each class, or the moments of their numbers
     labels: np.ndarray
     clusters: np.ndarray | None  # (records,), where asked for
 

@@ -58,6 +58,24 @@ class LabelMap:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumberMap:
+    """One field of a record with a number for each pixel, on a grid of its own over the same ground.
+
+    Its values are predicted, not given to a model: nothing normalises or interpolates what is stored
+    (`input/number_maps.py`). A number is `stored * scale + offset`, in `unit`.
+    """
+
+    quantity: str = ''  # what it is: biomass, height
+    unit: str = ''  # '' where it is not known
+    scale: float = 1.0
+    offset: float = 0.0
+    nodata: tuple[float, ...] = ()  # stored values that mean "no number here"; NaN and inf always do
+    size: tuple[int, int] = (0, 0)  # rows, columns
+    dtype: str = 'float32'
+    resolution: float = 10.0  # metres a pixel
+
+
+@dataclasses.dataclass(frozen=True)
 class Targets:
     """One label field of a record with numbers to predict, one for each name; NaN is a missing one."""
 
@@ -95,6 +113,8 @@ class Contract:
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # label field -> names
     maps: Mapping[str, LabelMap] | None = setting(None, sparse=True)  # record field -> classes of its pixels
+    # record field -> numbers of its pixels
+    number_maps: Mapping[str, NumberMap] | None = setting(None, sparse=True)
     targets: Mapping[str, Targets] | None = setting(None, sparse=True)  # record field -> numbers to predict
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # 'all' -> 'train+val'
     statistics: Mapping[str, Statistics] = dataclasses.field(default_factory=dict)  # record field -> measured
@@ -125,6 +145,7 @@ class Contract:
         parts = {name: part.digest for name, part in self.parts.items()}
         about = {'records': self.fingerprint, 'groups': self.groups, 'statistics': self.statistics}
         about |= {'maps': self.maps} if self.maps else {}
+        about |= {'number_maps': self.number_maps} if self.number_maps else {}
         about |= {'targets': self.targets} if self.targets else {}
         return fingerprint({'parts': parts} | {name: to_dict(value) for name, value in about.items()})
 

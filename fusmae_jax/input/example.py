@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from fusmae_jax.input.contract import Group, LabelMap
+from fusmae_jax.input.contract import Group, LabelMap, NumberMap
 
 # A tag is a field's number times 8, and 2 for "a length and as many bytes". Example.features,
 # Features.feature, the key of an entry, Feature.bytes_list and the values of a list are all field 1.
@@ -22,7 +22,7 @@ _FIRST, _VALUE, _INTEGERS = 0x0A, 0x12, 0x1A  # field 1; the value of an entry; 
 class Image:
     """An image field or a map: its name, and the bytes that begin and end it, which its size decides."""
 
-    def __init__(self, name: str, group: Group | LabelMap):
+    def __init__(self, name: str, group: Group | LabelMap | NumberMap):
         self.name, self.dtype = name.encode(), np.dtype(group.dtype)
         self.shape = (*group.size, len(group.bands)) if isinstance(group, Group) else group.size
         self.count = math.prod(self.shape)

@@ -25,7 +25,7 @@ INDEX = 'index-{split}.npz'  # what is known of every record without reading its
 # Before the name of a sensor: digests of its images, which a conversion writes to the index alone; sets
 # converted earlier have none.
 CONTENT = 'content_'
-PIXELS = 'pixels_'  # before the name of a map: pixels of each class, which a conversion writes to the index
+PIXELS = 'pixels_'  # before the name of a map: what a conversion counts of its pixels in the index
 
 
 class Source:
@@ -126,8 +126,8 @@ class Source:
 
     def _image(self, name: str) -> Image:
         if name not in self._images:
-            maps = self.contract.maps or {}
-            self._images[name] = Image(name, maps[name] if name in maps else self.contract.groups[name])
+            known: dict[str, Any] = {**self.contract.groups, **(self.contract.maps or {})}
+            self._images[name] = Image(name, (known | {**(self.contract.number_maps or {})})[name])
         return self._images[name]
 
     def index(self, fields: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:

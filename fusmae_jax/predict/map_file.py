@@ -1,4 +1,4 @@
-"""Maps as Cloud Optimized GeoTIFFs, written row by row: classes with a colour table, or probabilities."""
+"""Maps as Cloud Optimized GeoTIFFs, written row by row: classes in colours, probabilities, numbers."""
 
 import colorsys
 import json
@@ -60,9 +60,16 @@ class MapFile:
         )
         self._dataset.update_tags(**{TAG: json.dumps(description)})
 
-    def name(self, bands: Sequence[str], palette: Mapping[int, tuple[int, int, int, int]]) -> None:
-        """Describes the bands, and gives the first one its colours, if there are any."""
+    def name(
+        self,
+        bands: Sequence[str],
+        palette: Mapping[int, tuple[int, int, int, int]],
+        units: Sequence[str] = (),
+    ) -> None:
+        """Describes the bands and their units, and gives the first one its colours, if there are any."""
         self._dataset.descriptions = tuple(bands)
+        if units:
+            self._dataset.units = tuple(units)
         if palette:
             self._dataset.write_colormap(1, dict(palette))
 
@@ -118,4 +125,11 @@ def probability_map(
     """A band of probabilities for each class, float32, NaN where there is none."""
     opened = MapFile(file, grid, len(classes), description, dtype='float32', nodata=np.nan)
     opened.name(classes, {})
+    return opened
+
+
+def number_map(file: Path, grid: Grid, quantity: str, unit: str, description: Mapping[str, Any]) -> MapFile:
+    """A map of numbers, float32, NaN where there is none; the unit stands where GeoTIFFs have it."""
+    opened = MapFile(file, grid, 1, description, dtype='float32', nodata=np.nan)
+    opened.name([quantity], {}, [unit] if unit else [])
     return opened

@@ -1,4 +1,4 @@
-"""The compiled function of `predict`: windows to the probabilities of their pixels."""
+"""The compiled function of `predict`: windows to the probabilities, or the numbers, of their pixels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +15,7 @@ from fusmae_jax.eval.dense.features import of_two_dates, scaled, token_map
 from fusmae_jax.eval.dense.score import scores
 from fusmae_jax.eval.dense.stored import StoredHead
 from fusmae_jax.eval.dense.targets import nearest
+from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.resample import full_box
 from fusmae_jax.models import fusmae
@@ -41,8 +42,8 @@ def make_predictor(
 
     Returns:
         A function of field -> (batch, rows, columns, bands) float32, NaN where nothing was measured. It
-        gives probabilities (batch, label rows, label columns, classes) float32, and where a sensor measured
-        anything (without classes), on the device.
+        gives probabilities (batch, label rows, label columns, classes) float32, or numbers in their unit (the
+        last axis is 1), and where a sensor measured anything (without that axis), on the device.
     """
     inputs = {'': make_inputs(fitted.config, fitted.contract)}
     groups = dict(fitted.contract.groups)
@@ -62,7 +63,8 @@ def make_predictor(
         features = each[0] if earlier is None else of_two_dates(each[0], each[1], head.shape.blocks)
         logits = scores(learned[0], scaled(features, learned[1]), head.shape, head.labels.size)
         there = [measured(images, features.seen, head.labels.size) for images in dates]
-        return jax.nn.softmax(logits / head.temperature), jnp.all(jnp.stack(there), axis=0)
+        said = jax.nn.softmax(logits / head.temperature) if isinstance(head.labels, LabelMap) else logits
+        return said, jnp.all(jnp.stack(there), axis=0)
 
     shapes = {
         name: jax.ShapeDtypeStruct((batch, *group.size, len(group.bands)), jnp.float32)

@@ -1,4 +1,4 @@
-"""`python main.py predict`: a scene of any size to a map of classes and their probabilities.
+"""`python main.py predict`: a scene of any size to a map of classes and their probabilities, or of numbers.
 
 Windows are those of `encode`: as large on the ground as the records that the model learned from, on a grid of
 the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the map
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rasterio
 
 from fusmae_jax import __version__
@@ -31,7 +30,8 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.features import check_preset
 from fusmae_jax.eval.dense.stored import StoredHead, read_head
 from fusmae_jax.geo.grid import Grid
-from fusmae_jax.predict.map_file import NOTHING, class_map, colours, probability_map
+from fusmae_jax.input.contract import LabelMap, NumberMap
+from fusmae_jax.predict.output import ClassOutput, NumberOutput
 from fusmae_jax.predict.predictor import BEFORE, make_predictor
 
 
@@ -53,8 +53,8 @@ def predict(
         checkpoint: the encoder that the head was trained on; of a fine-tuning
             `encoder.safetensors` beside it.
         head: a file of `heads/` of a `dense_probe`, or `head.npz` of a point of a `dense_finetune`.
-        out: the map of classes, a .tif; `out`.json says what its numbers mean.
-        probabilities: a .tif with a band a class; '' for none.
+        out: the map of classes, or of numbers in their unit, a .tif; `out`.json says what its numbers mean.
+        probabilities: a .tif with a band a class; '' for none, as of numbers.
         before: the same sensors of an earlier date, for a head that compares two; what `config` says of a
             sensor holds for both of its files.
 
@@ -71,15 +71,20 @@ def predict(
             f'{" and ".join(files) or "nothing"}; give these files, or a head of these sensors'
         )
     _check_dates(config, files, before, learned, head)
+    if probabilities and isinstance(learned.labels, NumberMap):
+        raise InputError(
+            f'{head} predicts {learned.labels.quantity}, and numbers have no probabilities; leave '
+            '--probabilities out'
+        )
     with contextlib.ExitStack() as stack:
         stack.enter_context(rasterio.Env(**gdal_options()))
         job, grid, about = _settle(config, files, checkpoint, head, learned, stack, before)
         start = time.perf_counter()
-        shares = _write(job, grid, targets, learned, about)
+        lines = _write(job, grid, targets, learned, about)
     count = job.layout.rows.windows * job.layout.columns.windows
     print(f'{count:,} windows in {time.perf_counter() - start:.1f} s; {grid.rows} x {grid.columns} pixels')
-    for name, share in shares.items():
-        print(f'  {share:>7.2%}  {name}')
+    for line in lines:
+        print(f'  {line}')
     print(f'wrote {", ".join(map(str, targets))} and {targets[0].name}.json')
     return 0
 
@@ -162,7 +167,7 @@ def _settle(
         for date, fitted in zip(('', BEFORE), dates)
         for name, group in fitted.contract.groups.items()
     }
-    job = EncodeJob(config, rasters, groups, layout, predictor, len(learned.labels.classes))
+    job = EncodeJob(config, rasters, groups, layout, predictor, learned.shape.classes)
     about = {
         'fusmae_jax': __version__,
         'checkpoint': checkpoint,
@@ -226,25 +231,17 @@ def _opened(file: Path, name: str, config: EncodeConfig, stack: contextlib.ExitS
 
 def _write(
     job: EncodeJob, grid: Grid, targets: list[Path], learned: StoredHead, about: dict[str, Any]
-) -> dict[str, float]:
-    """Writes everything under other names first; returns the share of each class."""
-    labels, palette = learned.labels, colours(len(learned.labels.classes))
-    legend = [
-        {'number': number, 'class': name, 'value': value, 'colour': '#{:02x}{:02x}{:02x}'.format(*colour)}
-        for number, (name, value, colour) in enumerate(zip(labels.classes, labels.values, palette))
-    ]
-    about |= {'legend': legend, 'nothing': NOTHING}
+) -> list[str]:
+    """Writes everything under other names first; returns what is said of the map."""
+    labels = learned.labels
+    output = ClassOutput(labels) if isinstance(labels, LabelMap) else NumberOutput(labels)
+    about |= output.about
     parts = [target.with_name(f'.{target.name}.{os.getpid()}.part') for target in targets]
-    counts = np.zeros(NOTHING + 1, np.int64)
     try:
-        writers = [class_map(parts[0], grid, palette, about)]
-        if len(parts) > 1:
-            writers.append(probability_map(parts[1], grid, labels.classes, about))
+        writers = output.open(parts, grid, about)
         try:
             for values, valid in rows_of_cells(job):
-                numbers = class_numbers(values, valid)
-                counts += np.bincount(numbers.ravel(), minlength=NOTHING + 1)
-                for writer, rows in zip(writers, (numbers[..., None], values)):
+                for writer, rows in zip(writers, output.rows(values, valid)):
                     writer.write(rows)
             for writer in writers:
                 writer.finish()
@@ -260,12 +257,4 @@ def _write(
         for part in parts:
             part.unlink(missing_ok=True)
             _legend(part).unlink(missing_ok=True)
-    shares = counts / max(counts.sum(), 1)
-    names = {**dict(enumerate(labels.classes)), NOTHING: 'nothing measured'}
-    return {name: float(shares[number]) for number, name in names.items() if counts[number]}
-
-
-def class_numbers(probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The most probable class (rows, columns) uint8, of equal ones the first; NOTHING where not valid."""
-    most = np.where(valid[..., None], probabilities, 0).argmax(axis=-1)
-    return np.where(valid, most, NOTHING).astype(np.uint8)
+    return output.lines()

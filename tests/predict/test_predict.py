@@ -25,10 +25,11 @@ from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.stored import describe, read_head, store_temperature, write_head
 from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
 from fusmae_jax.eval.finetune.train import Point
-from fusmae_jax.input.contract import LabelMap
+from fusmae_jax.input.contract import LabelMap, NumberMap
 from fusmae_jax.predict import run as command
 from fusmae_jax.predict.map_file import NOTHING, colours
-from fusmae_jax.predict.run import class_numbers, predict
+from fusmae_jax.predict.output import class_numbers
+from fusmae_jax.predict.run import predict
 from tests.support.embed_fixtures import BANDS, CONFIG, LEFT, TOP, changed, image, write, write_checkpoint
 from tests.support.whole_map import whole
 
@@ -98,6 +99,42 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
     np.testing.assert_array_equal(classes[..., 0] == NOTHING, nothing)
     np.testing.assert_allclose(np.nansum(found, axis=-1)[60:, 60:], 1, atol=1e-5)
     assert len(np.unique(classes)) > 2
+
+
+def test_a_map_of_numbers_is_that_of_its_windows_in_memory_bit_for_bit(
+    scene, checkpoint, head, tmp_path, capsys
+):
+    learned = read_head(head)
+    arrays = {name: np.asarray(x)[None] for name, x in learned.params.items()}
+    # As many numbers as the head of three classes, of which the first ones are kept.
+    arrays = {name: x[..., : x.shape[-1] // 3] for name, x in arrays.items()}
+    arrays |= {'seed': np.array([0]), **learned.scale._asdict()}
+    numbers = NumberMap('biomass', 't/ha', nodata=(-9999.0,), size=(60, 60), resolution=20.0)
+    shape = learned.shape._replace(classes=1)
+    about = describe(shape, learned.weights, ('s1', 's2'), (2,), 'self', 'checkpoint', numbers)
+    write_head(command.Path(tmp_path / 'head.npz'), arrays, about)
+    given = scene, checkpoint, str(tmp_path / 'head.npz')
+    out = tmp_path / 'map.tif'
+    assert predict(changed(merge='mean'), *given, str(out), '') == 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rasterio.Env(**gdal_options()))
+        job, *_ = command._settle(changed(merge='mean'), *given, read_head(given[2]), stack)
+        wanted, _ = whole(job)
+    found, profile, transform = read(out)
+    np.testing.assert_array_equal(found, wanted)
+    assert profile['dtype'] == 'float32' and np.isnan(profile['nodata'])
+    nothing = np.zeros(found.shape[:2], bool)
+    nothing[:45, :50] = True
+    np.testing.assert_array_equal(np.isnan(found[..., 0]), nothing)
+    assert (transform.a, transform.c, transform.f) == (20.0, LEFT, TOP) and np.nanstd(found) > 0.1
+    with rasterio.open(out) as dataset:
+        assert dataset.units == ('t/ha',) and dataset.descriptions == ('biomass',)
+        assert dataset.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+    told = json.loads((tmp_path / 'map.tif.json').read_text())
+    assert (told['quantity'], told['unit']) == ('biomass', 't/ha') and 'legend' not in told
+    assert f'biomass: mean {np.nanmean(found, dtype=np.float64):.4g} t/ha, from' in capsys.readouterr().out
+    with pytest.raises(InputError, match='predicts biomass, and numbers have no probabilities'):
+        predict(CONFIG, *given, str(tmp_path / 'other.tif'), str(tmp_path / 'p.tif'))
 
 
 @pytest.mark.slow

@@ -22,8 +22,9 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.contract import LabelMap
 from fusmae_jax.input.source import Source
 from fusmae_jax.predict import run as command
+from fusmae_jax.predict.output import class_numbers
 from fusmae_jax.predict.predictor import BEFORE
-from fusmae_jax.predict.run import class_numbers, predict
+from fusmae_jax.predict.run import predict
 from fusmae_jax.shipped.data import sharded
 from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
 from fusmae_jax.shipped.data.records import Field, Item, RecordSource

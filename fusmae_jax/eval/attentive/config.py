@@ -7,7 +7,7 @@ from fusmae_jax.config.run import MAX_SEED
 from fusmae_jax.config.setting import setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.config import Evaluation, HeadSettings, evaluation_problems, sweep_problems
+from fusmae_jax.eval.config import MAPS, Evaluation, HeadSettings, evaluation_problems, sweep_problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class AttentiveProbe(HeadSettings, Evaluation):
 def check(config: AttentiveProbe) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
     problems = evaluation_problems(config)
-    if config.data.kind == 'segmentation':
-        problems.append("data.kind='segmentation': `dense_probe` takes maps of labels")
+    if config.data.kind in MAPS:
+        problems.append(f'data.kind={config.data.kind!r}: `dense_probe` takes maps of labels')
     elif config.data.kind == 'regression':
         problems.append("data.kind='regression': `linear_probe` and `finetune` learn numbers")
     else:

@@ -118,6 +118,10 @@ class ImageHeads:
         """The metric of the task."""
         return judged(scores, self._metric, self._config.data.val_split)
 
+    def in_units(self, sweep: Any, train: LabelledSource) -> Any:
+        """Labels have no units."""
+        return sweep
+
     def read_training(self, prober: prober.Prober) -> Callable | None:
         """Images as they are, as in the other probes of whole images."""
         return None

@@ -1,1 +1,1 @@
-"""Dense tasks: a class for each pixel, read off the tokens of an encoder."""
+"""Dense tasks: a class or a number for each pixel, read off the tokens of an encoder."""

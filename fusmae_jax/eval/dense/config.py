@@ -8,7 +8,15 @@ from fusmae_jax.config.run import MAX_SEED, Augment
 from fusmae_jax.config.setting import SPARSE, setting
 from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM, EncoderSettings
 from fusmae_jax.errors import raise_all
-from fusmae_jax.eval.config import Evaluation, Intervals, Labels, Task, evaluation_problems, sweep_problems
+from fusmae_jax.eval.config import (
+    MAPS,
+    Evaluation,
+    Intervals,
+    Labels,
+    Task,
+    evaluation_problems,
+    sweep_problems,
+)
 from fusmae_jax.eval.dense.heads import Kind
 from fusmae_jax.eval.dense.losses import Loss
 from fusmae_jax.eval.dense.upernet import BLOCKS
@@ -29,7 +37,7 @@ class MapCalibration:
 
 @dataclasses.dataclass(frozen=True)
 class Mapped(Evaluation):
-    """A class for each pixel, from the tokens of an encoder."""
+    """A class or a number for each pixel, from the tokens of an encoder."""
 
     data: Task = dataclasses.field(default_factory=functools.partial(Task, labels='map', kind='segmentation'))
     labels: Labels = dataclasses.field(default_factory=functools.partial(Labels, fractions=(1.0,)))
@@ -40,14 +48,14 @@ class Mapped(Evaluation):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Mapped):
-    """A class for each pixel, by a head on the tokens of an encoder."""
+    """A class or a number for each pixel, by a head on the tokens of an encoder."""
 
     calibration: MapCalibration = dataclasses.field(default=MapCalibration(), metadata=SPARSE)
     # shuffle: all pixels of a patch from its token; pup: a convolutional decoder; upernet: pyramid pooling
     # and a top-down path over one block or four
     head: Kind = 'linear'
     head_width: int = setting(64, least=1)  # channels of pup and upernet
-    loss: Loss = 'cross_entropy'
+    loss: Loss = 'cross_entropy'  # of classes; numbers have the squared error
     focal_gamma: float = setting(2.0, least=0)  # of the focal loss
     rot90: bool = False  # turn training records by a random multiple of 90 degrees; grids must be square
 
@@ -70,7 +78,7 @@ class DenseProbe(Dense):
     # Tokens with mean 0 and variance 1 over the labelled records; pixels always
     standardise: bool = True
     head_seeds: tuple[int, ...] = setting((0, 1, 2), least=0, most=MAX_SEED)  # of the initial heads
-    metric: str = ''  # of the validation split; '' is iou_macro
+    metric: str = ''  # of the validation split; '' is iou_macro, of numbers r2_macro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +119,12 @@ RECIPE = (
 def check(config: DenseProbe | DenseKnn | DenseFinetune) -> None:
     """Raises InputError with every setting that is impossible whatever the data hold."""
     problems = evaluation_problems(config)
-    if config.data.kind != 'segmentation':
-        problems.append(f"data.kind={config.data.kind!r}: dense tasks need 'segmentation'")
+    if config.data.kind not in MAPS:
+        problems.append(
+            f"data.kind={config.data.kind!r}: dense tasks need 'segmentation', for numbers 'map_regression'"
+        )
+    elif config.data.kind == 'map_regression':
+        problems += _number_problems(config)
     if len(set(config.layers)) < len(config.layers):
         problems.append(f'layers={config.layers} names a block twice')
     names: tuple[str, ...] = ()
@@ -129,6 +141,18 @@ def check(config: DenseProbe | DenseKnn | DenseFinetune) -> None:
     else:
         problems += tuning_problems(config, config.encoder, '`dense_probe`')
         names = ('learning_rates', 'head_seeds')
-    if config.data.kind == 'segmentation' and names:
+    if config.data.kind in MAPS and names:
         problems += sweep_problems(config, names)
     raise_all('config: these settings cannot be used', problems)
+
+
+def _number_problems(config: DenseProbe | DenseKnn | DenseFinetune) -> list[str]:
+    """What is impossible with maps of numbers."""
+    if isinstance(config, DenseKnn):
+        return ["data.kind='map_regression': `dense_probe` and `dense_finetune` learn maps of numbers"]
+    problems = []
+    if config.calibration.pixels:
+        problems.append('calibration.pixels: numbers to predict have no probabilities; leave it out')
+    if config.loss != 'cross_entropy':
+        problems.append(f'loss={config.loss!r} is of classes; numbers are learned by their squared error')
+    return problems

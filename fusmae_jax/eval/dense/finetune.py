@@ -1,7 +1,7 @@
 """The command `dense_finetune`: encoder and head trained together, a class for each pixel.
 
 Points, sweeps, validation and what a killed run goes on from are those of `finetune` (`eval/finetune`); what
-differs stands here: the loss of a batch of maps, and scores that are confusion matrices.
+differs stands here: the loss of a batch of maps, and scores that are confusion matrices, or sums of errors.
 """
 
 import functools
@@ -19,16 +19,16 @@ from jaxtyping import Array, Float
 from fusmae_jax.encoders.systems import System, fingerprint, fit
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import metric_of
-from fusmae_jax.eval.dense import calibration, features, heads, losses
+from fusmae_jax.eval.dense import calibration, features, heads, losses, numbers
 from fusmae_jax.eval.dense.calibration import Calibrator
 from fusmae_jax.eval.dense.config import RECIPE, DenseFinetune, check
 from fusmae_jax.eval.dense.heads import HeadShape
-from fusmae_jax.eval.dense.metrics import Segmentation, of_confusion, segmentation
+from fusmae_jax.eval.dense.metrics import of_confusion
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
-from fusmae_jax.eval.dense.score import confusion, scores
+from fusmae_jax.eval.dense.score import confusion, errors, scores
 from fusmae_jax.eval.dense.stored import describe, store_temperature, write_head
 from fusmae_jax.eval.dense.targets import moved, turned
-from fusmae_jax.eval.dense.task import MappedSource, map_of, open_maps, prior
+from fusmae_jax.eval.dense.task import MappedSource, map_of, measured, open_maps, prior
 from fusmae_jax.eval.finetune.adapters import fresh, tuned
 from fusmae_jax.eval.finetune.command import Run, SettledPoint, TaskKind, TuningArm, run_tuning
 from fusmae_jax.eval.finetune.dropout import check_names, dropped
@@ -36,6 +36,8 @@ from fusmae_jax.eval.finetune.objective import TARGETS, Network, around
 from fusmae_jax.eval.finetune.rows import identity
 from fusmae_jax.eval.finetune.stored import HEAD, Keep, keep_encoder, weights
 from fusmae_jax.eval.finetune.train import Learned, Point, Trainer
+from fusmae_jax.eval.linear_probe import Scale
+from fusmae_jax.eval.metrics import Measure, values
 from fusmae_jax.eval.task import LabelledSet, entrants
 from fusmae_jax.input import presets
 from fusmae_jax.input.compatibility import Fitted
@@ -58,7 +60,7 @@ def run_dense_finetune(config: DenseFinetune, workdir: epath.PathLike) -> int:
 def segmenting(
     net: Network, shape: HeadShape, layers: tuple[int, ...], config: DenseFinetune, size: Any
 ) -> Learned:
-    """A head on maps of tokens, judged by confusion matrices (records, classes, classes).
+    """A head on maps of tokens, judged by confusion matrices (records, classes, classes) or sums of errors.
 
     Args:
         net: the encoder.
@@ -69,6 +71,7 @@ def segmenting(
     """
     names = tuple(fields(net.config, net.contract))
     depth = net.whole.model.depth
+    of_numbers = config.data.kind == 'map_regression'
 
     def logits(params: Params, patches: Any, paths: Any = None) -> Float[Array, 'b h w c']:
         found = features.token_map(net.merge(tuned(params)), patches, layers, paths)
@@ -85,11 +88,15 @@ def segmenting(
         patches = dropped(augmented(batch, geometry), rest, config.modality_dropout)
         found = logits(params, patches, paths)
         labels = moved(batch[TARGETS], geometry, config.augment)
-        total = losses.loss(found, labels, config.loss, config.focal_gamma)
+        if of_numbers:
+            total = losses.squared(found, labels)
+        else:
+            total = losses.loss(found, labels, config.loss, config.focal_gamma)
         return total, ({'loss': total}, extra)
 
-    def score(params: Params, batch: Batch) -> Float[Array, 'b c c']:
-        return confusion(logits(params, plain(batch, None)), batch[TARGETS])
+    def score(params: Params, batch: Batch) -> Array:
+        judge = errors if of_numbers else confusion
+        return judge(logits(params, plain(batch, None)), batch[TARGETS])
 
     def head(key: Array) -> Any:
         return heads.init(key, shape)
@@ -101,15 +108,37 @@ def segmenting(
 
     augmented = presets.make_inputs(net.config, net.contract, config.augment)
     plain = presets.make_inputs(net.config, net.contract, None)
-    return Learned(Objective(init, loss, names), head, score, (size, jnp.uint8), (TARGETS,))
+    kept = (size, jnp.float32 if of_numbers else jnp.uint8)
+    return Learned(Objective(init, loss, names), head, score, kept, (TARGETS,))
 
 
 class MapTrainer(Trainer):
     """Fine-tunes an encoder and a head on maps of labels."""
 
     def examples(self, source: Any, point: Point) -> Any:
-        """The records that a point learns from, with their maps."""
-        return MappedSource(self.config.data, source.split, self.fields, point.positions)
+        """The records that a point learns from, with their maps; numbers are standardised."""
+        scale = _scale(self.config, point)
+        return MappedSource(self.config.data, source.split, self.fields, point.positions, scale)
+
+    def scores(self, params: Params, source: Any, point: Point | None = None) -> np.ndarray:
+        """As of other trainers; a head of numbers is one of the units of the data first."""
+        if point is not None and (scale := _scale(self.config, point)) is not None:
+            head = self._in_units(params['head'], scale)
+            laid_out = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), head, params['head'])
+            params = {**params, 'head': laid_out}
+        return super().scores(params, source)
+
+    @functools.cached_property
+    def _in_units(self) -> Callable[[Any, Any], Any]:
+        kind = self.config.head
+        return self.jit(lambda head, scale: numbers.in_units(head, kind, scale))
+
+
+def _scale(config: DenseFinetune, point: Point) -> Scale | None:
+    """What the numbers of a point are standardised with; None for classes."""
+    if config.data.kind != 'map_regression':
+        return None
+    return numbers.scale_of(point.labels, config.data.labels)
 
 
 def _arms(config: DenseFinetune, task: LabelledSet, folder: epath.Path) -> Iterator[TuningArm]:
@@ -163,7 +192,10 @@ def keeper(
 
     def keep(params: Any, point: Point, folder: epath.Path) -> None:
         model = keep_encoder(system, fitted, contract, config.data, params, point, folder)
-        arrays = traverse_util.flatten_dict(params['head'], sep='/')
+        head, scale = params['head'], _scale(config, point)
+        if scale is not None:
+            head = numbers.in_units(jax.tree.map(np.asarray, head), shape.kind, scale)
+        arrays = traverse_util.flatten_dict(head, sep='/')
         stored = {name: np.asarray(x)[None] for name, x in arrays.items()}
         # The statistics of the inputs are the encoder's own, whichever they were.
         about = describe(
@@ -175,8 +207,8 @@ def keeper(
             'checkpoint',
             map_of(config.data, contract),
         )
-        scale = {'mean': np.zeros(shape.features, np.float32), 'std': np.ones(shape.features, np.float32)}
-        write_head(folder / HEAD, {**stored, **scale, 'seed': np.array([point.seed])}, about)
+        plain = {'mean': np.zeros(shape.features, np.float32), 'std': np.ones(shape.features, np.float32)}
+        write_head(folder / HEAD, {**stored, **plain, 'seed': np.array([point.seed])}, about)
 
     return keep
 
@@ -218,11 +250,13 @@ def _source(config: DenseFinetune, trainer: Trainer, split: str) -> MappedSource
 
 def _judge(config: DenseFinetune, task: LabelledSet) -> Callable[[np.ndarray], float]:
     name = metric_of(config)
+    if config.data.kind == 'map_regression':
+        return lambda sums: values(numbers.measured(sums, task.val.labels, task.classes[0]))[name]
     return lambda counts: of_confusion(counts.sum(axis=0, dtype=np.float64), task.classes)[name]
 
 
-def _measure(config: DenseFinetune, task: LabelledSet, counts: np.ndarray) -> Segmentation:
-    return segmentation(counts, task.classes)
+def _measure(config: DenseFinetune, task: LabelledSet, scores: np.ndarray) -> Measure:
+    return measured(config.data, task, scores)
 
 
 MAPS = TaskKind(NAME, check, open_maps, _arms, _source, _judge, _measure, prior)

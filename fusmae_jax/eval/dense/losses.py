@@ -1,4 +1,7 @@
-"""Losses of maps: cross-entropy, focal, soft Dice and their sum, over labelled pixels alone. Traceable."""
+"""Losses of maps: cross-entropy, focal, soft Dice and their sum, or the squared error of numbers.
+
+Over labelled pixels alone. Traceable.
+"""
 
 from typing import Literal, get_args
 
@@ -49,3 +52,11 @@ def loss(
         occurs = actual > 0
         total += jnp.sum(jnp.where(occurs, miss, 0)) / jnp.maximum(jnp.sum(occurs), 1)
     return total
+
+
+def squared(predicted: Float[Array, 'b h w 1'], numbers: Float[Array, 'b h w']) -> Float[Array, '']:
+    """The mean squared error over the pixels with a number; 0, with a gradient of 0, where none has one."""
+    there = jnp.isfinite(numbers)
+    # The inner `where` keeps NaN away from the gradient.
+    miss = jnp.where(there, predicted[..., 0].astype(jnp.float32) - jnp.where(there, numbers, 0), 0)
+    return jnp.sum(miss**2) / jnp.maximum(jnp.sum(there), 1)

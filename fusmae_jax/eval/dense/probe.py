@@ -17,11 +17,10 @@ from fusmae_jax.eval.dense import calibration
 from fusmae_jax.eval.dense.calibration import Calibrated, Run
 from fusmae_jax.eval.dense.config import DenseProbe, check
 from fusmae_jax.eval.dense.features import chosen, open_reader
-from fusmae_jax.eval.dense.metrics import segmentation
 from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.stored import TEMPERATURE, describe, write_head
-from fusmae_jax.eval.dense.task import map_of, open_maps, prior
+from fusmae_jax.eval.dense.task import map_of, measured, open_maps, prior
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
 
@@ -107,8 +106,8 @@ def _cell(
     calibrated: dict[Run, Calibrated] = {}
 
     def keep(seed: int, counts: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
-        for head, matrices in counts.items():
-            measures[seed, head] = segmentation(matrices, task.classes)
+        for head, found in counts.items():
+            measures[seed, head] = measured(config.data, task, found)
         if config.calibration.pixels:
             fitted = arm.prober.calibrate(stored)
             calibrated.update({(seed, head): one for head, one in zip(counts, fitted)})

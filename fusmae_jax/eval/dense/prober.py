@@ -8,18 +8,18 @@ import numpy as np
 
 from fusmae_jax.eval import prober
 from fusmae_jax.eval.config import metric_of
-from fusmae_jax.eval.dense import heads, losses
+from fusmae_jax.eval.dense import heads, losses, numbers
 from fusmae_jax.eval.dense.calibration import Calibrated, Calibrator
 from fusmae_jax.eval.dense.config import DenseProbe
 from fusmae_jax.eval.dense.features import Features, Reader, scaled
 from fusmae_jax.eval.dense.metrics import of_confusion
-from fusmae_jax.eval.dense.score import confusion, scores
+from fusmae_jax.eval.dense.score import confusion, errors, scores
 from fusmae_jax.eval.dense.stored import parameters
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of
 from fusmae_jax.eval.finetune.objective import TARGETS
 from fusmae_jax.eval.linear_probe import Scale
-from fusmae_jax.eval.metrics import judged
+from fusmae_jax.eval.metrics import judged, values
 from fusmae_jax.eval.task import LabelledSet
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.pipeline import POSITION
@@ -64,6 +64,10 @@ class MapHeads:
         split = self._config.data.val_split
         return judged(scores.sum(axis=0), lambda counts: of_confusion(counts, classes)[name], split)
 
+    def in_units(self, sweep: Any, train: MappedSource) -> Any:
+        """Classes have no units."""
+        return sweep
+
     def read_training(self, prober: prober.Prober) -> Callable | None:
         """Augmented images, and labels that are moved as they are."""
         config, names = self._config, (*self._reader.fields, TARGETS)
@@ -79,11 +83,50 @@ class MapHeads:
         return prober.jit(read)
 
 
+class NumberHeads(MapHeads):
+    """Heads that give every pixel of a map a number; judged by their errors."""
+
+    def source(self, split: str, positions: np.ndarray | None = None) -> MappedSource:
+        """Numbers are standardised where heads learn from them."""
+        data, fields = self._config.data, self._reader.fields
+        scale = None
+        if positions is not None:
+            scale = numbers.scale_of(self._task.train.labels[positions], self._task.classes[0])
+        return MappedSource(data, split, fields, positions, scale)
+
+    def in_units(self, sweep: Any, train: MappedSource) -> Any:
+        """Heads say numbers in the units of the data from here on."""
+        assert train.scale is not None
+        return numbers.in_units(sweep, self.shape.kind, train.scale)
+
+    def loss(self, head: Any, features: jax.Array, seen: jax.Array, labels: jax.Array) -> jax.Array:
+        """Squared error over the pixels with a number."""
+        return losses.squared(scores(head, features, self.shape, self._size), labels)
+
+    def score(self, head: Any, features: jax.Array, seen: jax.Array, labels: jax.Array) -> jax.Array:
+        """Sums of errors (b, 2)."""
+        return errors(scores(head, features, self.shape, self._size), labels)
+
+    def gather(self, scores: np.ndarray, test: bool) -> np.ndarray:
+        """All of them: two numbers a record."""
+        return scores.astype(np.float64)
+
+    def judge(self, scores: np.ndarray) -> float:
+        """Over all pixels."""
+        name, task = metric_of(self._config), self._task
+
+        def metric(sums: np.ndarray) -> float:
+            return values(numbers.measured(sums, task.val.labels, task.classes[0]))[name]
+
+        return judged(scores, metric, self._config.data.val_split)
+
+
 class Prober(prober.Prober):
     """Trains and measures the heads of one arm."""
 
     def __init__(self, config: DenseProbe, task: LabelledSet, reader: Reader):
-        heads_of = MapHeads(config, task, reader)
+        kind = NumberHeads if config.data.kind == 'map_regression' else MapHeads
+        heads_of = kind(config, task, reader)
         # A pixel has nothing to decode but its bands, which have units.
         super().__init__(config, reader, heads_of, config.standardise or reader.fitted is None)
         self.head, self._labels = heads_of.shape, task

@@ -43,10 +43,11 @@ def method_fields(config: DenseProbe | DenseFinetune, name: str, words: str, hea
         head: its kind.
     """
     epoch = f'; {config.epoch} epoch' if isinstance(config, DenseFinetune) else ''
+    numbers = config.data.kind == 'map_regression'
     return {
         'method': name,
         'preset': config.preset,
-        'pooled': f'{words}, {head}, {config.loss}',
+        'pooled': f'{words}, {head}, {"squared error" if numbers else config.loss}',
         'batch_norm': None,
         'head_seeds': config.head_seeds,
         'sweep': sweep(config, head),

@@ -1,4 +1,7 @@
-"""Scores of maps: from features and a head to confusion matrices, on the grid of the labels. Traceable."""
+"""Scores of maps: from features and a head to confusion matrices or errors, on the grid of the labels.
+
+Traceable.
+"""
 
 from typing import Any
 
@@ -30,3 +33,16 @@ def confusion(logits: Float[Array, 'b h w c'], labels: UInt8[Array, 'b h w']) ->
     counts = jnp.einsum('bpt,bpg->btg', truth, guess, precision='highest')
     finite = jnp.all(jnp.isfinite(logits), axis=(1, 2, 3))
     return jnp.where(finite[:, None, None], counts, jnp.nan)
+
+
+def errors(predicted: Float[Array, 'b h w 1'], numbers: Float[Array, 'b h w']) -> Float[Array, 'b 2']:
+    """Of each record the sums of squared and of absolute errors, over the pixels with a number.
+
+    Of a record with predictions that are not finite both are NaN: the model has diverged.
+    """
+    there, guess = jnp.isfinite(numbers), predicted[..., 0].astype(jnp.float32)
+    miss = jnp.where(there, guess - jnp.where(there, numbers, 0), 0)
+    # Row by row: a single long sum of float32 would lose digits.
+    sums = jnp.stack([jnp.sum(jnp.sum(x, axis=2), axis=1) for x in (miss**2, jnp.abs(miss))], axis=1)
+    finite = jnp.all(jnp.isfinite(guess), axis=(1, 2))
+    return jnp.where(finite[:, None], sums, jnp.nan)

@@ -13,7 +13,7 @@ from fusmae_jax.config.build import from_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.linear_probe import Scale
-from fusmae_jax.input.contract import LabelMap
+from fusmae_jax.input.contract import LabelMap, NumberMap
 
 ABOUT, FORMAT = 'about', 1
 TEMPERATURE = 'temperature'  # of each head, where it was fitted
@@ -30,7 +30,7 @@ class StoredHead(NamedTuple):
     layers: tuple[int, ...]
     absent: Any  # the rule for sensors that are not given
     stats: str  # where the statistics of its inputs were from: 'checkpoint' or 'dataset'
-    labels: LabelMap  # what it predicts, and on which grid
+    labels: LabelMap | NumberMap  # what it predicts, and on which grid
     temperature: float  # that its scores are divided by; 1 where none was fitted
     dates: int = 1  # 2: it is given the tokens and their change since an earlier image
 
@@ -42,7 +42,7 @@ def describe(
     layers: Sequence[int],
     absent: str,
     stats: str,
-    labels: LabelMap,
+    labels: LabelMap | NumberMap,
     dates: int = 1,
 ) -> dict[str, Any]:
     """What is stored beside the parameters, as JSON has it."""
@@ -54,14 +54,16 @@ def describe(
         'layers': [*layers],
         'absent': absent,
         'stats': stats,
-        'labels': {
-            'classes': [*labels.classes],
-            'values': [*labels.values],
-            'size': [*labels.size],
-            'resolution': labels.resolution,
-        },
+        **_labels(labels),
         **({'dates': dates} if dates > 1 else {}),
     }
+
+
+def _labels(labels: LabelMap | NumberMap) -> dict[str, Any]:
+    grid = {'size': [*labels.size], 'resolution': labels.resolution}
+    if isinstance(labels, NumberMap):
+        return {'numbers': {'quantity': labels.quantity, 'unit': labels.unit} | grid}
+    return {'labels': {'classes': [*labels.classes], 'values': [*labels.values]} | grid}
 
 
 def write_head(file: epath.Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -96,7 +98,11 @@ def read_head(file: epath.PathLike) -> StoredHead:
             f'{file}: no head that can be used on other images: take one from heads/ of a `dense_probe`, of '
             'an encoder'
         )
-    labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
+    labels: LabelMap | NumberMap
+    if 'numbers' in about:
+        labels = from_dict(NumberMap, about['numbers'], f'{file}: numbers')
+    else:
+        labels = from_dict(LabelMap, about['labels'], f'{file}: labels')
     return StoredHead(
         parameters(arrays)[0],
         Scale(arrays['mean'], arrays['std']),

@@ -1,4 +1,4 @@
-"""Geometry of labels: the augmentation of the images, pixel for pixel, and nothing between two classes.
+"""Geometry of labels: the augmentation of the images, pixel for pixel, and nothing between two of them.
 
 A label map goes through the crop box and the flips of its images on its own grid; the label of a point is
 that of the pixel it lies in. Traceable.
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Shaped, UInt8
+from jaxtyping import Array, Int, Shaped
 
 from fusmae_jax.config.run import Augment
 from fusmae_jax.input.resample import Axis, Box, sample_box
 
 
-def nearest(labels: UInt8[Array, 'b h w'], box: Box, size: tuple[int, int]) -> UInt8[Array, 'b oh ow']:
-    """The labels at the centres of the pixels of a crop box, brought to `size`.
+def nearest(labels: Shaped[Array, 'b h w'], box: Box, size: tuple[int, int]) -> Shaped[Array, 'b oh ow']:
+    """The labels, of classes or numbers, at the centres of the pixels of a crop box, brought to `size`.
 
     The centres are those that images are resampled at (`input/resample.py`); of two equally near pixels the
     later one counts.
@@ -31,7 +31,7 @@ def _pixels(axis: Axis) -> Int[Array, 'b out']:
     return jnp.clip(jnp.floor(centres + 0.5), 0, axis.in_size - 1).astype(jnp.int32)
 
 
-def moved(labels: UInt8[Array, 'b h w'], keys: Array | None, augment: Augment | None) -> Array:
+def moved(labels: Shaped[Array, 'b h w'], keys: Array | None, augment: Augment | None) -> Array:
     """The labels under the augmentation that `input.prepare` gives images with the same keys."""
     if augment is None or keys is None:
         return labels

@@ -266,13 +266,13 @@ def _cell(
     measures, points = {}, {}
     for job, trained in settled:
         step = trained.step
-        scores = scores_of(arm.trainer, test, step, job.folder)
+        scores = scores_of(arm.trainer, test, step, job.folder, point=job.point)
         # An earlier sweep that settled on another rate has removed these weights.
         if scores is None or (arm.calibrate and not has_weights(job.folder, step)):
             forget(job.folder, weights_only=False)
             (again,) = _train(kind, config, task, arm, [job])
             step = again.step
-            scores = scores_of(arm.trainer, test, step, job.folder)
+            scores = scores_of(arm.trainer, test, step, job.folder, point=job.point)
         assert scores is not None
         keep(arm.trainer, arm.keeper, job.point, step, job.folder)
         measures[job.run] = kind.measure(config, task, job.point.in_units(scores))

@@ -61,7 +61,9 @@ def train(trainer: Trainer, train: Any, val: Any, point: Point, judge: Judge, fo
             start, value = end, None
             if loss is not None and (trainer.config.epoch == 'best' or end == ends[-1]):
                 value = judged(
-                    point.in_units(trainer.scores(state['params'], val)), judge, f'{val.path}, {val.split}'
+                    point.in_units(trainer.scores(state['params'], val, point)),
+                    judge,
+                    f'{val.path}, {val.split}',
                 )
             if loss is None or value == -np.inf:
                 logging.warning('%s: diverged in epoch %d', folder, epoch)
@@ -124,11 +126,17 @@ def _check_same(stored: dict[str, Any], point: Point, where: epath.Path) -> None
 
 
 def scores_of(
-    trainer: Trainer, split: Any, step: int, folder: epath.Path, name: str = TEST_SCORES
+    trainer: Trainer,
+    split: Any,
+    step: int,
+    folder: epath.Path,
+    name: str = TEST_SCORES,
+    point: Point | None = None,
 ) -> np.ndarray | None:
     """The scores of a split, read or computed and stored under a name; None if the weights are gone.
 
-    Numbers to predict are standardised, as the head of the point gives them.
+    Numbers to predict are standardised, as the head of the point gives them; errors of maps of numbers are in
+    the units of the data, for which the `point` is needed.
 
     `split`, as `train` and `val` of `train`, is a `Source`, or what reads like one.
     """
@@ -144,7 +152,7 @@ def scores_of(
         return None
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         params = checkpoints.params(trainer.abstract['params'], step)
-    scores = trainer.scores(params, split)
+    scores = trainer.scores(params, split, point)
     storage.write_npz(file, {'scores': scores, 'about': np.array(about)})
     return scores
 

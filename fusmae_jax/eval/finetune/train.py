@@ -193,8 +193,11 @@ class Trainer:
         """The records that a point learns from, by index."""
         return Examples(source, point)
 
-    def scores(self, params: Params, source: Any) -> np.ndarray:
-        """What validation judges, of a split in its order: the logits (records, classes), float32."""
+    def scores(self, params: Params, source: Any, point: Point | None = None) -> np.ndarray:
+        """What validation judges, of a split in its order: the logits (records, classes), float32.
+
+        `point` is the one that the parameters are of, for what its head says in other units.
+        """
         stream = self.over(source, lambda batch: np.asarray(self._scorer(params, batch)))
         return pipeline.joined([scores for _, scores in stream], len(source))
 
