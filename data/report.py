@@ -107,10 +107,10 @@ def _pixels(schema: Schema, tally: Tally) -> dict[str, dict[str, int]]:
 
 def _map_numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, Any]]:
     """Map -> what it holds, how many pixels have a number, and their mean, least and greatest."""
-    found = {}
+    maps = {}
     for field, ((count, total, least, greatest),) in tally.number_maps.items():
         about = schema.number_maps[field]
-        found[field] = {
+        maps[field] = {
             'quantity': about.quantity,
             'unit': about.unit,
             'pixels': int(count),
@@ -119,7 +119,7 @@ def _map_numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, Any]]:
             'minimum': least if count else None,
             'maximum': greatest if count else None,
         }
-    return found
+    return maps
 
 
 def _numbers(schema: Schema, tally: Tally) -> dict[str, dict[str, dict[str, Any]]]:

@@ -106,8 +106,8 @@ def _cell(
     calibrated: dict[Run, Calibrated] = {}
 
     def keep(seed: int, counts: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
-        for head, found in counts.items():
-            measures[seed, head] = measured(config.data, task, found)
+        for head, scores in counts.items():
+            measures[seed, head] = measured(config.data, task, scores)
         if config.calibration.pixels:
             fitted = arm.prober.calibrate(stored)
             calibrated.update({(seed, head): one for head, one in zip(counts, fitted)})

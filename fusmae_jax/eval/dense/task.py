@@ -159,7 +159,7 @@ def _mean(
         numbers = test[record][TARGETS].astype(np.float64)
         miss = numbers[np.isfinite(numbers)] - means[:, None]
         sums[:, record] = np.stack([(miss**2).sum(axis=1), np.abs(miss).sum(axis=1)], axis=1)
-    measures = {(seed, 0): measured(config.data, task, found) for seed, found in zip(positions, sums)}
+    measures = {(seed, 0): measured(config.data, task, each) for seed, each in zip(positions, sums)}
     return without_image(config, task, measures, about, MEAN, MEAN)
 
 
