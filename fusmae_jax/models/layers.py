@@ -79,7 +79,7 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Float[Array, '*b i'], columns: slice | None = None) -> Float[Array, '*b o']:
         """Of the output columns, only those asked for are computed."""
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        kernel, bias = self.kernel[...], None if self.bias is None else jnp.asarray(self.bias[...])
         if columns is not None:
             kernel, bias = kernel[:, columns], None if bias is None else bias[columns]
         y = affine(x.astype(self.dtype), kernel.astype(self.dtype), bias, self.precision)
