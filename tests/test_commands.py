@@ -216,7 +216,8 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('data/**/*.md'))]
 FILES += [*sorted(ROOT.glob('benchmarks/**/*.md')), *sorted(ROOT.glob('configs/*.py'))]
 FILES += sorted(p for name in ('deploy', '.github') for p in (ROOT / name).rglob('*') if p.is_file())
-START = re.compile(r'(?:python main\.py|\bfusmae) ((?:[^\n`]*\\\n)*[^\n`]*)')
+# `model=fusmae` is an argument of somebody else's command.
+START = re.compile(r'(?:python main\.py|(?<!=)\bfusmae) ((?:[^\n`]*\\\n)*[^\n`]*)')
 
 
 def commands():
