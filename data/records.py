@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fusmae_jax.config.setting import SPARSE
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import label_maps, number_maps, ranges
 from fusmae_jax.input.contract import Contract, Group, LabelMap, NumberMap, Product, Statistics, Targets
@@ -70,9 +71,9 @@ class Schema:
         default_factory=dict
     )  # multi-hot field -> names
     maps: Mapping[str, LabelMap] = dataclasses.field(default_factory=dict)  # field -> classes of its pixels
-    # field -> numbers of its pixels
-    number_maps: Mapping[str, NumberMap] = dataclasses.field(default_factory=dict)
-    targets: Mapping[str, Targets] = dataclasses.field(default_factory=dict)  # field -> numbers to predict
+    # By field. Sparse, so that the digest of a schema without them is that of before: its conversions go on.
+    number_maps: Mapping[str, NumberMap] = dataclasses.field(default_factory=dict, metadata=SPARSE)
+    targets: Mapping[str, Targets] = dataclasses.field(default_factory=dict, metadata=SPARSE)
     split_aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     description: str = ''
     homepage: str = ''

@@ -34,13 +34,17 @@ def to_dict(config: Any, *, to_change: bool = False) -> Any:
         return {
             key_of(f): to_dict(x, to_change=to_change)
             for f, x in fields
-            if 'sparse' not in f.metadata or x != f.default or (to_change and x is not None)
+            if 'sparse' not in f.metadata or x != _default(f) or (to_change and x is not None)
         }
     if isinstance(config, Mapping):
         return {key: to_dict(value, to_change=to_change) for key, value in config.items()}
     if isinstance(config, tuple | list):
         return tuple(to_dict(value, to_change=to_change) for value in config)
     return config
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def flatten(values: Any, prefix: str = '') -> dict[str, Any]:

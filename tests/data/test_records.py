@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import contract
-from fusmae_jax.input.contract import Group
+from fusmae_jax.input.contract import Group, Targets, fingerprint
 from fusmae_jax.input.statistics import Moments
 from fusmae_jax.shipped.data import records
 from fusmae_jax.shipped.data.bigearthnet_mm.bigearthnet_mm_dataset_builder import Builder
@@ -30,6 +31,14 @@ def test_features_follow_the_schema():
     assert features['s2_20m'].np_dtype == np.uint16
     assert features['upper_left'].np_dtype == np.float64
     assert set(features.keys()) == {*SCHEMA.groups, *SCHEMA.fields}
+
+
+def test_a_schema_that_says_nothing_new_has_the_digest_of_conversions_that_are_there():
+    """Of before there were numbers to predict: a rerun of such a conversion goes on, or finds it complete."""
+    assert fingerprint(to_dict(SCHEMA)) == '59d46ff376f05170'
+    numbers = dataclasses.replace(SCHEMA, targets={'height': Targets(('height',), ('m',))})
+    assert fingerprint(to_dict(numbers)) != '59d46ff376f05170'
+
 
 
 def test_a_name_used_twice_is_an_error():
