@@ -40,7 +40,6 @@ def test_a_schema_that_says_nothing_new_has_the_digest_of_conversions_that_are_t
     assert fingerprint(to_dict(numbers)) != '59d46ff376f05170'
 
 
-
 def test_a_name_used_twice_is_an_error():
     schema = dataclasses.replace(SCHEMA, fields={'s1': records.Field('uint8', 'twice')})
     with pytest.raises(InputError, match='s1: both an image group and a field'):
