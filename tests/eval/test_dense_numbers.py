@@ -68,11 +68,11 @@ def linear(data, tmp_path_factory):
 
 
 def test_a_map_that_is_linear_in_the_pixels_is_learned_and_the_mean_is_the_floor(linear):
-    found, floor, folder = linear
-    assert found['r2'].estimate > 0.999 and found['rmse'].estimate < 0.2
-    assert found['rmse'].unit == found['mae'].unit == UNIT and found['r2'].unit is None
-    assert found['r2'].label == QUANTITY and found['r2'].clusters == 4
-    assert found['r2'].low <= found['r2'].estimate <= found['r2'].high
+    measured, floor, folder = linear
+    assert measured['r2'].estimate > 0.999 and measured['rmse'].estimate < 0.2
+    assert measured['rmse'].unit == measured['mae'].unit == UNIT and measured['r2'].unit is None
+    assert measured['r2'].label == QUANTITY and measured['r2'].clusters == 4
+    assert measured['r2'].low <= measured['r2'].estimate <= measured['r2'].high
     every = np.concatenate([truth(0, i).ravel().astype(np.float64) for i in range(SIZES['train'])])
     test = np.concatenate([truth(2, i).ravel().astype(np.float64) for i in range(SIZES['test'])])
     test, mean = test[np.isfinite(test)], np.nanmean(every)
@@ -82,7 +82,7 @@ def test_a_map_that_is_linear_in_the_pixels_is_learned_and_the_mean_is_the_floor
         assert floor[name].estimate == pytest.approx(wanted, rel=1e-6, abs=1e-9)
     (line,) = map(json.loads, (folder / 'differences-dense_probe.jsonl').read_text().splitlines())
     change = line['metrics'][f'rmse/{QUANTITY}']['estimate']
-    assert change == pytest.approx(found['rmse'].estimate - floor['rmse'].estimate)
+    assert change == pytest.approx(measured['rmse'].estimate - floor['rmse'].estimate)
 
 
 def test_what_stands_in_pixels_without_a_number_changes_nothing(data, linear, tmp_path):
@@ -98,8 +98,8 @@ def test_what_stands_in_pixels_without_a_number_changes_nothing(data, linear, tm
 
 @pytest.mark.parametrize('field', ['noise', 'shifted'])
 def test_noise_is_not_learned_and_a_map_one_pixel_to_the_side_is_noticed(field, data, tmp_path):
-    found, _ = probed(tmp_path, data, field, epochs=10.0)
-    assert -0.05 < found['r2'].estimate < 0.05
+    measured, _ = probed(tmp_path, data, field, epochs=10.0)
+    assert -0.05 < measured['r2'].estimate < 0.05
 
 
 def test_flips_and_turns_move_images_and_map_together(data, tmp_path):
@@ -131,11 +131,11 @@ def test_metrics_are_those_of_all_pixels_together():
     each = np.stack([moments(x) for x in real])
     sums = np.asarray(score.errors(jnp.asarray(guess)[..., None], jnp.asarray(real)))
     assert sums[2].tolist() == [0, 0]
-    found = metrics.values(numbers.measured(sums, each, 'x'))
+    measured = metrics.values(numbers.measured(sums, each, 'x'))
     wide, wanted = guess[there].astype(np.float64), real[there].astype(np.float64)
-    assert found['r2/x'] == pytest.approx(r2_score(wanted, wide), rel=1e-5)
-    assert found['rmse/x'] == pytest.approx(root_mean_squared_error(wanted, wide), rel=1e-5)
-    assert found['mae/x'] == pytest.approx(mean_absolute_error(wanted, wide), rel=1e-5)
+    assert measured['r2/x'] == pytest.approx(r2_score(wanted, wide), rel=1e-5)
+    assert measured['rmse/x'] == pytest.approx(root_mean_squared_error(wanted, wide), rel=1e-5)
+    assert measured['mae/x'] == pytest.approx(mean_absolute_error(wanted, wide), rel=1e-5)
     np.testing.assert_allclose(joined(each), moments(real), rtol=1e-12)
     guess[0, 0, 0] = np.inf
     sums = np.asarray(score.errors(jnp.asarray(guess)[..., None], jnp.asarray(real)))
