@@ -17,11 +17,8 @@ import pytest
 import rasterio
 
 import fusmae_jax
-from fusmae_jax.export.command import run_export
-from fusmae_jax.shipped.data.bigearthnet_mm.samples import six_pairs
 from fusmae_jax.shipped.data.geobench2 import samples
 from fusmae_jax.shipped.data.geobench2.images import read_images
-from tests.support.embed_fixtures import write_checkpoint
 from tests.support.peers import clone
 
 # Warnings of theirs are not ours to mend.
@@ -60,15 +57,6 @@ def adapter(source):
     spec.loader.exec_module(module)
     module.register()
     return module
-
-
-@pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-    """An untrained encoder: its checkpoint, and the folder for PyTorch."""
-    folder = tmp_path_factory.mktemp('export')
-    checkpoint = write_checkpoint(folder / 'model')
-    run_export(checkpoint, 'torch', str(folder / 'torch'), six_pairs)
-    return checkpoint, str(folder / 'torch')
 
 
 @pytest.fixture(scope='module')

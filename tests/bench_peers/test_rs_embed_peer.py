@@ -12,25 +12,13 @@ import numpy as np
 import pytest
 
 import fusmae_jax
-from fusmae_jax.export.command import run_export
-from fusmae_jax.shipped.data.bigearthnet_mm.samples import six_pairs
 from fusmae_jax.shipped.data.geobench2 import samples
 from fusmae_jax.shipped.data.geobench2.images import read_images
-from tests.support.embed_fixtures import write_checkpoint
 from tests.support.peers import clone
 
 pytestmark = [pytest.mark.bench_peers, pytest.mark.filterwarnings('ignore')]
 ACCEPT = ('order', 'offset', 'level', 'fill', 'floor', 'brightness')
 S2 = ('B1', 'B2', 'B3', 'B4', 'B5', 'B6', 'B7', 'B8', 'B8A', 'B9', 'B11', 'B12')
-
-
-@pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-    """An untrained encoder: its checkpoint, and the folder for PyTorch."""
-    folder = tmp_path_factory.mktemp('export')
-    checkpoint = write_checkpoint(folder / 'model')
-    run_export(checkpoint, 'torch', str(folder / 'torch'), six_pairs)
-    return checkpoint, str(folder / 'torch')
 
 
 @pytest.fixture(scope='module')

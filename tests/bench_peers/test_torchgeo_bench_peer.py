@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 
 import fusmae_jax
-from fusmae_jax.export.command import run_export
-from fusmae_jax.shipped.data.bigearthnet_mm.samples import six_pairs
 from fusmae_jax.shipped.data.geobench2 import samples
 from fusmae_jax.shipped.data.geobench2.images import read_images
-from tests.support.embed_fixtures import write_checkpoint
 from tests.support.peers import clone
 
 pytestmark = pytest.mark.bench_peers
@@ -46,15 +43,6 @@ def adapter(benchmark):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-    """An untrained encoder: its checkpoint, and the folder for PyTorch."""
-    folder = tmp_path_factory.mktemp('export')
-    checkpoint = write_checkpoint(folder / 'model')
-    run_export(checkpoint, 'torch', str(folder / 'torch'), six_pairs)
-    return checkpoint, str(folder / 'torch')
 
 
 def bands_of(benchmark, name):

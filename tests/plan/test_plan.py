@@ -13,7 +13,9 @@ from fusmae_jax.plan import batches, command, records, report, speed, topology
 from fusmae_jax.plan.parts import Place
 from fusmae_jax.plan.roofline import Share
 from fusmae_jax.shipped.data.bigearthnet_mm.schema import GROUPS, PUBLISHED
+from fusmae_jax.train import dino_flops
 from fusmae_jax.train.setup import make_setup
+from tests.support import dino_helpers
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -77,6 +79,14 @@ def test_the_numbers_for_programs(over):
     assert values['collectives']['all-reduce']['calls'] > 0
     assert len(values['remedies']) == 3 and values['fits'] is False
     assert len(values['largest_batch_from']) == 2
+
+
+@pytest.mark.slow
+def test_dino_mm_is_planned_and_its_batch_stays_whole(here):
+    plan = command.make_plan(dino_helpers.tiny(), here._replace(memory=MEBIBYTE))
+    assert not plan.fits and plan.remedies
+    assert not any('accumulation' in remedy.setting for remedy in plan.remedies)
+    assert plan.estimate.flops_per_image == dino_flops.train_flops_per_image(plan.setup.config)
 
 
 @pytest.mark.slow
