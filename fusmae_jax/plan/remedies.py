@@ -46,7 +46,7 @@ def remedies(
     """
     room = limit * (1 - MARGIN)
     options = [_shard(setup, step, room, rebuild)]
-    if line and recipe_of(setup.config).accumulates:
+    if line:
         options.insert(0, _accumulate(setup, step, line, room))
     if setup.config.model.remat != 'full':
         options.append(_recompute(setup, step, room, rebuild, compile_one))

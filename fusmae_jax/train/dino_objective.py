@@ -7,7 +7,8 @@ With teacher logits z_t on the global crops, student logits z_s on all crops, ce
 
 `extra` holds the teacher's parameters, the centre, and the number of good steps, which drives the schedules.
 A loss is computed before its step is taken, so the teacher is brought up to date at the start of the next
-one, with the momentum of the step that has passed: the same numbers as an update after each step.
+one, with the momentum of the step that has passed: the same numbers as an update after each step. The centre
+is moved after it, by the mean over the whole batch, which may have come in parts.
 """
 
 from collections.abc import Callable
@@ -43,29 +44,55 @@ def self_distillation(config: Config, contract: Contract, dtype: DTypeLike, tota
     graphdef = dino_model.graph(config.model, settings, dtype)
     inputs, rate = _inputs(config, contract), teacher_rate(config, total_steps)
 
+    def begin(params: Params, extra: Any) -> Any:
+        teacher = update_teacher(extra['teacher'], params, rate(extra['step'] - 1))
+        nothing = jnp.zeros_like(extra['centre'])
+        return extra | {'teacher': teacher, SEEN: Seen(nothing, nothing, jnp.zeros((), nothing.dtype))}
+
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         views, paths = inputs(batch, key)
-        follow = rate(extra['step'] - 1)
-        teacher = update_teacher(extra['teacher'], jax.lax.stop_gradient(params), follow)
-        target = _logits(nnx.merge(graphdef, teacher), views[:1], None)
+        target = _logits(nnx.merge(graphdef, extra['teacher']), views[:1], None)
         logits = _logits(nnx.merge(graphdef, params), views, paths)
         temperatures = settings.student_temperature, settings.teacher_temperature
-        # The centre is that before this batch, as in DINO's code: it is moved after the loss.
         terms = cross_entropy(logits, target, extra['centre'], *temperatures)
-        centre = update_centre(extra['centre'], target, settings.centre_momentum)
-        metrics = {
-            'loss': terms.loss,
-            'kl': terms.kl,
-            'teacher/entropy': terms.entropy,
-            'teacher/spread': terms.spread,
-            'teacher/momentum': 1 - rate(extra['step']),
+        metrics = {'loss': terms.loss, 'kl': terms.kl, 'teacher/entropy': terms.entropy}
+        return terms.loss, (metrics, extra | {SEEN: extra[SEEN].and_of(target, terms.mean)})
+
+    def settle(extra: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+        seen, step = extra[SEEN], extra['step']
+        # The loss has taken the centre before this batch, as in DINO's code.
+        centre = update_centre(extra['centre'], seen.logits / seen.parts, settings.centre_momentum)
+        metrics = metrics | {
+            'teacher/spread': entropy_of(seen.shares / seen.parts),
+            'teacher/momentum': 1 - rate(step),
             'centre_norm': jnp.linalg.norm(centre),
         }
-        return terms.loss, (metrics, {'teacher': teacher, 'centre': centre, 'step': extra['step'] + 1})
+        return {'teacher': extra['teacher'], 'centre': centre, 'step': step + 1}, metrics
 
     return Objective(
-        lambda key: init(config, key, dtype), loss, tuple(fields(config, contract)), restart=follow_from
+        lambda key: init(config, key, dtype),
+        loss,
+        tuple(fields(config, contract)),
+        begin=begin,
+        settle=settle,
+        restart=follow_from,
     )
+
+
+SEEN = 'seen'  # beside the extra state, within a step
+
+
+class Seen(NamedTuple):
+    """What the teacher has said of a batch so far: sums over its micro-batches of their means."""
+
+    logits: Float[Array, ' k']
+    shares: Float[Array, ' k']  # its distributions
+    parts: Float[Array, '']  # micro-batches
+
+    def and_of(self, logits: Float[Array, 'b g k'], shares: Float[Array, ' k']) -> 'Seen':
+        """With one more micro-batch."""
+        mean = jnp.mean(jax.lax.stop_gradient(logits), axis=(0, 1))
+        return Seen(self.logits + mean, self.shares + shares, self.parts + 1)
 
 
 def init(config: Config, key: Array, dtype: DTypeLike) -> tuple[Params, dict[str, Any]]:
@@ -103,7 +130,7 @@ class Terms(NamedTuple):
     loss: Float[Array, '']  # cross-entropy, mean over pairs of different views and records
     kl: Float[Array, '']  # Kullback-Leibler divergence of the student from the teacher: loss - entropy
     entropy: Float[Array, '']  # of the teacher's distribution for one view; log(k) when it is flat
-    spread: Float[Array, '']  # entropy of the teacher's mean distribution; 0 when all views look alike to it
+    mean: Float[Array, ' k']  # the teacher's mean distribution
 
 
 def cross_entropy(
@@ -130,16 +157,19 @@ def cross_entropy(
     other = ~jnp.eye(views, crops, dtype=bool)
     loss = jnp.sum(jnp.where(other, pairs, 0)) / (views * crops - views)
     entropy = -jnp.mean(jnp.sum(target * log_target, axis=-1))
-    mean = jnp.mean(target, axis=(0, 1))
-    spread = -jnp.sum(mean * jnp.log(jnp.maximum(mean, jnp.finfo(mean.dtype).tiny)))
-    return Terms(loss, loss - entropy, entropy, spread)
+    return Terms(loss, loss - entropy, entropy, jnp.mean(target, axis=(0, 1)))
+
+
+def entropy_of(shares: Float[Array, ' k']) -> Float[Array, '']:
+    """In nats. Of the teacher's mean distribution it is 0 when all views look alike to it."""
+    return -jnp.sum(shares * jnp.log(jnp.maximum(shares, jnp.finfo(shares.dtype).tiny)))
 
 
 def update_centre(
-    centre: Float[Array, ' k'], teacher: Float[Array, 'b g k'], momentum: float
+    centre: Float[Array, ' k'], mean: Float[Array, ' k'], momentum: float
 ) -> Float[Array, ' k']:
-    """Moving average of the mean of the teacher's logits over the global batch."""
-    return momentum * centre + (1 - momentum) * jnp.mean(teacher, axis=(0, 1))
+    """Moving average of the means of the teacher's logits over the global batches."""
+    return momentum * centre + (1 - momentum) * mean
 
 
 def update_teacher(teacher: Params, student: Params, rate: Float[Array, '']) -> Params:

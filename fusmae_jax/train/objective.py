@@ -33,23 +33,26 @@ class Objective(NamedTuple):
     `extra` is state that no gradient reaches, such as a teacher's weights. `fields` names the image
     fields of a record that `loss` reads.
 
-    An objective that can be accumulated over micro-batches has `weights(batch, key)`: a tree of what its
-    means divide by. `loss` then takes the mean of the micro-batches' weights as a fifth argument, in place
-    of its own, so that the mean of the micro-batches' losses is the loss of the batch.
+    A batch may come in micro-batches of as many records each, one after the other; `loss` sees one of them
+    and hands its extra state on to the next. `weights(batch, key)` is a tree of what its means divide by,
+    where that is not the number of records: `loss` then takes the mean of the micro-batches' weights as a
+    fifth argument, in place of its own, so that the mean of the micro-batches' losses is the loss of the
+    batch. `begin(params, extra)` is the extra state that the first one is given, and `settle(extra, metrics)`
+    the extra state and the metrics after the last, of the whole batch.
 
     Where `extra` holds parameters too, `restart(params, extra)` is the extra state that goes with others than
     those of `init`. `shapes()` are the shapes and dtypes of what `init` gives, where they are known without
-    tracing it. `settle(extra, metrics)` is what becomes of the extra state after a step, by the metrics of
-    the whole batch, where `loss` sees a micro-batch.
+    tracing it.
     """
 
     init: Callable[[Array], tuple[Params, Any]]
     loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
     fields: tuple[str, ...]
     weights: Callable[[Batch, Array], Any] | None = None
+    begin: Callable[[Params, Any], Any] = lambda params, extra: extra
+    settle: Callable[[Any, Metrics], tuple[Any, Metrics]] = lambda extra, metrics: (extra, metrics)
     restart: Callable[[Params, Any], Any] = lambda params, extra: extra
     shapes: Callable[[], tuple[Params, Any]] | None = None
-    settle: Callable[[Any, Metrics], Any] = lambda extra, metrics: extra
 
 
 class Masked(NamedTuple):
@@ -217,8 +220,8 @@ def reconstruction(
     def shapes() -> tuple[Params, Any]:
         return fusmae.param_shapes(config.model, dtype), fresh
 
-    def settle(extra: Any, metrics: Metrics) -> Any:
-        return balance.step(extra, metrics, config.loss.balance_rate)
+    def settle(extra: Any, metrics: Metrics) -> tuple[Any, Metrics]:
+        return balance.step(extra, metrics, config.loss.balance_rate), metrics
 
     base = Objective(init, loss, tuple(fields(config, contract)), weights, shapes=shapes)
     return base._replace(settle=settle) if balanced else base

@@ -45,7 +45,6 @@ class Recipe(NamedTuple):
     flops_per_image: Callable[[Config], float]  # of a step, analytic
     # What computing every stacked block twice would add to them, as a share.
     full_remat_share: Callable[[Config], float]
-    accumulates: bool  # whether a batch can be taken in parts
     masks: bool  # whether there is a held-out masked loss, and something to be drawn as a reconstruction
 
 
@@ -77,11 +76,6 @@ def _dino_parts(config: Config, contract: Contract, dtype: DTypeLike, steps: int
     """Raises InputError for what DINO-MM cannot do."""
     if config.data.absent_bands == 'drop':
         raise InputError("data.absent_bands='drop': DINO-MM stacks all bands; use 'mean'")
-    if config.train.accumulation > 1:
-        raise InputError(
-            f'train.accumulation={config.train.accumulation}: the centre of DINO-MM is of the whole batch; '
-            'use 1, and more devices or a smaller batch'
-        )
     # Refuses a warm-up that leaves nothing of the run; the schedule itself is that of DINO's code.
     optimizers.schedule(config.optimizer, steps, config.train.batch_size, examples)
     rate, decay = dino_optimizer.schedules(config, steps, examples)
@@ -109,7 +103,6 @@ RECIPES: dict[str, Recipe] = {
         feature='mean_patch',
         flops_per_image=flops.train_flops_per_image,
         full_remat_share=flops.full_remat_share,
-        accumulates=True,
         masks=True,
     ),
     'dino': Recipe(
@@ -125,7 +118,6 @@ RECIPES: dict[str, Recipe] = {
         feature='cls',
         flops_per_image=dino_flops.train_flops_per_image,
         full_remat_share=dino_flops.full_remat_share,
-        accumulates=False,
         masks=False,
     ),
 }

@@ -47,7 +47,9 @@ def make_step(
         # The same key in every step: what is drawn for a record follows from its global position alone, so a
         # resumed run draws what an uninterrupted one would have.
         key = jax.random.key(seed)
-        (loss, (metrics, extra)), grads = grad(state['params'], state['extra'], batch, key)
+        extra = objective.begin(state['params'], state['extra'])
+        (loss, (metrics, extra)), grads = grad(state['params'], extra, batch, key)
+        extra, metrics = objective.settle(extra, metrics)
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
         # That of the gradient is enough, and the update, which waits for the answer, is one pass over the
@@ -56,7 +58,7 @@ def make_step(
         new = {
             'params': optax.apply_updates(state['params'], updates),
             'opt_state': opt_state,
-            'extra': objective.settle(extra, metrics),
+            'extra': extra,
         }
         if ema:
             new['ema'] = jax.tree.map(lambda old, x: old + (1 - ema) * (x - old), state['ema'], new['params'])
@@ -80,22 +82,21 @@ def make_gradient(objective: Objective, count: int) -> Callable[[Params, Any, Ba
     """The traceable function (params, extra, batch, key) -> ((loss, (metrics, extra)), gradient).
 
     Args:
-        objective: with `weights`, unless `count` is 1.
+        objective: what to take the gradient of; its `begin` and `settle` are the caller's.
         count: micro-batches. Loss, metrics and gradient are means over them.
     """
     whole = jax.value_and_grad(objective.loss, has_aux=True)
     if count == 1:
         return whole
-    weigh = objective.weights
-    assert weigh is not None, 'train.setup refuses such an objective'
 
     def gradient(params: Params, extra: Any, batch: Batch, key: Array) -> Gradient:
         micro = jax.tree.map(lambda x: split(x, count), dict(batch))
-        weights = _mean(jax.lax.map(lambda part: weigh(part, key), micro))
+        weigh = objective.weights
+        weights = (_mean(jax.lax.map(lambda part: weigh(part, key), micro)),) if weigh else ()
 
         def body(carry: tuple[Any, Any], part: Batch) -> tuple[tuple[Any, Any], tuple[Array, Metrics]]:
             extra, total = carry
-            (loss, (metrics, extra)), grads = whole(params, extra, part, key, weights)
+            (loss, (metrics, extra)), grads = whole(params, extra, part, key, *weights)
             # Without it the sum would be whole on every device, whatever the parameters are.
             total = constrain_like_parameters(jax.tree.map(jnp.add, total, grads))
             return (extra, total), (loss, metrics)

@@ -82,10 +82,9 @@ def test_the_numbers_for_programs(over):
 
 
 @pytest.mark.slow
-def test_dino_mm_is_planned_and_its_batch_stays_whole(here):
+def test_dino_mm_is_planned_and_may_be_accumulated(here):
     plan = command.make_plan(dino_helpers.tiny(), here._replace(memory=MEBIBYTE))
-    assert not plan.fits and plan.remedies
-    assert not any('accumulation' in remedy.setting for remedy in plan.remedies)
+    assert not plan.fits and any('train.accumulation=' in remedy.setting for remedy in plan.remedies)
     assert plan.estimate.flops_per_image == dino_flops.train_flops_per_image(plan.setup.config)
 
 

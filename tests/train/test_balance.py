@@ -71,7 +71,7 @@ def test_a_sensor_weighs_as_its_variance_says():
     np.testing.assert_allclose(metrics['loss'], metrics['loss/s1'] + metrics['loss/s2'], rtol=1e-6)
     assert metrics['weight/s1'] == metrics['weight/s2'] == 1
     plain = reconstruction(tiny_config(), CONTRACT, None, jnp.float32)
-    assert plain.shapes()[1] == {} and plain.settle({}, metrics) == {}
+    assert plain.shapes()[1] == {} and plain.settle({}, metrics) == ({}, metrics)
 
 
 def toy(rate):
@@ -91,7 +91,7 @@ def toy(rate):
         return {name: jnp.sum(batch[name] > 0, dtype=jnp.float32) for name in ('s1', 's2')}
 
     def settle(extra, metrics):
-        return balance.step(extra, metrics, rate)
+        return balance.step(extra, metrics, rate), metrics
 
     return Objective(lambda key: ({'x': jnp.zeros(())}, balance.start({'s1': 1, 's2': 1})), loss, (), count,
                      settle=settle)  # fmt: skip

@@ -131,7 +131,8 @@ def ours_run(params, inputs):
         value, grads = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         params = jax.tree.map(jnp.add, params, updates)
-        return value, params, opt_state, teacher, dino_objective.update_centre(centre, target, 0.9)
+        centre = dino_objective.update_centre(centre, jnp.mean(target, axis=(0, 1)), 0.9)
+        return value, params, opt_state, teacher, centre
 
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), nested(params))
     opt_state, teacher, history = optimizer.init(params), params, []
@@ -172,13 +173,29 @@ def test_schedules_are_those_of_the_published_code(start, end, warmup):
 def test_terms_of_a_flat_and_of_a_one_sided_teacher():
     student = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 8)), jnp.float32)
     flat = dino_objective.cross_entropy(student, jnp.zeros((3, 2, 8)), jnp.zeros(8), 0.1, 0.04)
-    np.testing.assert_allclose([flat.entropy, flat.spread], np.log(8), rtol=1e-6)
+    spread = dino_objective.entropy_of
+    np.testing.assert_allclose([flat.entropy, spread(flat.mean)], np.log(8), rtol=1e-6)
     one = jnp.zeros((3, 2, 8)).at[..., 2].set(9.0)
     sided = dino_objective.cross_entropy(student, one, jnp.zeros(8), 0.1, 0.04)
-    np.testing.assert_allclose([sided.entropy, sided.spread], 0, atol=1e-5)
+    np.testing.assert_allclose([sided.entropy, spread(sided.mean)], 0, atol=1e-5)
     centred = dino_objective.cross_entropy(student, one, one[0, 0], 0.1, 0.04)
-    np.testing.assert_allclose(centred.spread, np.log(8), rtol=1e-6)
+    np.testing.assert_allclose(spread(centred.mean), np.log(8), rtol=1e-6)
     np.testing.assert_allclose(flat.kl, flat.loss - flat.entropy, rtol=1e-6)
+
+
+def test_what_the_teacher_says_of_parts_is_what_it_says_of_the_whole():
+    rng = np.random.default_rng(0)
+    student, teacher = (jnp.asarray(rng.normal(size=(8, n, 16)), jnp.float32) for n in (4, 2))
+    centre = jnp.linspace(-1, 1, 16)
+    whole = dino_objective.cross_entropy(student, teacher, centre, 0.1, 0.04)
+    seen, losses = dino_objective.Seen(jnp.zeros(16), jnp.zeros(16), jnp.zeros(())), []
+    for part in (slice(0, 4), slice(4, 8)):
+        terms = dino_objective.cross_entropy(student[part], teacher[part], centre, 0.1, 0.04)
+        seen = seen.and_of(teacher[part], terms.mean)
+        losses.append(terms.loss)
+    np.testing.assert_allclose(np.mean(losses), whole.loss, rtol=1e-6)
+    np.testing.assert_allclose(seen.shares / seen.parts, whole.mean, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(seen.logits / seen.parts, jnp.mean(teacher, axis=(0, 1)), rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------ optimizer and model
@@ -291,14 +308,14 @@ GENTLE = {
 
 
 @functools.cache
-def program(devices):
+def program(devices, accumulation=1):
     """Setup, lowered and compiled step."""
     mesh = cfg.Parallel(data=max(devices // 2, 1), fsdp=2 if devices > 1 else 1)
     config = tiny(
         GENTLE,
         parallel=mesh,
         model=dataclasses.replace(tiny().model, width=64),
-        train=cfg.Train(batch_size=ROWS, steps=TRAINED),
+        train=cfg.Train(batch_size=ROWS, steps=TRAINED, accumulation=accumulation),
         optimizer=dataclasses.replace(DEFAULT.optimizer, learning_rate=3e-4, warmup_steps=10),
     )
     setup = make_setup(config, CONTRACT, EXAMPLES, jax.devices()[:devices])
@@ -345,6 +362,19 @@ def test_one_and_eight_devices_agree():
     np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(states[1]['extra']), jax.tree.leaves(states[8]['extra'])):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_micro_batches_are_the_whole_batch():
+    """Loss, metrics, gradient (as first moments, on the first step) and centre, of records that differ."""
+    (whole, numbers), (parts, same) = (
+        program(1, count)[2](begin(), on(program(1)[0], batch_of(0))) for count in (1, 4)
+    )
+    for name, value in numbers.items():
+        np.testing.assert_allclose(same[name], value, rtol=1e-5, err_msg=name)
+    for a, b in zip(*(jax.tree.leaves((state['extra'], state['opt_state'])) for state in (whole, parts))):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    assert int(parts['extra']['step']) == 1 and np.any(np.asarray(parts['extra']['centre']) != 0)
 
 
 def test_the_teacher_follows_good_steps_only():

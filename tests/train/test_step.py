@@ -297,10 +297,18 @@ def test_no_scatter_and_no_full_rematerialisation(capfd):
 
 @pytest.mark.slow
 def test_recomputation_lowers_the_temporary_memory():
+    # Many visible tokens of one sensor and no decoder blocks, so that nothing else is large.
+    plain = tiny_config('none')
+    alone = {'s1': plain.model.modalities['s1']}
+    small = cfg.Decoder(width=16, depth=0, heads=2)
+
     def temporaries(remat):
-        config = tiny_config('none')
-        model = dataclasses.replace(config.model, width=64, depth=9, remat=remat)
-        config = dataclasses.replace(config, model=model)
+        model = dataclasses.replace(
+            plain.model, width=64, depth=9, remat=remat, decoder=small, modalities=alone
+        )
+        masking = dataclasses.replace(plain.masking, ratio=0.25)
+        train = dataclasses.replace(plain.train, batch_size=32)
+        config = dataclasses.replace(plain, model=model, masking=masking, train=train)
         compiled = make_setup(config, CONTRACT, 100, jax.devices()[:1]).lower().compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
