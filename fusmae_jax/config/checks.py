@@ -77,6 +77,8 @@ def check_model(model: Model) -> list[str]:
         problems.append("model.fusion.decoder='xad' needs two modalities or more; use 'none' for one")
     if not model.cls and model.fusion.encoder != 'stack':
         problems.append("model.cls=False: only with model.fusion.encoder='stack'")
+    if model.decoder.cls and not model.cls:
+        problems.append('model.decoder.cls=True passes on a CLS token, and model.cls=False leaves none')
     if model.fusion.encoder == 'stack':
         if len(model.modalities) < 2:
             problems.append("model.fusion.encoder='stack' needs two modalities or more; use 'none' for one")
@@ -160,6 +162,7 @@ def _check_dino(config: Config) -> list[str]:
     for path, value, wanted in (
         ('model.fusion.encoder', config.model.fusion.encoder, 'stack'),
         ('model.positions', config.model.positions, 'learned'),
+        ('model.cls', config.model.cls, True),
         ('model.final_norm', config.model.final_norm, True),
         ('data.normalisation', config.data.normalisation, 'mean_2sigma'),
         ('augment.crop', config.augment.crop, True),

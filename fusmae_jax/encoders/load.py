@@ -139,12 +139,16 @@ def read_stored(
     params = checkpoints.params(params, step, 'ema' if average else 'params')
     if extra:
         # How far the last step moves the teacher depends on how long the run is.
-        records = None if config.train.steps else _seen(checkpoints, step, path)
-        if records is None and not config.train.steps:
-            logging.info('%s does not say its records: the teacher is taken as stored', path)
-        steps = total_steps(config, len(records.names.id) if records else 1)
+        steps = meta.get('total_steps') or _length(config, _seen(checkpoints, step, path), path)
         params = recipe.learned(params, checkpoints.extra(extra, step), config, steps)
     return Stored(config, contract, meta['dtype'], params)
+
+
+def _length(config: Config, records: Seen | None, path: epath.PathLike) -> int:
+    """Steps of the run of an older checkpoint, which does not say: by its records, if it started afresh."""
+    if records is None and not config.train.steps:
+        logging.info('%s does not say its records: the teacher is taken as stored', path)
+    return total_steps(config, len(records.names.id) if records else 1)
 
 
 def _of_checkpoint(checkpoints: Checkpoints, step: int, path: epath.PathLike, average: bool) -> Pretrained:

@@ -88,11 +88,20 @@ def copies(cache: str, contract: Contract, instructions: Sequence[Any]) -> list[
     ]
 
 
-def _check_space(folder: Path, missing: Sequence[Shard], contract: Contract) -> None:
-    record = _MORE + sum(
-        math.prod(group.size) * len(group.bands) * np.dtype(group.dtype).itemsize
-        for group in contract.groups.values()
+def record_bytes(contract: Contract) -> int:
+    """What a record takes without compression: its images, its maps of labels and of numbers, its names."""
+    images = ((g.size, len(g.bands), g.dtype) for g in contract.groups.values())
+    maps = ((m.size, 1, m.dtype) for m in (contract.maps or {}).values())
+    numbers = ((m.size, 1, m.dtype) for m in (contract.number_maps or {}).values())
+    sizes = (
+        math.prod(size) * bands * np.dtype(dtype).itemsize
+        for size, bands, dtype in (*images, *maps, *numbers)
     )
+    return _MORE + sum(sizes)
+
+
+def _check_space(folder: Path, missing: Sequence[Shard], contract: Contract) -> None:
+    record = record_bytes(contract)
     needed, free = record * sum(shard.records for shard in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(

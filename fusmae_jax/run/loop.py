@@ -330,6 +330,8 @@ class Run:
     def _finish(self, state: State) -> int:
         step = int(read('step', state['step']))
         done = step >= self.setup.total_steps
+        if self.check and step > self.start:
+            self.check(state['params'], step)  # a sitting may end before it was due, and this is what stays
         val_loss = self._validate(step, state) if done and self.evaluate else None
         if done and self.labelled:
             self._ask_labels(step, state)

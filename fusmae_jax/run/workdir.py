@@ -77,6 +77,7 @@ def checkpoint_meta(
         'config': to_dict(setup.config),
         'contract': to_dict(setup.contract),
         'dtype': str(setup.dtype),
+        'total_steps': setup.total_steps,  # of epochs, which the names of the records seen do not tell
         'best_val': best_val,
         'loss': None if loss is None or math.isnan(loss) else loss,
         'good': good,

@@ -150,27 +150,46 @@ def reconstructions(
     return forward
 
 
+class Weight(NamedTuple):
+    """What means over the masked numbers of a modality divide by."""
+
+    valid: Array  # how many of them count
+    hidden: Array  # the share of its patches that are masked, of those that `Masked.targets` has
+
+
+def weight_of(targets: Patches, hidden: Array | None) -> Weight:
+    """The weight of what `Masked.targets` gives."""
+    share = jnp.float32(1) if hidden is None else jnp.mean(hidden, dtype=jnp.float32)
+    return Weight(jnp.sum(targets.valid, dtype=jnp.float32), share)
+
+
 def error_sums(
-    config: Config, masked: Masked, predictions: Mapping[str, Array], counted: Array | None = None
+    config: Config,
+    masked: Masked,
+    predictions: Mapping[str, Array],
+    counted: Array | None = None,
+    hidden: Mapping[str, Array] | None = None,
 ) -> tuple[Sums, dict[str, Array]]:
     """Squared error (sum, weight) of each modality, and the share of its masked numbers that count.
 
-    `counted` (b,) leaves out the rows where it is False.
+    `counted` (b,) leaves out the rows where it is False; `hidden` are shares of masked patches to divide by
+    in place of those of `masked` (`Weight.hidden`).
     """
     norm, together = config.loss.norm_pix, dict[str, Array]()
     if norm and config.model.fusion.encoder == 'stack':
         together = losses.normalise_together({name: masked.targets(name)[0] for name in predictions})
     sums, shares = {}, {}
     for name, predicted in predictions.items():
-        targets, hidden = masked.targets(name)
+        targets, here = masked.targets(name)
         values = losses.normalise_patches(targets) if norm and not together else targets.values
         values = together.get(name, values)
         valid = targets.valid if counted is None else targets.valid & counted[:, None, None]
         sums[name] = losses.squared_error(predicted, values, valid)
         shares[name] = jnp.mean(valid, dtype=jnp.float32)
-        if hidden is not None:
+        if here is not None:
             # The mean is of all patches, so that it has to be set against those that are hidden.
-            shares[name] /= jnp.maximum(jnp.mean(hidden, dtype=jnp.float32), 1 / hidden.size)
+            share = hidden[name] if hidden else weight_of(targets, here).hidden
+            shares[name] /= jnp.maximum(share, 1 / here.size)
     return sums, shares
 
 
@@ -188,11 +207,12 @@ def reconstruction(
     balanced = config.loss.balance == 'uncertainty'
 
     def loss(
-        params: Params, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Array] | None = None
+        params: Params, extra: Any, batch: Batch, key: Array, weights: Mapping[str, Weight] | None = None
     ) -> tuple[Array, tuple[Metrics, Any]]:
-        sums, shares = error_sums(config, *forward(params, batch, key))
+        hidden = None if weights is None else {name: w.hidden for name, w in weights.items()}
+        sums, shares = error_sums(config, *forward(params, batch, key), hidden=hidden)
         if weights is not None:
-            sums = {name: (error, weights[name]) for name, (error, _) in sums.items()}
+            sums = {name: (error, weights[name].valid) for name, (error, _) in sums.items()}
         total, means = losses.combine(sums, loss_weights)
         # The gradient of nothing at all is 0 and good; the loss is said to be NaN rather than a perfect 0.
         nothing = jnp.all(jnp.isnan(jnp.stack(list(means.values()))))
@@ -207,10 +227,9 @@ def reconstruction(
     # In the same order as for `loss`, so that the compiler sees that both prepare the same.
     inputs = masked_inputs(config, contract, augment, any_order=True)
 
-    def weights(batch: Batch, key: Array) -> dict[str, Array]:
+    def weights(batch: Batch, key: Array) -> dict[str, Weight]:
         masked = inputs(batch, key)
-        valid = {name: masked.targets(name)[0].valid for name in config.model.modalities}
-        return {name: jnp.sum(x, dtype=jnp.float32) for name, x in valid.items()}
+        return {name: weight_of(*masked.targets(name)) for name in config.model.modalities}
 
     fresh = balance.start(loss_weights) if balanced else dict[str, Any]()
 

@@ -10,10 +10,10 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from fusmae_jax.checkpoints.checkpoints import Checkpoints
+from fusmae_jax.checkpoints.checkpoints import Checkpoints, open_step
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.config.run import Model
-from fusmae_jax.encoders.load import load
+from fusmae_jax.encoders.load import load, read_stored
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import fit, open_system
 from fusmae_jax.errors import InputError
@@ -25,6 +25,7 @@ from fusmae_jax.input.prepare import unpatchify
 from fusmae_jax.input.presets import make_inputs
 from fusmae_jax.input.source import Source
 from fusmae_jax.models import dino as models
+from fusmae_jax.run import workdir
 from fusmae_jax.run.workdir import write_config
 from fusmae_jax.train.dino_encoder import encoder_config
 from fusmae_jax.train.dino_objective import teacher_rate, update_teacher
@@ -121,6 +122,29 @@ def _image(patches, model, name):
     values = jnp.where(jnp.any(patches.valid, axis=2, keepdims=True), patches.values, 0)
     x = values.reshape(-1, rows, columns, p, p, bands).swapaxes(2, 3)
     return x.reshape(-1, rows * p, columns * p, bands)
+
+
+def test_the_teacher_of_a_run_in_epochs_is_that_of_its_length(data, run, tmp_path):
+    """A run that started from other weights has seen the records of those, too, and is no longer for it."""
+    config = config_of()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=0, epochs=20))
+    contract = contracts.read(data)
+    setup = make_setup(config, contract, 24)
+    assert setup.total_steps == 60
+    others = np.array([b'other %d' % i for i in range(99)])
+    before = leak.Seen(leak.RecordNames(*[others] * len(leak.RecordNames._fields)))
+    seen = leak.union(leak.collect(data, 'train'), before)
+    state = jax.tree.map(jnp.asarray, run[1])
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    meta = workdir.checkpoint_meta(setup, seen, None, None, None)
+    checkpoints.save({**state, 'opt_state': {'none': jnp.zeros(3)}}, meta, seen=leak.to_bytes(seen))
+    checkpoints.close()
+    reader, step = open_step(tmp_path)
+    found = read_stored(reader, step, tmp_path).params['backbone']['cls']
+    reader.close()
+    rate = teacher_rate(config, 60)(jnp.int32(STEP - 1))
+    expected = update_teacher(state['extra']['teacher'], state['params'], rate)['backbone']['cls']
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_other_rules_for_absent_sensors_are_refused(run):

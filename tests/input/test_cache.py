@@ -15,6 +15,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.errors import InputError
 from fusmae_jax.input import cache, contract, mixture, pipeline
+from fusmae_jax.input.contract import Contract, Group, LabelMap, NumberMap
 from fusmae_jax.input.source import Source
 from fusmae_jax.run.workdir import FREE
 from fusmae_jax.shipped.data.synthetic import write
@@ -135,6 +136,16 @@ def test_too_little_space_and_a_bucket_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
     with pytest.raises(InputError, match=r'still to be copied there, and 0\.0 GiB are free'):
         opened(data, tmp_path)
+
+
+def test_space_is_counted_for_maps_too():
+    """They may be as large as the images, and are copied with them."""
+    image = Group('s1', ('VV', 'VH'), (8, 8), 'float32', 'dB')
+    plain = Contract(groups={'s1': image})
+    labels = LabelMap(('a', 'b'), (0, 1), size=(16, 16), dtype='uint8')
+    heights = NumberMap('height', 'm', size=(4, 4), dtype='float32')
+    mapped = dataclasses.replace(plain, maps={'class': labels}, number_maps={'height': heights})
+    assert cache.record_bytes(mapped) - cache.record_bytes(plain) == 16 * 16 + 4 * 4 * 4
 
 
 def test_a_run_reads_the_same_batches_from_copies(data, tmp_path):

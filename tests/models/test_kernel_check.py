@@ -9,10 +9,12 @@ import pytest
 
 from fusmae_jax.config.run import Masking, Model
 from fusmae_jax.errors import InputError
-from fusmae_jax.models import layers
+from fusmae_jax.models import attention, layers
 from fusmae_jax.models.kernels import check
 from fusmae_jax.run import start
+from fusmae_jax.train.setup import make_setup
 from tests.support import dino_helpers
+from tests.support.helpers import CONTRACT, raw_batch
 from tests.support.tiny import tiny_config, tiny_model
 
 
@@ -41,20 +43,46 @@ def test_lengths_are_those_of_the_model():
     [
         # 4 of 16 patches visible in each sensor; the decoder has them, and those that it predicts.
         ({}, [(9, None), (4, 4), (16, None)]),
-        ({'masking': Masking(decode_ratio=0.25)}, [(9, None), (4, 4), (7, None)]),
+        # Validation predicts all of them.
+        ({'masking': Masking(decode_ratio=0.25)}, [(9, None), (4, 4), (7, None), (16, None)]),
         ({'masking': Masking('dirichlet')}, [(9, None), (8, 8), (24, None)]),
         ({'model': tiny_model('none', 'multimae')}, [(9, None), (16, 8), (16, None)]),
+        # One after the other, the last block of a decoder computes the masked tokens alone.
+        ({'model': tiny_model(scan=False)}, [(9, None), (4, 4), (16, None), (12, 16)]),
+        ({'model': tiny_model('none', 'multimae', scan=False)}, [(9, None), (16, 8), (16, None), (12, 16)]),
+        (
+            {'model': tiny_model(scan=False), 'masking': Masking('dirichlet')},
+            [(9, None), (8, 8), (24, None), (16, 24)],
+        ),
     ],
 )
 def test_every_attention_of_a_run_has_its_lengths(changes, lengths):
-    assert [shape[:2] for shape in check._shapes(tiny_config(**changes))] == lengths
+    config = tiny_config(**changes)
+    assert list(dict.fromkeys(shape[:2] for shape in check._shapes(config))) == lengths
+
+
+@pytest.mark.parametrize('decoder', ['none', 'multimae'])
+def test_every_attention_that_a_step_traces_is_one_of_them(decoder, monkeypatch):
+    config = tiny_config(model=tiny_model('none', decoder, scan=False))
+    seen, true = set(), attention.attend
+
+    def noted(query, key, *rest):
+        seen.add((query.shape[1], key.shape[1]))
+        return true(query, key, *rest)
+
+    monkeypatch.setattr(attention, 'attend', noted)
+    setup = make_setup(config, CONTRACT, 100, jax.devices()[:1])
+    jax.eval_shape(setup.objective.loss, *setup.objective.shapes(), raw_batch(2), jax.random.key(0))
+    assert seen == {(queries, keys or queries) for queries, keys, *_ in check._shapes(config)}
 
 
 def test_dino_has_the_lengths_of_its_crops():
     config = dino_helpers.tiny()
     patch, dino = config.model.patch_size, config.distillation
     sizes = [(crops.size // patch) ** 2 + 1 for crops in (dino.global_crops, dino.local_crops)]
-    assert [shape[:2] for shape in check._shapes(config)] == [(size, None) for size in sizes]
+    # Of the last block, of two, CLS alone is computed.
+    both = [lengths for size in sizes for lengths in ((size, None), (1, size))]
+    assert [shape[:2] for shape in check._shapes(config)] == both
 
 
 def test_attention_with_a_wrong_kernel_is_refused(monkeypatch):

@@ -26,7 +26,7 @@ from fusmae_jax.run import model_card, workdir
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
 from fusmae_jax.shipped.data.synthetic import write
 from fusmae_jax.storage import SaveError
-from fusmae_jax.train.checksum import make_check
+from fusmae_jax.train.checksum import ReplicaError, make_check
 from fusmae_jax.train.setup import Setup
 from tests.support import storm
 from tests.support.helpers import fresh_state
@@ -276,6 +276,25 @@ def test_a_stop_amid_skips_saves_and_the_good_checkpoint_stays_known(dataset, tm
     rows = [json.loads(line) for line in skipped.read_text().splitlines()]
     assert [row['step'] for row in rows] == [4, 5, 6, 7]
     assert rows[2] != {'step': 6, 'position': [40]}
+
+
+@pytest.mark.parametrize(('terminated', 'last'), [(0, 7), (4, 4)])
+def test_the_last_save_of_a_sitting_is_of_copies_that_agree(terminated, last, dataset, tmp_path, monkeypatch):
+    """Also where their check is not due: what a sitting ends with is what others build on."""
+    config = config_on(dataset, 7)
+    count_only(monkeypatch, set(), terminated)
+    counted = experiment.start.compile_step
+
+    def check(params, step):
+        if step == last:
+            raise ReplicaError(f'step {step}: copies differ')
+
+    monkeypatch.setattr(experiment.start, 'compile_step', lambda setup: (counted(setup)[0], check))
+    with pytest.raises(ReplicaError, match=f'step {last}: '):
+        experiment.pretrain(config, tmp_path)
+    reader = Checkpoints(tmp_path)
+    assert reader.steps() == [step for step in (3, 6) if step < last]
+    reader.close()
 
 
 def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, tmp_path, monkeypatch):

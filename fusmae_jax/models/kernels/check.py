@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from fusmae_jax.config.run import JOINT, Config
+from fusmae_jax.config.run import JOINT, Config, Model
 from fusmae_jax.errors import InputError
 from fusmae_jax.models.attention import attend, implementation_for, split_heads
+from fusmae_jax.models.blocks import scanned
 from fusmae_jax.models.encoder import streams
 from fusmae_jax.models.kernels.attention import Layout, fused_attention
 from fusmae_jax.models.layers import Arithmetic, layer_norm
@@ -105,11 +106,14 @@ def _attention_cases(config: Config, dtype: DTypeLike) -> Iterator[Case]:
 
 def _shapes(config: Config) -> Iterator[tuple[int, int | None, int, int]]:
     """Queries, keys (None: the queries' own tokens), width and heads of every attention in a run."""
-    model, decoder, masking = config.model, config.model.decoder, config.masking
+    model, masking = config.model, config.masking
     encoder = model.width, model.heads
     if config.objective != 'masked':
         for crops in (config.distillation.global_crops, config.distillation.local_crops):
-            yield (crops.size // model.patch_size) ** 2 + 1, None, *encoder
+            tokens = (crops.size // model.patch_size) ** 2 + 1
+            yield tokens, None, *encoder
+            for lengths in _stacked(model, model.depth - 1, tokens, 1):
+                yield *lengths, *encoder
         return
     joint, count, patches = masking.strategy in JOINT, len(streams(model)), model.num_patches
     visible = num_slots(patches, count, masking) if joint else num_visible(patches, masking)
@@ -117,12 +121,30 @@ def _shapes(config: Config) -> Iterator[tuple[int, int | None, int, int]]:
     yield seen + int(model.cls), None, *encoder
     if 'xae' in model.fusion.encoder or 'xad' in model.fusion.decoder:
         yield visible, visible if joint else max(count - 1, 1) * visible, *encoder
-    tokens = visible + (patches if joint else num_decoded(patches, masking))
+    # Validation and pictures predict all that is masked, a step perhaps a part of it.
+    for masked in (patches,) if joint else (num_decoded(patches, masking), patches - visible):
+        yield from _decoder_shapes(model, visible, masked, seen)
+
+
+def _decoder_shapes(
+    model: Model, visible: int, masked: int, seen: int
+) -> Iterator[tuple[int, int | None, int, int]]:
+    """Those of a decoder of some masked tokens; the encoder has `seen` so many of all sensors."""
+    decoder, tokens = model.decoder, visible + masked
     if model.fusion.decoder == 'multimae':
         yield tokens, seen + int(decoder.cls), decoder.width, decoder.heads
     else:
         tokens += int(decoder.cls)
-    yield tokens, None, decoder.width, decoder.heads
+    for lengths in _stacked(model, decoder.depth, tokens, masked):
+        yield *lengths, decoder.width, decoder.heads
+
+
+def _stacked(model: Model, depth: int, tokens: int, asked: int) -> Iterator[tuple[int, int | None]]:
+    """Queries and keys of stacked blocks; the last one computes what is asked for (`blocks.run_stack`)."""
+    if depth > 1 or (depth and scanned(model)):
+        yield tokens, None
+    if depth and not scanned(model):
+        yield asked, tokens
 
 
 def _attention_case(queries: int, keys: int | None, heads: int, head_width: int, dtype: DTypeLike) -> Case:
