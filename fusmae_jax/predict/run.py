@@ -1,8 +1,8 @@
 """`python main.py predict`: a scene of any size to a map of classes and their probabilities, or of numbers.
 
-Windows are those of `encode`, but as large on the ground as the records that the head learned from, on a grid of
-the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the map
-is one of the labels that the head learned; where windows overlap its probabilities are a tapered mean.
+Windows are those of `encode`, but as large on the ground as the records that the head learned from, on a grid
+of the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the
+map is one of the labels that the head learned; where windows overlap its probabilities are a tapered mean.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import rasterio
 
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.config.run import Config
 from fusmae_jax.embed import check, ground
 from fusmae_jax.embed.run import gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings

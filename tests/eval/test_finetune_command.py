@@ -165,7 +165,7 @@ def test_the_encoder_of_a_point_opens_as_any_other(bench, data, tmp_path):
             own_head(*given, CLASSES)
     # Of the same field of another data set, with its classes in another order, or more of them.
     for classes in (CLASSES[::-1], (*CLASSES, 'new')):
-        with pytest.raises(InputError, match='a head for 3 classes of .* with the same ones in this order'):
+        with pytest.raises(InputError, match=r'a head for 3 classes of .* with the same ones in this order'):
             own_head(file, 'mean_patch', 'labels', classes)
     with pytest.raises(InputError, match=r'no head\.npz beside it'):
         own_head('runs/xae', 'mean_patch', 'labels', CLASSES)

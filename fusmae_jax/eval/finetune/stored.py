@@ -135,8 +135,8 @@ def own_head(encoder: str, feature: str, labels: str, classes: Sequence[str]) ->
         known = archive['classes'].tolist() if 'classes' in archive else [*classes]
         if known != [*classes] or archive['bias'].shape[-1] != len(classes):
             raise InputError(
-                f'{file}: a head for {archive["bias"].shape[-1]} classes of {labels!r}, {", ".join(known)}; the '
-                f'data have {len(classes)}, {", ".join(classes)}: give data with the same ones in this order'
+                f'{file}: a head for {archive["bias"].shape[-1]} classes of {labels!r}, {", ".join(known)}; '
+                f'the data have {len(classes)}, {", ".join(classes)}: give data with the same ones in this order'
             )
         return {name: archive[name] for name in ('kernel', 'bias', 'seed')}
 
