@@ -58,8 +58,8 @@ def _number(text: str, archive: Archive, file: Path, where: str) -> float | None
             file,
             where,
             f'{text}, which mostly stands for no value',
-            f'set config.archive.target_nodata=({value!r},) if it does, target_measured=({value!r},) if it was '
-            'measured'
+            f'set config.archive.target_nodata=({value!r},) if it does, target_measured=({value!r},) if it '
+            'was measured'
             if math.isfinite(value)
             else 'leave the cell empty',
         )
@@ -74,14 +74,14 @@ def targets_of(archive: Archive) -> Targets | None:
 
 
 def check_some(archive: Archive, each: Sequence[tuple[float | None, ...]]) -> None:
-    """Raises InputError for a target that no row has a value of, or whose values float32 cannot tell apart."""
+    """Raises InputError for a target without a value, or with values that float32 cannot tell apart."""
     for name, values in zip(archive.targets, zip(*each)):
         there = np.array([value for value in values if value is not None])
         if there.size and (lost := np.abs(there - there.astype(np.float32)).max()) > COARSE * np.ptp(there):
             raise InputError(
                 f'{archive.table}: table: column {name!r}: its numbers lie between {there.min():.10g} and '
-                f'{there.max():.10g}, and records, which hold 32 bits, would change them by up to {lost:.3g}; '
-                'subtract a constant from all of them'
+                f'{there.max():.10g}, and records, which hold 32 bits, would change them by up to {lost:.3g};'
+                ' subtract a constant from all of them'
             )
         if not there.size:
             raise InputError(

@@ -62,6 +62,8 @@ def predict(
     check_settings(config)
     given = [*files.values(), *before.values()]
     targets = [_target(name, config.overwrite, given) for name in (out, probabilities) if name]
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise InputError(f'--out and --probabilities are both {out}; they are two files, name another one')
     learned = read_head(head)
     if set(files) != set(learned.modalities):
         raise InputError(
@@ -246,6 +248,8 @@ def _write(
                 writer.abort()
             raise
         _legend(parts[0]).write_text(json.dumps(about, indent=2) + '\n')
+        # A kill in between leaves a map without a legend, not with that of another one.
+        _legend(targets[0]).unlink(missing_ok=True)
         for part, target in zip(parts, targets):
             os.replace(part, target)
         os.replace(_legend(parts[0]), _legend(targets[0]))

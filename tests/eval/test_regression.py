@@ -182,7 +182,7 @@ def test_a_value_declared_as_missing_is_missing(raw, tmp_path):
     assert record['targets'][0] == -9999
     # 32 bits hold steps of 128 there.
     write_table(tmp_path, [row | {'height': f'{1.7e9 + i}'} for i, row in enumerate(rows)])
-    with pytest.raises(InputError, match='32 bits, would change them by up to .*; subtract a constant'):
+    with pytest.raises(InputError, match=r'32 bits, would change them by up to .*; subtract a constant'):
         pairs.source(archive(folder, table=str(tmp_path / 'table.csv')))
     write_table(tmp_path, [row | {'noise': ''} for row in rows])
     with pytest.raises(InputError, match="column 'noise': no row has a number"):

@@ -299,13 +299,15 @@ def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):
         ({'head': 'nothing.npz'}, 'there is no such file'),
         ({'weights': 'other'}, 'fingerprint other, .* give the checkpoint that the probe was run on'),
         ({'stats': 'dataset'}, "encoder.stats='dataset'"),
+        ({'both': 'map.tif'}, r'--out and --probabilities are both .*map\.tif'),
         ({'format': 0}, 'no head that can be used on other images'),
     ],
 )
 def test_what_does_not_fit_is_one_error(changes, message, scene, checkpoint, head, tmp_path):
     files = {name: scene[name] for name in changes.pop('files', scene)}
     out, file = str(tmp_path / changes.pop('out', 'map.tif')), changes.pop('head', None)
+    both = str(tmp_path / changes.pop('both')) if 'both' in changes else ''
     if changes:
         file = other_head(head, tmp_path, **changes)
     with pytest.raises(InputError, match=message):
-        predict(CONFIG, files, checkpoint, file or head, out, '')
+        predict(CONFIG, files, checkpoint, file or head, out, both)

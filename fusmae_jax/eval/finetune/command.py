@@ -272,7 +272,7 @@ def _cell(
             step = again.step
             scores = scores_of(arm.trainer, test, step, job.folder, point=job.point)
         assert scores is not None
-        keep(arm.trainer, arm.keeper, job.point, step, job.folder)
+        keep(arm.trainer, arm.keeper, job.point, step, job.folder, arm.calibrate is not None)
         measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
         points[job.run] = SettledPoint(step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.

@@ -24,6 +24,7 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
+from fusmae_jax.eval.dense.stored import store_temperature
 from fusmae_jax.eval.finetune.adapters import tuned
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.linear_probe import Heads, in_units
@@ -136,7 +137,8 @@ def own_head(encoder: str, feature: str, labels: str, classes: Sequence[str]) ->
         if known != [*classes] or archive['bias'].shape[-1] != len(classes):
             raise InputError(
                 f'{file}: a head for {archive["bias"].shape[-1]} classes of {labels!r}, {", ".join(known)}; '
-                f'the data have {len(classes)}, {", ".join(classes)}: give data with the same ones in this order'
+                f'the data have {len(classes)}, {", ".join(classes)}: give data with the same ones in this '
+                'order'
             )
         return {name: archive[name] for name in ('kernel', 'bias', 'seed')}
 
@@ -157,9 +159,16 @@ def _finetuned(system: System, fitted: Fitted, contract: Contract, encoder: Any)
     return Pretrained(config, contract, params, system.model.dtype)
 
 
-def keep(trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path) -> None:
-    """Writes what a settled point leaves, unless that is there already or its weights are gone."""
+def keep(
+    trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path, calibrated: bool = False
+) -> None:
+    """Writes what a settled point leaves, unless that is there already or its weights are gone.
+
+    Not `calibrated`: a head has no temperature, though an earlier run may have given it one.
+    """
     whole = all((folder / name).exists() for name in (ENCODER, HEAD))
+    if whole and not calibrated:
+        store_temperature(folder / HEAD, None)
     if whole or not (folder / FOLDER / str(step)).exists():
         return
     keeper(weights(trainer, step, folder), point, folder)
