@@ -48,7 +48,7 @@ def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum()
 
 
 def test_the_gradient_of_a_maximum_reaches_one_pixel_and_divides_by_nothing():
-    """By the number of pixels that equal it: 0 where the compiler computes them again and rounds otherwise."""
+    """By the number of pixels that equal it: 0 where the compiler computes it again, rounded otherwise."""
     x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)).at[0, 0, :2].set(9.0)
     function = jax.grad(lambda x: convolution.halved(x).sum())
     slope = np.asarray(function(x))
