@@ -294,6 +294,8 @@ def _write(
                 # Nine digits are what a float32 needs to come back as it was.
                 stream.write(','.join([id_of(location.name), *(f'{value:.9g}' for value in vector)]) + '\n')
                 empty += [] if some else [location.name]
+        # What is said of numbers never stands beside other ones, also where a kill comes in between.
+        target.with_name(f'{target.name}.json').unlink(missing_ok=True)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -49,6 +49,7 @@ class RecordLayout:
     classes: tuple[str, ...]
     map: LabelMap | NumberMap | None = None  # of the label rasters, or those of numbers
     targets: Targets | None = None  # of the columns of numbers
+    measured: tuple[float, ...] = ()  # numbers of the rasters that are some, whatever they mostly mean
 
     @property
     def finest(self) -> float:

@@ -5,6 +5,7 @@ would have to be resampled, or means no class, is refused.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,12 @@ def label_words(about: LabelMap | NumberMap) -> str:
     return ', '.join([*words, *(f'{value} no label' for value in about.ignore)])
 
 
-def read_map(file: Path, about: LabelMap | NumberMap, tile: Any) -> np.ndarray:
+def read_map(
+    file: Path, about: LabelMap | NumberMap, tile: Any, measured: Sequence[float] = ()
+) -> np.ndarray:
     """The labels within a `tiles.Tile`, (rows, columns) as stored; what no file fills is to be ignored.
+
+    `measured` are stored values that are numbers, though they mostly mean none.
 
     Raises:
         RecordError: a file that changed, or a value that is no class, or hardly a number.
@@ -179,12 +184,12 @@ def read_map(file: Path, about: LabelMap | NumberMap, tile: Any) -> np.ndarray:
             raise RecordError(file, f'{MAP} size', message, CHANGED)
         block = dataset.read(1, window=Window(column, row, columns, rows))
     if isinstance(about, NumberMap):
-        if (wrong := number_maps.doubtful(block, about)) is not None:
+        if (wrong := number_maps.doubtful(block, about, measured)) is not None:
             raise RecordError(
                 file,
                 MAP,
                 f'{wrong}, counted from row {row}, column {column} of the file; mostly it means no value',
-                'set config.archive.map_nodata to it; if it is measured, write the map in another unit',
+                'set config.archive.map_nodata to it, or map_measured if it is a number',
             )
     elif (wrong := label_maps.unknown(block, about)) is not None:
         raise RecordError(

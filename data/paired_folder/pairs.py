@@ -86,7 +86,8 @@ def source(archive: Archive, on_error: OnError = 'fail') -> RecordSource:
         check_fill(layout)
     if images[0].map:
         about = number_map if archive.map_quantity else label_map
-        layout = dataclasses.replace(layout, map=about(archive, images[0].map, images[0].fine.resolution))
+        held = about(archive, images[0].map, images[0].fine.resolution)
+        layout = dataclasses.replace(layout, map=held, measured=archive.map_measured)
     layout, shifts = _one_offset(layout, images)
     splits: dict[str, list[Item]] = {}
     for image, shift in zip(images, shifts):

@@ -112,6 +112,8 @@ class Archive:
     targets: tuple[str, ...] = ()
     target_units: tuple[str, ...] = ()  # of each, such as ('t/ha', 'm'); () where they are not known
     target_nodata: tuple[float, ...] = ()  # numbers that mean no value, beside empty cells
+    # Numbers that were measured, though they mostly mean no value, such as (-99.0,) of depths
+    target_measured: tuple[float, ...] = ()
     # A raster of labels for each image: a class for each pixel, one channel of whole numbers.
     # Folder of the label rasters, whose names pair as those of the sensors do; '': none
     map_root: str = setting('', path=True)
@@ -127,6 +129,8 @@ class Archive:
     map_unit: str = ''  # of its numbers, such as 't/ha'; '' where it is not known
     # Stored values that mean no number, beside the nodata value of the files and NaN
     map_nodata: tuple[float, ...] = ()
+    # Stored values that were measured, though they mostly mean no number: (-99.0, -999.0)
+    map_measured: tuple[float, ...] = ()
 
     def of(self, modality: str, name: str) -> Any:
         """A setting of a sensor; those of Sentinel-1 but for its files hold for both of its passes."""
@@ -188,7 +192,9 @@ def _target_problems(archive: Archive) -> list[str]:
     """What cannot be among the settings of numbers to predict."""
     names, units, problems = archive.targets, archive.target_units, []
     if not names:
-        given = [name for name in ('target_units', 'target_nodata') if getattr(archive, name)]
+        given = [
+            name for name in ('target_units', 'target_nodata', 'target_measured') if getattr(archive, name)
+        ]
         return [f'{name}: there are no targets; name them, or leave it out' for name in given]
     if not archive.table:
         problems.append('targets: numbers come from the table; give one, or leave the targets out')
@@ -198,7 +204,14 @@ def _target_problems(archive: Archive) -> list[str]:
         problems.append(f'targets={names}: {both[0]!r} is one of the classes too')
     if units and len(units) != len(names):
         problems.append(f'target_units={units}: {len(units)} units for {len(names)} targets')
-    return problems
+    return problems + _both_problems(archive, 'target')
+
+
+def _both_problems(archive: Archive, what: str) -> list[str]:
+    """A number that is said to be measured and to be none."""
+    measured = getattr(archive, f'{what}_measured')
+    both = sorted({*measured} & {*getattr(archive, f'{what}_nodata')})
+    return [f'{what}_measured={measured}: {both[0]:g} is in {what}_nodata too'] if both else []
 
 
 def _map_problems(archive: Archive) -> list[str]:
@@ -213,7 +226,7 @@ def _map_problems(archive: Archive) -> list[str]:
         return _number_map_problems(archive)
     problems = [
         f'{name}: goes with a raster of numbers; say what it holds with map_quantity, or leave it out'
-        for name in ('map_unit', 'map_nodata')
+        for name in ('map_unit', 'map_nodata', 'map_measured')
         if getattr(archive, name)
     ]
     if not 2 <= len(names) <= MOST:
@@ -244,7 +257,7 @@ def _number_map_problems(archive: Archive) -> list[str]:
         problems.append(
             f'map_quantity={archive.map_quantity!r} must be letters, digits, _ and -, a letter first'
         )
-    return problems
+    return problems + _both_problems(archive, 'map')
 
 
 def _modality_problems(archive: Archive, modality: str) -> list[str]:

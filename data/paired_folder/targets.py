@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.input.contract import Targets
 from fusmae_jax.input.number_maps import FILLS, HUGE
@@ -18,6 +20,7 @@ from .settings import Archive
 
 FIELD = 'targets'
 MISSING = ('', *NOTHING, 'na', 'n/a')
+COARSE = 1e-3  # of what the numbers of a target span, by which rounding may change one
 
 
 def check_columns(file: Path, columns: Sequence[str], archive: Archive) -> None:
@@ -41,18 +44,22 @@ def _number(text: str, archive: Archive, file: Path, where: str) -> float | None
     if text.lower() in MISSING:
         return None
     try:
-        value = float(text)
+        # Python reads 1_5 as 15.
+        value = float(text.replace('_', 'no number'))
     except ValueError as error:
         hint = ' with a decimal point' if ',' in text else ''
         raise RecordError(file, where, f'{text!r} is no number', f'write one{hint}, or nothing') from error
     if value in archive.target_nodata:
         return None
+    if value in archive.target_measured and math.isfinite(value):
+        return value
     if not math.isfinite(value) or value in FILLS or abs(value) >= HUGE:
         raise RecordError(
             file,
             where,
             f'{text}, which mostly stands for no value',
-            f'set config.archive.target_nodata=({value!r},) if it does, or leave the cell empty'
+            f'set config.archive.target_nodata=({value!r},) if it does, target_measured=({value!r},) if it '
+            'was measured'
             if math.isfinite(value)
             else 'leave the cell empty',
         )
@@ -67,9 +74,16 @@ def targets_of(archive: Archive) -> Targets | None:
 
 
 def check_some(archive: Archive, each: Sequence[tuple[float | None, ...]]) -> None:
-    """Raises InputError for a target that no row has a value of."""
+    """Raises InputError for a target without a value, or with values that float32 cannot tell apart."""
     for name, values in zip(archive.targets, zip(*each)):
-        if all(value is None for value in values):
+        there = np.array([value for value in values if value is not None])
+        if there.size and (lost := np.abs(there - there.astype(np.float32)).max()) > COARSE * np.ptp(there):
+            raise InputError(
+                f'{archive.table}: table: column {name!r}: its numbers lie between {there.min():.10g} and '
+                f'{there.max():.10g}, and records, which hold 32 bits, would change them by up to {lost:.3g};'
+                ' subtract a constant from all of them'
+            )
+        if not there.size:
             raise InputError(
                 f'{archive.table}: table: column {name!r}: no row has a number; leave it out of '
                 'config.archive.targets, or out of target_nodata what is one'

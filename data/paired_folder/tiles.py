@@ -70,7 +70,7 @@ def read_item(item: Item, layout: RecordLayout) -> Record:
         record[f'{modality}_name'] = files[0].rpartition('.')[0] + end if files else ''
         record[f'{modality}_valid'] = np.float32(shares[modality])
     if layout.map:
-        record[MAP] = read_map(Path(layout.roots['map']) / tile.map, layout.map, tile)
+        record[MAP] = read_map(Path(layout.roots['map']) / tile.map, layout.map, tile, layout.measured)
     if layout.classes:
         record['labels'] = np.zeros(len(layout.classes), np.uint8)
         record['labels'][list(tile.labels)] = 1

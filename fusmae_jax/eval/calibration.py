@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from absl import logging
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
 
@@ -54,7 +55,7 @@ def surprise(logits: np.ndarray, labels: np.ndarray, kind: Kind, temperature: fl
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> float:
-    """The temperature of the least mean surprise, between 0.02 and 50.
+    """The temperature of the least mean surprise, between 0.02 and 50; 1 where none surprises less than it.
 
     Args:
         logits: (records, classes) of the validation split.
@@ -67,14 +68,28 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, kind: Kind) -> float
     logits = np.asarray(logits, np.float64)
     if not logits.size or not np.isfinite(logits).all():
         raise InputError(f'logits: shape {logits.shape}; they must be finite, and of one record at least')
+
     # The surprise is convex in 1 / T, and so has one minimum in log T as well.
+    def mean(log_t: float) -> float:
+        return float(surprise(logits, labels, kind, np.exp(log_t)).mean())
+
     best = minimize_scalar(
-        lambda log_t: surprise(logits, labels, kind, np.exp(log_t)).mean(),
+        mean,
         bounds=(np.log(COLDEST), np.log(HOTTEST)),
         method='bounded',
         options={'xatol': 1e-7},
     )
-    return float(np.exp(best.x))
+    # Where logits are so large, or so equal, that it is flat, the search ends anywhere.
+    if best.fun >= mean(0.0):
+        return 1.0
+    temperature = float(np.exp(best.x))
+    if not 1.01 * COLDEST < temperature < HOTTEST / 1.01:
+        logging.warning(
+            'temperature %.3g, an end of what is looked at: %s validation entries do not settle it; take '
+            'more, or leave the calibration out',
+            *(temperature, f'{len(logits):,}'),
+        )
+    return temperature
 
 
 def by_bin(binned: np.ndarray, surprise: np.ndarray, size: np.ndarray) -> Weighted:

@@ -23,7 +23,7 @@ from fusmae_jax.eval.intervals import KEYS
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet
 
-LINES, PICTURE = 'calibration-{}.jsonl', 'calibration-{}.png'  # of a command
+LINES, PICTURE = cells.CALIBRATION
 COLUMNS = 3  # of panels in the picture
 Run = tuple[int, int]  # label draw, seed of the head
 Calibrated = LinearProbe | Finetune  # settings of what gives logits
@@ -133,8 +133,13 @@ def intervals_of(
 
 
 def write(evaluated: Sequence[Cell], workdir: epath.Path, command: str) -> None:
-    """A JSON line for each cell that was calibrated; no file if none was."""
-    if lines := _lines(evaluated):
+    """A JSON line for each cell that was calibrated; no file if none was, and no picture of other ones."""
+    # `show` draws it anew when all is there.
+    (workdir / PICTURE.format(command)).unlink(missing_ok=True)
+    lines = _lines(evaluated)
+    if not lines:
+        (workdir / LINES.format(command)).unlink(missing_ok=True)
+    else:
         text = ''.join(f'{json.dumps(values, allow_nan=False)}\n' for values in lines)
         storage.write_text(workdir / LINES.format(command), text)
 

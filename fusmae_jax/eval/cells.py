@@ -32,6 +32,7 @@ PRINTED = 2  # targets whose own metrics are printed as well
 
 # Of a command: 'linear', 'knn'.
 ROWS, DIFFERENCES, SETTINGS = 'rows-{}.jsonl', 'differences-{}.jsonl', 'settings-{}.json'
+CALIBRATION = ('calibration-{}.jsonl', 'calibration-{}.png')
 Arm = TypeVar('Arm')  # what a command evaluates: a system with one choice of sensors
 
 
@@ -90,7 +91,7 @@ def evaluate(
     All of it is written again after every cell, so that what is there survives an interruption.
 
     Args:
-        config: the run, which is written too.
+        config: the run, which is written with the rows.
         task: its labels.
         drawn: positions of the labelled records, by label fraction and seed of the draw.
         arms: systems with one choice of sensors each, opened one after the other.
@@ -101,7 +102,6 @@ def evaluate(
         also: takes the cells so far.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / SETTINGS.format(command), to_dict(config))
     shared = task_fields(config.data, task, config.intervals)
     about = {f: shared | label_fields(f, config.labels.draw, parts) for f, parts in drawn.items()}
     of_arms = (cell(arm, parts, about[f]) for arm in arms for f, parts in drawn.items())
@@ -109,7 +109,7 @@ def evaluate(
     evaluated: list[Cell] = []
     for each in itertools.chain(of_arms, (floor(parts, about[f]) for f, parts in floors)):
         evaluated.append(each)
-        write(evaluated, workdir, command)
+        write(evaluated, workdir, command, config)
         also(evaluated)
         print(table([each], headline(config.data.kind, [each])).split('\n')[1], flush=True)
     print()
@@ -208,9 +208,13 @@ def rows(cell: Cell) -> list[ResultRow]:
     return result
 
 
-def write(cells: Sequence[Cell], workdir: epath.Path, command: str) -> None:
-    """All rows and all differences from the baselines, a line each; whole or not at all."""
+def write(cells: Sequence[Cell], workdir: epath.Path, command: str, config: Any) -> None:
+    """All rows and all differences from the baselines, a line each; each file whole or not at all.
+
+    The settings come with them: a run that is refused, or stopped before, leaves those of earlier rows.
+    """
     lines = [row.to_json() for cell in cells for row in rows(cell)]
+    storage.write_json(workdir / SETTINGS.format(command), to_dict(config))
     _replace(workdir / ROWS.format(command), lines)
     _replace(workdir / DIFFERENCES.format(command), [json.dumps(row) for row in differences(cells)])
     intervals.write_replicates([(cell.about, cell.runs.mean) for cell in cells], workdir, command)

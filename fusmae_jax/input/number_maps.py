@@ -4,6 +4,8 @@ A batch carries a map as float32 with NaN where there is no number. Moments are 
 a number, their mean, and the sum of squares about it; 0 throughout without any.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from fusmae_jax.input.contract import NumberMap
@@ -29,14 +31,30 @@ def known(stored: np.ndarray, about: NumberMap) -> np.ndarray:
     return there
 
 
-def doubtful(stored: np.ndarray, about: NumberMap) -> str | None:
-    """In words: the first value that mostly stands for "no value", and where; None without any."""
-    wide = stored.astype(np.float64)
-    wrong = known(stored, about) & (np.isin(wide, FILLS) | (np.abs(wide) >= HUGE))
+def doubtful(stored: np.ndarray, about: NumberMap, measured: Sequence[float] = ()) -> str | None:
+    """In words: the first value that mostly stands for "no value", and where; None without any.
+
+    `measured` are values that are said not to.
+    """
+    kind, there = stored.dtype, known(stored, about) & ~np.isin(stored, _stored(measured, stored.dtype))
+    if kind.kind == 'f':
+        wrong = there & (np.isin(stored, _stored(FILLS, kind)) | (np.abs(stored) >= HUGE))
+    else:
+        # The ends of whole numbers are written for it as well, but for the 0 of unsigned ones.
+        ends = {np.iinfo(kind).min, np.iinfo(kind).max} - {0}
+        wrong = there & np.isin(stored, _stored((*FILLS, *ends), kind))
     if not wrong.any():
         return None
     row, column = np.argwhere(wrong)[0].tolist()
     return f'{stored[row, column]:g} at row {row}, column {column} ({wrong.sum():,} such pixels)'
+
+
+def _stored(values: Sequence[float], kind: np.dtype) -> np.ndarray:
+    """Those of some numbers that a type can hold, as it holds them."""
+    if kind.kind == 'f':
+        return np.array(values, kind)
+    held = np.iinfo(kind)
+    return np.array([x for x in values if held.min <= x <= held.max and float(x).is_integer()]).astype(kind)
 
 
 def moments(numbers: np.ndarray) -> np.ndarray:

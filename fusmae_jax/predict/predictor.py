@@ -21,6 +21,7 @@ from fusmae_jax.input.resample import full_box
 from fusmae_jax.models import fusmae
 
 BEFORE = 'before_'  # before the names of the fields of an earlier image
+DATES = ('', BEFORE)
 
 
 def make_predictor(
@@ -45,20 +46,20 @@ def make_predictor(
         gives probabilities (batch, label rows, label columns, classes) float32, or numbers in their unit (the
         last axis is 1), and where a sensor measured anything (without that axis), on the device.
     """
-    inputs = {'': make_inputs(fitted.config, fitted.contract)}
-    groups = dict(fitted.contract.groups)
-    if earlier is not None:
-        inputs[BEFORE] = make_inputs(earlier.config, earlier.contract)
-        groups |= {f'{BEFORE}{name}': group for name, group in earlier.contract.groups.items()}
+    fits = {'': fitted} if earlier is None else {'': fitted, BEFORE: earlier}
+    inputs = [make_inputs(one.config, one.contract) for one in fits.values()]
+    groups = {
+        f'{date}{name}': group for date, one in fits.items() for name, group in one.contract.groups.items()
+    }
     whole = model.config.model
     graphdef = fusmae.graph(whole, model.dtype)
 
     def run(params: Any, learned: Any, windows: Any) -> tuple[Array, Array]:
-        dates = [{name: windows[f'{date}{name}'] for name in fitted.contract.groups} for date in inputs]
+        # Products of two dates need not have the same files.
+        dates = [{n: windows[f'{date}{n}'] for n in one.contract.groups} for date, one in fits.items()]
         encoder = nnx.merge(graphdef, params)
         each = [
-            token_map(encoder, prepare(images, None), head.layers)
-            for images, prepare in zip(dates, inputs.values())
+            token_map(encoder, prepare(images, None), head.layers) for images, prepare in zip(dates, inputs)
         ]
         features = each[0] if earlier is None else of_two_dates(each[0], each[1], head.shape.blocks)
         logits = scores(learned[0], scaled(features, learned[1]), head.shape, head.labels.size)

@@ -1,8 +1,8 @@
 """`python main.py predict`: a scene of any size to a map of classes and their probabilities, or of numbers.
 
-Windows are those of `encode`: as large on the ground as the records that the model learned from, on a grid of
-the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the map
-is one of the labels that the head learned; where windows overlap its probabilities are a tapered mean.
+Windows are those of `encode`, but as large on the ground as the records that the head learned from, on a grid
+of the reference system, read, encoded and merged in memory that does not grow with the rows. A pixel of the
+map is one of the labels that the head learned; where windows overlap its probabilities are a tapered mean.
 """
 
 import contextlib
@@ -17,9 +17,7 @@ import rasterio
 
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
-from fusmae_jax.config.run import Config
 from fusmae_jax.embed import check, ground
-from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.run import gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
@@ -32,7 +30,7 @@ from fusmae_jax.eval.dense.stored import StoredHead, read_head
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import LabelMap, NumberMap
 from fusmae_jax.predict.output import ClassOutput, NumberOutput
-from fusmae_jax.predict.predictor import BEFORE, make_predictor
+from fusmae_jax.predict.predictor import DATES, make_predictor
 
 
 def predict(
@@ -64,6 +62,8 @@ def predict(
     check_settings(config)
     given = [*files.values(), *before.values()]
     targets = [_target(name, config.overwrite, given) for name in (out, probabilities) if name]
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise InputError(f'--out and --probabilities are both {out}; they are two files, name another one')
     learned = read_head(head)
     if set(files) != set(learned.modalities):
         raise InputError(
@@ -142,17 +142,23 @@ def _settle(
     """Opens and checks the files, lays out the windows, compiles."""
     model = _encoder(checkpoint, head, learned)
     restricted = check.restrict(model.config, files, checkpoint)
+    # In the order of the model, whatever order the files were given in.
+    names = [*restricted.model.modalities]
+    by_date = [
+        ground.open_rasters(config, {name: of_date[name] for name in names}, stack)
+        for of_date in (files, before)
+        if of_date
+    ]
     rasters = {
-        f'{date}{name}': _opened(Path(of_date[name]), name, config, stack)
-        for date, of_date in (('', files), (BEFORE, before))
-        # In the order of the model, whatever order the files were given in.
-        for name in model.config.model.modalities
-        if name in of_date
+        f'{date}{field}': raster for date, of_date in zip(DATES, by_date) for field, raster in of_date.items()
     }
     extent, lines = ground.align(rasters)
-    size = check.window_ground(model, restricted, config.window)
+    size = _ground(config, learned, head)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
-    dates = _dates(config, model, restricted, rasters, pixels, size)
+    dates = [
+        check.fit(model, restricted, of_date, {f: pixels[f'{date}{f}'] for f in of_date}, size, config)
+        for date, of_date in zip(DATES, by_date)
+    ]
     cells = learned.labels.size
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
@@ -164,7 +170,7 @@ def _settle(
     predictor = make_predictor(model, dates[0], learned, layout.batch[0] * layout.batch[1], *dates[1:])
     groups = {
         f'{date}{name}': group
-        for date, fitted in zip(('', BEFORE), dates)
+        for date, fitted in zip(DATES, dates)
         for name, group in fitted.contract.groups.items()
     }
     job = EncodeJob(config, rasters, groups, layout, predictor, learned.shape.classes)
@@ -198,35 +204,19 @@ def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
     return system.model
 
 
-def _dates(
-    config: EncodeConfig,
-    model: Pretrained,
-    restricted: Config,
-    rasters: Mapping[str, Raster],
-    pixels: Mapping[str, tuple[int, int]],
-    size: tuple[float, float],
-) -> list[check.FittedFiles]:
-    """How the files of each date fit the model: apart, since another product may have another offset."""
-    names = [*restricted.model.modalities]
-    return [
-        check.fit(
-            model,
-            restricted,
-            {name: rasters[f'{date}{name}'] for name in names},
-            {name: pixels[f'{date}{name}'] for name in names},
-            size,
-            config,
+def _ground(config: EncodeConfig, learned: StoredHead, head: str) -> tuple[float, float]:
+    """Metres (rows, columns) of a window: those of the records that the head learned from.
+
+    They need not be those of the encoder, which may have been probed on images of another size.
+    """
+    labels = learned.labels
+    rows, columns = (round(count * labels.resolution, 6) for count in labels.size)
+    if config.window and (config.window, config.window) != (rows, columns):
+        raise InputError(
+            f'config.window={config.window:g}: {head} was trained on images of {rows:g} x {columns:g} m, and '
+            'windows are as large; leave it at 0'
         )
-        for date in ('', BEFORE)
-        if f'{date}{names[0]}' in rasters
-    ]
-
-
-def _opened(file: Path, name: str, config: EncodeConfig, stack: contextlib.ExitStack) -> Raster:
-    """An open input, which `stack` closes."""
-    raster = Raster(file, name, getattr(config, name), config.vrt)
-    stack.callback(raster.close)
-    return raster
+    return rows, columns
 
 
 def _write(
@@ -240,9 +230,17 @@ def _write(
     try:
         writers = output.open(parts, grid, about)
         try:
+            some = False
             for values, valid in rows_of_cells(job):
+                some |= bool(valid.any())
                 for writer, rows in zip(writers, output.rows(values, valid)):
                     writer.write(rows)
+            if not some:
+                names = ', '.join(str(raster.file) for raster in job.rasters.values())
+                raise InputError(
+                    f'{names}: not one pixel that all dates measured, nothing to map; are the nodata values '
+                    'right?'
+                )
             for writer in writers:
                 writer.finish()
         except BaseException:
@@ -250,6 +248,8 @@ def _write(
                 writer.abort()
             raise
         _legend(parts[0]).write_text(json.dumps(about, indent=2) + '\n')
+        # A kill in between leaves a map without a legend, not with that of another one.
+        _legend(targets[0]).unlink(missing_ok=True)
         for part, target in zip(parts, targets):
             os.replace(part, target)
         os.replace(_legend(parts[0]), _legend(targets[0]))

@@ -99,8 +99,8 @@ def test_a_nodata_tag_in_float64_is_that_of_float32_pixels():
     assert known(stored, about).tolist() == [[False, False], [True, False]]
 
 
-def odd(value):
-    array = heights()
+def odd(value, dtype='float32'):
+    array = heights() if dtype == 'float32' else np.nan_to_num(heights(), nan=7).astype(dtype)
     array[0, 30, 5] = value
     return array
 
@@ -111,6 +111,9 @@ def odd(value):
         (None, {'left': 500_010.0}, r'labels/a\.tif: map position: .* --resampling nearest'),
         (odd(-9999), {}, r'a\.tif: map: -9999 at row 6, column 5 .* row 24, column 0 .*map_nodata'),
         (odd(-3.4e38), {}, r'a\.tif: map: -3\.4e\+38 at row 6, column 5'),
+        (odd(-1e20), {}, r'a\.tif: map: -1e\+20 at row 6, column 5'),
+        (odd(-99), {}, r'a\.tif: map: -99 at row 6, column 5 .*or map_measured if it is a number'),
+        (odd(255, 'uint8'), {}, r'a\.tif: map: 255 at row 6, column 5'),
         (heights().astype(np.float64), {}, 'map dtype: float64, .* write them as one of float32'),
         (heights().repeat(2, axis=0), {}, 'map channels: 2, expected one; keep the one with the numbers'),
     ],
@@ -120,9 +123,18 @@ def test_a_raster_that_cannot_be_used_is_one_error(array, profile, message, tmp_
         sharded.convert(pairs.source(mapped(tmp_path, array, **profile)), tmp_path / 'out')
 
 
+@pytest.mark.parametrize(('value', 'dtype'), [(-99.0, 'float32'), (-999.0, 'int16'), (255.0, 'uint8')])
+def test_a_number_that_mostly_means_none_is_one_where_it_was_measured(value, dtype, tmp_path):
+    given = dataclasses.replace(mapped(tmp_path, odd(value, dtype)), map_measured=(value,))
+    data, maps, _ = written(pairs.source(given), tmp_path / 'out')
+    numbers = to_numbers(np.stack(list(maps.values())), data.contract.number_maps[MAP])
+    assert (numbers == value).sum() == 1
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
+        ({'map_measured': (-99.0,), 'map_nodata': (-99.0,)}, 'map_measured=.*: -99 is in map_nodata too'),
         ({'map_classes': ('a', 'b')}, "map_classes: of classes, but map_quantity='height'"),
         ({'map_quantity': 'r2/x'}, "map_quantity='r2/x' must be letters"),
         ({'map_quantity': ''}, 'map_unit: goes with a raster of numbers'),

@@ -40,6 +40,24 @@ def test_at_its_temperature_the_split_is_least_surprising(kind):
         assert calibration.surprise(logits, labels, kind, other).mean() > least
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_where_no_temperature_is_better_than_another_it_changes_nothing(kind):
+    """Logits that are all equal, or so far apart that every temperature is sure: the search ends anywhere."""
+    labels = np.eye(3, dtype=np.uint8)[[0, 1, 2, 0]]
+    assert calibration.fit_temperature(np.where(labels, 1e9, -1e9), labels, kind) == 1
+    assert calibration.fit_temperature(np.zeros((4, 3)), labels, kind) == 1
+
+
+def test_a_temperature_at_the_end_of_the_range_is_said(caplog):
+    logits, labels = drawn('single_label', 40)
+    sure = np.where(np.eye(5)[logits.argmax(axis=1)], 1, 0)
+    assert calibration.fit_temperature(logits, sure, 'single_label') < 0.021
+    assert '40 validation entries do not settle it' in caplog.text
+    caplog.clear()
+    calibration.fit_temperature(logits, labels, 'single_label')
+    assert not caplog.text
+
+
 def test_surprise_is_the_log_loss():
     logits, labels = drawn('single_label', 300)
     p = calibration.probabilities(logits, 'single_label')

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval import metrics
-from fusmae_jax.eval.config import Intervals, Task
+from fusmae_jax.eval.config import Intervals, Labels, Task
 from fusmae_jax.eval.dense.config import DenseFinetune, DenseProbe, MapCalibration
 from fusmae_jax.eval.dense.finetune import _arms, run_dense_finetune
 from fusmae_jax.eval.dense.metrics import segmentation
@@ -19,7 +21,9 @@ from fusmae_jax.eval.dense.stored import read_head
 from fusmae_jax.eval.dense.task import MappedSource, open_maps
 from fusmae_jax.eval.finetune.objective import TARGETS
 from fusmae_jax.eval.finetune.stored import ENCODER, HEAD
+from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.label_maps import IGNORE
+from fusmae_jax.input.source import read_index
 from tests.support.map_fixtures import CLASSES, SIDE, archive, truth
 from tests.support.probe_fixtures import checkpoint
 from tests.support.result_rows import rows_of
@@ -147,6 +151,17 @@ def test_fine_tuning_learns_it_too_and_a_rerun_trains_nothing(data, run, tmp_pat
     scores = trainer.scores(params, MappedSource(config.data, 'test', trainer.fields))
     with np.load(result.parent / 'scores-test.npz') as stored:
         np.testing.assert_array_equal(scores, stored['scores'])
+
+
+def test_a_label_subset_without_a_label_is_refused(data, run, tmp_path):
+    """Its heads would be as they were drawn, and its floor the first class."""
+    copy = Path(shutil.copytree(data, tmp_path / data.parent.name / data.name))
+    index = read_index(copy, 'train')
+    index['pixels_map'][read_fraction(copy, 'train', 0.1, seed=1)] = 0
+    np.savez(copy / 'index-train.npz', **index)
+    config = settings(DenseProbe, copy, run, labels=Labels(fractions=(0.1,), seeds=(1,)))
+    with pytest.raises(InputError, match=r'none of the 2 records of the label fraction 0\.1, seed 1, has'):
+        open_maps(config)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from fusmae_jax.checkpoints.checkpoints import FOLDER
 from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.eval import calibration, calibration_report
 from fusmae_jax.eval.config import Calibration, Intervals, Task
+from fusmae_jax.eval.dense.stored import store_temperature, write_head
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.point import RESULT, TEST_SCORES, VAL_SCORES, forget
@@ -107,5 +108,17 @@ def test_an_encoder_without_its_head_is_written_again(missing, tmp_path, monkeyp
     for name in {ENCODER, HEAD} - {missing}:
         (folder / name).touch()
     for _ in range(2):
-        keep(None, lambda params, point, place: written.append((place / missing).touch()), None, 7, folder)
+        keep(None, lambda *given: written.append((given[2] / missing).touch()), None, 7, folder, True)
     assert len(written) == 1
+
+
+def test_a_head_keeps_no_temperature_of_a_run_that_was_calibrated(tmp_path):
+    folder = epath.Path(tmp_path)
+    (folder / ENCODER).touch()
+    write_head(folder / HEAD, {'kernel': np.ones((1, 2, 3)), 'seed': np.zeros(1)}, {'format': 1})
+    store_temperature(folder / HEAD, 2.5)
+    keep(None, None, None, 7, folder, calibrated=True)
+    assert np.load(folder / HEAD)['temperature'] == [2.5]
+    keep(None, None, None, 7, folder)
+    with np.load(folder / HEAD) as left:
+        assert sorted(left.files) == ['about', 'kernel', 'seed'] and (left['kernel'] == 1).all()

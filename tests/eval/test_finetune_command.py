@@ -156,15 +156,19 @@ def test_the_encoder_of_a_point_opens_as_any_other(bench, data, tmp_path):
     assert before is None or (len(known.names.id) >= 32 and 'fine-tuning for labels' in known.sources[-1])
     # The head reads the same off its features as off the network that was trained.
     extractor = Extractor(system, bench.config.data, ('s1',), ('mean_patch',), bench.config.encoder)
-    head = own_head(file, 'mean_patch', 'labels')
+    head = own_head(file, 'mean_patch', 'labels', CLASSES)
     read = extractor('val')['mean_patch'].values @ head['kernel'][:, 0] + head['bias'][0]
     scores = bench.trainer.scores(params, bench.val)
     np.testing.assert_allclose(read, scores, rtol=1e-4, atol=1e-5)
     for given in ((file, 'cls', 'labels'), (file, 'mean_patch', 'one')):
         with pytest.raises(InputError, match="a head for 'labels' on 'mean_patch'"):
-            own_head(*given)
+            own_head(*given, CLASSES)
+    # Of the same field of another data set, with its classes in another order, or more of them.
+    for classes in (CLASSES[::-1], (*CLASSES, 'new')):
+        with pytest.raises(InputError, match=r'a head for 3 classes of .* with the same ones in this order'):
+            own_head(file, 'mean_patch', 'labels', classes)
     with pytest.raises(InputError, match=r'no head\.npz beside it'):
-        own_head('runs/xae', 'mean_patch', 'labels')
+        own_head('runs/xae', 'mean_patch', 'labels', CLASSES)
 
 
 @pytest.mark.slow
@@ -261,6 +265,8 @@ def test_a_killed_run_gives_the_same_rows(first, data, run, tmp_path):
     assert lines_of(copy) == wanted
     with pytest.raises(InputError, match=r'recipe: .* use another --workdir'):
         run_finetune(settings(data, run, weight_decay=0.1), copy)
+    # What was refused leaves the settings that the rows are of.
+    assert json.loads((copy / 'settings-finetune.json').read_text())['weight_decay'] == 0.05
 
 
 @pytest.mark.slow

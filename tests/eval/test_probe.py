@@ -1,5 +1,6 @@
 """Probes over a converted archive: rows, baselines, what cannot reach a head, and records without a pixel."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -341,6 +342,9 @@ def test_calibration_is_of_the_settled_heads(data, run, tmp_path, capsys):
     assert sum(some['entries'] for some in bins) == SIZES['test'] * len(CLASSES)
     assert all(some['number'] / 15 <= some['confidence'] <= (some['number'] + 1) / 15 for some in bins)
     assert (tmp_path / 'calibration-linear.png').read_bytes().startswith(b'\x89PNG')
+    # Run again without it: nothing of before stands beside the new rows.
+    assert run_linear_probe(dataclasses.replace(config, calibration=Calibration()), tmp_path) == 0
+    assert rows_of(tmp_path) and not list(tmp_path.glob('calibration-*'))
 
 
 def test_without_alpha_nothing_is_calibrated(first):

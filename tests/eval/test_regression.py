@@ -152,6 +152,9 @@ def test_a_conversion_says_how_many_records_have_which_numbers(raw, converted):
             {},
             r'row 2, height: -9999, which mostly stands for no value; set config.archive.target_nodata',
         ),
+        ('-99', {}, r'row 2, height: -99, .* target_measured=\(-99\.0,\) if it was measured'),
+        ('1_5', {}, r"row 2, height: '1_5' is no number"),
+        ('1', {'target_measured': (1.0,), 'target_nodata': (1.0,)}, r'1 is in target_nodata too'),
         ('inf', {}, r'row 2, height: inf, which mostly stands for no value; leave the cell empty'),
         ('1', {'targets': ('heigth',), 'target_units': ()}, r"no column 'heigth' .*did you mean 'height'"),
         ('1', {'targets': ('split',), 'target_units': ()}, r"column 'split' has another meaning"),
@@ -173,6 +176,14 @@ def test_a_value_declared_as_missing_is_missing(raw, tmp_path):
     source = pairs.source(archive(folder, table=str(tmp_path / 'table.csv'), target_nodata=(-9999.0,)))
     records = [source.read(item) for item in source.splits['train'] if item.key == 'a0_0_0']
     assert np.isnan(records[0]['targets'][0]) and np.isfinite(records[0]['targets'][1])
+    # Or measured, where that is what it is.
+    measured = pairs.source(archive(folder, table=str(tmp_path / 'table.csv'), target_measured=(-9999.0,)))
+    (record,) = (measured.read(item) for item in measured.splits['train'] if item.key == 'a0_0_0')
+    assert record['targets'][0] == -9999
+    # 32 bits hold steps of 128 there.
+    write_table(tmp_path, [row | {'height': f'{1.7e9 + i}'} for i, row in enumerate(rows)])
+    with pytest.raises(InputError, match=r'32 bits, would change them by up to .*; subtract a constant'):
+        pairs.source(archive(folder, table=str(tmp_path / 'table.csv')))
     write_table(tmp_path, [row | {'noise': ''} for row in rows])
     with pytest.raises(InputError, match="column 'noise': no row has a number"):
         pairs.source(archive(folder, table=str(tmp_path / 'table.csv')))

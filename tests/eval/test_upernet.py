@@ -47,6 +47,19 @@ def test_a_size_is_doubled_by_a_transposed_convolution_and_halved_by_a_maximum()
     np.testing.assert_array_equal(convolution.halved(jnp.asarray(odd))[0, ..., 0], [[6, 8, 9], [11, 13, 14]])
 
 
+def test_the_gradient_of_a_maximum_reaches_one_pixel_and_divides_by_nothing():
+    """By the number of pixels that equal it: 0 where the compiler computes it again, rounded otherwise."""
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 3)).at[0, 0, :2].set(9.0)
+    function = jax.grad(lambda x: convolution.halved(x).sum())
+    slope = np.asarray(function(x))
+    padded = np.pad(slope, ((0, 0), (0, 1), (0, 0), (0, 0))).reshape(2, 3, 2, 3, 2, 3)
+    assert (padded.sum(axis=(2, 4)) == 1).all() and set(np.unique(slope)) == {0, 1}
+    of_slope = np.pad(np.where(slope == 1, x, -np.inf), ((0, 0), (0, 1), (0, 0), (0, 0)), constant_values=-9)
+    of_slope = of_slope.reshape(2, 3, 2, 3, 2, 3).max(axis=(2, 4))
+    np.testing.assert_array_equal(of_slope, convolution.halved(x))
+    assert not {'div', 'eq'} & {str(one.primitive) for one in jax.make_jaxpr(function)(x).eqns}
+
+
 def test_every_block_counts_and_one_is_taken_four_times():
     four = HeadShape('upernet', 4 * 6, 5, 8, 8, 4)
     params = jax.jit(lambda key: heads.init(key, four))(jax.random.key(0))

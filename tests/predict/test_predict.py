@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -235,6 +236,61 @@ def test_the_legend_says_what_the_numbers_mean(written):
     assert sorted(x.name for x in written.iterdir()) == ['map.tif', 'map.tif.json', 'p.tif']
 
 
+def other_head(head, folder, **changes):
+    """The same head with another description."""
+    with np.load(head) as archive:
+        arrays = {name: archive[name] for name in archive.files if name != 'about'}
+        about = json.loads(str(archive['about']))
+    write_head(command.Path(folder / 'other.npz'), arrays, about | changes)
+    return str(folder / 'other.npz')
+
+
+def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path):
+    """Those of the encoder had 1200 m; a head that was probed on 2400 m has pixels of 40 m there."""
+    labels = json.loads(str(np.load(head)['about']))['labels'] | {'resolution': 40.0}
+    file, out = other_head(head, tmp_path, labels=labels), tmp_path / 'map.tif'
+    with pytest.raises(InputError, match=r'an image covers \[\(2400.0, 2400.0\)\] m, the model knows'):
+        predict(CONFIG, scene, checkpoint, file, str(out), '')
+    assert predict(changed(accept=('resolution',)), scene, checkpoint, file, str(out), '') == 0
+    classes, _, transform = read(out)
+    assert transform.a == 40.0 and classes.shape[:2] == (75, 68)
+    with pytest.raises(InputError, match='trained on images of 2400 x 2400 m, and windows are as large'):
+        predict(changed(window=1200.0), scene, checkpoint, file, str(tmp_path / 'b.tif'), '')
+
+
+def test_files_in_degrees_and_chips_without_a_place_are_taken_as_encode_takes_them(
+    checkpoint, head, tmp_path
+):
+    degrees, chips = {}, {}
+    for name in ('s1', 's2'):
+        pixels = image(name, 140, 140)
+        place = {'resolution': 0.0001, 'left': 15.0, 'top': 45.0, 'crs': 'EPSG:4326'}
+        degrees[name] = write(tmp_path / f'd{name}.tif', pixels, BANDS[name], **place)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
+            nowhere = {'crs': None, 'transform': rasterio.Affine.identity()}
+            chips[name] = write(tmp_path / f'c{name}.tif', pixels, BANDS[name], **nowhere)
+    out = tmp_path / 'map.tif'
+    with pytest.raises(InputError, match='reproject=10 interpolates on the fly'):
+        predict(CONFIG, degrees, checkpoint, head, str(out), '')
+    assert predict(changed(reproject=10.0), degrees, checkpoint, head, str(out), '') == 0
+    with rasterio.open(out) as dataset:
+        assert dataset.crs.to_epsg() == 32633 and dataset.res == (20.0, 20.0)
+    ten = {name: dataclasses.replace(getattr(CONFIG, name), pixel=10.0) for name in chips}
+    config = changed(georeference='none', overwrite=True, **ten)
+    assert predict(config, chips, checkpoint, head, str(out), '') == 0
+    with rasterio.open(out) as dataset:
+        assert dataset.crs is None and dataset.shape == (70, 70)
+
+
+def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):
+    files = {'s1': np.full((60, 60, 2), np.nan, np.float32), 's2': np.zeros((60, 60, 12), np.uint16)}
+    files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name], nodata=0) for name, x in files.items()}
+    with pytest.raises(InputError, match=r's1\.tif, .*s2\.tif: not one pixel that all dates measured'):
+        predict(CONFIG, files, checkpoint, head, str(tmp_path / 'map.tif'), '')
+    assert not (tmp_path / 'map.tif').exists()
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
@@ -243,17 +299,15 @@ def test_the_legend_says_what_the_numbers_mean(written):
         ({'head': 'nothing.npz'}, 'there is no such file'),
         ({'weights': 'other'}, 'fingerprint other, .* give the checkpoint that the probe was run on'),
         ({'stats': 'dataset'}, "encoder.stats='dataset'"),
-        ({'about': {}}, 'no head that can be used on other images'),
+        ({'both': 'map.tif'}, r'--out and --probabilities are both .*map\.tif'),
+        ({'format': 0}, 'no head that can be used on other images'),
     ],
 )
 def test_what_does_not_fit_is_one_error(changes, message, scene, checkpoint, head, tmp_path):
     files = {name: scene[name] for name in changes.pop('files', scene)}
     out, file = str(tmp_path / changes.pop('out', 'map.tif')), changes.pop('head', None)
+    both = str(tmp_path / changes.pop('both')) if 'both' in changes else ''
     if changes:
-        with np.load(head) as archive:
-            arrays = {name: archive[name] for name in archive.files if name != 'about'}
-            about = json.loads(str(archive['about']))
-        write_head(command.Path(tmp_path / 'other.npz'), arrays, changes.get('about', about | changes))
-        file = str(tmp_path / 'other.npz')
+        file = other_head(head, tmp_path, **changes)
     with pytest.raises(InputError, match=message):
-        predict(CONFIG, files, checkpoint, file or head, out, '')
+        predict(CONFIG, files, checkpoint, file or head, out, both)

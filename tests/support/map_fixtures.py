@@ -14,7 +14,7 @@ from tests.support.probe_fixtures import GROUPS
 
 CLASSES, VALUES, UNLABELLED = ('water', 'field', 'town', 'nowhere'), (4, 1, 9, 7), 200
 SIDE = 24  # pixels of the map, as many as the finest images have
-ABOUT = LabelMap(CLASSES, VALUES, (UNLABELLED,), (SIDE, SIDE))
+ABOUT = LabelMap(CLASSES, VALUES, (UNLABELLED,), (SIDE, SIDE), resolution=50.0)
 
 
 def archive(folder, train=24):

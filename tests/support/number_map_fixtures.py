@@ -13,7 +13,7 @@ from fusmae_jax.shipped.data.records import Field, Item, RecordSource
 from tests.support.probe_fixtures import GROUPS
 
 SIDE, QUANTITY, UNIT = 24, 'biomass', 't/ha'  # pixels of the map, as many as the finest images have
-ABOUT = NumberMap(QUANTITY, UNIT, 1.0, 0.0, (-9999.0,), (SIDE, SIDE), 'float32')
+ABOUT = NumberMap(QUANTITY, UNIT, 1.0, 0.0, (-9999.0,), (SIDE, SIDE), 'float32', 50.0)
 # What a field holds: a linear function of the radar; the same with other values where there is no number, and
 # in whole numbers; the same one pixel further; nothing that the images show.
 MAPS = {

@@ -72,11 +72,15 @@ def write_head(file: epath.Path, arrays: Mapping[str, np.ndarray], about: Mappin
     storage.write_npz(file, {**arrays, ABOUT: np.array(json.dumps(about))})
 
 
-def store_temperature(file: epath.Path, temperature: float) -> None:
-    """Adds the temperature of the one head in a file."""
+def store_temperature(file: epath.Path, temperature: float | None) -> None:
+    """Gives the one head in a file its temperature; None: it has none, whatever it had."""
     with storage.read_npz(file, 'fine-tune again') as archive:
         arrays = {name: archive[name] for name in archive.files}
-    storage.write_npz(file, arrays | {TEMPERATURE: np.array([temperature])})
+    before = arrays.pop(TEMPERATURE, None)
+    if temperature is not None:
+        storage.write_npz(file, arrays | {TEMPERATURE: np.array([temperature])})
+    elif before is not None:
+        storage.write_npz(file, arrays)
 
 
 def read_head(file: epath.PathLike) -> StoredHead:

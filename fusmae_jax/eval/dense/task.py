@@ -117,6 +117,15 @@ def open_maps(config: Mapped) -> tuple[LabelledSet, dict[float, dict[int, np.nda
             raise InputError(f'{data.path}, {split.name}: no pixel of {data.labels} has a label')
     labels = config.labels
     drawn = {f: subsets(data, task, f, labels.draw, labels.seeds) for f in labels.fractions}
+    for fraction, parts in drawn.items():
+        for seed, positions in parts.items():
+            # The first number of moments is how many pixels there are.
+            if not train.labels[positions].any():
+                raise InputError(
+                    f'{data.path}, {train.name}: none of the {len(positions):,} records of the label '
+                    f'fraction {fraction:g}, seed {seed}, has a labelled pixel; take a larger fraction or '
+                    'other seeds'
+                )
     return task, drawn
 
 

@@ -15,7 +15,6 @@ from absl import logging
 from etils import epath
 
 from fusmae_jax import storage
-from fusmae_jax.config.build import to_dict
 from fusmae_jax.encoders.settings import PRIOR
 from fusmae_jax.encoders.systems import fit
 from fusmae_jax.errors import DivergedError, InputError
@@ -43,7 +42,7 @@ from fusmae_jax.eval.regression import target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 from fusmae_jax.input.source import Source
 
-POINTS, CONFIG, SWEEP = 'points', 'settings-{}.json', f'sweep-{NAME}.json'
+POINTS, SWEEP = 'points', f'sweep-{NAME}.json'
 Run = tuple[int, int]  # label draw, seed
 
 
@@ -142,7 +141,6 @@ def run_tuning(
     task, drawn = kind.open(config)
     arms = list(kind.arms(config, task, epath.Path(points) if points else workdir / POINTS))
     workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / CONFIG.format(kind.name), to_dict(config))
     evaluated: list[Cell] = []
     for fraction, positions in drawn.items():
         swept = _sweep(kind, config, task, arms, fraction, positions)
@@ -154,11 +152,11 @@ def run_tuning(
         shared |= cells.label_fields(fraction, config.labels.draw, positions)
         for arm in swept:
             evaluated.append(_cell(kind, config, task, arm, rates[arm.name], shared))
-            cells.write(evaluated, workdir, kind.name)
+            cells.write(evaluated, workdir, kind.name, config)
             calibration_report.write(evaluated, workdir, kind.name)
         if PRIOR in config.encoder.baselines:
             evaluated.append(kind.prior(config, task, positions, shared))
-            cells.write(evaluated, workdir, kind.name)
+            cells.write(evaluated, workdir, kind.name, config)
     cells.show(evaluated, config.data.kind, workdir, kind.name)
     calibration_report.show(evaluated, workdir, kind.name)
     return 0
@@ -274,7 +272,7 @@ def _cell(
             step = again.step
             scores = scores_of(arm.trainer, test, step, job.folder, point=job.point)
         assert scores is not None
-        keep(arm.trainer, arm.keeper, job.point, step, job.folder)
+        keep(arm.trainer, arm.keeper, job.point, step, job.folder, arm.calibrate is not None)
         measures[job.run] = kind.measure(config, task, job.point.in_units(scores))
         points[job.run] = SettledPoint(step, job.folder)
     # Only now: a run that is killed before settles anew, and may need any of them.

@@ -8,7 +8,7 @@ as seen.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.systems import System
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.config import Task
+from fusmae_jax.eval.dense.stored import store_temperature
 from fusmae_jax.eval.finetune.adapters import tuned
 from fusmae_jax.eval.finetune.train import Point, Trainer
 from fusmae_jax.eval.linear_probe import Heads, in_units
@@ -96,20 +97,28 @@ def keep_linear(
         'seed': np.array([point.seed]),
     }
     about = {'feature': np.array(feature), 'labels': np.array(data.labels)}
+    about['classes'] = np.array(_outputs(contract, data.labels))
     storage.write_npz(folder / HEAD, stored | about)
     keep_encoder(system, fitted, contract, data, params, point, folder)
 
 
-def own_head(encoder: str, feature: str, labels: str) -> dict[str, np.ndarray]:
+def _outputs(contract: Contract, labels: str) -> tuple[str, ...]:
+    """What a head of a label field says, in its order: classes, or targets."""
+    targets = (contract.targets or {}).get(labels)
+    return targets.names if targets else contract.classes[labels]
+
+
+def own_head(encoder: str, feature: str, labels: str, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """The linear head that an encoder was fine-tuned with.
 
     Args:
         encoder: `encoder.safetensors` of a point; the head lies beside it.
         feature: that the head has to read.
         labels: the field that it has to have learned.
+        classes: of that field in the data, in their order.
 
     Raises:
-        InputError: there is no such head.
+        InputError: there is no such head, or its classes are others.
     """
     file = epath.Path(encoder).parent / HEAD
     if not (encoder.endswith(ENCODER) and file.exists()):
@@ -122,6 +131,14 @@ def own_head(encoder: str, feature: str, labels: str) -> dict[str, np.ndarray]:
             raise InputError(
                 f'{file}: a head for {about["labels"]!r} on {about["feature"]!r}, asked for {labels!r} on '
                 f'{feature!r}; set data.labels and head.feature to what it is for'
+            )
+        # Heads of earlier versions know how many classes there are, not which.
+        known = archive['classes'].tolist() if 'classes' in archive else [*classes]
+        if known != [*classes] or archive['bias'].shape[-1] != len(classes):
+            raise InputError(
+                f'{file}: a head for {archive["bias"].shape[-1]} classes of {labels!r}, {", ".join(known)}; '
+                f'the data have {len(classes)}, {", ".join(classes)}: give data with the same ones in this '
+                'order'
             )
         return {name: archive[name] for name in ('kernel', 'bias', 'seed')}
 
@@ -142,9 +159,16 @@ def _finetuned(system: System, fitted: Fitted, contract: Contract, encoder: Any)
     return Pretrained(config, contract, params, system.model.dtype)
 
 
-def keep(trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path) -> None:
-    """Writes what a settled point leaves, unless that is there already or its weights are gone."""
+def keep(
+    trainer: Trainer, keeper: Keep, point: Point, step: int, folder: epath.Path, calibrated: bool = False
+) -> None:
+    """Writes what a settled point leaves, unless that is there already or its weights are gone.
+
+    Not `calibrated`: a head has no temperature, though an earlier run may have given it one.
+    """
     whole = all((folder / name).exists() for name in (ENCODER, HEAD))
+    if whole and not calibrated:
+        store_temperature(folder / HEAD, None)
     if whole or not (folder / FOLDER / str(step)).exists():
         return
     keeper(weights(trainer, step, folder), point, folder)

@@ -110,7 +110,7 @@ def _head(
     """Heads on clean images of all sensors, one a seed; the test split is not looked at."""
     if config.head.own:
         # Fine-tuned with it: nothing is learned here.
-        return ProbeOutcome({}, {}, own_head(checkpoint, config.head.feature, config.data.labels))
+        return ProbeOutcome({}, {}, _own(config, task, checkpoint))
     settings, name = as_probe(config), config.head.feature
     train, val = (
         extractor(split, workdir / FEATURES)[name]
@@ -123,6 +123,10 @@ def _head(
     (positions,) = drawn.values()
     labels = task.train.labels[positions]
     return probe(settings, variant, positions, labels, validation(settings, task))
+
+
+def _own(config: Reliance, task: LabelledSet, checkpoint: str) -> dict[str, np.ndarray]:
+    return own_head(checkpoint, config.head.feature, config.data.labels, task.classes)
 
 
 def _precision(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, features: Features) -> Replicates:
