@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import linear_probe
-from fusmae_jax.eval.knn import knn_scores
+from fusmae_jax.eval.knn import knn_means, knn_scores
 from fusmae_jax.eval.linear_probe import Heads, Recipe
 
 RATES, DECAYS, SEEDS = (1e-3, 1e-2), (0.0, 0.1), (0, 7)
@@ -266,3 +266,47 @@ def test_more_neighbours_than_records_is_an_error(features_and_bank):
     features, bank, labels = features_and_bank
     with pytest.raises(InputError, match='k=20 neighbours of 19 training records'):
         knn_scores(features, bank[:19], labels[:19])
+
+
+def test_means_of_neighbours_that_lack_a_number_leave_them_out(features_and_bank):
+    """Against the definition in float64, target by target."""
+    features, bank, _ = features_and_bank
+    rng = np.random.default_rng(5)
+    targets = rng.normal([50, -3], [20, 0.1], (90, 2))
+    targets[rng.random(targets.shape) < 0.6] = np.nan
+    means = knn_means(features, bank, targets.astype(np.float32), k=6, temperature=0.2, queries=16)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.astype(np.float64), bank)]
+    similarity = unit[0] @ unit[1].T
+    expected = np.full((37, 2), np.nan)
+    for i, row in enumerate(similarity):
+        near = np.argsort(-row, kind='stable')[:6]
+        for c in range(2):
+            known = near[np.isfinite(targets[near, c])]
+            if len(known):
+                expected[i, c] = np.average(targets[known, c], weights=np.exp(row[known] / 0.2))
+    assert np.isnan(expected).any() and np.isfinite(expected).any()
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
+    # Where nothing is missing it is the vote, of whatever is voted for.
+    whole = np.where(np.isfinite(targets), targets, 7).astype(np.float32)
+    np.testing.assert_allclose(knn_means(features, bank, whole), knn_scores(features, bank, whole), rtol=1e-5)
+
+
+def test_numbers_that_follow_the_direction_are_met_by_neighbours():
+    """Of records at every degree the weights of the nearest are symmetric: their mean is exact."""
+    degrees = np.arange(181.0)
+    angles = np.deg2rad(degrees)
+    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    targets = np.stack([3 * degrees, np.where(degrees % 3 == 0, degrees, np.nan)], axis=1)
+    asked = np.array([30, 60, 99])
+    means = knn_means(5 * bank[asked], bank, targets.astype(np.float32), k=9, temperature=0.01)
+    np.testing.assert_allclose(means, np.stack([3 * asked, asked], axis=1), rtol=1e-3)
+
+
+def test_a_far_neighbour_that_alone_has_the_number_gives_it_whole():
+    """However cold the weights are; and where none has it there is no mean, not 0."""
+    bank = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]], np.float32)
+    targets = np.float32([[np.nan, np.nan], [np.nan, np.nan], [42, np.nan], [7, 1]])
+    means = knn_means(bank[:1], bank, targets, k=3, temperature=1e-6)
+    np.testing.assert_array_equal(means, [[42, np.nan]])
+    with pytest.raises(InputError, match='k=5 neighbours of 4 training records'):
+        knn_means(bank[:1], bank, targets, k=5)

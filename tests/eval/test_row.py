@@ -70,7 +70,7 @@ def test_every_field_is_required(field):
 def test_the_fields_are_those_that_a_reader_asks_for():
     fields = {f.name: f.default for f in dataclasses.fields(ResultRow)}
     assert list(VALUES) == [name for name, default in fields.items() if default is dataclasses.MISSING]
-    assert set(fields) - set(VALUES) == {'unit'}
+    assert set(fields) - set(VALUES) == {'unit', 'filled'}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_rows_that_contradict_themselves_are_refused(changes, told):
 
 def test_errors_have_a_unit_and_ranges_of_their_own():
     assert json.loads(changed(**ERROR).to_json())['unit'] == 't/ha'
-    assert 'unit' not in json.loads(changed().to_json())  # rows of shares are as they were
+    assert not {'unit', 'filled'} & set(json.loads(changed().to_json()))  # rows of shares are as they were
     below = OF_CLASS | {'metric': 'r2', 'estimate': -3.5, 'low': -4.0, 'lowest': -5.0}
     assert changed(**below).estimate == -3.5
     for changes, message in (

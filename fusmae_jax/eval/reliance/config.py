@@ -102,8 +102,6 @@ def check(config: Reliance) -> None:
         problems.append(f'head.feature={head.feature!r}; {nearest(head.feature, FIXED_WIDTH)}')
     if not head.learning_rates or not head.weight_decays or not head.seeds:
         problems.append('head: learning_rates, weight_decays and seeds must name one number or more each')
-    if config.data.kind == 'regression':
-        problems.append("data.kind='regression': `linear_probe` and `finetune` learn numbers")
-    elif head.metric and head.metric not in METRICS[config.data.kind]:
+    if head.metric and head.metric not in METRICS[config.data.kind]:
         problems.append(f'head.metric={head.metric!r}; {nearest(head.metric, METRICS[config.data.kind])}')
     raise_all('config: these settings cannot be used', problems)
