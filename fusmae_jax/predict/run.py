@@ -21,7 +21,7 @@ from fusmae_jax.config.run import Config
 from fusmae_jax.embed import check, ground
 from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.run import gdal_options, lay_out
-from fusmae_jax.embed.settings import EncodeConfig, check_settings
+from fusmae_jax.embed.settings import EncodeConfig, check_settings, option_name, sensor_file
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
@@ -94,15 +94,21 @@ def _check_dates(
 ) -> None:
     """Raises InputError unless there are images of as many dates as a head was trained on."""
     if learned.dates == 1 and before:
-        raise InputError(f'{head} was trained on images of one date; leave --before-{next(iter(before))} out')
+        raise InputError(
+            f'{head} was trained on images of one date; leave '
+            f'{option_name(next(iter(before)), before=True)} out'
+        )
     if learned.dates > 1 and set(before) != set(files):
-        wanted = ' and '.join(f'--before-{name}' for name in files)
+        wanted = ' and '.join(option_name(name, before=True) for name in files)
         raise InputError(
             f'{head} was trained on the change between two dates: give {wanted}, the same ground before'
         )
     for name, file in before.items():
         if all(map(os.path.exists, (file, files[name]))) and os.path.samefile(file, files[name]):
-            raise InputError(f'--before-{name}={file} is the file of --{name}: nothing would have changed')
+            raise InputError(
+                f'{option_name(name, before=True)}={file} is the file of {option_name(name)}: nothing would '
+                'have changed'
+            )
     if before and config.stats == 'dataset':
         raise InputError(
             "config.stats='dataset': two dates with statistics of their own would hide what changed; leave "
@@ -149,6 +155,7 @@ def _settle(
         for name in model.config.model.modalities
         if name in of_date
     }
+    ground.check_apart(rasters)
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
@@ -224,7 +231,7 @@ def _dates(
 
 def _opened(file: Path, name: str, config: EncodeConfig, stack: contextlib.ExitStack) -> Raster:
     """An open input, which `stack` closes."""
-    raster = Raster(file, name, getattr(config, name), config.vrt)
+    raster = Raster(file, name, sensor_file(config, name), config.vrt)
     stack.callback(raster.close)
     return raster
 

@@ -120,7 +120,7 @@ def test_seams_equal_the_in_memory_path(tmp_path, model, merge, overlap):
 
 def test_georeference_edges_and_cells(tmp_path, checkpoint):
     s1, s2, _ = write_pair(tmp_path, 250, 310)
-    assert encode(CONFIG, s1, s2, checkpoint, str(tmp_path / 'e.tif')) == 0
+    assert encode(CONFIG, {'s1': s1, 's2': s2}, checkpoint, str(tmp_path / 'e.tif')) == 0
     with rasterio.open(tmp_path / 'e.tif') as dataset:
         assert dataset.crs.to_epsg() == 32633
         assert dataset.transform == Affine(300, 0, LEFT, 0, -300, TOP)

@@ -151,7 +151,7 @@ def test_the_output_is_named_well_and_nothing_is_overwritten_unasked(tmp_path, m
         with pytest.raises(InputError, match=part):
             run(model, CONFIG, tmp_path / out, s1=s1)
     with pytest.raises(InputError, match='give --s1=FILE'):
-        encode(CONFIG, '', '', 'none', str(tmp_path / 'e.tif'))
+        encode(CONFIG, {}, 'none', str(tmp_path / 'e.tif'))
 
 
 @pytest.mark.parametrize('name', ['e.tif', 'e.parquet', 'e.zarr'])
