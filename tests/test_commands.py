@@ -195,8 +195,8 @@ def test_the_window_of_a_profile_must_be_one(tmp_path, capsys):
 
 def test_the_heavy_packages_are_not_loaded_to_say_no():
     code = "import sys, main; main.main(['main.py', 'tables', '--lunch']); print('jax' in sys.modules)"
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert '--lunch' in found.stderr and found.stdout.strip() == 'False'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert '--lunch' in done.stderr and done.stdout.strip() == 'False'
 
 
 def test_a_full_disk_is_one_sentence_in_every_command(monkeypatch, capsys):

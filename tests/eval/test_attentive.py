@@ -83,8 +83,8 @@ def test_one_token_among_many_is_found():
             return (optax.apply_updates(carry[0], moves), state), None
 
         (head, _), _ = jax.lax.scan(step, (head, adam.init(head)), None, 200)
-        found = jnp.argmax(heads.logits(head, values[half:], seen[half:]), axis=1)
-        return jnp.mean(found == jnp.asarray(labels[half:]), dtype=jnp.float32)
+        classes = jnp.argmax(heads.logits(head, values[half:], seen[half:]), axis=1)
+        return jnp.mean(classes == jnp.asarray(labels[half:]), dtype=jnp.float32)
 
     assert accuracy(moving=True) > 0.95 > 0.8 > accuracy(moving=False)
 

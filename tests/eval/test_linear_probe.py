@@ -85,8 +85,8 @@ def test_at_equal_l2_it_is_the_logistic_regression_of_scikit_learn(l2):
     theirs = np.stack([model.decision_function(test) for model in models], axis=1)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
     for averaging in ('micro', 'macro'):
-        found, wanted = (average_precision_score(truth, x, average=averaging) for x in (ours, theirs))
-        assert abs(found - wanted) < 5e-4 and wanted > 0.6
+        reached, wanted = (average_precision_score(truth, x, average=averaging) for x in (ours, theirs))
+        assert abs(reached - wanted) < 5e-4 and wanted > 0.6
 
 
 def test_the_penalty_matters_to_that_comparison():
@@ -128,8 +128,8 @@ def test_losses_by_hand(strict):
     assert float(linear_probe.loss(z, y, Recipe())[0]) == pytest.approx(soft_margin, rel=1e-6)
     log_softmax = np.asarray(z[0, 0]) - np.log(np.exp(np.asarray(z[0, 0])).sum())
     smooth = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
-    found = linear_probe.loss(z, y, Recipe('single_label', label_smoothing=0.1))
-    assert float(found[0]) == pytest.approx(-smooth @ log_softmax, rel=1e-6)
+    loss = linear_probe.loss(z, y, Recipe('single_label', label_smoothing=0.1))
+    assert float(loss[0]) == pytest.approx(-smooth @ log_softmax, rel=1e-6)
 
 
 def test_the_compiled_sweep_holds_no_scatter():
@@ -235,10 +235,10 @@ def features_and_bank():
 @pytest.mark.parametrize(('k', 'temperature'), [(20, 0.07), (1, 0.07), (90, 1.0)])
 def test_equals_the_definition_in_float64(features_and_bank, k, temperature):
     features, bank, labels = features_and_bank
-    found = knn_scores(features, bank, labels, k, temperature, queries=16)
+    scores = knn_scores(features, bank, labels, k, temperature, queries=16)
     wide = expected(features.astype(np.float64), bank.astype(np.float64), labels, k, temperature)
-    assert found.shape == (37, 5) and found.dtype == np.float32
-    np.testing.assert_allclose(found, wide, atol=2e-6)
+    assert scores.shape == (37, 5) and scores.dtype == np.float32
+    np.testing.assert_allclose(scores, wide, atol=2e-6)
 
 
 def test_neither_the_batch_nor_the_length_of_features_matters(features_and_bank):
@@ -251,15 +251,15 @@ def test_neither_the_batch_nor_the_length_of_features_matters(features_and_bank)
 def test_two_neighbours_by_hand():
     bank = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
     labels = np.array([[1, 0], [0, 1], [1, 1]])
-    found = knn_scores(np.array([[3.0, 0.0]], np.float32), bank, labels, k=2, temperature=0.5)
+    scores = knn_scores(np.array([[3.0, 0.0]], np.float32), bank, labels, k=2, temperature=0.5)
     near = np.exp(1 / 0.5) / (np.exp(1 / 0.5) + 1)
-    np.testing.assert_allclose(found, [[near, 1 - near]], atol=1e-6)
+    np.testing.assert_allclose(scores, [[near, 1 - near]], atol=1e-6)
 
 
 def test_a_record_without_features_is_equally_far_from_all(features_and_bank):
     _, bank, labels = features_and_bank
-    found = knn_scores(np.zeros((1, 12), np.float32), bank, labels, k=10)
-    np.testing.assert_allclose(found[0], labels[:10].mean(axis=0), atol=1e-6)
+    scores = knn_scores(np.zeros((1, 12), np.float32), bank, labels, k=10)
+    np.testing.assert_allclose(scores[0], labels[:10].mean(axis=0), atol=1e-6)
 
 
 def test_more_neighbours_than_records_is_an_error(features_and_bank):

@@ -122,8 +122,8 @@ def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5, modaliti
 
 def quarter(batch, top, left):
     """One quarter of the images of a batch."""
-    found = {}
+    result = {}
     for name, x in batch.items():
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        found[name] = x[:, top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
-    return found
+        result[name] = x[:, top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
+    return result
