@@ -3,15 +3,17 @@
     python main.py encode --config=configs/encode.py --s1=a.tif --s2=b.tif --checkpoint=DIR --out=emb.tif
 
 with both files or one of them, projected in metres, north up, covering the same ground; `--s2` may be a
-folder NAME.SAFE, both may be items of STAC with files beside them. `--out` ends in .tif
-(a COG: a band for each number, a pixel for each patch token), .zarr (Zarr v3) or .parquet (GeoParquet, a row
-for each token). What the files do not say themselves is declared here; the model's input contract is checked
-against it first.
+folder NAME.SAFE, both may be items of STAC with files beside them. `--dem` and `--file.NAME` give the files
+of other sensors of the encoder, `--config.sensors.NAME` says what is known of the latter. `--out` ends in
+.tif (a COG: a band for each number, a pixel for each patch token), .zarr (Zarr v3) or .parquet (GeoParquet, a
+row for each token). What the files do not say themselves is declared here; the model's input contract is
+checked against it first.
 
     --config.s1.unit=linear                    power instead of decibels
     --config.s2.offset=-1000                   digital numbers of processing baseline 04.00 and newer, 0 for
                                                others; needed where the metadata of the file do not say it
     --config.s2.bands="('B02', 'B03', ...)"    for a file whose bands have no names
+    --config.sensors.s1_desc.unit=linear       of a sensor by its name, with --file.s1_desc=c.tif
     --config.s1.product.calibration=gamma0     told to the contract; a shift has to be accepted
     --config.accept="('calibration',)"
     --config.vrt=True                          take a VRT of local GeoTIFFs

@@ -2,8 +2,9 @@
 
 For each checkpoint a linear head is trained on clean images of both sensors. It is then shown test images of
 which one sensor is missing, belongs to another scene, or (the optical one) lies under a synthetic cloud:
-average precision of each class with cluster-bootstrap intervals, and its change. And for each block, how much
-attention the tokens of one sensor pay to the other, joint self-attention beside XAE.
+average precision of each class (R2 and RMSE of each number to predict) with cluster-bootstrap intervals, and
+its change. And for each block, how much attention the tokens of one sensor pay to the other, joint
+self-attention beside XAE.
 
     python main.py reliance --config=configs/reliance.py --workdir=runs/reliance \\
         --config.data.path=data_dir/bigearthnet_mm/1.0.0 --config.checkpoints="('runs/joint', 'runs/xae')"

@@ -7,9 +7,10 @@ is the one module of the package that knows the converters in `data`.
 
 import argparse
 import contextlib
+import functools
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fusmae_jax import installed
@@ -30,7 +31,9 @@ from fusmae_jax.config.options import (
 from fusmae_jax.errors import DivergedError, InputError
 
 if TYPE_CHECKING:
+    from fusmae_jax.config.files import Prepare
     from fusmae_jax.config.run import Config
+    from fusmae_jax.embed.settings import EncodeConfig
 
 T = TypeVar('T')
 
@@ -71,10 +74,10 @@ def _main(words: list[str]) -> int:
     return wanted.run(given)
 
 
-def _load(args: argparse.Namespace) -> dict[str, Any]:
+def _load(args: argparse.Namespace, prepare: 'Prepare | None' = None) -> dict[str, Any]:
     from fusmae_jax.config.files import load_config
 
-    return load_config(args.config, args.config_settings)
+    return load_config(args.config, args.config_settings, prepare)
 
 
 @command(
@@ -320,26 +323,49 @@ def _leaks(args: argparse.Namespace) -> int:
     return run(args.checkpoint, args.data, args.split, args.json)
 
 
+FILE_OF = option('--file.KEY', 'FILE', 'of any other sensor of the encoder, as --file.s1_desc=desc.tif')
+
+
+def _sensor_files(args: argparse.Namespace, before: bool = False) -> dict[str, str]:
+    """Sensor -> file, of the options of the usual sensors and of those by name."""
+    from fusmae_jax.embed.settings import USUAL, option_name
+
+    start, prefix = ('before_', '--before.') if before else ('', '--file.')
+    files = {name: file for name in USUAL if (file := getattr(args, f'{start}{name}'))}
+    by_name = options.named(args.before_settings if before else args.file_settings, prefix)
+    for name in files.keys() & by_name.keys():
+        raise InputError(
+            f'{prefix}{name} and {option_name(name, before)} are the same sensor; give one of them'
+        )
+    return files | by_name
+
+
+def _encode_settings(args: argparse.Namespace, sensors: Iterable[str]) -> 'EncodeConfig':
+    """The settings of `encode` and `predict`, with a group for each sensor that has a file."""
+    from fusmae_jax.config.build import from_dict
+    from fusmae_jax.embed.settings import EncodeConfig, add_sensors
+
+    return from_dict(EncodeConfig, _load(args, functools.partial(add_sensors, sensors=sensors)))
+
+
 @command(
     'encode',
     *config_file('configs/encode.py'),
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1, or a STAC item', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2, a product .SAFE, or a STAC item', type=path, default=''),
     option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
+    FILE_OF,
     folder('--checkpoint', 'a run, or one of its checkpoints', required=True),
     option('--out', 'FILE', 'the raster or table of embeddings, such as emb.tif', type=path, required=True),
     needs='geo',
 )
 def _encode(args: argparse.Namespace) -> int:
     """Turns GeoTIFFs into embeddings."""
-    config = _load(args)
-    from fusmae_jax.config.build import from_dict
-    from fusmae_jax.embed.settings import EncodeConfig
-
-    settings = from_dict(EncodeConfig, config)
+    files = _sensor_files(args)
+    settings = _encode_settings(args, files)
     from fusmae_jax.embed.run import encode
 
-    return encode(settings, args.s1, args.s2, args.checkpoint, args.out, args.dem)
+    return encode(settings, files, args.checkpoint, args.out)
 
 
 @command(
@@ -368,9 +394,11 @@ def _neuco(args: argparse.Namespace) -> int:
     option('--s1', 'FILE', 'GeoTIFF of Sentinel-1', type=path, default=''),
     option('--s2', 'FILE', 'GeoTIFF of Sentinel-2', type=path, default=''),
     option('--dem', 'FILE', 'GeoTIFF of elevation, in metres', type=path, default=''),
+    FILE_OF,
     option('--before-s1', 'FILE', 'of an earlier date, for a head of two dates', type=path, default=''),
     option('--before-s2', 'FILE', 'the same of Sentinel-2', type=path, default=''),
     option('--before-dem', 'FILE', 'the same of elevation', type=path, default=''),
+    option('--before.KEY', 'FILE', 'the same of any other sensor, as --before.s1_desc=old.tif'),
     folder('--checkpoint', 'the encoder that the head was trained on', required=True),
     option('--head', 'FILE', 'of heads/ of a dense_probe, or of a dense_finetune', type=path, required=True),
     option('--out', 'FILE', 'the map of classes or numbers, such as flood.tif', type=path, required=True),
@@ -379,15 +407,10 @@ def _neuco(args: argparse.Namespace) -> int:
 )
 def _predict(args: argparse.Namespace) -> int:
     """Turns GeoTIFFs into a map of classes or numbers."""
-    config = _load(args)
-    from fusmae_jax.config.build import from_dict
-    from fusmae_jax.embed.settings import EncodeConfig
-
-    settings = from_dict(EncodeConfig, config)
+    files, before = _sensor_files(args), _sensor_files(args, before=True)
+    settings = _encode_settings(args, [*files, *before])
     from fusmae_jax.predict.run import predict
 
-    files = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, name))}
-    before = {name: file for name in ('s1', 's2', 'dem') if (file := getattr(args, f'before_{name}'))}
     return predict(settings, files, args.checkpoint, args.head, args.out, args.probabilities, before)
 
 

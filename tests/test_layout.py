@@ -55,14 +55,14 @@ def home(module: str) -> str:
 
 
 def imported(file: Path) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f'{node.module}.{a.name}' for a in node.names] if node.module == 'fusmae_jax' else []
-            found |= set(names) or {node.module}
+            modules |= set(names) or {node.module}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith('fusmae_jax.')}
+            modules |= {alias.name for alias in node.names}
+    return {name for name in modules if name.startswith('fusmae_jax.')}
 
 
 def test_the_root_is_no_drawer():
@@ -87,11 +87,11 @@ def test_imports_run_one_way(file):
     parts = file.relative_to(ROOT / 'fusmae_jax').with_suffix('').parts
     if parts == ('__init__',):
         return
-    own = ORDER.index(parts[0])
+    rank = ORDER.index(parts[0])
     for module in imported(file):
         name = home(module)
         if not name.startswith('__'):
-            assert ORDER.index(name) <= own, f'{file.name} imports {module}, which stands after it'
+            assert ORDER.index(name) <= rank, f'{file.name} imports {module}, which stands after it'
 
 
 @pytest.mark.parametrize(

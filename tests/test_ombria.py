@@ -119,12 +119,12 @@ def model(data, name, sensors):
 def test_errors_are_of_masked_optical_patches_and_only_fusion_sees_radar(data, splits):
     test = splits['test']
     both, alone = model(data, 'xae', ('s1', 's2')), model(data, 'mae_s2', ('s2',))
-    found = ombria_swap.measure(both, alone, data, test)
-    mean = found[ombria_swap.MEAN].estimate['s2']
+    measured = ombria_swap.measure(both, alone, data, test)
+    mean = measured[ombria_swap.MEAN].estimate['s2']
     # Shrinking white noise to half its size leaves (2 * 0.375**2 + 2 * 0.125**2)**2 of its variance.
-    assert mean == pytest.approx(0.3125**2, rel=0.05) and found[ombria_swap.TRUE].clusters == 4
-    assert found[ombria_swap.TRUE].estimate['s2'] != found[ombria_swap.OTHER].estimate['s2']
-    lines = ombria_swap.lines(found)
+    assert mean == pytest.approx(0.3125**2, rel=0.05) and measured[ombria_swap.TRUE].clusters == 4
+    assert measured[ombria_swap.TRUE].estimate['s2'] != measured[ombria_swap.OTHER].estimate['s2']
+    lines = ombria_swap.lines(measured)
     change = lines[f'{ombria_swap.TRUE} minus {ombria_swap.OTHER}']
     assert change.low <= change.estimate <= change.high
     errors = ombria_swap.optical_errors(alone, data)

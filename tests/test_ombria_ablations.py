@@ -56,10 +56,10 @@ def test_a_patch_is_flooded_where_more_than_half_of_its_area_is(tmp_path):
     arrays |= {name: np.zeros((2, 128, 128, n), np.uint8) for name, n in (('s1', 1), ('s2', 3))}
     np.savez(tmp_path / 'a.npz', **arrays)
     split = Split({}, arrays['region'][::-1], arrays['after'][::-1], np.zeros((2, 8, 8)))
-    found = ombria_probe.flooded(str(tmp_path / 'a.npz'), split)
+    labels = ombria_probe.flooded(str(tmp_path / 'a.npz'), split)
     expected = np.zeros((2, 25), bool)
     expected[0, 0] = True
-    np.testing.assert_array_equal(found, expected)  # nothing is flooded before
+    np.testing.assert_array_equal(labels, expected)  # nothing is flooded before
     parts = ombria_probe.overlap(5, ombria_set.SIZE)
     np.testing.assert_allclose(parts.sum(axis=1), 1)
     np.testing.assert_allclose(parts.sum(axis=0), 5 / 128)
@@ -84,12 +84,12 @@ def test_heads_read_what_is_there_and_are_settled_without_the_test_split(splits,
         return {BOTH: noise}
 
     given = {name: values(name, 9) for name in splits}
-    found = dict(ombria_probe.heads(given, labels, splits))
-    assert len(found) == 2 * sum(SHARES.values())
-    scores = found[Key('patch', BOTH, 1.0, 0)]
+    heads = dict(ombria_probe.heads(given, labels, splits))
+    assert len(heads) == 2 * sum(SHARES.values())
+    scores = heads[Key('patch', BOTH, 1.0, 0)]
     truth = labels['test'][splits['test'].after].reshape(-1)
     assert scores['test'][truth].min() > scores['test'][~truth].max()
-    assert scores['test'].shape == truth.shape and found[Key('image', BOTH, 1.0, 0)]['test'].shape == (16,)
+    assert scores['test'].shape == truth.shape and heads[Key('image', BOTH, 1.0, 0)]['test'].shape == (16,)
     # Scores of the test split follow from the head alone: other test labels change none.
     other = labels | {'test': ~labels['test']}
     again = dict(ombria_probe.heads(given, other, splits))
@@ -187,10 +187,10 @@ def test_runs_that_were_thought_of_later_change_no_digest_and_start_where_they_s
 
 
 def test_slots_hold_as_many_optical_patches_as_asked_for():
-    found = ombria_radar.slots(3, 25, 12, 2, 0)
-    assert found.position.shape == (3, 12) and (np.sum(found.sensor == 1, axis=1) == 2).all()
+    slots = ombria_radar.slots(3, 25, 12, 2, 0)
+    assert slots.position.shape == (3, 12) and (np.sum(slots.sensor == 1, axis=1) == 2).all()
     for sensor in (0, 1):
         for row in range(3):
-            own = found.position[row][found.sensor[row] == sensor]
-            assert len(set(own.tolist())) == len(own)
+            of_sensor = slots.position[row][slots.sensor[row] == sensor]
+            assert len(set(of_sensor.tolist())) == len(of_sensor)
     np.testing.assert_array_equal(ombria_radar.slots(3, 25, 12, 0, 0).sensor, 0)

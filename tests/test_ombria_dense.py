@@ -20,7 +20,7 @@ def data(npz, tmp_path_factory):  # noqa: F811
 
 
 def test_a_region_is_a_record_with_its_mask_and_both_dates(data, npz):  # noqa: F811
-    arrays, found = np.load(npz), []
+    arrays, labels = np.load(npz), []
     for split in ombria_set.SHARES:
         source = Source(data, split, ('s1', 'before_s2', 'map'))
         regions = source.index(['region'])['region']
@@ -33,8 +33,8 @@ def test_a_region_is_a_record_with_its_mask_and_both_dates(data, npz):  # noqa: 
             np.testing.assert_array_equal(record['s1'], arrays['s1'][late])
             np.testing.assert_array_equal(record['before_s2'], arrays['s2'][early])
             np.testing.assert_array_equal(record['map'], np.unpackbits(arrays['flood'][late], axis=-1))
-        found += regions.tolist()
-    assert len(found) == len(set(found)) == REGIONS
+        labels += regions.tolist()
+    assert len(labels) == len(set(labels)) == REGIONS
 
 
 def test_the_settings_fit_the_data(data):

@@ -74,7 +74,7 @@ def version_1(paths: Sequence[Path]) -> RawListing | None:
 
 
 def _first(paths: Sequence[Path], pattern: re.Pattern[str]) -> Path | None:
-    return next((found for path in paths if (found := find_folder(path, pattern))), None)
+    return next((folder for path in paths if (folder := find_folder(path, pattern))), None)
 
 
 def _bands(folder: Path) -> list[RawPart]:

@@ -21,7 +21,7 @@ VALID = (*range(1, 18), *UNCLASSIFIED)  # of layer 1 of a land-cover image
 
 def archive(paths: Sequence[Path]) -> RawListing | None:
     """The archive below a path; None if there is no season folder."""
-    root = next((found for path in paths if (found := find_folder(path, _SEASON))), None)
+    root = next((candidate for path in paths if (candidate := find_folder(path, _SEASON))), None)
     if root is None:
         return None
     files = _files(root)

@@ -34,7 +34,7 @@ SLACK = 26.0
 
 def version_1_1(paths: Sequence[Path]) -> RawListing | None:
     """The folder with train/ and val/, or one of these; None if there are no zarr files of S2L2A or S2L1C."""
-    split_folder = next((found for path in paths if (found := find_folder(path, _CUBES))), None)
+    split_folder = next((candidate for path in paths if (candidate := find_folder(path, _CUBES))), None)
     if split_folder is None:
         return None
     root = split_folder.parent if split_folder.name in ('train', 'val') else split_folder
@@ -126,7 +126,7 @@ def _load_cube(folder: Path, name: str, optical: Optical, index: int, time: int)
 
 def version_1_0(paths: Sequence[Path]) -> RawListing | None:
     """The folder with s1/ and s2a/ or s2c/; None if there is none."""
-    root = next((found for path in paths if (found := find_folder(path, _LOCATIONS))), None)
+    root = next((candidate for path in paths if (candidate := find_folder(path, _LOCATIONS))), None)
     if root is None:
         return None
     optical = _level(root, {'s2a': 'S2L2A', 's2c': 'S2L1C'})

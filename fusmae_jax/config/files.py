@@ -19,14 +19,17 @@ from fusmae_jax.config import catalogue
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.paths import user_path
 
+Prepare = Callable[[ml_collections.ConfigDict], None]
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+
+def load_config(spec: str, overrides: Sequence[str] = (), prepare: Prepare | None = None) -> dict[str, Any]:
     """The configuration of a file as plain nested dicts.
 
     Args:
         spec: `FILE.py` or `FILE.py:VARIANT`; the file's `get_config(VARIANT)` returns a ConfigDict. Where no
             `configs/NAME.py` is in the working directory, the one of the package is taken.
         overrides: `key.subkey=value` settings. Values are Python literals, or plain words for text.
+        prepare: what is done to the configuration before they are applied.
 
     Raises:
         InputError: no such file or variant, or keys that the configuration does not have.
@@ -40,6 +43,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not hasattr(module, 'get_config'):
         raise InputError(f'--config: {name} defines no get_config()')
     config = _call(module.get_config, name, variant)
+    if prepare is not None:
+        prepare(config)
     for override in overrides:
         _set(config, override, name)
     return config.to_dict()

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from fusmae_jax import installed
@@ -85,7 +85,8 @@ class Parser(argparse.ArgumentParser):
         name = word.split('=')[0]
         everywhere = {option.name for entry in COMMANDS.values() for option in entry.options}
         there = [option.name.replace('KEY', 'key') for option in self.command.options]
-        if name in everywhere or name.startswith(('--config.', '--beam.')):
+        prefixes = tuple(other.removesuffix('KEY') for other in everywhere if other.endswith('.KEY'))
+        if name in everywhere or name.startswith(prefixes):
             raise InputError(f'{name} means nothing here; {self.prog} takes {", ".join(sorted(there))}')
         hint = nearest(name.lstrip('-'), [option.lstrip('-') for option in there])
         raise InputError(f'{word!r} is not an option of {self.prog}; {hint}')
@@ -185,6 +186,19 @@ def option(name: str, metavar: str, text: str, *, required: bool = False, **abou
 def folder(name: str, text: str, **about: Any) -> Option:
     """An option that names a folder."""
     return option(name, 'DIR', text, type=path, **about)
+
+
+def named(words: Sequence[str], prefix: str) -> dict[str, str]:
+    """Name -> file, of the words `name=file` that an option with a prefix has left; raises InputError."""
+    files: dict[str, str] = {}
+    for word in words:
+        name, equals, file = word.partition('=')
+        if not equals or not file or not name or '.' in name:
+            raise InputError(f'{prefix}{word}: write {prefix}NAME=FILE, with the name of a sensor')
+        if name in files:
+            raise InputError(f'{prefix}{name} is given twice')
+        files[name] = user_path(file)
+    return files
 
 
 # Options of several commands.

@@ -8,7 +8,7 @@ import numpy as np
 
 from fusmae_jax.config.run import Config
 from fusmae_jax.embed.rasters import Raster, pick
-from fusmae_jax.embed.settings import EncodeConfig, SensorFile
+from fusmae_jax.embed.settings import EncodeConfig, option_name, sensor_file, settings_name
 from fusmae_jax.embed.windows import spread
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.errors import InputError, nearest
@@ -37,7 +37,7 @@ def restrict(config: Config, names: Mapping[str, object], where: str) -> Config:
     for name in names:
         if name not in config.model.modalities:
             hint = nearest(name, config.model.modalities)
-            raise InputError(f'--{name}: {where} has no modality {name!r}; {hint}')
+            raise InputError(f'{option_name(name)}: {where} has no modality {name!r}; {hint}')
     modalities = {name: m for name, m in config.model.modalities.items() if name in names}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
 
@@ -108,7 +108,7 @@ def fit(
             blocks = SAMPLE if settings.stats == 'checkpoint' else 0
             measured[name], pixels[name] = _measure(raster, groups[name], blocks)
         looks += _look(of_sensor, groups, pixels, model.contract)
-        products[modality] = _product(list(of_sensor.values()), getattr(settings, modality).product)
+        products[modality] = _product(list(of_sensor.values()), sensor_file(settings, modality).product)
     files = ', '.join(str(raster.file) for raster in rasters.values())
     whole = settings.stats == 'dataset'
     contract = Contract(
@@ -146,7 +146,7 @@ def _group(
     settings: EncodeConfig,
 ) -> Group:
     """What is read of one raster; raises InputError where nobody says in which unit it is."""
-    declared: SensorFile = getattr(settings, raster.modality)
+    declared = sensor_file(settings, raster.modality)
     group = Group(
         modality=raster.modality,
         bands=tuple(bands),
@@ -160,7 +160,7 @@ def _group(
     if not group.unit:
         known = units.accepted(normalise.target_unit(config.model.modalities[raster.modality], group))
         raise InputError(
-            f'{raster.file}: in which unit are its values? --config.{raster.modality}.unit=... '
+            f'{raster.file}: in which unit are its values? --{settings_name(raster.modality)}.unit=... '
             f'({", ".join(known)})'
         )
     return group
@@ -172,7 +172,8 @@ def _product(rasters: Sequence[Raster], declared: Product) -> Product:
     level = level_of(header.tags)
     if declared.level and level and declared.level != level:
         raise InputError(
-            f'{rasters[0].file}: PRODUCT_TYPE says {level}, but config.s2.product.level={declared.level!r}; '
+            f'{rasters[0].file}: PRODUCT_TYPE says {level}, but '
+            f'{settings_name(rasters[0].modality)}.product.level={declared.level!r}; '
             'leave the setting out, or correct the tag'
         )
     if rasters[0].modality != 's2':

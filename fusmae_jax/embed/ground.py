@@ -1,5 +1,6 @@
 """The inputs of `encode` on the ground: their rasters, their common extent, and the grid of the output."""
 
+import itertools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from rasterio.windows import Window
 
 from fusmae_jax.embed.rasters import Raster
-from fusmae_jax.embed.settings import EncodeConfig
+from fusmae_jax.embed.settings import EncodeConfig, option_name, sensor_file, settings_name
 from fusmae_jax.embed.windows import Axis
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError, rio
@@ -33,13 +34,35 @@ def open_rasters(config: EncodeConfig, files: Mapping[str, str], stack: ExitStac
             rasters[field] = Raster(
                 path,
                 modality,
-                getattr(config, modality),
+                sensor_file(config, modality),
                 config.vrt,
                 config.reproject,
                 placed=config.georeference == 'required',
             )
             stack.callback(rasters[field].close)
     return rasters
+
+
+def check_apart(rasters: Mapping[str, Raster]) -> None:
+    """Raises InputError where two sensors would read the same channels of one file.
+
+    A stack may be the file of several sensors, whose channels have names of their own.
+    """
+    for first, other in itertools.combinations(rasters.values(), 2):
+        if first.modality == other.modality:
+            continue
+        files = [raster.file if raster.file.exists() else raster.file.parent for raster in (first, other)]
+        # Of a product, whose rasters are made up, each sensor reads the bands of its name.
+        inside = files[0] != first.file
+        shared = {*first.bands} & {*other.bands} if inside else first.channels & other.channels
+        if shared and files[0].samefile(files[1]):
+            what = f'{"bands" if inside else "channels"} {", ".join(map(str, sorted(shared)))}'
+            names = [option_name(raster.modality) for raster in (first, other)]
+            settings = ' and '.join(f'{settings_name(raster.modality)}.bands' for raster in (first, other))
+            raise InputError(
+                f'{names[0]} and {names[1]} are the same file, {files[0]}, and both sensors would read its '
+                f'{what}; give each sensor its own, or say with {settings} which channels are whose'
+            )
 
 
 def align(rasters: Mapping[str, Raster]) -> tuple[Grid, list[str]]:

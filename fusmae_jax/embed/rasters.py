@@ -7,7 +7,7 @@ import numpy as np
 import rasterio.errors
 from rasterio.windows import Window
 
-from fusmae_jax.embed.settings import SensorFile
+from fusmae_jax.embed.settings import SensorFile, settings_name
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.geo import UnusableError, raster
 from fusmae_jax.geo.bands import SKIP, by_description, by_setting, check_unique, spelt
@@ -63,7 +63,7 @@ class Raster:
             advice = 'give detected backscatter, not single-look complex'
             raise UnusableError('dtype', f'complex numbers ({self.dtype})', advice)
         self.extent, self._warp = self._ground(settings)
-        prefix, offset = f'config.{self.modality}.', settings.offset
+        prefix, offset = f'{settings_name(self.modality)}.', settings.offset
         declared = Declared(
             prefix,
             settings.unit,
@@ -81,7 +81,7 @@ class Raster:
         grid, header = self.header.grid, self.header
         if not self._placed:
             if not settings.pixel:
-                advice = f'say how large a pixel is, in metres: --config.{self.modality}.pixel=10'
+                advice = f'say how large a pixel is, in metres: --{settings_name(self.modality)}.pixel=10'
                 raise UnusableError('pixel size', "not known, with georeference='none'", advice)
             return unplaced(grid.rows, grid.columns, settings.pixel), None
         try:
@@ -161,6 +161,11 @@ class Raster:
         """What the file says of its making, as text."""
         return self._dataset.tags() | self._dataset.tags(ns='IMAGERY')
 
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels of the file that are read, counted from 1."""
+        return frozenset(i for i, band in enumerate(self.header.bands, 1) if band)
+
     def close(self) -> None:
         """Closes the file."""
         self._dataset.close()
@@ -168,7 +173,7 @@ class Raster:
 
 def _names(dataset: rasterio.DatasetReader, modality: str, given: tuple[str, ...]) -> tuple[str, ...]:
     """The band of each channel, '' for one left out; raises UnusableError for one without a name."""
-    texts, setting = raster.descriptions(dataset), f'config.{modality}.bands'
+    texts, setting = raster.descriptions(dataset), f'{settings_name(modality)}.bands'
     if given:
         names = by_setting(texts, modality, given, setting)
     else:

@@ -46,17 +46,16 @@ WRITERS: dict[str, type[GeoTiff] | type[GeoParquet] | type[GeoZarr]] = {
 }
 
 
-def encode(config: EncodeConfig, s1: str, s2: str, checkpoint: str, out: str, dem: str = '') -> int:
-    """Embeds `s1`, `s2`, `dem` or several of them ('' for none) with a checkpoint; returns the exit code.
+def encode(config: EncodeConfig, files: Mapping[str, str], checkpoint: str, out: str) -> int:
+    """Embeds the files of one place, modality -> file, with a checkpoint; returns the exit code.
 
     `out` ends in .tif, .zarr or .parquet; the file `out`.json beside it says how the numbers came about.
 
     Raises:
         InputError: settings, files, model and output do not fit together; nothing is written then.
     """
-    files = {name: file for name, file in (('s1', s1), ('s2', s2), ('dem', dem)) if file}
     if not files:
-        raise InputError('give --s1=FILE, --s2=FILE, --dem=FILE or several of them')
+        raise InputError('give --s1=FILE, --s2=FILE, --dem=FILE, --file.NAME=FILE or several of them')
     check_settings(config)
     _target(out, config, files)  # before a model is loaded for nothing
     embed(config, files, load_one(checkpoint), checkpoint, out)
@@ -159,6 +158,7 @@ def _settle(
         raise InputError(f"output='cls': {source} has no CLS token; take 'tokens' or 'pooled'")
     restricted = check.restrict(model.config, files, source)
     rasters = ground.open_rasters(config, files, stack)
+    ground.check_apart(rasters)
     extent, lines = ground.align(rasters)
     size = check.window_ground(model, restricted, config.window)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}

@@ -2,12 +2,18 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
+import ml_collections
+
+from fusmae_jax.config.build import config_dict
 from fusmae_jax.config.setting import SPARSE, range_problems, setting
 from fusmae_jax.errors import raise_all
-from fusmae_jax.geo.bands import SKIP
+from fusmae_jax.geo.bands import RADAR, SKIP
 from fusmae_jax.sensors import Product
+
+USUAL = ('s1', 's2', 'dem')  # sensors with an option and a group of settings of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,8 @@ class EncodeConfig:
     s2: SensorFile = dataclasses.field(default_factory=SensorFile)
     # An elevation model, for encoders that have learned from one
     dem: SensorFile = dataclasses.field(default=SensorFile(unit='m'), metadata=SPARSE)
+    # Any other sensor, by its name in the encoder, such as s1_desc
+    sensors: Mapping[str, SensorFile] = dataclasses.field(default_factory=dict, metadata=SPARSE)
     output: Literal['tokens', 'pooled', 'cls'] = 'tokens'  # one vector a patch token, or one a window
     # Cells that neighbouring windows share; -1 is the least that is a quarter window
     overlap: int = setting(-1, least=-1)
@@ -67,6 +75,31 @@ class EncodeConfig:
     georeference: Literal['required', 'none'] = 'required'
 
 
+def sensor_file(config: EncodeConfig, sensor: str) -> SensorFile:
+    """What is known of the file of a sensor."""
+    return getattr(config, sensor) if sensor in USUAL else config.sensors.get(sensor, SensorFile())
+
+
+def settings_name(sensor: str) -> str:
+    """What the group of settings of a sensor is called."""
+    return f'config.{sensor}' if sensor in USUAL else f'config.sensors.{sensor}'
+
+
+def option_name(sensor: str, before: bool = False) -> str:
+    """The option that gives the file of a sensor, of the earlier date of two or of the only one."""
+    if sensor in USUAL:
+        return f'--before-{sensor}' if before else f'--{sensor}'
+    return f'--before.{sensor}' if before else f'--file.{sensor}'
+
+
+def add_sensors(config: ml_collections.ConfigDict, sensors: Iterable[str]) -> None:
+    """Gives each sensor a group in a configuration that is still to be changed, unless it has one."""
+    with config.unlocked():
+        for name in sensors:
+            if name not in USUAL and name not in config.sensors:
+                config.sensors[name] = config_dict(SensorFile(unit='dB' if name in RADAR else ''))
+
+
 def check_settings(config: EncodeConfig) -> None:
     """Raises InputError with every setting that is impossible whatever the files hold."""
     problems = range_problems(config)
@@ -83,8 +116,10 @@ def check_settings(config: EncodeConfig) -> None:
             problems.append(
                 "edges='drop': without a place there is no grid of the ground; leave it at 'keep'"
             )
-    for name in ('s1', 's2', 'dem'):
-        sensor: SensorFile = getattr(config, name)
+    for name in set(config.sensors) & set(USUAL):
+        problems.append(f'sensors.{name}: what is known of {name} belongs into {settings_name(name)}')
+    for sensor_name in (*USUAL, *config.sensors):
+        sensor, name = sensor_file(config, sensor_name), settings_name(sensor_name).removeprefix('config.')
         for field in ('scale', 'offset', 'nodata'):
             value = getattr(sensor, field)
             if not all(map(math.isfinite, value if isinstance(value, tuple) else (value or 0.0,))):

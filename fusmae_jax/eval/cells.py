@@ -204,6 +204,7 @@ def rows(cell: Cell) -> list[ResultRow]:
         if units := about.pop('units', None):
             unit = units[metric['label']] if metric['metric'] in ('rmse', 'mae') else ''
             about |= {'unit': unit or None}
+        about['filled'] = cell.about.get('filled', {}).get(metric['label'], ())
         result.append(ResultRow(**about, **(number_fields(interval, spread) | {'runs': len(runs)})))
     return result
 

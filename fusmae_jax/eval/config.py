@@ -117,7 +117,7 @@ class LinearProbe(HeadSettings, PooledEvaluation):
 
 @dataclasses.dataclass(frozen=True)
 class Knn(PooledEvaluation):
-    """Scores from the labels of the nearest training records; nothing is trained or settled."""
+    """Scores from the labels or numbers of the nearest training records; nothing is trained or settled."""
 
     standardise: bool = False  # by the labelled records; band statistics, which have units, always are
     k: int = setting(20, least=1)
@@ -147,8 +147,6 @@ def check(config: LinearProbe | Knn) -> None:
         if not config.batch_norm or len(set(config.batch_norm)) < len(config.batch_norm):
             problems.append(f'batch_norm={config.batch_norm} must name False, True or both')
         problems += calibration_problems(config)
-    elif config.data.kind == 'regression':
-        problems.append("data.kind='regression': `linear_probe` and `finetune` learn numbers")
     raise_all('config: these settings cannot be used', problems)
 
 

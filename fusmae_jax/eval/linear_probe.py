@@ -21,6 +21,7 @@ from fusmae_jax.models.heads import init_head
 
 NORM_EPS = 1e-6
 BETAS = (0.9, 0.999)
+Decay = Literal['decoupled', 'l2']
 
 
 class Points(NamedTuple):
@@ -42,7 +43,7 @@ class Recipe(NamedTuple):
     """What is the same for every head."""
 
     loss: Literal['multi_label', 'single_label', 'regression'] = 'multi_label'
-    decay: Literal['decoupled', 'l2'] = 'decoupled'
+    decay: Decay = 'decoupled'
     label_smoothing: float = 0.0
 
 
@@ -55,6 +56,13 @@ class Scale(NamedTuple):
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """The features with the mean 0 and the variance 1 that they have where the statistics come from."""
         return ((features - self.mean) / self.std).astype(np.float32)
+
+
+def make_recipe(kind: str, label_smoothing: float, decay: Decay = 'decoupled') -> Recipe:
+    """That of a kind of labels of whole images; smoothing is for one class a record."""
+    if kind == 'single_label':
+        return Recipe('single_label', decay, label_smoothing)
+    return Recipe('regression' if kind == 'regression' else 'multi_label', decay)
 
 
 def points(learning_rates: Sequence[float], weight_decays: Sequence[float], seeds: Sequence[int]) -> Points:
@@ -176,7 +184,10 @@ def scores(heads: Heads, features: np.ndarray, point: int) -> np.ndarray:
 
 
 def in_units(heads: Heads, scale: Scale) -> Heads:
-    """Heads of standardised targets as heads of the targets: y = mean + std (x @ kernel + bias)."""
+    """Heads of standardised targets as heads of the targets: y = mean + std (x @ kernel + bias).
+
+    The targets are the last axis of kernel and bias, whatever the others are.
+    """
     mean, std = (np.asarray(x, np.float32) for x in scale)
     return Heads(heads.kernel * std, heads.bias * std + mean)
 

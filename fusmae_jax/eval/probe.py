@@ -20,7 +20,7 @@ from fusmae_jax.eval.cells import Cell
 from fusmae_jax.eval.config import Knn, LinearProbe, check, metric_of, recipe_of
 from fusmae_jax.eval.features import Features, make_extractor
 from fusmae_jax.eval.linear_probe import Scale
-from fusmae_jax.eval.regression import standardised, target_scale
+from fusmae_jax.eval.regression import restored, standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
 FEATURES, HEADS = 'features', 'heads'
@@ -44,6 +44,8 @@ class ProbeOutcome(NamedTuple):
     heads: dict[str, np.ndarray]  # what is stored of it
     at_edge: bool = False  # the learning rate settled on is the lowest or highest of the sweep
     validation: Mapping[int, np.ndarray] = {}  # head seed -> (validation records, classes)
+    # (targets,) test records that got the mean of the labelled ones, none of their neighbours having a value
+    filled: np.ndarray | None = None
 
 
 class ProbeArm(NamedTuple):
@@ -140,7 +142,8 @@ def _cell(
         }
     else:
         outcomes = {
-            seed: neighbours(config, arm.variant, part, labels[part]) for seed, part in positions.items()
+            seed: neighbours(config, arm.variant, part, labels[part], task.classes)
+            for seed, part in positions.items()
         }
     measures = {
         (seed, head): measure(task, task.test, scores, config.data.kind, threshold)
@@ -157,6 +160,8 @@ def _cell(
     names = next(iter(outcomes.values())).chosen
     chosen = {name: tuple(outcome.chosen[name] for outcome in outcomes.values()) for name in names}
     fields = {**about, **arm.fields, 'chosen': chosen}
+    if isinstance(config, Knn):
+        fields |= _filled(config, task, outcomes)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
     calibrated = None
     if isinstance(config, LinearProbe) and config.calibration.alpha:
@@ -206,14 +211,11 @@ def probe(
     swept = linear_probe.points(config.learning_rates, config.weight_decays, config.head_seeds)
     train = _labelled(variant.train, positions)
     scale = fit_scale(train) if variant.norm else None
-    recipe = linear_probe.Recipe('multi_label', config.decay)
-    if config.data.kind == 'single_label':
-        recipe = linear_probe.Recipe('single_label', config.decay, config.label_smoothing)
+    recipe = linear_probe.make_recipe(config.data.kind, config.label_smoothing, config.decay)
     order = linear_probe.batch_order(len(positions), config.batch_size, config.epochs)
     # All points of the sweep are one program: they share the matrix product and the order of the batches.
     units = None
     if config.data.kind == 'regression':
-        recipe = linear_probe.Recipe('regression', config.decay)
         units = target_scale(labels, names)
         labels = standardised(labels, units)
     heads = linear_probe.train(scaled(train, scale), labels, order, swept, recipe)
@@ -235,12 +237,43 @@ def probe(
     )
 
 
-def neighbours(config: Knn, variant: Variant, positions: np.ndarray, labels: np.ndarray) -> ProbeOutcome:
-    """Scores the test split by the labels of the nearest training records; nothing is settled."""
+def neighbours(
+    config: Knn, variant: Variant, positions: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()
+) -> ProbeOutcome:
+    """Scores the test split by the labels of the nearest training records; nothing is settled.
+
+    `names` are those of the columns of `labels`, for what is said of them.
+    """
     train = _labelled(variant.train, positions)
     scale = fit_scale(train) if variant.norm else None
     bank, queries = scaled(train, scale), scaled(variant.test, scale)
-    return ProbeOutcome({0: knn.knn_scores(queries, bank, labels, config.k, config.temperature)}, {}, {})
+    if config.data.kind != 'regression':
+        return ProbeOutcome({0: knn.knn_scores(queries, bank, labels, config.k, config.temperature)}, {}, {})
+    # About their mean: a float32 sum of large numbers would lose what varies.
+    units = target_scale(labels, names)
+    means = knn.knn_means(queries, bank, standardised(labels, units), config.k, config.temperature)
+    nothing = np.isnan(means)
+    # Left out they would make the question easier for this system than for all others.
+    scores = restored(np.where(nothing, 0, means), units)
+    return ProbeOutcome({0: scores}, {}, {}, filled=nothing.sum(axis=0))
+
+
+def _filled(
+    config: Knn, task: LabelledSet, outcomes: Mapping[int, ProbeOutcome]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For each target how many test records got the mean of the labelled ones, a number a label subset."""
+    each = [outcome.filled for outcome in outcomes.values() if outcome.filled is not None]
+    if not np.any(each):
+        return {}
+    counts = {name: tuple(column.tolist()) for name, column in zip(task.classes, np.transpose(each))}
+    for name, numbers in counts.items():
+        if any(numbers):
+            logging.warning(
+                '%s: of %s test records %s have no neighbour with a value, and get the mean of the labelled '
+                'ones; raise k=%d or take more labels',
+                *(name, f'{len(task.test.keys):,}', '/'.join(map(str, numbers)), config.k),
+            )
+    return {'filled': {name: numbers for name, numbers in counts.items() if any(numbers)}}
 
 
 def fit_scale(train: Features) -> Scale:

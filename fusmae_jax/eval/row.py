@@ -1,6 +1,6 @@
 """A result row: one number, and all that one has to know to hold another number against it.
 
-Every field but the unit must be given; what does not apply is None. Rows whose protocols differ are not
+Every field but two must be given; what does not apply is None. Rows whose protocols differ are not
 compared (`same_protocol`, `require_same_protocol`), unless the comparison names what it varies.
 """
 
@@ -67,6 +67,9 @@ class ResultRow:
     label: str | None  # the class, or the target, for the averaging 'class'
     threshold: float | None  # of F1 over multi-hot labels, as a probability
     unit: str | None = None  # of an error, as the data give it; None: not known, or the number is a share
+    # Of a target by neighbours: records that got the mean of the labelled ones, since none of their
+    # neighbours has a value; a number a label subset
+    filled: tuple[int, ...] = ()
     # The number.
     estimate: float | None
     low: float | None
@@ -95,11 +98,13 @@ class ResultRow:
         # Rows of shares are what they were before there were others.
         if self.unit is None:
             del values['unit']
+        if not self.filled:
+            del values['filled']
         return json.dumps({'format': FORMAT} | values, allow_nan=False)
 
 
 # Fields that may differ between two rows that are compared. All others are the protocol.
-SYSTEM = ('system', 'checkpoints', 'leaks', 'code_version', 'chosen')
+SYSTEM = ('system', 'checkpoints', 'leaks', 'code_version', 'chosen', 'filled')
 NUMBER = ('estimate', 'low', 'high', 'undefined', 'lowest', 'highest', 'runs')
 PROTOCOL = tuple(f.name for f in dataclasses.fields(ResultRow) if f.name not in (*SYSTEM, *NUMBER))
 

@@ -32,6 +32,9 @@ class Described(NamedTuple):
 def described(text: str, modality: str) -> Described:
     """What a channel's description says; never a guess: 'nir' or 'Band 4' is no band."""
     text = text.strip()
+    if modality not in BANDS:
+        # A sensor of somebody's own: its bands are called as its files call them.
+        return Described(text.upper())
     if modality in RADAR:
         if not (match := _S1.fullmatch(text)):
             return Described()

@@ -13,7 +13,7 @@ from typing import Any
 import rasterio.errors
 
 from fusmae_jax.geo import UnusableError
-from fusmae_jax.geo.bands import band_of
+from fusmae_jax.geo.bands import BANDS, band_of
 from fusmae_jax.geo.formats import check_source
 from fusmae_jax.geo.grid import grid_of
 from fusmae_jax.geo.stack import Channel, Stack, open_file
@@ -111,6 +111,9 @@ def _channels(file: Path, item: Mapping[str, Any], modality: str) -> Iterator[Ch
 
 
 def _band(text: str, modality: str) -> str:
+    if modality not in BANDS:
+        # Any asset could be a band of a sensor whose bands nobody has named.
+        return ''
     known = band_of(text, modality)
     return known or (COLOURS.get(text.lower(), '') if modality == 's2' else '')
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fusmae_jax.geo import UnusableError, item, safe
 from fusmae_jax.geo.stack import Stack
 
-_PART = re.compile(r'(s1|s2)_(.+)')
+_PART = re.compile(r'(.+)_([^_]+)')  # a sensor, and the name of one of its stacks
 
 
 def is_product(path: Path) -> bool:
@@ -36,7 +36,7 @@ def check_part(file: Path) -> None:
 def stack_of(path: Path) -> Stack | None:
     """What a path among those of `rasters_of` stands for; None for a path of a file."""
     match = _PART.fullmatch(path.name)
-    if not match or not is_product(path.parent):
+    if not match or path.exists() or not is_product(path.parent):
         return None
     for stack in _stacks(path.parent, match[1]):
         if stack.name == match[2]:

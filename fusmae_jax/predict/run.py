@@ -19,7 +19,7 @@ from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground
 from fusmae_jax.embed.run import gdal_options, lay_out
-from fusmae_jax.embed.settings import EncodeConfig, check_settings
+from fusmae_jax.embed.settings import EncodeConfig, check_settings, option_name
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
@@ -94,15 +94,21 @@ def _check_dates(
 ) -> None:
     """Raises InputError unless there are images of as many dates as a head was trained on."""
     if learned.dates == 1 and before:
-        raise InputError(f'{head} was trained on images of one date; leave --before-{next(iter(before))} out')
+        raise InputError(
+            f'{head} was trained on images of one date; leave '
+            f'{option_name(next(iter(before)), before=True)} out'
+        )
     if learned.dates > 1 and set(before) != set(files):
-        wanted = ' and '.join(f'--before-{name}' for name in files)
+        wanted = ' and '.join(option_name(name, before=True) for name in files)
         raise InputError(
             f'{head} was trained on the change between two dates: give {wanted}, the same ground before'
         )
     for name, file in before.items():
         if all(map(os.path.exists, (file, files[name]))) and os.path.samefile(file, files[name]):
-            raise InputError(f'--before-{name}={file} is the file of --{name}: nothing would have changed')
+            raise InputError(
+                f'{option_name(name, before=True)}={file} is the file of {option_name(name)}: nothing would '
+                'have changed'
+            )
     if before and config.stats == 'dataset':
         raise InputError(
             "config.stats='dataset': two dates with statistics of their own would hide what changed; leave "
@@ -152,6 +158,7 @@ def _settle(
     rasters = {
         f'{date}{field}': raster for date, of_date in zip(DATES, by_date) for field, raster in of_date.items()
     }
+    ground.check_apart(rasters)
     extent, lines = ground.align(rasters)
     size = _ground(config, learned, head)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}

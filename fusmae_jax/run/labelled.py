@@ -131,9 +131,7 @@ class LabelledEvaluation:
 
         swept = linear_probe.points(RATES, (0.0,), (0,))
         order = linear_probe.batch_order(int(learned.sum()), BATCH, self._epochs)
-        recipe = linear_probe.Recipe('multi_label')
-        if self._data.kind == 'single_label':
-            recipe = linear_probe.Recipe('single_label', label_smoothing=SMOOTHING)
+        recipe = linear_probe.make_recipe(self._data.kind, SMOOTHING)
         labels = self._known.labels[learned]
         heads = linear_probe.train(scaled(bank, learned), labels, order, swept, recipe)
         try:

@@ -45,8 +45,8 @@ def test_every_variant_builds(model, masks):
 
 def test_what_is_configured_keeps_its_order():
     """Modalities are channels, in a stack; ml_collections would sort them."""
-    own = Config().model.modalities
-    config = config_dict(Config(model=Model(modalities={'s2': own['s2'], 's1': own['s1']})))
+    modalities = Config().model.modalities
+    config = config_dict(Config(model=Model(modalities={'s2': modalities['s2'], 's1': modalities['s1']})))
     config.model.modalities.s2.loss_weight = 2.0
     assert list(build(config.to_dict()).model.modalities) == ['s2', 's1']
     assert list(config.to_dict()) == [

@@ -105,8 +105,8 @@ def test_published_sizes_of_filtered_splits():
 def test_lists_in_every_form(file, text, partner, tmp_path):
     pack = {'bz2': bz2.compress, 'gz': gzip.compress}.get(file.rsplit('.')[-1], bytes)
     (tmp_path / file).write_bytes(pack(text.encode()))
-    found = lists.read_lists([f'train={tmp_path / file}'])
-    assert found == {'train': {NAMES[0]: partner, NAMES[1]: ''}}
+    read = lists.read_lists([f'train={tmp_path / file}'])
+    assert read == {'train': {NAMES[0]: partner, NAMES[1]: ''}}
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_lists_must_fit_the_archive(example_archive, tmp_path):
     for file in (broken.s2 / NAMES[0]).iterdir():
         file.unlink()
     (broken.s2 / NAMES[0]).rmdir()
-    found = source('\n'.join(here), 'skip', broken)
-    assert len(found.splits['train']) == 5 and len(found.skips) == 1
+    kept = source('\n'.join(here), 'skip', broken)
+    assert len(kept.splits['train']) == 5 and len(kept.skips) == 1
 
 
 @pytest.mark.parametrize('settings', [{'splits': 'lists'}, {'split_lists': ('train=x',)}])

@@ -141,14 +141,14 @@ def test_the_tfds_builder_gives_the_same_records(example_archive, example_datase
 def test_official_splits_of_a_part_of_the_archive(example_archive, example_dataset, tmp_path):
     source = example_archive.source(splits='official', on_error='skip')
     folder, report = sharded.convert(source, tmp_path, on_error='skip')
-    found = {name: split['records'] for name, split in report['splits'].items()}
-    assert sum(found.values()) == 6
-    assert {'train', 'rest'} <= found.keys()
+    counts = {name: split['records'] for name, split in report['splits'].items()}
+    assert sum(counts.values()) == 6
+    assert {'train', 'rest'} <= counts.keys()
     assert report['splits']['train']['published'] == 269_695
-    assert report['published_but_absent'] == [name for name in PUBLISHED if name not in found]
+    assert report['published_but_absent'] == [name for name in PUBLISHED if name not in counts]
     alias = contract.read(folder).split_aliases['all_minus_val_test']
     assert alias == 'train+rest'
-    assert_same_records(read(folder, '+'.join(found)), read(example_dataset))
+    assert_same_records(read(folder, '+'.join(counts)), read(example_dataset))
     expected = {
         n: r for n, r in by_name(read(example_dataset)).items() if r['official_split'] in (b'train', b'rest')
     }

@@ -171,15 +171,15 @@ def test_corine_codes():
         **{411: 15, 412: 15, 421: 16, 422: 16, 511: 17, 512: 17, 521: 18, 522: 18, 523: 18},
     }
     codes = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    found = classes_of_map(codes)
-    assert found.dtype == np.uint8
-    assert {int(c): int(v) for c, v in zip(codes[found != NONE], found[found != NONE])} == classes
+    mapped = classes_of_map(codes)
+    assert mapped.dtype == np.uint8
+    assert {int(c): int(v) for c, v in zip(codes[mapped != NONE], mapped[mapped != NONE])} == classes
     assert len(CODES) == 46 and set(classes) < set(CODES)
 
 
 def test_names():
-    found = parse_patch_id('S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_07')
-    assert found == (parse_name('S2A_MSIL2A_20170613T101031_26_7').time, '33UUP', (26, 7))
+    parsed = parse_patch_id('S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_07')
+    assert parsed == (parse_name('S2A_MSIL2A_20170613T101031_26_7').time, '33UUP', (26, 7))
     for wrong in ('S2A_MSIL2A_20170613T101031_26_57', 'S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP'):
         with pytest.raises(ValueError, match='not the name of a BigEarthNet v2 patch'):
             parse_patch_id(wrong)

@@ -46,14 +46,14 @@ def assert_exact(folder, settings, records, groups):
             ratio = group.resolution / 10
             row, column = (int(x / ratio) for x in record['window'])
             rows, columns = group.size
-            found = record[field]
-            assert found.dtype == group.dtype and found.shape == (rows, columns, len(group.bands))
+            stored = record[field]
+            assert stored.dtype == group.dtype and stored.shape == (rows, columns, len(group.bands))
             for index, band in enumerate(group.bands):
                 expected = bands[band][row : row + rows, column : column + columns]
-                assert expected.dtype == found.dtype
-                inner = found[: expected.shape[0], : expected.shape[1], index]
+                assert expected.dtype == stored.dtype
+                inner = stored[: expected.shape[0], : expected.shape[1], index]
                 assert inner.tobytes() == expected.tobytes()
-                outer = found[..., index].astype(float)
+                outer = stored[..., index].astype(float)
                 outer[: expected.shape[0], : expected.shape[1]] = np.nan if nodata is None else nodata
                 assert (np.isnan(outer) if nodata is None else outer == nodata).all()
             corner = transform.c + column * group.resolution, transform.f - row * group.resolution
@@ -63,13 +63,13 @@ def assert_exact(folder, settings, records, groups):
 
 def starts(settings, length):
     """Where tiles begin: each whole one; with padding until one reaches the end."""
-    tile, stride, found = settings['tile'], settings.get('stride') or settings['tile'], []
+    tile, stride, result = settings['tile'], settings.get('stride') or settings['tile'], []
     for start in range(0, length, stride):
         if start + tile <= length or (
-            settings.get('edge') == 'pad' and (not found or found[-1] + tile < length)
+            settings.get('edge') == 'pad' and (not result or result[-1] + tile < length)
         ):
-            found.append(start)
-    return found
+            result.append(start)
+    return result
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ def test_a_label_is_that_of_the_file_pixel_by_pixel_and_is_counted(tmp_path):
     data, maps, report = written(pairs.source(mapped(tmp_path)), tmp_path / 'out')
     whole = labels()[0]
     assert len(maps) == 4
-    for name, found in maps.items():
+    for name, stored in maps.items():
         row, column = map(int, name.split('_')[1:])
-        np.testing.assert_array_equal(found, whole[row : row + 24, column : column + 24])
-        assert found.dtype == np.int16
+        np.testing.assert_array_equal(stored, whole[row : row + 24, column : column + 24])
+        assert stored.dtype == np.int16
     about = contracts.read(data.path).maps[MAP]
     assert (about.classes, about.values, about.ignore, about.size) == (NAMES, VALUES, (99,), (24, 24))
     pixels = report['splits']['train']['maps'][MAP]

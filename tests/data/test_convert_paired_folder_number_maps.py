@@ -50,9 +50,9 @@ def test_numbers_are_those_of_the_file_pixel_by_pixel_on_their_own_grid_and_are_
     data, maps, report = written(pairs.source(mapped(tmp_path, heights(96), step=5.0)), tmp_path / 'out')
     whole = heights(96)[0]
     assert len(maps) == 4
-    for name, found in maps.items():
+    for name, stored in maps.items():
         row, column = (2 * int(x) for x in name.split('_')[1:])
-        np.testing.assert_array_equal(found, whole[row : row + 48, column : column + 48])
+        np.testing.assert_array_equal(stored, whole[row : row + 48, column : column + 48])
     about = contracts.read(data.path).number_maps[MAP]
     assert about == NumberMap('height', 'm', size=(48, 48), resolution=5.0)
     assert data.contract.maps is None and MAP not in data.contract.groups
@@ -62,8 +62,8 @@ def test_numbers_are_those_of_the_file_pixel_by_pixel_on_their_own_grid_and_are_
     assert (counted['minimum'], counted['maximum']) == (np.nanmin(whole), np.nanmax(whole))
     assert 'of the pixels, mean' in sharded.report.summary(report)
     index = read_index(data.path, 'train', ['name', f'pixels_{MAP}'])
-    for name, found in zip(index['name'], index[f'pixels_{MAP}']):
-        np.testing.assert_array_equal(found, moments(maps[name.decode()]))
+    for name, stored in zip(index['name'], index[f'pixels_{MAP}']):
+        np.testing.assert_array_equal(stored, moments(maps[name.decode()]))
 
 
 def test_whole_numbers_have_their_nodata_scale_and_offset_from_the_file(tmp_path):
@@ -81,8 +81,10 @@ def test_what_no_file_fills_has_no_number(dtype, tmp_path):
     mapped(tmp_path, heights(dtype=dtype))
     given = settings(tmp_path, tile=32, edge='pad', map_nodata=(-1.0,) if dtype == 'int16' else ())
     data, maps, _ = written(pairs.source(archive(tmp_path, **given)), tmp_path / 'out')
-    found = known(maps['a_32_32'], data.contract.number_maps[MAP])
-    assert found[:16, :16].mean() > 0.6 and not found[16:].any() and not found[:, 16:].any()
+    known_pixels = known(maps['a_32_32'], data.contract.number_maps[MAP])
+    assert (
+        known_pixels[:16, :16].mean() > 0.6 and not known_pixels[16:].any() and not known_pixels[:, 16:].any()
+    )
 
 
 def test_a_nodata_value_that_no_pixel_can_have_is_refused(tmp_path):

@@ -81,14 +81,14 @@ def test_ten_kills_at_random_moments_leave_a_whole_set(archive, converted, tmp_p
         time.sleep(rng.uniform(0.1, 0.25) * seconds)
         os.killpg(process.pid, signal.SIGKILL)  # its workers too, as when a machine goes away
         process.communicate()
-        found = tmp_path / 'bigearthnet_mm' / '1.0.0'
-        if found.exists():  # complete, or not there at all
+        folder = tmp_path / 'bigearthnet_mm' / '1.0.0'
+        if folder.exists():  # complete, or not there at all
             break
-        leftovers = {path.name for path in found.parent.glob('*')} if found.parent.exists() else set()
+        leftovers = {path.name for path in folder.parent.glob('*')} if folder.parent.exists() else set()
         assert leftovers <= {'1.0.0.incomplete'}
     finish(start(archive, tmp_path, workers=2))
-    assert digests(whole) == digests(found)
-    assert untimed(whole) == untimed(found)
+    assert digests(whole) == digests(folder)
+    assert untimed(whole) == untimed(folder)
 
 
 def linked(archive: Folders, folder: Path, copies: int) -> Folders:
@@ -106,8 +106,8 @@ def linked(archive: Folders, folder: Path, copies: int) -> Folders:
                 names.append(target.name)
                 for file in patch.glob('*.tif'):
                     os.link(file, target / file.name.replace(patch.name, target.name))
-                own = json.loads((patch / f'{patch.name}_labels_metadata.json').read_text())
-                (target / f'{target.name}_labels_metadata.json').write_text(json.dumps(own))
+                labels = json.loads((patch / f'{patch.name}_labels_metadata.json').read_text())
+                (target / f'{target.name}_labels_metadata.json').write_text(json.dumps(labels))
             file = result.s1 / names[0] / f'{names[0]}_labels_metadata.json'
             file.write_text(json.dumps({**meta, 'corresponding_s2_patch': names[1]}))
     return result

@@ -66,11 +66,11 @@ def test_labels_follow_from_the_scene(dataset):
     groups = [(0, 1, 2, 3, 4), (5, 6), (7, 8), (9,), (10,), (11, 13), (12,), (14,), (15,), (16,)]
     dfc2020 = np.array([0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10])
     igbp = np.array([c.igbp for c in CLASSES])
-    found = {r['s2_name']: r for split in PUBLISHED for r in read(dataset, split)}
-    assert len(found) == TRIPLETS
+    records = {r['s2_name']: r for split in PUBLISHED for r in read(dataset, split)}
+    assert len(records) == TRIPLETS
     for index in range(TRIPLETS):
         generated = scene(CONFIG, index)
-        record = found[sen12ms.triplet(index, generated.season).name('s2').encode()]
+        record = records[sen12ms.triplet(index, generated.season).name('s2').encode()]
         expected = [generated.fractions[igbp == number].sum() for number in range(1, 18)]
         np.testing.assert_allclose(record['igbp'], expected, atol=1e-7)
         simple = np.array([sum(expected[i] for i in group) for group in groups])
@@ -79,7 +79,7 @@ def test_labels_follow_from_the_scene(dataset):
         assert record['igbp10_multi'].tolist() == (simple >= 0.1).tolist()
         assert record['igbp_unclassified'] == 0
         assert np.bincount(dfc2020[igbp[generated.cover]].ravel()).argmax() == record['igbp10'] + 1
-    assert len({int(r['igbp10']) for r in found.values()}) > 3
+    assert len({int(r['igbp10']) for r in records.values()}) > 3
 
 
 def test_maps_hold_the_land_cover_of_each_pixel(archive, tmp_path):
@@ -156,8 +156,8 @@ def test_lists_of_scenes():
     assert scenes.official_split(scenes.Scene('ROIs2017_winter', 144)) == 'val'
 
 
-def by_split(found):
-    return {name: {item.key for item in items} for name, items in found.splits.items()}
+def by_split(listed):
+    return {name: {item.key for item in items} for name, items in listed.splits.items()}
 
 
 def test_splits(archive):
@@ -185,14 +185,14 @@ def test_splits(archive):
 
 
 def test_a_season_alone(archive, tmp_path):
-    found = {folder: set() for folder in scenes.SEASONS}
+    names = {folder: set() for folder in scenes.SEASONS}
     for split, keys in by_split(source(archive)).items():
         for key in keys:
-            found[key.split('_s2_')[0]].add(split)
+            names[key.split('_s2_')[0]].add(split)
     # So few triplets of a season are not in all three splits.
-    folder = archive / next(name for name, splits in found.items() if len(splits) == 2)
+    folder = archive / next(name for name, splits in names.items() if len(splits) == 2)
     shutil.copytree(folder, tmp_path / 'part' / folder.name)
-    assert source(tmp_path / 'part', 'skip').splits.keys() == found[folder.name]
+    assert source(tmp_path / 'part', 'skip').splits.keys() == names[folder.name]
     with pytest.raises(InputError, match=r"split '\w+' is empty: .*splits='one'.*on_error='skip'"):
         sharded.convert(source(tmp_path / 'part'), tmp_path / 'out')
     with pytest.raises(InputError, match=r'root: none of ROIs1158_spring, .* is here; give the folder'):
@@ -244,9 +244,9 @@ def test_two_thousand_triplets(tmp_path):
     }
     rng = np.random.default_rng(0)
     for split in PUBLISHED:
-        found = read(folder, split)
-        for index in rng.choice(len(found), 40, replace=False):
-            assert_holds_the_files(found[int(index)], tmp_path / 'SEN12MS')
+        records = read(folder, split)
+        for index in rng.choice(len(records), 40, replace=False):
+            assert_holds_the_files(records[int(index)], tmp_path / 'SEN12MS')
     shutil.rmtree(tmp_path)  # 7 GB
 
 

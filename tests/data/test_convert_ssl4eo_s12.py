@@ -105,18 +105,18 @@ def test_sensors_are_paired_by_date_not_by_index(made):
 
 def test_splits_and_counts(made):
     archive, folder = made
-    found = {name: split['records'] for name, split in archives.report(folder)['splits'].items()}
+    counts = {name: split['records'] for name, split in archives.report(folder)['splits'].items()}
     published = {name: split['published'] for name, split in archives.report(folder)['splits'].items()}
     if archive.version == '1.0':
-        assert found == {'train': 8}
+        assert counts == {'train': 8}
         assert published == {'train': 1_004_316}
     else:
-        assert found == {'train': 12, 'val': 4}
+        assert counts == {'train': 12, 'val': 4}
         assert published == {'train': 975_872, 'val': 8_704}
-        scenes = [{record['scene'] for record in read(folder, split)} for split in found]
+        scenes = [{record['scene'] for record in read(folder, split)} for split in counts]
         assert not set.intersection(*scenes)
     keys = [record['sample_id'] for record in all_records(folder)]
-    assert len(set(keys)) == sum(found.values())
+    assert len(set(keys)) == sum(counts.values())
 
 
 def test_one_split_of_an_archive(cubes_made, tmp_path):
@@ -221,12 +221,12 @@ def test_corners_of_version_1_0_are_those_of_the_ground(tmp_path):
 
 def test_the_contract_says_what_the_values_are(made):
     archive, folder = made
-    found = contract.read(folder)
-    groups = [group for group in found.groups.values() if group.modality == 's2']
+    stored = contract.read(folder)
+    groups = [group for group in stored.groups.values() if group.modality == 's2']
     assert {group.offset for group in groups} == {-1000.0 if archive.version == '1.1' else 0.0}
-    assert found.products['s2'].level == archive.optical.removeprefix('S2')
-    assert found.products['s1'].calibration == 'sigma0'
-    assert 'B10' in found.modality_bands('s2') or archive.optical == 'S2L2A'
+    assert stored.products['s2'].level == archive.optical.removeprefix('S2')
+    assert stored.products['s1'].calibration == 'sigma0'
+    assert 'B10' in stored.modality_bands('s2') or archive.optical == 'S2L2A'
 
 
 def test_the_tfds_builder_gives_the_same_records(made, tmp_path):

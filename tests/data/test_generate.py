@@ -82,9 +82,9 @@ def test_the_digest_changes_with_every_setting():
     changed = [
         SceneConfig(**{field.name: others.get(field.name, 7)}) for field in dataclasses.fields(SceneConfig)
     ]
-    found = {digest(config) for config in [SceneConfig(), *changed]}
-    assert len(found) == len(changed) + 1
-    assert all(len(text) == 16 and int(text, 16) >= 0 for text in found)
+    digests = {digest(config) for config in [SceneConfig(), *changed]}
+    assert len(digests) == len(changed) + 1
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in digests)
 
 
 def test_every_impossible_setting_is_named_at_once():
@@ -205,16 +205,16 @@ def test_fields_have_unit_variance_everywhere():
 
 @pytest.mark.parametrize('seed', [11, 12, 13])
 def test_sets_of_64_look_like_the_archive(seed):
-    found = scenes(SceneConfig(seed=seed, size=60), 64)
+    made = scenes(SceneConfig(seed=seed, size=60), 64)
     for sensor, bands in (('s1', ('VV', 'VH')), ('s2', L2A)):
         for band in bands:
             expected = sensors.SENSORS[sensor].bands[band]
-            mean = np.mean([getattr(s, sensor)[band].mean() for s in found])
+            mean = np.mean([getattr(s, sensor)[band].mean() for s in made])
             assert abs(mean - expected.mean) < expected.std, band
-    land = [s for s in found if s.fractions[-2:].sum() < 0.1]
+    land = [s for s in made if s.fractions[-2:].sum() < 0.1]
     ratio = np.mean([s.s1['VV'].mean() - s.s1['VH'].mean() for s in land])
     assert 4 < ratio < 10
-    lowest = min(np.percentile(np.concatenate([s.s2[band].ravel() for s in found]), 1) for band in L2A)
+    lowest = min(np.percentile(np.concatenate([s.s2[band].ravel() for s in made]), 1) for band in L2A)
     assert lowest < 900
 
 

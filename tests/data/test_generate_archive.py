@@ -65,10 +65,10 @@ def test_the_generated_archive_has_the_quirks_of_the_real_one(archive, example_a
 
 
 def test_patches_share_neither_ground_nor_names():
-    found = [bigearthnet_mm.patch(i, SEASONS[i % 4]) for i in range(2000)]
-    assert len({p.s1_name for p in found}) == len({p.s2_name for p in found}) == 2000
-    assert len({(p.place.epsg, p.place.left // 1200, p.place.top // 1200) for p in found}) == 2000
-    assert all(abs((p.s1_time - p.s2_time).days) <= 6 for p in found)
+    patches = [bigearthnet_mm.patch(i, SEASONS[i % 4]) for i in range(2000)]
+    assert len({p.s1_name for p in patches}) == len({p.s2_name for p in patches}) == 2000
+    assert len({(p.place.epsg, p.place.left // 1200, p.place.top // 1200) for p in patches}) == 2000
+    assert all(abs((p.s1_time - p.s2_time).days) <= 6 for p in patches)
 
 
 def test_too_many_pairs_or_another_level_are_refused(tmp_path):

@@ -63,15 +63,15 @@ def test_moments_are_those_of_the_valid_pixels(group):
     for index, image in enumerate(images):
         halves[index % 2].add(image, group)
     halves[0].merge(halves[1])
-    found = halves[0].result()
+    statistics = halves[0].result()
     for band in range(len(group.bands)):
         pixels = images[..., band].astype(np.float64)
         pixels = pixels[np.isfinite(pixels) & (pixels != 0)]
-        assert found.valid[band] == pixels.size
-        assert found.invalid[band] == images[..., band].size - pixels.size
-        np.testing.assert_allclose(found.mean[band], pixels.mean(), rtol=1e-12)
-        np.testing.assert_allclose(found.std[band], pixels.std(), rtol=1e-12)
-        assert (found.minimum[band], found.maximum[band]) == (pixels.min(), pixels.max())
+        assert statistics.valid[band] == pixels.size
+        assert statistics.invalid[band] == images[..., band].size - pixels.size
+        np.testing.assert_allclose(statistics.mean[band], pixels.mean(), rtol=1e-12)
+        np.testing.assert_allclose(statistics.std[band], pixels.std(), rtol=1e-12)
+        assert (statistics.minimum[band], statistics.maximum[band]) == (pixels.min(), pixels.max())
 
 
 def test_moments_of_nothing_are_zero():

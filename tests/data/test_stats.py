@@ -137,9 +137,9 @@ def test_any_grouping_gives_the_same(field):
     left = merged(merged(part(0, 1), part(1, 5)), part(5, 12))
     right = merged(part(0, 1), merged(part(1, 5), part(5, 12)))
     other_order = merged(part(5, 12), part(0, 1), part(1, 5))
-    for found in (left, right, other_order):
+    for grouped in (left, right, other_order):
         for here, there in zip(
-            (found.stored(), found.physical(), found.model()),
+            (grouped.stored(), grouped.physical(), grouped.model()),
             (whole.stored(), whole.physical(), whole.model()),
         ):
             for key in here:

@@ -213,11 +213,11 @@ def test_every_unit_is_recognised_and_turned_back_into_decibel(unit):
     given = evidence.sensors['s1']
     images = tuple({b: to_unit(x) for b, x in image.items()} for image in given.images)
     sensor = Sensor('s1', Declared(('VV', 'VH')), images)
-    found = radar.units_of(sensor)
-    assert set(found) == {unit}
+    units = radar.units_of(sensor)
+    assert set(units) == {unit}
     expected = np.array([[np.median(x) for x in image.values()] for image in given.images])
     np.testing.assert_allclose(
-        radar.medians(sensor, found), expected, atol=0.6 if unit == 'wrapped dB' else 0.2
+        radar.medians(sensor, units), expected, atol=0.6 if unit == 'wrapped dB' else 0.2
     )
 
 

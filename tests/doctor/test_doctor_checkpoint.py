@@ -69,19 +69,19 @@ def save(tmp_path_factory):
 
 def report(capsys, *paths):
     code = run([str(path) for path in paths], as_json=True)
-    found = [f for one in json.loads(capsys.readouterr().out) for f in one['findings']]
-    return code, {f['code']: f for f in found if f['severity'] in ('warning', 'error')}, found
+    findings = [f for one in json.loads(capsys.readouterr().out) for f in one['findings']]
+    return code, {f['code']: f for f in findings if f['severity'] in ('warning', 'error')}, findings
 
 
 def test_a_sound_checkpoint(save, capsys):
-    code, found, every = report(capsys, save(contract()))
-    assert code == 0 and found == {} and 's1.calibration' in {f['code'] for f in every}
+    code, findings, every = report(capsys, save(contract()))
+    assert code == 0 and findings == {} and 's1.calibration' in {f['code'] for f in every}
 
 
 def test_a_checkpoint_of_swapped_bands(save, capsys):
     swapped = statistics(VV=(-19.36, 5.5, -40.0), VH=(-12.63, 5.1, -35.0))
-    code, found, _ = report(capsys, save(contract(statistics=swapped)))
-    assert code == 4 and found.keys() == {'s1.order'}
+    code, findings, _ = report(capsys, save(contract(statistics=swapped)))
+    assert code == 4 and findings.keys() == {'s1.order'}
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,22 @@ def test_a_checkpoint_of_swapped_bands(save, capsys):
 )
 def test_statistics_give_faults_away_without_a_pixel(changes, code):
     evidence = Evidence('run', 'checkpoint', contract=contract(statistics=statistics(**changes)))
-    found = {f.code: f for f in examine(evidence)}
-    assert found[code].severity == 'error' and found[code].needs == 'metadata'
+    findings = {f.code: f for f in examine(evidence)}
+    assert findings[code].severity == 'error' and findings[code].needs == 'metadata'
 
 
 def test_weights_that_are_not_finite(save, capsys):
-    code, found, _ = report(capsys, save(contract(), damage=True))
-    assert code == 4 and found.keys() == {'checkpoint.weights'}
+    code, findings, _ = report(capsys, save(contract(), damage=True))
+    assert code == 4 and findings.keys() == {'checkpoint.weights'}
 
 
 def test_checkpoint_and_data(save, tmp_path, capsys):
     """A second path: what of the data differs from what the model learned from."""
     data = write(tmp_path, 4, seed=5)
-    code, found, every = report(capsys, save(contract()), data)
-    assert code == 0 and found == {} and any(f['code'].startswith('fit.') for f in every)
+    code, findings, every = report(capsys, save(contract()), data)
+    assert code == 0 and findings == {} and any(f['code'].startswith('fit.') for f in every)
     flattened = dataclasses.replace(SCHEMA.products['s1'], calibration='gamma0')
     trained = dataclasses.replace(contract(), products={**SCHEMA.products, 's1': flattened})
-    code, found, _ = report(capsys, save(trained), data)
-    assert code == 3 and found.keys() == {'fit.calibration'}
-    assert 'accept' in found['fit.calibration']['remedy']
+    code, findings, _ = report(capsys, save(trained), data)
+    assert code == 3 and findings.keys() == {'fit.calibration'}
+    assert 'accept' in findings['fit.calibration']['remedy']

@@ -203,8 +203,8 @@ def report(capsys, *paths, **options):
     """Exit code and the findings above a note, by code, of the first thing looked at."""
     code = run([str(path) for path in paths], as_json=True, **options)
     (first, *_) = json.loads(capsys.readouterr().out)
-    found = {f['code']: f for f in first['findings'] if f['severity'] in ('warning', 'error')}
-    return code, found, first
+    serious = {f['code']: f for f in first['findings'] if f['severity'] in ('warning', 'error')}
+    return code, serious, first
 
 
 @pytest.fixture(scope='module')
@@ -219,8 +219,8 @@ def archives(tmp_path_factory):
 
 @pytest.mark.parametrize('layout', ARCHIVES)
 def test_every_layout_is_recognised_and_nothing_is_wrong_with_it(archives, layout, capsys):
-    code, found, whole = report(capsys, archives[layout])
-    assert code == 0 and found == {}
+    code, findings, whole = report(capsys, archives[layout])
+    assert code == 0 and findings == {}
     assert whole['kind'].startswith(ARCHIVES[layout][3])
     assert whole['looked_at'] >= 2
     assert len(whole['bands']['s1']) == 2 and len(whole['bands']['s2']) in (12, 13)
@@ -232,8 +232,8 @@ def test_every_layout_is_recognised_and_nothing_is_wrong_with_it(archives, layou
 
 def test_nothing_is_wrong_with_the_six_real_pairs(example_archive, example_dataset, capsys):
     for paths in ([example_archive.s1.parent], list(example_archive), [example_dataset]):
-        code, found, whole = report(capsys, *paths)
-        assert code == 0 and found == {} and whole['looked_at'] == 6
+        code, findings, whole = report(capsys, *paths)
+        assert code == 0 and findings == {} and whole['looked_at'] == 6
     assert run([str(example_archive.s1.parent)]) == 0
     text = capsys.readouterr().out
     assert '0 errors, 0 warnings' in text and 'CANNOT TELL' in text and 'B8A' in text
@@ -263,8 +263,8 @@ def test_linear_power_in_files(archives, layout, tmp_path, capsys):
     folder = copied(archives, layout, tmp_path)
     for file in s1_files(folder):
         rewrite(file, lambda x: (10 ** (x / 10)).astype(np.float32))
-    code, found, _ = report(capsys, folder)
-    assert found.keys() == {'s1.unit'} and 'linear power' in found['s1.unit']['what']
+    code, findings, _ = report(capsys, folder)
+    assert findings.keys() == {'s1.unit'} and 'linear power' in findings['s1.unit']['what']
     # A layout says that its values are dB; a user's files say nothing.
     assert code == (3 if layout == 'paired_folder' else 4)
 
@@ -280,19 +280,19 @@ def test_damaged_archive(archives, tmp_path, capsys):
     file, values = metadata(s1[2])
     file.write_text(json.dumps({**values, 'labels': ['Coniferous Forrest']}))
     rewrite(s1[3] / f'{s1[3].name}_VV.tif', lambda x: x, crs='EPSG:32601')
-    code, found, _ = report(capsys, folder)
+    code, findings, _ = report(capsys, folder)
     assert code == 4
-    assert {'file.unreadable', 's2.absent', 'labels.unknown', 'pair.crs'} <= found.keys()
-    assert cut.name in found['file.unreadable']['evidence']
-    assert "'Coniferous Forrest'" in found['labels.unknown']['evidence']
-    assert '32601' in found['pair.crs']['evidence']
+    assert {'file.unreadable', 's2.absent', 'labels.unknown', 'pair.crs'} <= findings.keys()
+    assert cut.name in findings['file.unreadable']['evidence']
+    assert "'Coniferous Forrest'" in findings['labels.unknown']['evidence']
+    assert '32601' in findings['pair.crs']['evidence']
 
 
 def test_patches_without_partner(archives, tmp_path, capsys):
     folder = copied(archives, 'bigearthnet_mm', tmp_path)
     shutil.rmtree(sorted((folder / bigearthnet_mm.S2_ROOT).iterdir())[0])
-    code, found, whole = report(capsys, folder)
-    assert code == 3 and found.keys() == {'pair.partner'} and whole['looked_at'] == 3
+    code, findings, whole = report(capsys, folder)
+    assert code == 3 and findings.keys() == {'pair.partner'} and whole['looked_at'] == 3
 
 
 def test_names_in_metadata_cannot_lead_out_of_the_archive(archives, tmp_path, capsys):
@@ -301,8 +301,8 @@ def test_names_in_metadata_cannot_lead_out_of_the_archive(archives, tmp_path, ca
     for patch in (folder / bigearthnet_mm.S1_ROOT).iterdir():
         file, values = metadata(patch)
         file.write_text(json.dumps({**values, 'corresponding_s2_patch': str(outside)}))
-    _, found, whole = report(capsys, folder)
-    assert 'pair.partner' in found and whole['looked_at'] == 0
+    _, findings, whole = report(capsys, folder)
+    assert 'pair.partner' in findings and whole['looked_at'] == 0
 
 
 def test_converted_set_with_faults(archives, tmp_path, capsys):
@@ -314,8 +314,8 @@ def test_converted_set_with_faults(archives, tmp_path, capsys):
         str(folder / bigearthnet_mm.S1_ROOT), str(folder / bigearthnet_mm.S2_ROOT), splits='one'
     )
     path, _ = sharded.convert(pairs.source(archive), tmp_path / 'set')
-    code, found, whole = report(capsys, path)
-    assert code == 4 and found.keys() == {'s1.integer'}
+    code, findings, whole = report(capsys, path)
+    assert code == 4 and findings.keys() == {'s1.integer'}
     assert whole['kind'].startswith('converted data set bigearthnet_mm') and whole['splits'] == {'train': 4}
     # Without its index the images are still looked at.
     (path / 'index-train.npz').unlink()
@@ -335,14 +335,14 @@ def large_pair(tmp_path_factory):
 
 
 def test_large_pair_is_looked_at_in_windows(large_pair, tmp_path, capsys):
-    code, found, whole = report(capsys, *large_pair)
-    assert code == 0 and found == {} and whole['looked_at'] == 64
+    code, findings, whole = report(capsys, *large_pair)
+    assert code == 0 and findings == {} and whole['looked_at'] == 64
     # The same file, said to lie 120 m further east: the ground of the two is wrong, and so are the edges.
     moved = shutil.copy(large_pair[1], tmp_path / 's2.tif')
     rewrite(moved, lambda x: x, transform=rasterio.Affine(10, 0, PLACE.left + 120, 0, -10, PLACE.top))
-    code, found, _ = report(capsys, large_pair[0], moved)
-    assert code == 4 and found.keys() == {'pair.extent', 'pair.shift'}
-    assert '+12.0 px right' in found['pair.shift']['evidence']
+    code, findings, _ = report(capsys, large_pair[0], moved)
+    assert code == 4 and findings.keys() == {'pair.extent', 'pair.shift'}
+    assert '+12.0 px right' in findings['pair.shift']['evidence']
 
 
 def test_images_without_common_ground_are_looked_at_one_by_one(tmp_path, capsys):
@@ -350,17 +350,17 @@ def test_images_without_common_ground_are_looked_at_one_by_one(tmp_path, capsys)
     for sensor, images, zone in (('s1', one.s1, 32633), ('s2', resampled(one), 32601)):
         place = PLACE._replace(epsg=zone)
         write_bands(tmp_path / f'{sensor}.tif', np.stack(list(images.values())), place, 10)
-    code, found, whole = report(capsys, tmp_path / 's1.tif', tmp_path / 's2.tif')
-    assert code == 4 and found.keys() == {'pair.crs'} and whole['looked_at'] == 2 * 16
+    code, findings, whole = report(capsys, tmp_path / 's1.tif', tmp_path / 's2.tif')
+    assert code == 4 and findings.keys() == {'pair.crs'} and whole['looked_at'] == 2 * 16
 
 
 def test_one_file(large_pair, tmp_path, capsys):
-    code, found, whole = report(capsys, large_pair[1])
-    assert code == 0 and found == {} and whole['bands'].keys() == {'s2'}
+    code, findings, whole = report(capsys, large_pair[1])
+    assert code == 0 and findings == {} and whole['bands'].keys() == {'s2'}
     swapped = shutil.copy(large_pair[0], tmp_path / 'image_s1.tif')
     rewrite(swapped, lambda x: x[::-1])
-    code, found, _ = report(capsys, swapped)
-    assert code == 4 and found.keys() == {'s1.order'}
+    code, findings, _ = report(capsys, swapped)
+    assert code == 4 and findings.keys() == {'s1.order'}
 
 
 def test_processing_baseline_in_names(tmp_path, capsys):
@@ -368,8 +368,8 @@ def test_processing_baseline_in_names(tmp_path, capsys):
     one = scene(SceneConfig(seed=3, size=120, offset=1000), 0)
     file = tmp_path / 'S2B_MSIL2A_20230517T103629_N0509_R008_T32UPU_clip.tif'
     write_bands(file, np.stack(list(resampled(one).values())), PLACE, 10)
-    code, found, _ = report(capsys, file)
-    assert code == 3 and found.keys() == {'s2.offset'} and '05.09' in found['s2.offset']['evidence']
+    code, findings, _ = report(capsys, file)
+    assert code == 3 and findings.keys() == {'s2.offset'} and '05.09' in findings['s2.offset']['evidence']
 
 
 def test_html_report_stands_alone(archives, tmp_path, capsys):

@@ -110,17 +110,17 @@ def test_seams_equal_the_in_memory_path(tmp_path, model, merge, overlap):
     write(tmp_path / 's2.tif', pixels['s2'], BANDS['s2'])
     out = tmp_path / 'e.tif'
     run(model, changed(merge=merge, overlap=overlap), out, s1=s1, s2=s2)
-    found = embedded(out)
+    written = embedded(out)
     floats = {'s1': pixels['s1'], 's2': np.where(pixels['s2'] == 0, np.nan, pixels['s2'])}
     expected = in_memory(model, floats, overlap, WEIGHTS[merge, overlap])
-    assert found.shape == expected.shape == (15, 13, 32)
+    assert written.shape == expected.shape == (15, 13, 32)
     assert np.isnan(expected[13:, 9:]).all() and np.isfinite(expected[:12]).all()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(written, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_georeference_edges_and_cells(tmp_path, checkpoint):
     s1, s2, _ = write_pair(tmp_path, 250, 310)
-    assert encode(CONFIG, s1, s2, checkpoint, str(tmp_path / 'e.tif')) == 0
+    assert encode(CONFIG, {'s1': s1, 's2': s2}, checkpoint, str(tmp_path / 'e.tif')) == 0
     with rasterio.open(tmp_path / 'e.tif') as dataset:
         assert dataset.crs.to_epsg() == 32633
         assert dataset.transform == Affine(300, 0, LEFT, 0, -300, TOP)
@@ -196,12 +196,12 @@ def test_sensors_of_different_pixel_size_and_one_alone(tmp_path, model):
     s2 = write(tmp_path / 's2.tif', coarse, BANDS['s2'][::-1], resolution=20.0)
     write(tmp_path / 's2.tif', coarse[..., ::-1], BANDS['s2'][::-1], resolution=20.0)
     run(model, changed(overlap=0), tmp_path / 'both.tif', s1=s1, s2=s2)
-    found = embedded(tmp_path / 'both.tif')
-    assert found.shape == (9, 9, 32)
+    written = embedded(tmp_path / 'both.tif')
+    assert written.shape == (9, 9, 32)
     first = {'s1': image('s1', 241, 250)[None, :120, :120], 's2': coarse[None, :60, :60].astype(np.float32)}
     tokens = encoded(model, first, resolution={'s2': 20.0}).tokens
     mean = on_grid(tokens['s1'] + tokens['s2'])[0] / 2
-    np.testing.assert_allclose(found[:4, :4], mean, rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(written[:4, :4], mean, rtol=1e-5, atol=2e-6)
     run(model, changed(overlap=0), tmp_path / 'alone.tif', s2=s2)
     lines = json.loads((tmp_path / 'both.tif.json').read_text())['differences']
     assert not any('pixels are' in line for line in lines)  # B01 and B09 are known at 60 m

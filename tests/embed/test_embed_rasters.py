@@ -41,16 +41,16 @@ def test_outside_nodata_infinite_and_masked_pixels_are_nan(tmp_path):
     file = tmp_path / 'a.tif'
     write(file, pixels, BANDS['s1'], nodata=-9999)
     raster = opened(file, settings=SensorFile(nodata=(5.0, float(pixels[4, 4, 1]))))
-    found = raster.read(BANDS['s1'], 0, 0, 8, 9)
+    read = raster.read(BANDS['s1'], 0, 0, 8, 9)
     raster.close()
-    assert found.shape == (8, 9, 2) and found.dtype == np.float32
-    missing = np.isnan(found)
+    assert read.shape == (8, 9, 2) and read.dtype == np.float32
+    missing = np.isnan(read)
     expected = np.ones((8, 9, 2), bool)
     expected[:6, :7] = False
     expected[0, 0, 0] = expected[1, 1, 1] = expected[2, 2] = expected[3, 3, 0] = expected[4, 4, 1] = True
     expected[:6, :7] |= pixels == 5
     np.testing.assert_array_equal(missing, expected)
-    np.testing.assert_array_equal(found[:6, :7][~missing[:6, :7]], pixels[~missing[:6, :7]])
+    np.testing.assert_array_equal(read[:6, :7][~missing[:6, :7]], pixels[~missing[:6, :7]])
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(file, 'r+') as dataset:
         dataset.nodata = None
         mask = np.ones((6, 7), bool)
@@ -66,9 +66,9 @@ def test_integers_keep_their_values_and_their_nodata(tmp_path):
     pixels = stack(bands=2, dtype='uint16') + 60_000
     write(tmp_path / 'a.tif', pixels, ['B02', 'B03'], nodata=60_003)
     raster = opened(tmp_path / 'a.tif', 's2', OPTICAL)
-    found = raster.read(['B02', 'B03'], 0, 0, 6, 7)
-    assert np.isnan(found[pixels == 60_003]).all()
-    np.testing.assert_array_equal(found[pixels != 60_003], pixels[pixels != 60_003])
+    read = raster.read(['B02', 'B03'], 0, 0, 6, 7)
+    assert np.isnan(read[pixels == 60_003]).all()
+    np.testing.assert_array_equal(read[pixels != 60_003], pixels[pixels != 60_003])
     assert raster.dtype == 'uint16'
     raster.close()
 
@@ -179,13 +179,13 @@ def test_missing_bands_need_a_policy(tmp_path):
 
 def pair(tmp_path, first, second):
     """Two open rasters of (rows, columns, resolution, left, top)."""
-    found = {}
+    files = {}
     for name, (rows, columns, resolution, left, top, *crs) in zip(('s1', 's2'), (first, second)):
         file = tmp_path / f'{name}.tif'
         options = {'crs': crs[0]} if crs else {}
         write(file, stack(rows, columns), BANDS[name][:2], resolution, left, top, **options)
-        found[name] = opened(file, name, OPTICAL if name == 's2' else PLAIN)
-    return found
+        files[name] = opened(file, name, OPTICAL if name == 's2' else PLAIN)
+    return files
 
 
 @pytest.mark.parametrize(

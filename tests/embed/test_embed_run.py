@@ -151,7 +151,7 @@ def test_the_output_is_named_well_and_nothing_is_overwritten_unasked(tmp_path, m
         with pytest.raises(InputError, match=part):
             run(model, CONFIG, tmp_path / out, s1=s1)
     with pytest.raises(InputError, match='give --s1=FILE'):
-        encode(CONFIG, '', '', 'none', str(tmp_path / 'e.tif'))
+        encode(CONFIG, {}, 'none', str(tmp_path / 'e.tif'))
 
 
 @pytest.mark.parametrize('name', ['e.tif', 'e.parquet', 'e.zarr'])
@@ -176,10 +176,10 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, model, name):
 def test_defaults_of_the_configuration_file():
     config = from_dict(EncodeConfig, get_config('int8,pooled').to_dict())
     assert (config.dtype, config.output, config.s1.unit, config.s2.unit) == ('int8', 'pooled', 'dB', 'DN')
-    told = {'s2': SensorFile(unit='DN', offset=0.0)}
+    stated = {'s2': SensorFile(unit='DN', offset=0.0)}
     plain = from_dict(EncodeConfig, get_config().to_dict())
     assert plain.s2.offset is None
-    assert dataclasses.replace(plain, **told) == dataclasses.replace(CONFIG, batch=32)
+    assert dataclasses.replace(plain, **stated) == dataclasses.replace(CONFIG, batch=32)
     with pytest.raises(InputError, match="'int8'"):
         get_config('int4')
 

@@ -22,10 +22,10 @@ DESCRIPTION = {'output': 'tokens', 'cell': [1.5, 2]}
 
 def vectors(seed=0):
     rng = np.random.default_rng(seed)
-    found = rng.standard_normal((GRID.rows, GRID.columns, WIDTH)).astype(np.float32) * [1, 5, 0.1, 2, 0]
+    values = rng.standard_normal((GRID.rows, GRID.columns, WIDTH)).astype(np.float32) * [1, 5, 0.1, 2, 0]
     valid = rng.random((GRID.rows, GRID.columns)) < 0.8
     valid[20:27] = False
-    return np.where(valid[..., None], found, np.nan).astype(np.float32), valid
+    return np.where(valid[..., None], values, np.nan).astype(np.float32), valid
 
 
 def written(writer, values, valid, heights=(1, 7, 20, 3, 22)):

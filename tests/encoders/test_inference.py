@@ -131,11 +131,11 @@ def test_a_stored_nodata_value_is_a_measurement_in_physical_units(model, images)
     other = Pretrained(model.config, dataclasses.replace(CONTRACT, groups=groups), model.params, 'float32')
     water = images['s2'].copy()
     water[:, :30, :, 8:] = 0  # dark in the infrared, and measured
-    found = other.encode({'s2': water}, units=UNITS)
+    embedding = other.encode({'s2': water}, units=UNITS)
     near = other.encode({'s2': np.where(water == 0, 1e-3, water)}, units=UNITS)
-    np.testing.assert_allclose(found.pooled, near.pooled, atol=1e-4)
+    np.testing.assert_allclose(embedding.pooled, near.pooled, atol=1e-4)
     gone = other.encode({'s2': np.where(water == 0, np.nan, water)}, units=UNITS)
-    assert np.abs(found.pooled - gone.pooled).max() > 1e-3
+    assert np.abs(embedding.pooled - gone.pooled).max() > 1e-3
 
 
 def test_the_ground_of_an_image_is_that_of_training(model, images):

@@ -35,11 +35,11 @@ STEP = {'s1': 37.5, 's2': 37.5}  # metres a pixel: 32 are the 1200 m of a record
 
 @pytest.fixture(scope='module')
 def models():
-    found = {}
+    runs = {}
     for seed, (name, modality) in enumerate(cfg.Model().modalities.items()):
         config = tiny_config(model=tiny_model('none', 'none', modalities={name: modality}, depth=1))
-        found[name] = Pretrained(config, CONTRACT, weights(config.model, seed), 'float32')
-    return found
+        runs[name] = Pretrained(config, CONTRACT, weights(config.model, seed), 'float32')
+    return runs
 
 
 def test_two_encoders_side_by_side(models):
@@ -128,10 +128,10 @@ def test_an_evaluation_of_several_checkpoints(tmp_path):
         return make_extractor(system, task, modalities, ('mean_patch',), settings)
 
     both = features(system, ('s1', 's2'))
-    found = both('val')['mean_patch']
+    pooled = both('val')['mean_patch']
     apart = [features(open_system(one[m], settings), (m,))('val')['mean_patch'] for m in ('s1', 's2')]
-    np.testing.assert_array_equal(found.values, np.concatenate([x.values for x in apart], axis=1))
-    np.testing.assert_array_equal(found.valid, apart[0].valid | apart[1].valid)
+    np.testing.assert_array_equal(pooled.values, np.concatenate([x.values for x in apart], axis=1))
+    np.testing.assert_array_equal(pooled.valid, apart[0].valid | apart[1].valid)
     alone = features(system, ('s2',))
     np.testing.assert_array_equal(alone('val')['mean_patch'].values, apart[1].values)
     assert both.row_fields()['modalities'] == ('s1', 's2') and both.row_fields()['absent'] is None
@@ -157,10 +157,10 @@ def test_what_is_written_is_what_is_read(tmp_path):
     about = {'kind': 'satvit', 'untouched': False}
     store.write(tmp_path / 'own', settings, importing._contract('satvit'), params, about)
     assert store.is_imported(tmp_path / 'own') and not store.is_imported(tmp_path)
-    found = store.read(tmp_path / 'own')
-    assert found.model.config == settings and not settings.model.cls
-    jax.tree.map(np.testing.assert_array_equal, found.model.params, params)
-    assert found.model.contract.products['s2'].level == 'L2A' and not found.untouched
+    stored = store.read(tmp_path / 'own')
+    assert stored.model.config == settings and not settings.model.cls
+    jax.tree.map(np.testing.assert_array_equal, stored.model.params, params)
+    assert stored.model.contract.products['s2'].level == 'L2A' and not stored.untouched
     # Older folders say in the preset that there is no CLS token.
     about = json.loads((tmp_path / 'own' / store.ABOUT).read_text())
     about['config']['preset']['cls'] = about['config']['model'].pop('cls')
@@ -182,16 +182,16 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     safetensors.numpy.save_file(theirs.timm(14, 3, 14), file)
     importing.run_import(dataclasses.replace(DINO, file=str(file)), tmp_path / 'dino')
     assert 'the stacked projection is split' not in capsys.readouterr().out
-    own, common = (str(tmp_path / 'dino' / name) for name in ('own', 'common'))
-    system = open_system(own, EncoderSettings(checkpoint=own))
+    published, common = (str(tmp_path / 'dino' / name) for name in ('own', 'common'))
+    system = open_system(published, EncoderSettings(checkpoint=published))
     assert system.name == 'DINO-MM, own preset' and system.seen is None
     other, fresh = (open_system(kind, EncoderSettings(checkpoint=common)) for kind in (common, 'random'))
     assert len({one.fingerprint for one in (system, other, fresh)}) == 3
     task = Task(path=str(data), labels='labels')
     ready = Extractor(system, task, ('s1',), ('last4_cls', 'mean_patch'), EncoderSettings(batch=16))
-    found = ready('val', tmp_path / 'features')
-    assert found['last4_cls'].values.shape == (12, 4 * WIDTH)
-    assert found['last4_cls'].valid.sum() == 11  # one record has no radar
+    features = ready('val', tmp_path / 'features')
+    assert features['last4_cls'].values.shape == (12, 4 * WIDTH)
+    assert features['last4_cls'].valid.sum() == 11  # one record has no radar
     assert ready.row_fields() == {
         'modalities': ('s1',),
         'absent': 'zero_image',
@@ -203,13 +203,13 @@ def test_an_import_is_a_system_of_an_evaluation(tmp_path, capsys):
     }
     second = Extractor(other, task, ('s1',), ('mean_patch',), EncoderSettings(batch=16)).row_fields()
     assert second['image'] == 'resize 42 x 42' and second['statistics'] == 'zscore; s1: the sensor table'
-    assert_encode_gives_what_an_evaluation_takes(own, data, found['mean_patch'].values, ('s1',))
+    assert_encode_gives_what_an_evaluation_takes(published, data, features['mean_patch'].values, ('s1',))
     both = Extractor(system, task, ('s1', 's2'), ('mean_patch',), EncoderSettings(batch=16))('val')[
         'mean_patch'
     ]
-    assert_encode_gives_what_an_evaluation_takes(own, data, both.values, ('s1', 's2'))
+    assert_encode_gives_what_an_evaluation_takes(published, data, both.values, ('s1', 's2'))
     with pytest.raises(InputError, match='stacks its sensors'):
-        open_system(own, EncoderSettings(checkpoint=own, absent='bypass'))
+        open_system(published, EncoderSettings(checkpoint=published, absent='bypass'))
 
 
 def assert_encode_gives_what_an_evaluation_takes(path, data, pooled, modalities):

@@ -54,10 +54,10 @@ def trained(steps, rank=2, **changes):
         moves, state = optimizer.update(grads, state, params)
         return jax.tree.map(jnp.add, params, moves), state
 
-    found = params
+    learned = params
     for _ in range(steps):
-        found, state = step(found, state)
-    return flat(params), flat(found), state
+        learned, state = step(learned, state)
+    return flat(params), flat(learned), state
 
 
 def test_a_kernel_of_a_block_is_the_sum_and_nothing_else_changes():
@@ -67,9 +67,9 @@ def test_a_kernel_of_a_block_is_the_sum_and_nothing_else_changes():
     assert tuned(plain) is plain['encoder']
     jax.tree.map(np.testing.assert_array_equal, tuned(params), params['encoder'])
     moved = params | {LORA: jax.tree.map(lambda x: x + 1, params[LORA])}
-    found, before, added = flat(tuned(moved)), flat(params['encoder']), flat(moved[LORA])
+    after, before, added = flat(tuned(moved)), flat(params['encoder']), flat(moved[LORA])
     for name, value in before.items():
-        change = found[name] - value
+        change = after[name] - value
         if name in ('block1/mlp/up/kernel', 'blocks/mlp/up/kernel'):
             expected = added[f'{name}/lora_a'] @ added[f'{name}/lora_b']
             np.testing.assert_allclose(change, expected, rtol=1e-5, atol=1e-5)

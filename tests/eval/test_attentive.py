@@ -13,8 +13,11 @@ from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.attentive import head as heads
 from fusmae_jax.eval.attentive.command import run_attentive_probe
-from fusmae_jax.eval.attentive.config import AttentiveProbe
+from fusmae_jax.eval.attentive.config import AttentiveProbe, check
+from fusmae_jax.eval.attentive.prober import make_prober
 from fusmae_jax.eval.config import Intervals, Labels, Task
+from fusmae_jax.eval.dense.features import Features, Reader
+from fusmae_jax.eval.task import read_task
 from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
 from tests.support.result_rows import rows_of
 
@@ -80,8 +83,8 @@ def test_one_token_among_many_is_found():
             return (optax.apply_updates(carry[0], moves), state), None
 
         (head, _), _ = jax.lax.scan(step, (head, adam.init(head)), None, 200)
-        found = jnp.argmax(heads.logits(head, values[half:], seen[half:]), axis=1)
-        return jnp.mean(found == jnp.asarray(labels[half:]), dtype=jnp.float32)
+        classes = jnp.argmax(heads.logits(head, values[half:], seen[half:]), axis=1)
+        return jnp.mean(classes == jnp.asarray(labels[half:]), dtype=jnp.float32)
 
     assert accuracy(moving=True) > 0.95 > 0.8 > accuracy(moving=False)
 
@@ -117,6 +120,68 @@ def test_rows_and_heads_of_both_sensors(data, run, tmp_path):
     with np.load(file) as stored:
         assert stored['query'].shape == (2, 2, 32) and stored['linear/kernel'].shape == (2, 2 * 32, 3)
         assert stored['query'].any()
+
+
+@pytest.fixture(scope='module')
+def numbers(data):
+    """Settings of a probe of `waves` and `albedo`, and their task."""
+    config = settings(data, 'unused', data=Task(str(data), labels='amounts', kind='regression', threads=1))
+    config = dataclasses.replace(config, epochs=10.0, learning_rates=(0.3,), batch_size=15, head_seeds=(0,))
+    check(config)
+    return config, read_task(config.data)
+
+
+def means_of_bands(params, batch, keys):
+    """Tokens of bands alone, without an encoder: those of both sensors, one below the other."""
+    radar = jnp.nan_to_num(batch['s1'].astype(jnp.float32)) / 10
+    optical = batch['s2_10m'].astype(jnp.float32)[..., :2] / 1000
+    maps = [x.reshape(len(x), 2, 12, 2, 12, 2).mean((2, 4)) for x in (radar, optical)]
+    values = jnp.concatenate(maps, axis=1)
+    return Features(values, jnp.ones(values.shape[:3], bool))
+
+
+def predictions(config, task):
+    """Scores of the test split, the stored head and the value on the validation split."""
+    reader = Reader(means_of_bands, ('s1', 's2_10m'), {}, 2, 1, None, 'bands')
+    settled, scores, stored = make_prober(config, task, reader)(np.arange(SIZES['train']))
+    return scores, stored, settled.value
+
+
+def test_heads_of_standardised_numbers_say_them_in_units(numbers):
+    """Of targets a y + b every head says a p + b, and its stored last layer does so by itself."""
+    config, task = numbers
+    scores, stored, value = predictions(config, task)
+    assert value > 0.4  # the mean R2 of both
+    known = np.isfinite(task.test.labels)
+    for head in scores.values():
+        error = np.where(known, head - task.test.labels, 0)
+        spread = np.nanvar(task.test.labels, axis=0) * known.sum(axis=0)
+        assert (1 - (error**2).sum(axis=0) / spread > 0.2).all()
+    a, b = np.float32([0.01, 4000]), np.float32([5, -300])
+    moved = [x._replace(labels=a * x.labels + b) for x in (task.train, task.val, task.test)]
+    moved = task._replace(train=moved[0], val=moved[1], test=moved[2])
+    others, other, same = predictions(config, moved)
+    assert same == pytest.approx(value, abs=1e-3)
+    for seed, head in scores.items():
+        np.testing.assert_allclose((others[seed] - b) / a, head, rtol=2e-3)
+    kernels = [x.reshape(-1, 2) for x in (other['linear/kernel'] / a, stored['linear/kernel'])]
+    apart = np.linalg.norm(kernels[0] - kernels[1], axis=0)
+    assert (apart < 0.01 * np.linalg.norm(kernels[1], axis=0)).all()
+    np.testing.assert_allclose(other['linear/bias'], stored['linear/bias'] * a + b, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_numbers_make_rows_with_units(data, run, numbers, tmp_path):
+    config, _ = numbers
+    encoder = dataclasses.replace(config.encoder, checkpoint=run)
+    config = dataclasses.replace(config, encoder=encoder)
+    assert run_attentive_probe(config, tmp_path) == 0
+    rows = {(row.system, row.metric, row.label): row for row in rows_of(tmp_path, 'attentive')}
+    explained, prior = (rows[name, 'r2', 'waves'] for name in ('pretrain', 'train prior'))
+    assert explained.estimate > prior.estimate + 0.2 and explained.low <= explained.estimate <= explained.high
+    assert (explained.settled_on, explained.classes) == ('val, r2_macro', ('waves', 'albedo'))
+    units = [rows['pretrain', 'rmse', name].unit for name in ('waves', 'albedo')]
+    assert units == ['m', None] and rows['pretrain', 'mae', 'waves'].estimate < 15
 
 
 @pytest.mark.parametrize(

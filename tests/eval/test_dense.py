@@ -49,18 +49,18 @@ def images(stored, augment):
     config = dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, clip=1e6))
     contract = Contract(groups={'s1': Group('s1', radar.bands, (SIZE, SIZE), 'float32', 'dB')})
     batch = {'s1': jnp.asarray(stored, jnp.float32)[..., None].repeat(len(radar.bands), axis=-1)}
-    found = make_prepare(config, contract, augment)(batch, keys(len(stored)))['s1']
+    moved_images = make_prepare(config, contract, augment)(batch, keys(len(stored)))['s1']
     mean, std = statistics(radar)
-    values = found.values[..., 0] * std[0] + mean[0]
+    values = moved_images.values[..., 0] * std[0] + mean[0]
     return np.asarray(values).reshape(-1, SIZE, SIZE)
 
 
 def test_labels_are_flipped_with_their_images_pixel_by_pixel():
     """One pixel to the side would show."""
     stored = labels()
-    found = np.asarray(moved(jnp.asarray(stored), keys(), FLIPS))
-    np.testing.assert_allclose(images(stored, FLIPS), found, atol=1e-3)
-    assert (found != stored).any(axis=(1, 2)).sum() > 8
+    flipped = np.asarray(moved(jnp.asarray(stored), keys(), FLIPS))
+    np.testing.assert_allclose(images(stored, FLIPS), flipped, atol=1e-3)
+    assert (flipped != stored).any(axis=(1, 2)).sum() > 8
     np.testing.assert_array_equal(moved(jnp.asarray(stored), keys(), None), stored)
 
 
@@ -68,17 +68,17 @@ def test_labels_are_cropped_with_their_images_to_half_a_pixel():
     """A ramp tells where each pixel comes from: labels to the nearest pixel, images between them."""
     ramp = np.broadcast_to(np.arange(SIZE, dtype=np.uint8), (16, SIZE, SIZE))
     for stored, axis in ((ramp, 2), (ramp.swapaxes(1, 2), 1)):
-        found = np.asarray(moved(jnp.asarray(stored), keys(), CROPS)).astype(float)
+        cropped = np.asarray(moved(jnp.asarray(stored), keys(), CROPS)).astype(float)
         wanted = images(stored, CROPS)
         inner = (wanted > 0.5) & (wanted < SIZE - 1.5)
-        off = np.abs(found - wanted)[inner]
-        assert off.max() <= 0.5 + 1e-3 and abs((found - wanted)[inner].mean()) < 0.05, axis
+        off = np.abs(cropped - wanted)[inner]
+        assert off.max() <= 0.5 + 1e-3 and abs((cropped - wanted)[inner].mean()) < 0.05, axis
 
 
 def test_nothing_stands_between_two_labels():
     """Interpolated, 0 and 90 would give 45."""
-    found = np.asarray(moved(jnp.asarray(labels()), keys(), CROPS))
-    assert set(np.unique(found)) == {0, 3, 90, IGNORE}
+    cropped = np.asarray(moved(jnp.asarray(labels()), keys(), CROPS))
+    assert set(np.unique(cropped)) == {0, 3, 90, IGNORE}
     finer = nearest(jnp.asarray(labels()), full_box(16), (2 * SIZE, 2 * SIZE))
     np.testing.assert_array_equal(finer, labels().repeat(2, axis=1).repeat(2, axis=2))
 
@@ -93,12 +93,12 @@ def test_a_flip_of_the_crop_is_the_crop_flipped():
 def test_images_and_labels_turn_together():
     stored = labels(64)
     batch = {'x': jnp.asarray(stored)[..., None], 'map': jnp.asarray(stored), 'name': jnp.arange(64)}
-    found = turned(batch, ('x', 'map'), keys(64))
-    np.testing.assert_array_equal(found['x'][..., 0], found['map'])
+    rotated = turned(batch, ('x', 'map'), keys(64))
+    np.testing.assert_array_equal(rotated['x'][..., 0], rotated['map'])
     quarters = {
-        next(k for k in range(4) if (np.rot90(a, k) == b).all()) for a, b in zip(stored, found['map'])
+        next(k for k in range(4) if (np.rot90(a, k) == b).all()) for a, b in zip(stored, rotated['map'])
     }
-    assert quarters == {0, 1, 2, 3} and (found['name'] == batch['name']).all()
+    assert quarters == {0, 1, 2, 3} and (rotated['name'] == batch['name']).all()
 
 
 def reference(logits, truth, kind, gamma):
@@ -150,15 +150,15 @@ def test_a_focal_loss_that_focuses_on_nothing_is_the_cross_entropy():
 
 def test_a_confusion_matrix_counts_labelled_pixels():
     logits, truth = scored()
-    found = np.asarray(confusion(jnp.asarray(logits), jnp.asarray(truth)))
+    counts = np.asarray(confusion(jnp.asarray(logits), jnp.asarray(truth)))
     guess = logits.argmax(axis=-1)
     for record in range(2):
         for t in range(4):
             for p in range(4):
-                assert found[record, t, p] == ((truth[record] == t) & (guess[record] == p)).sum()
+                assert counts[record, t, p] == ((truth[record] == t) & (guess[record] == p)).sum()
     logits[1, 0, 0, 0] = np.nan
-    found = np.asarray(confusion(jnp.asarray(logits), jnp.asarray(truth)))
-    assert np.isnan(found[1]).all() and np.isfinite(found[0]).all()
+    counts = np.asarray(confusion(jnp.asarray(logits), jnp.asarray(truth)))
+    assert np.isnan(counts[1]).all() and np.isfinite(counts[0]).all()
 
 
 @pytest.mark.parametrize('kind', heads.KINDS)

@@ -60,20 +60,22 @@ def test_a_batch_has_the_classes_of_the_map(data):
     names = source.index(['name'])['name'][[5, 2]]
     assert len(source) == 2 and set(source[0]) == {'s1', TARGETS}
     for index, name in enumerate(names):
-        found = source[index][TARGETS]
-        labelled = found != IGNORE
-        assert found.shape == (SIDE, SIDE) and 0.8 < labelled.mean() < 0.97
-        np.testing.assert_array_equal(found[labelled], truth(2, int(name[-4:]))[labelled])
+        classes = source[index][TARGETS]
+        labelled = classes != IGNORE
+        assert classes.shape == (SIDE, SIDE) and 0.8 < labelled.mean() < 0.97
+        np.testing.assert_array_equal(classes[labelled], truth(2, int(name[-4:]))[labelled])
 
 
 def test_a_probe_of_untrained_tokens_learns_a_map_that_the_radar_shows(data, run, tmp_path, capsys):
     config = settings(DenseProbe, data, run, layers=(1, 2), calibration=MapCalibration(1000, 10))
     assert run_dense_probe(config, tmp_path) == 0
     rows = rows_of(tmp_path, 'dense_probe')
-    found = {(row.method, row.pooled, row.metric, row.averaging): row for row in rows if row.label is None}
-    (probe,) = (row for key, row in found.items() if key[2] == 'iou' and 'block 1+2' in (key[1] or ''))
-    bands = found['dense_probe', 'bands of each pixel, linear, cross_entropy', 'iou', 'macro']
-    floor = found['most frequent class', None, 'iou', 'macro']
+    by_metric = {
+        (row.method, row.pooled, row.metric, row.averaging): row for row in rows if row.label is None
+    }
+    (probe,) = (row for key, row in by_metric.items() if key[2] == 'iou' and 'block 1+2' in (key[1] or ''))
+    bands = by_metric['dense_probe', 'bands of each pixel, linear, cross_entropy', 'iou', 'macro']
+    floor = by_metric['most frequent class', None, 'iou', 'macro']
     assert probe.estimate > 0.75 > bands.estimate > 0.3 > floor.estimate
     assert probe.without_positives == ('nowhere',) and probe.classes == CLASSES
     assert probe.low <= probe.estimate <= probe.high and probe.clusters == 4
@@ -115,8 +117,8 @@ def test_the_floor_is_the_most_frequent_class(data, run):
     most = task.train.labels.sum(axis=0).argmax()
     counts = np.zeros((8, 4, 4))
     counts[:, :, most] = task.test.labels
-    found = metrics.values(segmentation(counts, CLASSES))
-    assert found['accuracy'] == task.test.labels[:, most].sum() / task.test.labels.sum()
+    floor = metrics.values(segmentation(counts, CLASSES))
+    assert floor['accuracy'] == task.test.labels[:, most].sum() / task.test.labels.sum()
 
 
 @pytest.mark.slow  # compiles forward and backward of an encoder with a decoder

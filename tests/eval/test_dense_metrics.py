@@ -35,27 +35,27 @@ def test_they_are_those_of_scikit_learn(empty):
         truth, guess = maps(seed, empty=empty)
         names = tuple('abcde')
         measure = segmentation(confusion(truth, guess), names)
-        found, kept = values(measure), truth != IGNORE
+        metrics, kept = values(measure), truth != IGNORE
         t, p, there = truth[kept], guess[kept], [c for c in range(5) if c not in empty]
         assert measure.empty == tuple(names[c] for c in empty)
         for metric, function in (('iou', sklearn.jaccard_score), ('f1', sklearn.f1_score)):
             each = function(t, p, labels=range(5), average=None, zero_division=0)
             for c in there:
-                assert found[f'{metric}/{names[c]}'] == pytest.approx(each[c], **CLOSE)
-            assert all(np.isnan(found[f'{metric}/{names[c]}']) for c in empty)
+                assert metrics[f'{metric}/{names[c]}'] == pytest.approx(each[c], **CLOSE)
+            assert all(np.isnan(metrics[f'{metric}/{names[c]}']) for c in empty)
             mean = function(t, p, labels=there, average='macro')
-            assert found[f'{metric}_macro'] == pytest.approx(mean, **CLOSE)
-        assert found['accuracy'] == pytest.approx(sklearn.accuracy_score(t, p), **CLOSE)
+            assert metrics[f'{metric}_macro'] == pytest.approx(mean, **CLOSE)
+        assert metrics['accuracy'] == pytest.approx(sklearn.accuracy_score(t, p), **CLOSE)
 
 
 def test_a_resample_is_the_metric_of_copies_of_its_clusters():
     truth, guess = maps(3)
     clusters = np.arange(12) // 3
     weighted = segmentation(confusion(truth, guess), 'abcde').grouped(clusters, 4)
-    found = weighted(np.array([2, 0, 1, 1]))
+    resampled = weighted(np.array([2, 0, 1, 1]))
     rows = np.concatenate([np.flatnonzero(clusters == c) for c in (0, 0, 2, 3)])
     copied = values(segmentation(confusion(truth[rows], guess[rows]), 'abcde'))
-    assert found == pytest.approx(copied, **CLOSE)
+    assert resampled == pytest.approx(copied, **CLOSE)
 
 
 def test_intervals_and_paired_differences_take_them_as_any_other():
@@ -77,11 +77,11 @@ def test_regression_is_that_of_scikit_learn_with_missing_truth():
     guess = truth + rng.normal(0, 0.5, truth.shape)
     truth[rng.random(truth.shape) < 0.3] = np.nan
     there, measure = np.isfinite(truth), regression(guess, truth)
-    found = values(measure)
-    assert found['rmse'] == pytest.approx(
+    metrics = values(measure)
+    assert metrics['rmse'] == pytest.approx(
         sklearn.mean_squared_error(truth[there], guess[there]) ** 0.5, **CLOSE
     )
-    assert found['r2'] == pytest.approx(sklearn.r2_score(truth[there], guess[there]), **CLOSE)
+    assert metrics['r2'] == pytest.approx(sklearn.r2_score(truth[there], guess[there]), **CLOSE)
     part = measure.grouped(np.arange(8) // 4, 2)(np.array([1, 0]))
     half = there[:4]
     assert part['r2'] == pytest.approx(sklearn.r2_score(truth[:4][half], guess[:4][half]), **CLOSE)

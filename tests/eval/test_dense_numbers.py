@@ -57,7 +57,8 @@ def probed(folder, *given, **changes):
     assert run_dense_probe(settings(DenseProbe, *given, **changes), folder) == 0
     rows = rows_of(folder, 'dense_probe')
     return [
-        {r.metric: r for r in rows if r.label and (r.method == 'dense_probe') is own} for own in (True, False)
+        {r.metric: r for r in rows if r.label and (r.method == 'dense_probe') is of_probe}
+        for of_probe in (True, False)
     ]
 
 

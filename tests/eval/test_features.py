@@ -75,21 +75,21 @@ def encoded(data, run, modalities, split='val'):
 
 @pytest.mark.parametrize('modalities', [('s1', 's2'), ('s1',)])
 def test_pooled_features_are_the_tokens_of_the_model(data, run, both, radar, modalities):
-    found = (both if len(modalities) > 1 else radar)('val')
+    pooled = (both if len(modalities) > 1 else radar)('val')
     expected, patches = encoded(data, run, modalities)
     close = {'rtol': 1e-4, 'atol': 1e-5}
-    keep = found['cls'].valid
+    keep = pooled['cls'].valid
     assert keep.sum() == SIZES['val'] - (modalities == ('s1',))
     tokens = {name: np.asarray(z) for name, z in expected.tokens.items()}
     valid = {name: np.asarray(patches[name].valid).any(axis=2)[..., None] for name in tokens}
-    np.testing.assert_allclose(found['mean_patch'].values[keep], expected.pooled[keep], **close)
-    np.testing.assert_allclose(found['cls'].values[keep], expected.cls[keep], **close)
+    np.testing.assert_allclose(pooled['mean_patch'].values[keep], expected.pooled[keep], **close)
+    np.testing.assert_allclose(pooled['cls'].values[keep], expected.cls[keep], **close)
     count = sum(v.sum(axis=1) for v in valid.values())
     with_cls = (np.asarray(expected.pooled) * count + np.asarray(expected.cls)) / (count + 1)
-    np.testing.assert_allclose(found['mean_all'].values[keep], with_cls[keep], **close)
+    np.testing.assert_allclose(pooled['mean_all'].values[keep], with_cls[keep], **close)
     each = [(z * valid[n]).sum(axis=1) / np.maximum(valid[n].sum(axis=1), 1) for n, z in tokens.items()]
-    np.testing.assert_allclose(found['concat_per_sensor'].values[keep], np.hstack(each)[keep], **close)
-    for name, feature in found.items():
+    np.testing.assert_allclose(pooled['concat_per_sensor'].values[keep], np.hstack(each)[keep], **close)
+    for name, feature in pooled.items():
         assert feature.values.dtype == np.float32
         assert (feature.values[~keep] == 0).all()
         assert feature.values.shape[1] == 32 * {'concat_per_sensor': len(modalities), 'last4_cls': 4}.get(
@@ -103,7 +103,7 @@ def _cls(graphdef, params, patches):
 
 @pytest.mark.slow
 def test_last_four_cls_are_those_of_shallower_models(data, run, both):
-    found = both('val')['last4_cls'].values.reshape(-1, 4, 32)
+    last_four = both('val')['last4_cls'].values.reshape(-1, 4, 32)
     model, (_, patches) = load(run), encoded(data, run, ('s1', 's2'))
     blocks = model.params['encoder']['blocks']
     for depth in (3, 5):
@@ -112,7 +112,7 @@ def test_last_four_cls_are_those_of_shallower_models(data, run, both):
         params['encoder']['blocks'] = jax.tree.map(operator.itemgetter(slice(depth - 1)), blocks)
         encode = jax.jit(functools.partial(_cls, graph(shallow)))
         cls = encode(params, patches)
-        np.testing.assert_allclose(found[:, depth - 2], cls, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(last_four[:, depth - 2], cls, rtol=1e-4, atol=1e-5)
 
 
 def test_four_blocks_are_needed_for_that(data, tmp_path):
@@ -126,9 +126,9 @@ def test_neither_batch_nor_devices_change_a_feature_and_the_last_batch_may_be_pa
     other = extractor(data, dataclasses.replace(settings, batch=3), ('s2', 's1'), ('mean_patch',))
     assert both.batch == 16 and other.batch == 8  # on one device, and a multiple of eight
     for split, count in SIZES.items():
-        found = both(split)['mean_patch'].values
-        assert found.shape == (count, 32)
-        np.testing.assert_allclose(other(split)['mean_patch'].values, found, rtol=1e-4, atol=1e-5)
+        pooled = both(split)['mean_patch'].values
+        assert pooled.shape == (count, 32)
+        np.testing.assert_allclose(other(split)['mean_patch'].values, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_of_a_split_has_the_features_of_its_records(both):
@@ -138,10 +138,10 @@ def test_a_part_of_a_split_has_the_features_of_its_records(both):
 
 
 def test_the_rule_for_absent_modalities_decides(data, settings, radar):
-    own = radar('test')['mean_patch'].values
+    by_self = radar('test')['mean_patch'].values
     for rule in ('bypass', 'zero_image'):
         other = extractor(data, dataclasses.replace(settings, absent=rule), ('s1',), ('mean_patch',))
-        assert np.abs(other('test')['mean_patch'].values - own).max() > 1e-3
+        assert np.abs(other('test')['mean_patch'].values - by_self).max() > 1e-3
 
 
 def test_no_two_things_are_stored_in_one_file(data, settings, tmp_path):
@@ -199,13 +199,13 @@ def test_a_rerun_reads_what_is_stored(data, settings, both, tmp_path):
 
 def test_a_fingerprint_is_of_architecture_and_weights(run):
     model = load(run)
-    own = fingerprint(model)
-    assert own == fingerprint(load(run))
+    of_model = fingerprint(model)
+    assert of_model == fingerprint(load(run))
     params = jax.tree.map(lambda x: x, model.params)
     params['encoder']['cls'] = params['encoder']['cls'].at[0].add(1e-7)
-    assert fingerprint(Pretrained(model.config, model.contract, params, 'float32')) != own
+    assert fingerprint(Pretrained(model.config, model.contract, params, 'float32')) != of_model
     other = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, final_norm=False))
-    assert fingerprint(Pretrained(other, model.contract, model.params, 'float32')) != own
+    assert fingerprint(Pretrained(other, model.contract, model.params, 'float32')) != of_model
 
 
 def test_random_weights_are_others_of_the_same_architecture(run, settings):
@@ -221,16 +221,16 @@ def test_random_weights_are_others_of_the_same_architecture(run, settings):
 
 
 def test_band_statistics_are_those_of_numpy(data, settings):
-    found = extractor(data, settings, ('s1', 's2'), (), 'bands')('val')[BAND_STATISTICS]
+    statistics = extractor(data, settings, ('s1', 's2'), (), 'bands')('val')[BAND_STATISTICS]
     contract = contracts.read(data)
     source = Source(str(data), 'val', tuple(contract.groups))
-    assert found.values.shape == (SIZES['val'], 2 * 14) and found.valid.all()
+    assert statistics.values.shape == (SIZES['val'], 2 * 14) and statistics.valid.all()
     for i in range(len(source)):
         record = source[i]
         pixels = [record[name].astype(np.float64) for name in contract.groups]
         means, stds = (np.concatenate([f(x, axis=(0, 1)) for x in pixels]) for f in (np.mean, np.std))
         expected = np.nan_to_num(np.concatenate([means, stds]))
-        np.testing.assert_allclose(found.values[i], expected, rtol=1e-4)
+        np.testing.assert_allclose(statistics.values[i], expected, rtol=1e-4)
     alone = extractor(data, settings, ('s1',), (), 'bands')('val')[BAND_STATISTICS]
     assert alone.values.shape == (SIZES['val'], 4)
     names = read_index(data, 'val', ['name'])['name']
@@ -296,18 +296,18 @@ def test_neighbours_and_head_during_training_are_those_of_the_features(data, run
     settings = Task(path=str(data), labels='labels')
     watch = LabelledEvaluation(setup, settings, k=5, probe_epochs=30.0)
     params = jax.device_put(model.params, replicated(setup.mesh))
-    found = watch(params)
+    metrics = watch(params)
     labels = {split: read_index(data, split, ['labels'])['labels'] for split in ('train', 'val')}
     bank, queries = (both(split)['mean_patch'].values for split in ('train', 'val'))
     scores = knn_scores(queries, bank, labels['train'], 5)
     expected = values(multi_label(scores, labels['val'], ('dark', 'bright', 'rough'), threshold=0.5))
     plain = [name for name in expected if '/' not in name]
-    assert found.keys() == {f'{method}/{name}' for method in ('knn', 'probe') for name in plain}
+    assert metrics.keys() == {f'{method}/{name}' for method in ('knn', 'probe') for name in plain}
     for name in plain:
-        assert found[f'knn/{name}'] == pytest.approx(expected[name], abs=1e-6)
-    assert found['probe/ap_micro'] == pytest.approx(settled_on_every_fifth(bank, queries, labels), abs=1e-6)
+        assert metrics[f'knn/{name}'] == pytest.approx(expected[name], abs=1e-6)
+    assert metrics['probe/ap_micro'] == pytest.approx(settled_on_every_fifth(bank, queries, labels), abs=1e-6)
     zeros = jax.tree.map(np.zeros_like, model.params)  # every record looks alike
-    assert watch(zeros)['knn/ap_micro'] < found['knn/ap_micro']
+    assert watch(zeros)['knn/ap_micro'] < metrics['knn/ap_micro']
     for changes, message in (
         ({'val_split': 'train[:10]'}, '10 records are in'),
         ({'labels': 'label'}, "no label field 'label'"),
@@ -332,7 +332,7 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
         dataclasses.replace(settings, batch=8, accept=('resolution',)),
         'crops',
     )
-    found = ready('val[:8]')['mean_patch'].values
+    pooled = ready('val[:8]')['mean_patch'].values
     source = Source(str(data), 'val[:8]', tuple(contracts.read(data).groups))
     batch = {name: np.stack([source[i][name] for i in range(8)]) for name in source.fields}
     prepare = make_prepare(ready.fitted.config, crops.view_contract(source.contract, 'crops'), None)
@@ -340,7 +340,7 @@ def test_features_of_crops_are_means_over_the_quarters(data, settings):
     graphdef = graph(model.config.model)
     encode = jax.jit(lambda params, part: nnx.merge(graphdef, params).encode(prepare(part, None)).pooled)
     each = [encode(model.params, quarter(batch, top, left)) for top in (0, 1) for left in (0, 1)]
-    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pooled, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
     assert ready.row_fields()['image'] == 'crops 4 x 12, resize 32 x 32'
     assert ready.row_fields()['accepted'] == ('resolution',)
 

@@ -37,21 +37,21 @@ STILL = Augment(crop=False, hflip=0.0, vflip=0.0)
 def batch(size, seed=0):
     """Records as the pipeline delivers them, with three classes, one each."""
     rng = np.random.default_rng(seed)
-    found = {POSITION: np.arange(size, dtype=np.uint32)}
+    result = {POSITION: np.arange(size, dtype=np.uint32)}
     for name, group in GROUPS.items():
         shape = (size, *group.size, len(group.bands))
         radar = group.dtype == 'float32'
         values = rng.normal(-13, 5, shape) if radar else rng.integers(1, 4000, shape)
-        found[name] = values.astype(group.dtype)
-    return found | {TARGETS: np.eye(3, dtype=np.uint8)[rng.integers(3, size=size)]}
+        result[name] = values.astype(group.dtype)
+    return result | {TARGETS: np.eye(3, dtype=np.uint8)[rng.integers(3, size=size)]}
 
 
 def net_of(modalities=('s1', 's2'), absent='self', image='resize', depth=2, **changes):
     """A network over random weights that is given some of its modalities."""
     model = tiny_model(depth=depth, fusion=cfg.Fusion('xae', 'none', absent))
     config = tiny_config(model=model)
-    own = {name: m for name, m in config.model.modalities.items() if name in modalities}
-    fitted = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=own))
+    chosen = {name: m for name, m in config.model.modalities.items() if name in modalities}
+    fitted = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=chosen))
     params = weights(config.model, 0)
     system = System('test', '', Pretrained(config, CONTRACT, params, jnp.float32), None)
     settings = Finetune(**{'augment': STILL, 'image': image, **changes})
@@ -146,12 +146,12 @@ def small_params():
 
 def test_rates_fall_from_the_head_to_the_patches():
     """`decay ** (depth + 1 - block)`, as in fine-tuning MAE; the patches count as block 0."""
-    found = optimizers.multipliers(small_params(), 3, 0.5)
-    assert found['head']['kernel'] == found['encoder']['norm']['scale'] == 1
-    np.testing.assert_allclose(found['encoder']['blocks']['mlp']['kernel'].ravel(), [0.25, 0.5])
-    assert found['encoder']['blocks']['mlp']['bias'].shape == (2, 1)
-    assert found['encoder']['block1']['mlp']['bias'] == 0.125
-    assert found['encoder']['patch']['s1']['kernel'] == found['encoder']['cls'] == 0.0625
+    rates = optimizers.multipliers(small_params(), 3, 0.5)
+    assert rates['head']['kernel'] == rates['encoder']['norm']['scale'] == 1
+    np.testing.assert_allclose(rates['encoder']['blocks']['mlp']['kernel'].ravel(), [0.25, 0.5])
+    assert rates['encoder']['blocks']['mlp']['bias'].shape == (2, 1)
+    assert rates['encoder']['block1']['mlp']['bias'] == 0.125
+    assert rates['encoder']['patch']['s1']['kernel'] == rates['encoder']['cls'] == 0.0625
     with pytest.raises(InputError, match='encoder/neck/bias'):
         optimizers.multipliers({'encoder': {'neck': {'bias': jnp.zeros(2)}}}, 3, 0.5)
 
@@ -230,12 +230,12 @@ def test_four_crops_are_scored_as_four_images():
     radar = batch(3)['s1']
     radar[0, :12, :12] = np.nan  # nothing of the first quarter is left
     radar[1] = np.nan
-    score, found = jax.jit(scorer(part)), []
+    score, scores = jax.jit(scorer(part)), []
     for down in (0, 12):
         for right in (0, 12):
-            found.append(score(params, {'s1': radar[:, down : down + 12, right : right + 12]}))
-    mean = np.mean(found, axis=0)
-    mean[0] = np.mean(found[1:], axis=0)[0]
+            scores.append(score(params, {'s1': radar[:, down : down + 12, right : right + 12]}))
+    mean = np.mean(scores, axis=0)
+    mean[0] = np.mean(scores[1:], axis=0)[0]
     mean[1] = params['head']['bias']
     np.testing.assert_allclose(jax.jit(scorer(whole))(params, {'s1': radar}), mean, rtol=1e-4, atol=1e-5)
 

@@ -89,15 +89,15 @@ def bench(data, run):
 @pytest.fixture(scope='module')
 def traces():
     """How often each function was traced."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     def listen(event, _, **about):
         if event.endswith('jaxpr_trace_duration'):
             name = about.get('fun_name', '')
-            found[name] = found.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + 1
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
+    yield counts
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
@@ -242,8 +242,8 @@ def test_rows_say_everything(first):
     )
     assert one.image == 'resize 32 x 32' and one.leaks['id'] == 0 and one.low < one.high
     assert prior.chosen == {} and prior.modalities == () and 0 < prior.estimate < 1
-    (found,) = [json.loads(x) for x in (first / 'differences-finetune.jsonl').read_text().splitlines()]
-    assert found['metrics']['ap_micro']['estimate'] == pytest.approx(one.estimate - prior.estimate)
+    (difference,) = [json.loads(x) for x in (first / 'differences-finetune.jsonl').read_text().splitlines()]
+    assert difference['metrics']['ap_micro']['estimate'] == pytest.approx(one.estimate - prior.estimate)
     kept = {f.parent.parent.name for f in first.glob('points/*/*/checkpoints/*') if f.name.isdigit()}
     assert kept == {f'1-draw0-seed0-lr{one.chosen["learning_rate"][0]:g}'}
     assert {f.parent.name for f in first.glob(f'points/*/*/{ENCODER}')} == kept

@@ -38,7 +38,7 @@ def resamples(clusters, replicates, seed):
 
 def test_equals_the_naive_bootstrap_of_scikit_learn_metrics():
     scores, labels, clusters = scenes()
-    found = resample(measured(scores, labels), clusters, replicates=40, seed=7)
+    replicates = resample(measured(scores, labels), clusters, replicates=40, seed=7)
     rare = 0
     for i, rows in enumerate(resamples(clusters, 40, seed=7)):
         s, y = scores[rows], labels[rows]
@@ -51,35 +51,35 @@ def test_equals_the_naive_bootstrap_of_scikit_learn_metrics():
             'f1_macro': f1_score(y, s > 0, labels=kept, average='macro'),
         }
         expected |= {f'ap/{CLASSES[k]}': average_precision_score(y[:, k], s[:, k]) for k in kept}
-        assert {name: found.values[name][i] for name in expected} == pytest.approx(expected, **EXACT)
-    undefined = np.isnan(found.values['ap/ice'])
+        assert {name: replicates.values[name][i] for name in expected} == pytest.approx(expected, **EXACT)
+    undefined = np.isnan(replicates.values['ap/ice'])
     assert 0 < undefined.sum() == rare < 40
-    interval = intervals(found)['ap/ice']
+    interval = intervals(replicates)['ap/ice']
     assert (interval.replicates, interval.undefined, interval.clusters) == (40, rare, 11)
-    defined = found.values['ap/ice'][~undefined]
+    defined = replicates.values['ap/ice'][~undefined]
     assert interval[1:3] == pytest.approx(np.quantile(defined, [0.025, 0.975]), **EXACT)
 
 
 def test_single_labels_equal_the_naive_bootstrap():
     scores, labels, clusters = scenes()
     truth = labels.argmax(axis=1)
-    found = resample(single_label(scores, truth, CLASSES), clusters, replicates=20, seed=1)
+    replicates = resample(single_label(scores, truth, CLASSES), clusters, replicates=20, seed=1)
     for i, rows in enumerate(resamples(clusters, 20, seed=1)):
         y, guess = truth[rows], scores[rows].argmax(axis=1)
         p, r, f, _ = precision_recall_fscore_support(y, guess, average='weighted', zero_division=0)
-        own = values(single_label(scores[rows], y, CLASSES))
-        assert {name: found.values[name][i] for name in own} == pytest.approx(own, **EXACT)
-        assert (own['precision_weighted'], own['f1_weighted']) == pytest.approx((p, f), **EXACT)
-        assert own['recall_weighted'] == pytest.approx(r, **EXACT)
-        assert own['top1'] == pytest.approx(np.mean(y == guess), **EXACT)
+        expected = values(single_label(scores[rows], y, CLASSES))
+        assert {name: replicates.values[name][i] for name in expected} == pytest.approx(expected, **EXACT)
+        assert (expected['precision_weighted'], expected['f1_weighted']) == pytest.approx((p, f), **EXACT)
+        assert expected['recall_weighted'] == pytest.approx(r, **EXACT)
+        assert expected['top1'] == pytest.approx(np.mean(y == guess), **EXACT)
 
 
 def test_the_estimate_is_that_of_the_split():
     scores, labels, clusters = scenes()
     measure = measured(scores, labels)
-    found = intervals(resample(measure, clusters, replicates=30))
-    assert {name: interval.estimate for name, interval in found.items()} == values(measure)
-    assert all(i.low <= i.high and i.level == 0.95 for i in found.values())
+    each = intervals(resample(measure, clusters, replicates=30))
+    assert {name: interval.estimate for name, interval in each.items()} == values(measure)
+    assert all(i.low <= i.high and i.level == 0.95 for i in each.values())
 
 
 def test_the_seed_decides_and_neither_threads_nor_the_order_of_records_do():
@@ -105,10 +105,12 @@ def test_numbers_and_bytes_name_clusters_too():
 def test_means_are_ratios_of_sums_and_bootstrapped_alike():
     rng = np.random.default_rng(0)
     errors, tokens, regions = rng.random(50) * 9, rng.integers(0, 9, 50), rng.integers(6, size=50)
-    found = resample(means({'error': errors}, tokens), regions, replicates=10)
-    assert found.estimate['error'] == pytest.approx(errors.sum() / tokens.sum(), **EXACT)
+    replicates = resample(means({'error': errors}, tokens), regions, replicates=10)
+    assert replicates.estimate['error'] == pytest.approx(errors.sum() / tokens.sum(), **EXACT)
     for i, rows in enumerate(resamples(regions, 10, seed=0)):
-        assert found.values['error'][i] == pytest.approx(errors[rows].sum() / tokens[rows].sum(), **EXACT)
+        assert replicates.values['error'][i] == pytest.approx(
+            errors[rows].sum() / tokens[rows].sum(), **EXACT
+        )
     assert np.isnan(values(means({'error': errors * 0}, tokens * 0))['error'])
 
 
@@ -120,10 +122,10 @@ def coverage(clustered, trials=100, regions=40, per_region=20):
         region = np.repeat(np.arange(regions), per_region)
         x = rng.normal(size=regions)[region] + 0.5 * rng.normal(size=region.size)
         names = region if clustered else np.arange(region.size)
-        found = intervals(
+        of_trial = intervals(
             resample(means({'x': x}, np.ones_like(x)), names, replicates=120, seed=trial, threads=1)
         )
-        held += found['x'].low <= 0 <= found['x'].high
+        held += of_trial['x'].low <= 0 <= of_trial['x'].high
     return held / trials
 
 
@@ -138,14 +140,14 @@ def test_a_paired_difference_is_taken_resample_by_resample():
     better = (scores + 0.4 * labels).astype(np.float32)
     first, second = measured(better, labels), measured(scores, labels)
     one, other = (resample(m, clusters, replicates=200) for m in (first, second))
-    found = intervals(difference(one, other))['ap_micro']
+    paired = intervals(difference(one, other))['ap_micro']
     apart = one.values['ap_micro'] - other.values['ap_micro']
-    assert found[1:3] == pytest.approx(np.quantile(apart, [0.025, 0.975]), **EXACT)
-    assert found.estimate == one.estimate['ap_micro'] - other.estimate['ap_micro'] > 0
-    assert found.low > 0
+    assert paired[1:3] == pytest.approx(np.quantile(apart, [0.025, 0.975]), **EXACT)
+    assert paired.estimate == one.estimate['ap_micro'] - other.estimate['ap_micro'] > 0
+    assert paired.low > 0
     # What both find hard cancels.
     alone = [intervals(r)['ap_micro'] for r in (one, other)]
-    assert found.high - found.low < 0.7 * min(i.high - i.low for i in alone)
+    assert paired.high - paired.low < 0.7 * min(i.high - i.low for i in alone)
     same = intervals(difference(one, one))['ap_micro']
     assert same.estimate == same.low == same.high == 0
 
@@ -189,27 +191,27 @@ def test_runs_of_one_system_are_averaged_resample_by_resample():
 
 def test_mean_and_range_over_subsets_and_head_seeds():
     runs = {(subset, head): 0.6 + 0.01 * subset + 0.001 * head for subset in range(5) for head in range(3)}
-    found = spread(runs)
-    assert found.mean == pytest.approx(0.621, **EXACT)
-    assert (found.lowest, found.highest, found.runs) == (0.6, runs[4, 2], 15)
+    over_runs = spread(runs)
+    assert over_runs.mean == pytest.approx(0.621, **EXACT)
+    assert (over_runs.lowest, over_runs.highest, over_runs.runs) == (0.6, runs[4, 2], 15)
     assert spread({(0,): 0.5}).runs == 1
 
 
 @pytest.mark.parametrize(
-    ('runs', 'told'),
+    ('runs', 'message'),
     [
         ({(0, 0): 0.5, (1, 1): 0.5}, r'without those of the seeds \[\(0, 1\), \(1, 0\)\]'),
         ({}, 'no runs'),
         ({(0, 0): 0.5, (0, 1): float('nan')}, r'seeds \(0, 1\) has nan'),
     ],
 )
-def test_runs_that_are_missing_are_named(runs, told):
-    with pytest.raises(InputError, match=told):
+def test_runs_that_are_missing_are_named(runs, message):
+    with pytest.raises(InputError, match=message):
         spread(runs)
 
 
 @pytest.mark.parametrize(
-    ('clusters', 'told'),
+    ('clusters', 'message'),
     [
         (['a', '', 'b', ''], '2 of 4 records have no name, the first is record 1'),
         ([b'a', b'a', b'a', b'a'], 'two clusters or more'),
@@ -217,13 +219,13 @@ def test_runs_that_are_missing_are_named(runs, told):
         (['a', 'b'], 'one name for each of 4 records'),
     ],
 )
-def test_clusters_that_cannot_be_used_are_told(clusters, told):
-    with pytest.raises(InputError, match=told):
+def test_clusters_that_cannot_be_used_are_told(clusters, message):
+    with pytest.raises(InputError, match=message):
         resample(means({'x': np.ones(4)}, np.ones(4)), clusters)
 
 
 @pytest.mark.parametrize(
-    ('sums', 'weights', 'told'),
+    ('sums', 'weights', 'message'),
     [
         ([1, np.inf], [1, 1], 'x: record 1 is not finite'),
         ([1, 1], [1, -2], 'record 1 has -2.0'),
@@ -231,8 +233,8 @@ def test_clusters_that_cannot_be_used_are_told(clusters, told):
         ([], [], 'one number for each record'),
     ],
 )
-def test_means_that_cannot_be_taken_are_told(sums, weights, told):
-    with pytest.raises(InputError, match=told):
+def test_means_that_cannot_be_taken_are_told(sums, weights, message):
+    with pytest.raises(InputError, match=message):
         means({'x': sums}, weights)
 
 
@@ -245,13 +247,13 @@ def test_a_thousand_replicates_at_full_size_in_two_minutes(capsys):
     clusters = rng.integers(125, size=len(labels))
     start = time.perf_counter()
     measure = multi_label(scores, labels, [f'class {k}' for k in range(19)], threshold=0)
-    found = resample(measure, clusters, replicates=1000)
+    replicates = resample(measure, clusters, replicates=1000)
     seconds = time.perf_counter() - start
     with capsys.disabled():
-        print(f'\n1,000 replicates of {len(found.values)} metrics: {seconds:.1f} s')
-        print(intervals(found)['ap_micro'], intervals(found)['ap_macro'])
+        print(f'\n1,000 replicates of {len(replicates.values)} metrics: {seconds:.1f} s')
+        print(intervals(replicates)['ap_micro'], intervals(replicates)['ap_macro'])
     for i, rows in enumerate(resamples(clusters, 2, seed=0)):
         times = np.bincount(rows, minlength=len(labels))
         ap = average_precision_score(labels, scores, average='micro', sample_weight=times)
-        assert found.values['ap_micro'][i] == pytest.approx(ap, **EXACT)
+        assert replicates.values['ap_micro'][i] == pytest.approx(ap, **EXACT)
     assert seconds <= 120

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score
 
 from fusmae_jax.errors import DivergedError, InputError
 from fusmae_jax.eval import linear_probe
-from fusmae_jax.eval.knn import knn_scores
+from fusmae_jax.eval.knn import knn_means, knn_scores
 from fusmae_jax.eval.linear_probe import Heads, Recipe
 
 RATES, DECAYS, SEEDS = (1e-3, 1e-2), (0.0, 0.1), (0, 7)
@@ -85,8 +85,8 @@ def test_at_equal_l2_it_is_the_logistic_regression_of_scikit_learn(l2):
     theirs = np.stack([model.decision_function(test) for model in models], axis=1)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
     for averaging in ('micro', 'macro'):
-        found, wanted = (average_precision_score(truth, x, average=averaging) for x in (ours, theirs))
-        assert abs(found - wanted) < 5e-4 and wanted > 0.6
+        reached, wanted = (average_precision_score(truth, x, average=averaging) for x in (ours, theirs))
+        assert abs(reached - wanted) < 5e-4 and wanted > 0.6
 
 
 def test_the_penalty_matters_to_that_comparison():
@@ -128,8 +128,8 @@ def test_losses_by_hand(strict):
     assert float(linear_probe.loss(z, y, Recipe())[0]) == pytest.approx(soft_margin, rel=1e-6)
     log_softmax = np.asarray(z[0, 0]) - np.log(np.exp(np.asarray(z[0, 0])).sum())
     smooth = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
-    found = linear_probe.loss(z, y, Recipe('single_label', label_smoothing=0.1))
-    assert float(found[0]) == pytest.approx(-smooth @ log_softmax, rel=1e-6)
+    loss = linear_probe.loss(z, y, Recipe('single_label', label_smoothing=0.1))
+    assert float(loss[0]) == pytest.approx(-smooth @ log_softmax, rel=1e-6)
 
 
 def test_the_compiled_sweep_holds_no_scatter():
@@ -235,10 +235,10 @@ def features_and_bank():
 @pytest.mark.parametrize(('k', 'temperature'), [(20, 0.07), (1, 0.07), (90, 1.0)])
 def test_equals_the_definition_in_float64(features_and_bank, k, temperature):
     features, bank, labels = features_and_bank
-    found = knn_scores(features, bank, labels, k, temperature, queries=16)
+    scores = knn_scores(features, bank, labels, k, temperature, queries=16)
     wide = expected(features.astype(np.float64), bank.astype(np.float64), labels, k, temperature)
-    assert found.shape == (37, 5) and found.dtype == np.float32
-    np.testing.assert_allclose(found, wide, atol=2e-6)
+    assert scores.shape == (37, 5) and scores.dtype == np.float32
+    np.testing.assert_allclose(scores, wide, atol=2e-6)
 
 
 def test_neither_the_batch_nor_the_length_of_features_matters(features_and_bank):
@@ -251,18 +251,62 @@ def test_neither_the_batch_nor_the_length_of_features_matters(features_and_bank)
 def test_two_neighbours_by_hand():
     bank = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], np.float32)
     labels = np.array([[1, 0], [0, 1], [1, 1]])
-    found = knn_scores(np.array([[3.0, 0.0]], np.float32), bank, labels, k=2, temperature=0.5)
+    scores = knn_scores(np.array([[3.0, 0.0]], np.float32), bank, labels, k=2, temperature=0.5)
     near = np.exp(1 / 0.5) / (np.exp(1 / 0.5) + 1)
-    np.testing.assert_allclose(found, [[near, 1 - near]], atol=1e-6)
+    np.testing.assert_allclose(scores, [[near, 1 - near]], atol=1e-6)
 
 
 def test_a_record_without_features_is_equally_far_from_all(features_and_bank):
     _, bank, labels = features_and_bank
-    found = knn_scores(np.zeros((1, 12), np.float32), bank, labels, k=10)
-    np.testing.assert_allclose(found[0], labels[:10].mean(axis=0), atol=1e-6)
+    scores = knn_scores(np.zeros((1, 12), np.float32), bank, labels, k=10)
+    np.testing.assert_allclose(scores[0], labels[:10].mean(axis=0), atol=1e-6)
 
 
 def test_more_neighbours_than_records_is_an_error(features_and_bank):
     features, bank, labels = features_and_bank
     with pytest.raises(InputError, match='k=20 neighbours of 19 training records'):
         knn_scores(features, bank[:19], labels[:19])
+
+
+def test_means_of_neighbours_that_lack_a_number_leave_them_out(features_and_bank):
+    """Against the definition in float64, target by target."""
+    features, bank, _ = features_and_bank
+    rng = np.random.default_rng(5)
+    targets = rng.normal([50, -3], [20, 0.1], (90, 2))
+    targets[rng.random(targets.shape) < 0.6] = np.nan
+    means = knn_means(features, bank, targets.astype(np.float32), k=6, temperature=0.2, queries=16)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.astype(np.float64), bank)]
+    similarity = unit[0] @ unit[1].T
+    expected = np.full((37, 2), np.nan)
+    for i, row in enumerate(similarity):
+        near = np.argsort(-row, kind='stable')[:6]
+        for c in range(2):
+            known = near[np.isfinite(targets[near, c])]
+            if len(known):
+                expected[i, c] = np.average(targets[known, c], weights=np.exp(row[known] / 0.2))
+    assert np.isnan(expected).any() and np.isfinite(expected).any()
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
+    # Where nothing is missing it is the vote, of whatever is voted for.
+    whole = np.where(np.isfinite(targets), targets, 7).astype(np.float32)
+    np.testing.assert_allclose(knn_means(features, bank, whole), knn_scores(features, bank, whole), rtol=1e-5)
+
+
+def test_numbers_that_follow_the_direction_are_met_by_neighbours():
+    """Of records at every degree the weights of the nearest are symmetric: their mean is exact."""
+    degrees = np.arange(181.0)
+    angles = np.deg2rad(degrees)
+    bank = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    targets = np.stack([3 * degrees, np.where(degrees % 3 == 0, degrees, np.nan)], axis=1)
+    asked = np.array([30, 60, 99])
+    means = knn_means(5 * bank[asked], bank, targets.astype(np.float32), k=9, temperature=0.01)
+    np.testing.assert_allclose(means, np.stack([3 * asked, asked], axis=1), rtol=1e-3)
+
+
+def test_a_far_neighbour_that_alone_has_the_number_gives_it_whole():
+    """However cold the weights are; and where none has it there is no mean, not 0."""
+    bank = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]], np.float32)
+    targets = np.float32([[np.nan, np.nan], [np.nan, np.nan], [42, np.nan], [7, 1]])
+    means = knn_means(bank[:1], bank, targets, k=3, temperature=1e-6)
+    np.testing.assert_array_equal(means, [[42, np.nan]])
+    with pytest.raises(InputError, match='k=5 neighbours of 4 training records'):
+        knn_means(bank[:1], bank, targets, k=5)

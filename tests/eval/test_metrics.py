@@ -59,39 +59,39 @@ def binary(scores, labels):
     ],
 )
 def test_average_precision_by_hand(scores, labels, expected):
-    found = binary(scores, labels)
-    assert found['ap_micro'] == pytest.approx(expected, **EXACT)
-    assert found['ap_macro'] == found['ap/water'] == found['ap_micro']  # one class
+    metrics = binary(scores, labels)
+    assert metrics['ap_micro'] == pytest.approx(expected, **EXACT)
+    assert metrics['ap_macro'] == metrics['ap/water'] == metrics['ap_micro']  # one class
 
 
 def test_micro_ranks_all_classes_together_and_macro_each_alone():
     scores, labels = [[4, 1], [3, 2]], [[1, 0], [0, 1]]
-    found = evaluate(multi_label(scores, labels, ['a', 'b'], threshold=0)).values
-    assert found['ap/a'] == found['ap/b'] == found['ap_macro'] == 1
-    assert found['ap_micro'] == pytest.approx((1 + 2 / 3) / 2, **EXACT)  # in order: a, not a, b, not b
+    metrics = evaluate(multi_label(scores, labels, ['a', 'b'], threshold=0)).values
+    assert metrics['ap/a'] == metrics['ap/b'] == metrics['ap_macro'] == 1
+    assert metrics['ap_micro'] == pytest.approx((1 + 2 / 3) / 2, **EXACT)  # in order: a, not a, b, not b
 
 
 def test_f1_by_hand_and_a_score_on_the_threshold_does_not_predict():
     scores = [[1, 0], [1, -1], [-1, 1], [1, 0]]
     labels = [[1, 1], [0, 0], [1, 1], [1, 0]]
-    found = evaluate(multi_label(scores, labels, ['a', 'b'], threshold=0)).values
+    metrics = evaluate(multi_label(scores, labels, ['a', 'b'], threshold=0)).values
     # a: 2 hits, 3 predicted, 3 actual. b: 1 hit, 1 predicted, 2 actual.
-    assert found['f1_macro'] == pytest.approx((4 / 6 + 2 / 3) / 2, **EXACT)
-    assert found['f1_micro'] == pytest.approx(6 / 9, **EXACT)
+    assert metrics['f1_macro'] == pytest.approx((4 / 6 + 2 / 3) / 2, **EXACT)
+    assert metrics['f1_micro'] == pytest.approx(6 / 9, **EXACT)
 
 
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('digits', [0, 1, 9])
 def test_multi_label_metrics_equal_scikit_learn(seed, digits):
     scores, labels, classes = many(seed=seed, digits=digits)
-    found = evaluate(multi_label(scores, labels, classes, threshold=0.25)).values
+    metrics = evaluate(multi_label(scores, labels, classes, threshold=0.25)).values
     each = sklearn.average_precision_score(labels, scores, average=None)
-    assert [found[f'ap/{name}'] for name in classes] == pytest.approx(each, **EXACT)
+    assert [metrics[f'ap/{name}'] for name in classes] == pytest.approx(each, **EXACT)
     for averaging in ('micro', 'macro'):
         ap = sklearn.average_precision_score(labels, scores, average=averaging)
         f1 = sklearn.f1_score(labels, scores > 0.25, average=averaging)
-        assert found[f'ap_{averaging}'] == pytest.approx(ap, **EXACT)
-        assert found[f'f1_{averaging}'] == pytest.approx(f1, **EXACT)
+        assert metrics[f'ap_{averaging}'] == pytest.approx(ap, **EXACT)
+        assert metrics[f'f1_{averaging}'] == pytest.approx(f1, **EXACT)
 
 
 def test_a_record_that_counts_twice_equals_one_that_stands_there_twice():
@@ -126,17 +126,17 @@ def test_without_any_positive_nothing_is_defined():
 
 def test_scores_tie_as_float32():
     close = np.float64([1 / 3 + 1e-12, 1 / 3, 0.1])
-    found = binary(close, [1, 0, 0])
-    assert found['ap_micro'] == 1 / 2  # as float64 the positive would rank first, and score 1
+    metrics = binary(close, [1, 0, 0])
+    assert metrics['ap_micro'] == 1 / 2  # as float64 the positive would rank first, and score 1
     assert binary([1e300, 1e299, 0], [1, 0, 0])['ap_micro'] == 1 / 2  # both beyond float32
     assert binary(np.float16([1, 0.5, 0]), [1, 0, 0])['ap_micro'] == 1
 
 
 def test_single_label_metrics_by_hand():
     scores = [[3, 2, 1, 0], [3, 2, 1, 0], [0, 1, 2, 3], [3, 0, 2, 1]]
-    found = evaluate(single_label(scores, [0, 1, 0, 3], list('abcd'))).values
+    metrics = evaluate(single_label(scores, [0, 1, 0, 3], list('abcd'))).values
     # Predicted a, a, d, a. a: 1 hit of 3 predicted, 2 actual; b and d: no hit, 1 actual each.
-    assert found == pytest.approx(
+    assert metrics == pytest.approx(
         {
             'top1': 1 / 4,
             'top3': 3 / 4,  # the third record's class comes last
@@ -160,24 +160,24 @@ def ranked(records=400, classes=10, seed=0):
 @pytest.mark.filterwarnings('ignore:.*ill-defined')
 def test_single_label_metrics_equal_scikit_learn(seed, records):
     scores, labels, classes = ranked(records, seed=seed)
-    found = evaluate(single_label(scores, labels, classes)).values
+    metrics = evaluate(single_label(scores, labels, classes)).values
     predicted, numbers = scores.argmax(axis=1), range(len(classes))
     p, r, f, _ = sklearn.precision_recall_fscore_support(
         labels, predicted, labels=numbers, average='weighted', zero_division=0
     )
-    assert found['precision_weighted'] == pytest.approx(p, **EXACT)
-    assert found['recall_weighted'] == pytest.approx(r, **EXACT)
-    assert found['f1_weighted'] == pytest.approx(f, **EXACT)
-    assert found['top1'] == pytest.approx(sklearn.accuracy_score(labels, predicted), **EXACT)
-    assert found['recall_weighted'] == pytest.approx(found['top1'], **EXACT)
+    assert metrics['precision_weighted'] == pytest.approx(p, **EXACT)
+    assert metrics['recall_weighted'] == pytest.approx(r, **EXACT)
+    assert metrics['f1_weighted'] == pytest.approx(f, **EXACT)
+    assert metrics['top1'] == pytest.approx(sklearn.accuracy_score(labels, predicted), **EXACT)
+    assert metrics['recall_weighted'] == pytest.approx(metrics['top1'], **EXACT)
     top3 = sklearn.top_k_accuracy_score(labels, scores, k=3, labels=numbers)
-    assert found['top3'] == pytest.approx(top3, **EXACT)
+    assert metrics['top3'] == pytest.approx(top3, **EXACT)
 
 
 def test_of_tied_scores_the_first_class_ranks_higher():
-    found = evaluate(single_label(np.ones((4, 4)), [0, 1, 2, 3], list('abcd'))).values
-    assert found['top1'] == found['recall_weighted'] == 1 / 4
-    assert found['top3'] == 3 / 4
+    metrics = evaluate(single_label(np.ones((4, 4)), [0, 1, 2, 3], list('abcd'))).values
+    assert metrics['top1'] == metrics['recall_weighted'] == 1 / 4
+    assert metrics['top3'] == 3 / 4
 
 
 def test_with_three_classes_or_fewer_top3_says_nothing():
@@ -191,8 +191,8 @@ def test_with_three_classes_or_fewer_top3_says_nothing():
 def test_a_perfect_score_is_one_whatever_the_shares_of_the_classes_round_to(records):
     """The shares of 9 records in 7 classes add up to more than 1."""
     labels = np.arange(records) % 7
-    found = evaluate(single_label(np.eye(7)[labels], labels, list('abcdefg'))).values
-    assert all(1 - 1e-9 < x <= 1 for x in found.values())
+    metrics = evaluate(single_label(np.eye(7)[labels], labels, list('abcdefg'))).values
+    assert all(1 - 1e-9 < x <= 1 for x in metrics.values())
 
 
 def test_absent_classes_of_single_labels_are_counted():
@@ -215,27 +215,27 @@ def test_the_train_prior_on_published_prevalences(published):
     scores = train_prior(train, TEST)
     assert scores.shape == (TEST, 19) and scores.dtype == np.float32
     assert (scores[0] == scores[-1]).all()
-    found = evaluate(multi_label(scores, published, list(COUNTS), threshold=0.5)).values
-    assert found['ap_micro'] == pytest.approx(0.3402, abs=5e-5)
+    metrics = evaluate(multi_label(scores, published, list(COUNTS), threshold=0.5)).values
+    assert metrics['ap_micro'] == pytest.approx(0.3402, abs=5e-5)
     prevalences = [test / TEST for _, test in COUNTS.values()]
-    assert found['ap_macro'] == pytest.approx(np.mean(prevalences), **EXACT)
+    assert metrics['ap_macro'] == pytest.approx(np.mean(prevalences), **EXACT)
     # From the counts alone: classes by falling train count, each one threshold.
     tests = np.array([test for _, test in sorted(COUNTS.values(), reverse=True)])
     precision = tests.cumsum() / (TEST * np.arange(1, 20))
-    assert found['ap_micro'] == pytest.approx((tests * precision).sum() / tests.sum(), **EXACT)
-    assert found['f1_micro'] == 0  # no class has half of the training records
+    assert metrics['ap_micro'] == pytest.approx((tests * precision).sum() / tests.sum(), **EXACT)
+    assert metrics['f1_micro'] == 0  # no class has half of the training records
 
 
 def test_random_and_constant_scores_on_published_prevalences(published):
     random = np.random.default_rng(1).random(published.shape, np.float32)
-    found = evaluate(multi_label(random, published, list(COUNTS), threshold=0.5)).values
-    assert found['ap_micro'] == pytest.approx(0.1576, abs=5e-4)
+    metrics = evaluate(multi_label(random, published, list(COUNTS), threshold=0.5)).values
+    assert metrics['ap_micro'] == pytest.approx(0.1576, abs=5e-4)
     constant = evaluate(multi_label(np.zeros_like(random), published, list(COUNTS), threshold=0.5)).values
     assert constant['ap_micro'] == pytest.approx(0.1576, abs=5e-5)
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'message'),
     [
         ({'scores': [[0.1, np.nan], [1, 2]]}, r"record S2A_1, class 'b': NaN \(1 in all\)"),
         ({'labels': [[0, 1], [0, 2]]}, r"record S2A_2, class 'b': 2; they must be 0 or 1"),
@@ -246,19 +246,19 @@ def test_random_and_constant_scores_on_published_prevalences(published):
         ({'scores': np.zeros((0, 2)), 'labels': np.zeros((0, 2)), 'names': None}, 'is the split empty'),
     ],
 )
-def test_bad_multi_label_input_is_named(change, told):
+def test_bad_multi_label_input_is_named(change, message):
     given = {
         'scores': [[0.1, 0.2], [1, 2]],
         'labels': [[0, 1], [0, 1]],
         'classes': ['a', 'b'],
         'names': [b'S2A_1', b'S2A_2'],
     }
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         multi_label(**(given | change), threshold=0)
 
 
 @pytest.mark.parametrize(
-    ('scores', 'labels', 'told'),
+    ('scores', 'labels', 'message'),
     [
         ([[0.1, 0.2], [1, 2]], [0, 2], r'record 1: 2 is no class; they go from 0 to 1'),
         ([[0.1, 0.2], [1, 2]], [0, -1], 'record 1: -1 is no class'),
@@ -266,8 +266,8 @@ def test_bad_multi_label_input_is_named(change, told):
         ([[0.1, 0.2], [np.nan, 2]], [0, 1], "record 1, class 'a': NaN"),
     ],
 )
-def test_bad_single_label_input_is_named(scores, labels, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_single_label_input_is_named(scores, labels, message):
+    with pytest.raises(InputError, match=message):
         single_label(scores, labels, ['a', 'b'])
 
 

@@ -23,15 +23,15 @@ NAMES = ('s1', 's2', 'dem')
 def patches(records=RECORDS):
     """Ones; the last tenth of the records lacks s1, and one in a hundred of these everything."""
     values = jnp.ones((records, 2, 3), jnp.float32)
-    found = {name: np.ones(values.shape, bool) for name in NAMES}
-    found['s1'][-records // 10 :] = False
-    for valid in found.values():
+    every = {name: np.ones(values.shape, bool) for name in NAMES}
+    every['s1'][-records // 10 :] = False
+    for valid in every.values():
         valid[-records // 1000 :] = False
-    return {name: Patches(values, jnp.asarray(valid)) for name, valid in found.items()}
+    return {name: Patches(values, jnp.asarray(valid)) for name, valid in every.items()}
 
 
-def there(found):
-    return np.stack([np.asarray(found[name].valid).any((1, 2)) for name in NAMES], 1)
+def there(patches):
+    return np.stack([np.asarray(patches[name].valid).any((1, 2)) for name in NAMES], 1)
 
 
 def run(shares, given=None, seed=0):
@@ -41,8 +41,8 @@ def run(shares, given=None, seed=0):
 
 
 def test_sensors_go_as_often_as_asked_and_never_all_of_a_record():
-    given, found = run((('s1', 0.9), ('s2', 0.6), ('dem', 0.8)))
-    before, after = there(given), there(found)
+    given, left = run((('s1', 0.9), ('s2', 0.6), ('dem', 0.8)))
+    before, after = there(given), there(left)
     assert not (after & ~before).any()
     np.testing.assert_array_equal(after.any(1), before.any(1))
     whole, both = before.all(1), ~before[:, 0] & before[:, 1]
@@ -51,15 +51,15 @@ def test_sensors_go_as_often_as_asked_and_never_all_of_a_record():
     np.testing.assert_allclose(1 - after[whole].mean(0), p - p.prod() / 3, atol=0.015)
     np.testing.assert_allclose(1 - after[both].mean(0)[1:], p[1:] - p[1:].prod() / 2, atol=0.04)
     for name in NAMES:  # what is gone can leave no trace, and what stays is as it was
-        values, valid = (np.asarray(x) for x in found[name])
+        values, valid = (np.asarray(x) for x in left[name])
         gone = ~after[:, NAMES.index(name)]
         assert not values[gone & before.any(1)].any() and values[~gone].all()
         np.testing.assert_array_equal(valid[~gone], np.asarray(given[name].valid)[~gone])
 
 
 def test_a_record_draws_by_its_own_key_and_the_rest_stays():
-    given, found = run((('s2', 0.5),))
-    after = there(found)
+    given, left = run((('s2', 0.5),))
+    after = there(left)
     assert after[:, 0].sum() == there(given)[:, 0].sum() and 0.4 < after[:, 1].mean() < 0.6
     _, moved = run((('s2', 0.5),), {name: Patches(*(x[::-1] for x in p)) for name, p in given.items()})
     # Keys stay with the rows here, so that rows which nothing is missing from draw the same.

@@ -135,8 +135,8 @@ def test_only_the_stored_list_is_learned_from_and_only_validation_settles(first,
         index['labels'][free] = 1 - index['labels'][free]
 
     other = heads_of(rerun(first, edited(data, tmp_path / 'a', 'train', flip), run, tmp_path / 'a_out'))
-    own = heads_of(first)
-    for name, head in own.items():
+    heads = heads_of(first)
+    for name, head in heads.items():
         assert (other[name] == head) == ('-0.1-' in name)
 
     def swap(index):
@@ -162,9 +162,9 @@ def test_baselines_stand_beside_and_differences_are_paired(data, run, tmp_path):
     assert [r.leaks['any'] for r in micro.values()] == [4, 0, 0, 0]
     assert micro['pretrain'].sweep == {'k': (5.0,), 'temperature': (0.07,)}
     assert micro['band statistics'].estimate > micro['train prior'].estimate + 0.1
-    found = [json.loads(line) for line in (tmp_path / 'differences-knn.jsonl').read_text().splitlines()]
-    assert [one['minus'] for one in found] == list(micro)[1:]
-    for one in found:
+    differences = [json.loads(line) for line in (tmp_path / 'differences-knn.jsonl').read_text().splitlines()]
+    assert [one['minus'] for one in differences] == list(micro)[1:]
+    for one in differences:
         both = micro['pretrain'].estimate - micro[one['minus']].estimate
         assert one['metrics']['ap_micro']['estimate'] == pytest.approx(both)
         assert one['metrics']['ap_micro']['low'] <= one['metrics']['ap_micro']['high']
@@ -301,15 +301,15 @@ def test_the_head_learns_from_zeros_where_nothing_was_seen():
 def test_neighbours_of_standardised_features_agree():
     config = Knn(standardise=True, k=4)
     given, truth = variant(), made_up_labels(60)
-    found = neighbours(config, given, np.arange(60), truth).scores[0]
+    scores = neighbours(config, given, np.arange(60), truth).scores[0]
     # Equally far from all, as without a scale: the first ones are taken.
-    np.testing.assert_allclose(found[[0, 7]], np.tile(truth[:4].mean(axis=0), (2, 1)), atol=1e-6)
+    np.testing.assert_allclose(scores[[0, 7]], np.tile(truth[:4].mean(axis=0), (2, 1)), atol=1e-6)
     plain = neighbours(config, variant(norm=False), np.arange(60), truth).scores[0]
-    np.testing.assert_allclose(found[[0, 7]], plain[[0, 7]], atol=1e-6)
+    np.testing.assert_allclose(scores[[0, 7]], plain[[0, 7]], atol=1e-6)
     # What the lost training records are does not move the others.
     keep = np.setdiff1d(np.arange(60), [2, 5, 30])
     less = neighbours(config, given, keep, truth[keep]).scores[0]
-    np.testing.assert_allclose(np.delete(found, [0, 7], axis=0), np.delete(less, [0, 7], axis=0), atol=1e-6)
+    np.testing.assert_allclose(np.delete(scores, [0, 7], axis=0), np.delete(less, [0, 7], axis=0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +321,8 @@ def test_statistics_of_nothing_are_refused(method):
     with pytest.raises(InputError, match='none of 4 labelled training records has a valid pixel'):
         method(lost, positions, made_up_labels(4))
     plain = lost._replace(norm=False)  # the head can still learn how frequent the classes are
-    found = method(plain, positions, made_up_labels(4))
-    assert all(np.isfinite(scores).all() for scores in found.scores.values())
+    outcome = method(plain, positions, made_up_labels(4))
+    assert all(np.isfinite(scores).all() for scores in outcome.scores.values())
 
 
 def test_calibration_is_of_the_settled_heads(data, run, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Numbers to predict, from a table to rows: metrics, missing values, units, `linear_probe` and `finetune`."""
+"""Numbers to predict, from a table to rows: metrics, missing values, units, and the commands on them."""
 
 import csv
 import dataclasses
@@ -11,16 +11,18 @@ import rasterio
 from sklearn import metrics as sklearn
 
 from fusmae_jax.encoders.settings import EncoderSettings
+from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
-from fusmae_jax.eval import cells, intervals, linear_probe, regression
+from fusmae_jax.eval import cells, intervals, knn, linear_probe, regression
 from fusmae_jax.eval.config import Calibration, Intervals, Knn, Labels, LinearProbe, Task, check
+from fusmae_jax.eval.features import Extractor
 from fusmae_jax.eval.finetune import command
 from fusmae_jax.eval.finetune.command import run_finetune
 from fusmae_jax.eval.finetune.config import Finetune
 from fusmae_jax.eval.finetune.config import check as check_finetune
 from fusmae_jax.eval.finetune.stored import HEAD
 from fusmae_jax.eval.metrics import judged, values
-from fusmae_jax.eval.probe import run_linear_probe
+from fusmae_jax.eval.probe import run_knn, run_linear_probe
 from fusmae_jax.eval.row import number_fields
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import read_index
@@ -268,6 +270,13 @@ def numbers_of(workdir, command):
     return by_system
 
 
+def system_and_prior(workdir, command):
+    """Metric of a target -> row, of what was evaluated and of the mean of the labelled records."""
+    by_system = numbers_of(workdir, command)
+    (system,) = [name for name in by_system if 'prior' not in name]
+    return by_system[system], by_system['train prior']
+
+
 def test_a_linear_probe_explains_what_the_pixels_do_and_nothing_else(numbers, tmp_path, capsys):
     """By the mean and deviation of each band, of which `height` is a linear function."""
     config = settings(LinearProbe, numbers, 'bands', learning_rates=(0.03,), epochs=60.0, preset='none')
@@ -287,6 +296,35 @@ def test_a_linear_probe_explains_what_the_pixels_do_and_nothing_else(numbers, tm
     assert abs(prior['r2/height'].estimate) < 0.3 and prior['rmse/height'].estimate > 10
     assert bands['r2/height'].classes == TARGETS and bands['r2/height'].preset == 'none'
     assert 'r2/height' in capsys.readouterr().out
+
+
+def test_neighbours_say_numbers_in_units_and_rows_tell_where_they_have_none(numbers, tmp_path, caplog):
+    """A record whose one neighbour has no height gets the mean of the labelled ones."""
+    shared = settings(LinearProbe, numbers, 'bands')
+    config = Knn(shared.data, shared.encoder, shared.labels, shared.intervals, k=1)
+    assert run_knn(config, tmp_path) == 0
+    rows, prior = system_and_prior(tmp_path, 'knn')
+    assert rows['r2/height'].estimate > 0.5 and rows['rmse/height'].unit == 'm'
+    assert rows['rmse/height'].estimate < 0.6 * prior['rmse/height'].estimate
+    assert rows['r2/height'].method == 'knn' and rows['r2/height'].settled_on is None
+    assert rows['r2/height'].sweep['k'] == (1.0,)
+
+    index = {split: read_index(numbers, split)['targets'] for split in ('train', 'test')}
+    bands = open_system('bands', config.encoder)
+    extracted = Extractor(bands, config.data, ('s1',), ('mean_patch',), config.encoder)
+    train, test = (extracted(split)['band_stats'].values for split in ('train', 'test'))
+    scale = linear_probe.batch_norm(train)
+    means = knn.knn_means(scale(test), scale(train), index['train'], 1, config.temperature)
+    lacking = np.isnan(means)
+    assert 0 < lacking.sum() < 12 and prior['r2/height'].filled == ()
+    for i, name in enumerate(TARGETS):
+        assert rows[f'r2/{name}'].filled == ((lacking[:, i].sum(),) if lacking[:, i].any() else ())
+        assert rows[f'rmse/{name}'].filled == rows[f'r2/{name}'].filled
+    scores = np.where(lacking, np.nanmean(index['train'], axis=0), means)
+    expected = values(regression.predicted(scores, index['test'], TARGETS))
+    for name in ('r2/height', 'rmse/height', 'mae/noise'):
+        assert rows[name].estimate == pytest.approx(expected[name], rel=1e-4)
+    assert 'have no neighbour with a value, and get the mean of the labelled ones' in caplog.text
 
 
 def test_finetune_learns_numbers_and_leaves_a_head_in_their_units(numbers, tmp_path, monkeypatch):
@@ -315,8 +353,6 @@ def test_finetune_learns_numbers_and_leaves_a_head_in_their_units(numbers, tmp_p
 
 
 def test_impossible_settings_are_refused(numbers):
-    with pytest.raises(InputError, match="regression': `linear_probe` and `finetune` learn numbers"):
-        check(dataclasses.replace(Knn(), data=Task(path=numbers, labels='targets', kind='regression')))
     for kind, look in ((LinearProbe, check), (Finetune, check_finetune)):
         with pytest.raises(InputError, match=r'calibration\.alpha: numbers to predict have no probabilities'):
             look(settings(kind, numbers, 'random', calibration=Calibration(alpha=0.1)))

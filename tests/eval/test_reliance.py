@@ -109,20 +109,20 @@ def test_an_opaque_cloud_is_what_such_an_image_becomes(clear, name, bright):
         if group.modality == 's2':
             rows = [config.model.modalities['s2'].bands.index(band) for band in group.bands]
             white[field] = np.broadcast_to((mean + bright * std)[rows], raw[field].shape).astype(np.float32)
-    own, wanted = (prepare[name](images)['s2'] for images in (raw, white))
-    assert own.valid.all() and wanted.valid.all()
+    clear_patches, wanted = (prepare[name](images)['s2'] for images in (raw, white))
+    assert clear_patches.valid.all() and wanted.valid.all()
 
     def under(opacity):
         alpha = jnp.full((1, *config.model.image_size), opacity, jnp.float32)
-        return np.asarray(clouded(own, alpha, Cloud(bright=bright), 8, config.data).values)
+        return np.asarray(clouded(clear_patches, alpha, Cloud(bright=bright), 8, config.data).values)
 
     np.testing.assert_allclose(under(1), wanted.values, atol=1e-5)
-    np.testing.assert_allclose(under(0), own.values, atol=1e-6)
+    np.testing.assert_allclose(under(0), clear_patches.values, atol=1e-6)
     # Where neither meets the limit a thin cloud lies between the two; nowhere does it pass it.
     limit = 1.0 if name == 'mean_2sigma' else config.data.clip
     assert np.abs(under(0.7)).max() <= limit
     if bright == 1.5:
-        np.testing.assert_allclose(under(0.7), 0.3 * own.values + 0.7 * wanted.values, atol=1e-5)
+        np.testing.assert_allclose(under(0.7), 0.3 * clear_patches.values + 0.7 * wanted.values, atol=1e-5)
 
 
 def heads(seed, tokens):
@@ -134,27 +134,27 @@ def test_mass_is_the_mean_of_the_softmax(strict):
     near = jnp.arange(6)[None] < jnp.array([[2], [3]])
     groups = {'near': near, 'far': ~near & (jnp.arange(6) < 5)[None]}  # the last key holds nothing
     query_valid = jnp.arange(5)[None] < jnp.array([[5], [3]])
-    found = mass(query, key, query_valid, groups)
+    shares = mass(query, key, query_valid, groups)
     for i in range(2):
         scores = np.einsum('nhe,mhe->hnm', query[i], key[i])[..., :5] / 2
         weight = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         expected = weight[:, : int(query_valid[i].sum()), : int(near[i].sum())].sum(-1).mean()
-        np.testing.assert_allclose(found.mass['near'][i], expected, rtol=1e-5)
-        np.testing.assert_allclose(found.tokens['near'][i], near[i].sum() / 5, rtol=1e-6)
-        np.testing.assert_allclose(found.mass['near'][i] + found.mass['far'][i], 1, rtol=1e-6)
+        np.testing.assert_allclose(shares.mass['near'][i], expected, rtol=1e-5)
+        np.testing.assert_allclose(shares.tokens['near'][i], near[i].sum() / 5, rtol=1e-6)
+        np.testing.assert_allclose(shares.mass['near'][i] + shares.mass['far'][i], 1, rtol=1e-6)
     shuffle = np.array([4, 0, 3, 5, 1, 2])
     moved = mass(query, key[:, shuffle], query_valid, {n: g[:, shuffle] for n, g in groups.items()})
-    np.testing.assert_allclose(moved.mass['near'], found.mass['near'], rtol=1e-5)
+    np.testing.assert_allclose(moved.mass['near'], shares.mass['near'], rtol=1e-5)
 
 
 def test_nobody_who_attends_and_nothing_to_attend_to_have_no_mass(strict):
     query, key = heads(0, 5), heads(1, 6)
     groups = {'a': jnp.zeros((2, 6), bool).at[0].set(True), 'b': jnp.zeros((2, 6), bool)}
-    found = mass(query, key, jnp.ones((2, 5), bool).at[1].set(False), groups)
-    np.testing.assert_array_equal(found.there, [True, False])
-    np.testing.assert_allclose(found.mass['a'], [1, 0], rtol=1e-6)
-    found = mass(query, key, jnp.ones((2, 5), bool), groups)
-    np.testing.assert_array_equal(found.there, [True, False])
+    shares = mass(query, key, jnp.ones((2, 5), bool).at[1].set(False), groups)
+    np.testing.assert_array_equal(shares.there, [True, False])
+    np.testing.assert_allclose(shares.mass['a'], [1, 0], rtol=1e-6)
+    shares = mass(query, key, jnp.ones((2, 5), bool), groups)
+    np.testing.assert_array_equal(shares.there, [True, False])
 
 
 @functools.cache
@@ -185,17 +185,17 @@ def without_queries(params):
 @pytest.fixture(scope='module')
 def patches():
     """Two records; the second lacks most of its radar image."""
-    found = random_patches(tiny_model(), 2)
-    found['s1'] = found['s1']._replace(valid=found['s1'].valid.at[1, 4:].set(False))
-    return found
+    result = random_patches(tiny_model(), 2)
+    result['s1'] = result['s1']._replace(valid=result['s1'].valid.at[1, 4:].set(False))
+    return result
 
 
 @pytest.mark.parametrize('encoder', ['none', 'xae'])
 def test_shares_of_a_model_sum_to_one_and_equal_weights_give_those_of_the_tokens(encoder, patches):
     for blind in (False, True):
-        found = encoded_by(encoder, patches, without_queries if blind else lambda params: params)
-        assert len(found) == 3
-        for number, groups in enumerate(found):
+        by_block = encoded_by(encoder, patches, without_queries if blind else lambda params: params)
+        assert len(by_block) == 3
+        for number, groups in enumerate(by_block):
             fused = encoder == 'xae' and number == 0
             assert list(groups) == (['s1', 's2'] if fused else ['cls', 's1', 's2'])
             for shares in groups.values():
@@ -224,13 +224,13 @@ def test_maps_of_single_patches_add_up_to_the_shares_of_all(encoder, patches):
         for name in patches:
             valid = np.asarray(patches[name].valid.any(axis=2))
             for other in patches:
-                found = np.stack([one[number][name][other] for one in each], axis=1)
-                assert found.shape == (2, 16, 16)
+                share = np.stack([one[number][name][other] for one in each], axis=1)
+                assert share.shape == (2, 16, 16)
                 # A patch without a pixel is not looked at.
                 assert (
-                    found[~np.broadcast_to(patches[other].valid.any(axis=2)[:, None], found.shape)] == 0
+                    share[~np.broadcast_to(patches[other].valid.any(axis=2)[:, None], share.shape)] == 0
                 ).all()
-                mean = [found[b][valid[b]].sum(axis=-1).mean() for b in range(2)]
+                mean = [share[b][valid[b]].sum(axis=-1).mean() for b in range(2)]
                 np.testing.assert_allclose(mean, groups[name].mass[other], rtol=1e-4, atol=1e-6)
 
 
@@ -264,8 +264,8 @@ def test_tokens_that_are_alike_share_by_their_number():
     for name in ('patch', 'cls', 'position_table'):
         encoder[name] = jax.tree.map(jnp.zeros_like, encoder[name])
     graphdef = fusmae.graph(model)
-    found = jax.jit(lambda p, x: blocks(nnx.merge(graphdef, p), x))(params, zero)
-    for groups in found:
+    by_block = jax.jit(lambda p, x: blocks(nnx.merge(graphdef, p), x))(params, zero)
+    for groups in by_block:
         for shares in groups.values():
             np.testing.assert_allclose(shares.mass['s1'], 16 / 33, rtol=1e-5)
             np.testing.assert_allclose(shares.mass['cls'], 1 / 33, rtol=1e-5)
@@ -293,7 +293,7 @@ def settings(path, run, **changes):
 
 
 @pytest.fixture(scope='module')
-def found(data, run, tmp_path_factory):
+def written(data, run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('out')
     assert run_reliance(settings(data, run), workdir) == 0
     return workdir
@@ -304,11 +304,11 @@ def lines(file):
         return list(csv.DictReader(stream))
 
 
-def test_every_condition_and_class_has_a_line(found):
-    rows = lines(found / report.PRECISION)
+def test_every_condition_and_class_has_a_line(written):
+    rows = lines(written / report.TABLE)
     names = ['all sensors', 's1 only', 's2 only', 's1 shuffled', 's2 shuffled', 's2 clouded']
     assert list(dict.fromkeys(row['condition'] for row in rows)) == names
-    assert {row['class'] for row in rows} == {*CLASSES, report.MACRO, report.MICRO}
+    assert {row['class'] for row in rows} == {*CLASSES, *report.PRECISION.overall.values()}
     assert len(rows) == 6 * 5 and {row['records'] for row in rows} == {str(SIZES['test'])}
     for row in rows:
         assert float(row['low']) <= float(row['ap']) <= float(row['high']) and row['clusters'] == '7'
@@ -317,31 +317,31 @@ def test_every_condition_and_class_has_a_line(found):
     assert {float(row['change']) for row in rows[:5]} == {0.0}
 
 
-def test_a_class_falls_where_its_own_sensor_is_gone(found):
+def test_a_class_falls_where_its_own_sensor_is_gone(written):
     """In these data `rough` moves the radar bands alone, `bright` the optical ones."""
-    ap = {(row['condition'], row['class']): float(row['ap']) for row in lines(found / 'reliance.csv')}
+    ap = {(row['condition'], row['class']): float(row['ap']) for row in lines(written / 'reliance.csv')}
     assert ap['all sensors', 'bright'] > 0.75
     assert ap['all sensors', 'bright'] - ap['s2 shuffled', 'bright'] > 0.15
     assert abs(ap['all sensors', 'bright'] - ap['s1 shuffled', 'bright']) < 0.1
 
 
-def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(found):
-    rows = lines(found / report.ATTENTION)
+def test_attention_has_a_line_for_each_pair_and_the_protocol_is_told(written):
+    rows = lines(written / report.ATTENTION)
     first = {(r['from'], r['to']): float(r['share']) for r in rows if r['block'] == '1'}
     assert first == {('s1', 's1'): 0, ('s1', 's2'): 1, ('s2', 's1'): 1, ('s2', 's2'): 0}
     for block, name in {(r['block'], r['from']) for r in rows}:
-        own = [r for r in rows if (r['block'], r['from']) == (block, name)]
-        assert sum(float(r['share']) for r in own) == pytest.approx(1, abs=1e-4)
-        assert sum(float(r['share_of_tokens']) for r in own) == pytest.approx(1, abs=1e-4)
-        assert all(float(r['low']) <= float(r['share']) <= float(r['high']) for r in own)
-        assert {r['records'] for r in own} == {'20'}
-    told = json.loads((found / 'settings-reliance.json').read_text())
-    assert told['systems'][0]['leaks']['id'] == 4 and told['systems'][0]['absent'] == 'self'
-    assert told['settings']['cloud']['cover'] == 0.7 and told['records']['test'] == SIZES['test']
-    with Image.open(found / report.FIGURE) as picture:
+        of_sensor = [r for r in rows if (r['block'], r['from']) == (block, name)]
+        assert sum(float(r['share']) for r in of_sensor) == pytest.approx(1, abs=1e-4)
+        assert sum(float(r['share_of_tokens']) for r in of_sensor) == pytest.approx(1, abs=1e-4)
+        assert all(float(r['low']) <= float(r['share']) <= float(r['high']) for r in of_sensor)
+        assert {r['records'] for r in of_sensor} == {'20'}
+    protocol = json.loads((written / 'settings-reliance.json').read_text())
+    assert protocol['systems'][0]['leaks']['id'] == 4 and protocol['systems'][0]['absent'] == 'self'
+    assert protocol['settings']['cloud']['cover'] == 0.7 and protocol['records']['test'] == SIZES['test']
+    with Image.open(written / report.FIGURE) as picture:
         assert picture.size[0] > picture.size[1] > 200
         assert np.asarray(picture.convert('L')).std() > 20
-    assert not list(found.glob('*.part'))
+    assert not list(written.glob('*.part'))
 
 
 @pytest.mark.slow
@@ -359,7 +359,7 @@ def test_conditions_change_their_own_sensor_alone(data, run):
         probe = Extractor(system, config.data, sensors, ('mean_patch',), encoder)('val')['mean_patch']
         np.testing.assert_allclose(nobody[name].values, probe.values, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(nobody[name].valid, probe.valid)
-    lost = {name: int((~found.valid).sum()) for name, found in nobody.items()}
+    lost = {name: int((~of_condition.valid).sum()) for name, of_condition in nobody.items()}
     assert {name: count for name, count in lost.items() if count} == {'s1 only': 1}  # one has no radar
     assert np.abs(nobody['s2 clouded'].values - nobody['all sensors'].values).mean() > 0.01
 

@@ -70,11 +70,11 @@ def test_every_field_is_required(field):
 def test_the_fields_are_those_that_a_reader_asks_for():
     fields = {f.name: f.default for f in dataclasses.fields(ResultRow)}
     assert list(VALUES) == [name for name, default in fields.items() if default is dataclasses.MISSING]
-    assert set(fields) - set(VALUES) == {'unit'}
+    assert set(fields) - set(VALUES) == {'unit', 'filled'}
 
 
 @pytest.mark.parametrize(
-    ('changes', 'told'),
+    ('changes', 'message'),
     [
         ({'records': '119825'}, "records must be a whole number, found '119825'"),
         ({'records': 1.5}, 'records must be a whole number'),
@@ -92,8 +92,8 @@ def test_the_fields_are_those_that_a_reader_asks_for():
         ({'format': 0}, 'not a result row of format 1'),
     ],
 )
-def test_wrong_types_and_unknown_fields_are_refused(changes, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_wrong_types_and_unknown_fields_are_refused(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
         from_json(text(**changes), 'rows.jsonl')
     assert str(caught.value).startswith('rows.jsonl: ')
 
@@ -105,7 +105,7 @@ def test_text_that_is_no_row_is_refused(line):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'told'),
+    ('changes', 'message'),
     [
         ({'records': 0}, 'records and runs must be 1 or more'),
         ({'train_records': -1}, 'train_records and clusters must be 0'),
@@ -129,14 +129,14 @@ def test_text_that_is_no_row_is_refused(line):
         ({'leaks': {'records': 5}}, '`any` among them'),
     ],
 )
-def test_rows_that_contradict_themselves_are_refused(changes, told):
-    with pytest.raises(InputError, match=told):
+def test_rows_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         changed(**changes)
 
 
 def test_errors_have_a_unit_and_ranges_of_their_own():
     assert json.loads(changed(**ERROR).to_json())['unit'] == 't/ha'
-    assert 'unit' not in json.loads(changed().to_json())  # rows of shares are as they were
+    assert not {'unit', 'filled'} & set(json.loads(changed().to_json()))  # rows of shares are as they were
     below = OF_CLASS | {'metric': 'r2', 'estimate': -3.5, 'low': -4.0, 'lowest': -5.0}
     assert changed(**below).estimate == -3.5
     for changes, message in (
@@ -218,8 +218,8 @@ def test_rows_of_different_protocols_are_not(changes):
     assert same_protocol(changed(), other, varying=list(changes)) == []
     require_same_protocol([changed(), other], varying=list(changes))
     field = next(iter(changes))
-    told = rf"{field}: .* for 'Fus-MAE XAE, independent masks', .* for 'another'"
-    with pytest.raises(InputError, match=told):
+    message = rf"{field}: .* for 'Fus-MAE XAE, independent masks', .* for 'another'"
+    with pytest.raises(InputError, match=message):
         require_same_protocol([changed(), changed(), other])
 
 

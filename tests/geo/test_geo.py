@@ -36,8 +36,8 @@ def refusals(file, modality='s1'):
     with pytest.raises(InputError) as encode:
         Raster(file, modality, DB if modality == 's1' else DN)
     with tiffs.opened(file) as dataset:
-        found = list(tiffs.findings([tiffs.header(file, dataset, modality)], modality))
-    return str(convert.value), found[0].evidence + '; ' + found[0].remedy, str(encode.value)
+        findings = list(tiffs.findings([tiffs.header(file, dataset, modality)], modality))
+    return str(convert.value), findings[0].evidence + '; ' + findings[0].remedy, str(encode.value)
 
 
 # Format
@@ -255,10 +255,10 @@ def test_all_three_read_scale_and_offset_alike(tmp_path, tags, scales, unit, exp
 def test_where_nobody_can_know_the_offset_all_three_say_so(tmp_path, tags):
     file = tmp_path / 's2' / 'a.tif'
     put(file, optical(), S2, tags=tags)
-    convert, found, encode = refusals(file, 's2')
+    convert, doctor, encode = refusals(file, 's2')
     sentence = 'the metadata do not say whether the 1000 of processing baseline 04.00 are in the numbers'
-    assert all(sentence in text for text in (convert, found, encode))
-    assert 's2_offset=-1000 if they are' in convert and 's2_offset=-1000 if they are' in found
+    assert all(sentence in text for text in (convert, doctor, encode))
+    assert 's2_offset=-1000 if they are' in convert and 's2_offset=-1000 if they are' in doctor
     assert 'config.s2.offset=-1000 if they are' in encode
     raster = Raster(file, 's2', SensorFile(unit='DN', offset=0.0))
     assert raster.offset == 0

@@ -82,9 +82,9 @@ def test_a_mask_goes_into_the_pixels(tmp_path):
             dataset.write_mask(np.arange(48 * 48).reshape(48, 48) >= 480)
         out = run(tmp_path, refusal(tmp_path, **NAMES), VALUE='0')
         with rasterio.open(out) as dataset:
-            found = dataset.read(masked=True)
-        assert found.mask[:, :10].all() and not found.mask[:, 10:].any()
-        np.testing.assert_array_equal(found[:, 10:], pixels[:, 10:])
+            masked = dataset.read(masked=True)
+        assert masked.mask[:, :10].all() and not masked.mask[:, 10:].any()
+        np.testing.assert_array_equal(masked[:, 10:], pixels[:, 10:])
         out.replace(tmp_path / name / 'a.tif')
     assert pairs.source(archive(tmp_path, **NAMES)).splits['train']
 

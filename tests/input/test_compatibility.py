@@ -70,13 +70,13 @@ def test_what_is_fatal_or_not_declared_is_refused_all_at_once():
 
 
 def test_statistics_of_ones_own_need_no_table():
-    own = {
+    modalities = {
         'modalities': {
             name: dataclasses.replace(m, mean=(1.0,) * len(m.bands), std=(9.0,) * len(m.bands))
             for name, m in CONFIG.model.modalities.items()
         }
     }
-    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **own))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **modalities))
     assert ('shift', 'level') not in found(changed(products={'s2': Product(level='L1C')}), config)
 
 

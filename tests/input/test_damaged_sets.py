@@ -202,10 +202,10 @@ def test_the_doctor_finds_it_and_looks_at_the_rest(damage, copy, capsys):
         (flip if damage == 'flip' else DAMAGES[damage][0])(shard(copy, 'test'))
     assert doctor([str(copy)], as_json=True) == 4
     (whole,) = json.loads(capsys.readouterr().out)
-    found = {one['code']: one for one in whole['findings'] if one['code'].startswith('split.')}
-    assert found.keys() == {'split.fingerprint' if damage == 'report' else 'split.shard'}
+    findings = {one['code']: one for one in whole['findings'] if one['code'].startswith('split.')}
+    assert findings.keys() == {'split.fingerprint' if damage == 'report' else 'split.shard'}
     if damage not in ('report', 'exchange'):
-        assert str(shard(copy, 'test')) in found['split.shard']['evidence']
+        assert str(shard(copy, 'test')) in findings['split.shard']['evidence']
     assert whole['looked_at'] >= SIZES['train'] // 2
 
 

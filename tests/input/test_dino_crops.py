@@ -92,8 +92,8 @@ def test_whole_images_are_mean_and_two_sigma_on_the_unit_scale():
 
 
 def _statistics(modalities, bands):
-    found = [[x[modalities[b].bands.index(b)] for x in statistics(modalities[b])] for b in bands]
-    return zip(*found)
+    pairs = [[x[modalities[b].bands.index(b)] for x in statistics(modalities[b])] for b in bands]
+    return zip(*pairs)
 
 
 def test_blur_is_that_of_scipy_with_a_mirrored_border():

@@ -39,14 +39,14 @@ def index():
 
 
 @pytest.fixture(scope='module')
-def found(index):
+def subsets(index):
     return lists(index, 's2_name', 'labels')
 
 
-def test_five_lists_of_each_kind_with_exact_sizes(found):
+def test_five_lists_of_each_kind_with_exact_sizes(subsets):
     expected = {f'{draw}_{percent}_{seed}' for draw in DRAWS for percent in (1, 10) for seed in range(5)}
-    assert found.keys() == expected | {'dino_mm'}
-    for name, positions in found.items():
+    assert subsets.keys() == expected | {'dino_mm'}
+    for name, positions in subsets.items():
         assert positions.dtype == np.int32
         if name != 'dino_mm':
             percent = int(name.split('_')[1])
@@ -62,28 +62,28 @@ def test_fractions_are_rounded_down_as_in_the_literature():
 
 
 @pytest.mark.parametrize('draw', DRAWS)
-def test_one_percent_lies_in_ten_percent_and_seeds_differ(found, draw):
+def test_one_percent_lies_in_ten_percent_and_seeds_differ(subsets, draw):
     for seed in range(5):
-        assert set(found[f'{draw}_1_{seed}']) < set(found[f'{draw}_10_{seed}'])
-    tens = [set(found[f'{draw}_10_{seed}']) for seed in range(5)]
+        assert set(subsets[f'{draw}_1_{seed}']) < set(subsets[f'{draw}_10_{seed}'])
+    tens = [set(subsets[f'{draw}_10_{seed}']) for seed in range(5)]
     # Independent draws of a tenth share a tenth.
     shared = len(tens[0] & tens[1]) / len(tens[0])
     assert 0.03 < shared < 0.2
     assert len(set.union(*tens)) > 1.5 * len(tens[0])
 
 
-def test_the_random_draw_can_be_computed_from_the_names_alone(index, found):
+def test_the_random_draw_can_be_computed_from_the_names_alone(index, subsets):
     names = index['s2_name'].tolist()
     ranked = sorted(names, key=lambda n: hashlib.blake2b(b'random/3/' + n, digest_size=8).digest())
-    assert {names[i] for i in found['random_10_3']} == set(ranked[:503])
-    assert {names[i] for i in found['random_1_3']} == set(ranked[:50])
+    assert {names[i] for i in subsets['random_10_3']} == set(ranked[:503])
+    assert {names[i] for i in subsets['random_1_3']} == set(ranked[:50])
 
 
-def test_the_order_of_the_records_does_not_matter(index, found):
+def test_the_order_of_the_records_does_not_matter(index, subsets):
     shuffle = np.random.default_rng(9).permutation(RECORDS)
     other = lists({name: values[shuffle] for name, values in index.items()}, 's2_name', 'labels')
-    for name in found.keys() - {'dino_mm'}:
-        assert set(shuffle[other[name]]) == set(found[name].tolist()), name
+    for name in subsets.keys() - {'dino_mm'}:
+        assert set(shuffle[other[name]]) == set(subsets[name].tolist()), name
 
 
 def test_a_record_that_joins_moves_few_others():
@@ -136,14 +136,14 @@ def test_without_labels_there_is_no_stratified_list(index):
     assert drawn.label_field({'labels': ('a', 'b', 'c'), 'labels_2': ('a', 'b')}) == 'labels_2'
 
 
-def test_dino_mm_draws_with_replacement_as_its_code_does(found):
+def test_dino_mm_draws_with_replacement_as_its_code_does(subsets):
     # On the 300,000 records that its loader counts, the positions are those of its own call.
     ours = drawn.dino_mm(300_000)
     theirs = np.random.default_rng(42).choice(range(300_000), int(0.01 * 300_000))
     np.testing.assert_array_equal(ours, theirs)
     assert len(ours) == 3000 > len(set(ours.tolist()))
-    repeats = collections.Counter(found['dino_mm'].tolist())
-    assert len(found['dino_mm']) == 3000 and max(repeats.values()) > 1 and max(repeats) < RECORDS
+    repeats = collections.Counter(subsets['dino_mm'].tolist())
+    assert len(subsets['dino_mm']) == 3000 and max(repeats.values()) > 1 and max(repeats) < RECORDS
 
 
 def test_bad_indexes():
@@ -170,14 +170,14 @@ def dataset(index, tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp('fractions') / 'set', index, aliases)
 
 
-def test_what_was_stored_is_read(dataset, found):
+def test_what_was_stored_is_read(dataset, subsets):
     for draw in DRAWS:
         for percent in (1, 10):
             for seed in range(5):
                 read = read_fraction(dataset, 'train', percent / 100, draw, seed)
-                np.testing.assert_array_equal(read, found[f'{draw}_{percent}_{seed}'])
-    np.testing.assert_array_equal(read_fraction(dataset, 'train', 0.01, 'dino_mm', 42), found['dino_mm'])
-    np.testing.assert_array_equal(read_fraction(dataset, 'everything', 0.1), found['random_10_0'])
+                np.testing.assert_array_equal(read, subsets[f'{draw}_{percent}_{seed}'])
+    np.testing.assert_array_equal(read_fraction(dataset, 'train', 0.01, 'dino_mm', 42), subsets['dino_mm'])
+    np.testing.assert_array_equal(read_fraction(dataset, 'everything', 0.1), subsets['random_10_0'])
     for draw in DRAWS:
         np.testing.assert_array_equal(read_fraction(dataset, 'train', 1.0, draw), np.arange(RECORDS))
 

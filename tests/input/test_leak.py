@@ -99,8 +99,8 @@ def test_it_works_in_both_directions_and_within_a_version():
         'twin': 3,
         'cell': 5,
     }
-    own = leak.identify(V2, index_of(TESTED[2:6]))
-    assert leak.count(own, seen)['id'] == 4
+    of_v2 = leak.identify(V2, index_of(TESTED[2:6]))
+    assert leak.count(of_v2, seen)['id'] == 4
     # The marks say which ones.
     marks = leak.recognise(leak.identify(V2, index_of(TESTED)), seen_of(V1, TRAINED))
     assert marks['twin'].tolist() == [True] * 3 + [False] * 7
@@ -304,8 +304,8 @@ def placed(folder, dataset, rows, pixels=True):
 
 
 def counted(here, seen):
-    found = leak.count(leak.read_records(here, 'train')[1], seen)
-    return {way: n for way, n in found.items() if way in (*leak.RecordNames._fields, 'any') and n}
+    counts = leak.count(leak.read_records(here, 'train')[1], seen)
+    return {way: n for way, n in counts.items() if way in (*leak.RecordNames._fields, 'any') and n}
 
 
 @pytest.mark.parametrize(
@@ -387,5 +387,5 @@ def test_the_published_tables_give_60886_seen_test_patches(monkeypatch):
         for row in read_table(Path(METADATA)).rows
         if row.split == 'test' and (name := parse_patch_id(row.patch_id))
     ]
-    found = leak.count(leak.identify(V2, index_of(tested)), seen)
-    assert (found['records'], found['twin'], found['cell']) == (119_825, 60_886, 60_886)
+    counts = leak.count(leak.identify(V2, index_of(tested)), seen)
+    assert (counts['records'], counts['twin'], counts['cell']) == (119_825, 60_886, 60_886)

@@ -203,12 +203,12 @@ def losses(mesh, steps=3):
     config = tiny_config(parallel=cfg.Parallel(*mesh), data=parts(a=1.0, b=1.0), train=cfg.Train(16, steps=9))
     setup = make_setup(config, PAIR, 100, jax.devices()[: mesh[0] * mesh[1]])
     lowered = setup.lower()
-    compiled, state, found = lowered.compile(), setup.init_state(), []
+    compiled, state, each = lowered.compile(), setup.init_state(), []
     for step in range(steps):
         ready = jax.device_put(batch({'a/': 8, 'b/': 8}, step), batch_sharding(setup.mesh))
         state, metrics = compiled(state, ready)
-        found.append(float(metrics['loss']))
-    return found, lowered.as_text()
+        each.append(float(metrics['loss']))
+    return each, lowered.as_text()
 
 
 @pytest.mark.slow
@@ -230,8 +230,8 @@ def test_a_set_is_prepared_by_its_own_contract():
     joined = jax.jit(masked_inputs(config, PAIR, config.augment))(both, key)
     at = 0
     for prefix, contract in (('a/', CONTRACT), ('b/', OTHER)):
-        own = {name.removeprefix(prefix): x for name, x in both.items() if name.startswith(prefix)}
-        alone = jax.jit(masked_inputs(config, contract, config.augment))(own, key)
+        of_set = {name.removeprefix(prefix): x for name, x in both.items() if name.startswith(prefix)}
+        alone = jax.jit(masked_inputs(config, contract, config.augment))(of_set, key)
         for name in ('s1', 's2'):
             np.testing.assert_allclose(
                 joined.patches[name].values[at : at + 8], alone.patches[name].values, atol=1e-5

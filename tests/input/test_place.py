@@ -80,7 +80,7 @@ def test_nothing_and_an_unknown_system_share_no_ground():
 def test_against_every_pair_compared():
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 40_000, (2, 200, 2)).astype(float)
-    found = place.overlap(places(LARGE, 32633, *corners[0]), places(LARGE, 32633, *corners[1]))
+    overlapping = place.overlap(places(LARGE, 32633, *corners[0]), places(LARGE, 32633, *corners[1]))
     gap = np.abs(corners[0][:, None] - corners[1][None]).max(axis=-1)
     expected = (gap < 1200 * 0.99).any(axis=1)
-    assert (found == expected).all() and 0 < expected.sum() < 200
+    assert (overlapping == expected).all() and 0 < expected.sum() < 200

@@ -42,8 +42,8 @@ def optical(images=2, side=60, seed=0):
 
 def looked(values, group, **options):
     """What is said of images of one field: (certain, name) -> message."""
-    found = plausible.doubts({'x': values}, [ranges.sample(values, group)], **options)
-    return {(doubt.certain, doubt.name): doubt.message for doubt in found}
+    doubts = plausible.doubts({'x': values}, [ranges.sample(values, group)], **options)
+    return {(doubt.certain, doubt.name): doubt.message for doubt in doubts}
 
 
 def test_sound_images_in_every_unit_raise_no_doubt():

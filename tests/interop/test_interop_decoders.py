@@ -73,8 +73,8 @@ def predictor(model):
     return predict
 
 
-def close(found, expected):
-    error = np.abs(found - expected).max() / np.abs(expected).max()
+def close(computed, expected):
+    error = np.abs(computed - expected).max() / np.abs(expected).max()
     print('error', error)
     assert error < 3e-6, error
 
@@ -131,8 +131,8 @@ def test_a_whole_mae_file_is_a_whole_model():
     params, report = import_weights('mae', state, MAE)
     assert not report.kept and not report.unused
     expected = mae_forward(images['rgb'], state, order['rgb'])
-    found = predictor(MAE)(params, images, order)
-    close(found['rgb'], take(expected, order['rgb'][:, VISIBLE:]))
+    predicted = predictor(MAE)(params, images, order)
+    close(predicted['rgb'], take(expected, order['rgb'][:, VISIBLE:]))
 
 
 def test_a_whole_mae_file_fits_stacked_sensors_band_by_band():
@@ -146,9 +146,9 @@ def test_a_whole_mae_file_fits_stacked_sensors_band_by_band():
     together = np.concatenate([images['s2'], images['s1']], axis=-1)
     expected = take(mae_forward(together, state, ids), ids[:, VISIBLE:])
     expected = expected.reshape(*expected.shape[:2], -1, 3)
-    found = predictor(stack)(params, images, dict.fromkeys(images, ids))
-    close(found['s2'], expected[..., :2].reshape(*expected.shape[:2], -1))
-    close(found['s1'], expected[..., 2])
+    predicted = predictor(stack)(params, images, dict.fromkeys(images, ids))
+    close(predicted['s2'], expected[..., :2].reshape(*expected.shape[:2], -1))
+    close(predicted['s1'], expected[..., 2])
 
 
 def test_the_decoder_of_an_mae_is_left_out_where_it_has_no_place():
@@ -185,13 +185,13 @@ def multimae_state(seed=3):
     return state
 
 
-def output_adapter(draw, own, numbers):
+def output_adapter(draw, prefix, numbers):
     table = sincos_2d((GRID, GRID), DEC).reshape(1, GRID, GRID, DEC)
     state = {
-        f'{own}.mask_token': draw(1, 1, DEC),
-        f'{own}.task_embeddings.rgb': draw(1, 1, DEC),
-        f'{own}.task_embeddings.depth': draw(1, 1, DEC),
-        f'{own}.pos_emb': table.transpose(0, 3, 1, 2).astype(np.float32),
+        f'{prefix}.mask_token': draw(1, 1, DEC),
+        f'{prefix}.task_embeddings.rgb': draw(1, 1, DEC),
+        f'{prefix}.task_embeddings.depth': draw(1, 1, DEC),
+        f'{prefix}.pos_emb': table.transpose(0, 3, 1, 2).astype(np.float32),
     }
     sizes = {
         **{'proj_context': (DEC, WIDTH), 'decoder.q': (DEC, DEC), 'decoder.kv': (2 * DEC, DEC)},
@@ -199,11 +199,11 @@ def output_adapter(draw, own, numbers):
         'out_proj': (numbers, DEC),
     }
     for name, size in sizes.items():
-        state |= {f'{own}.{name}.weight': draw(*size), f'{own}.{name}.bias': draw(size[0])}
+        state |= {f'{prefix}.{name}.weight': draw(*size), f'{prefix}.{name}.bias': draw(size[0])}
     for name in ('query_norm', 'context_norm', 'out_norm'):
-        state |= {f'{own}.{name}.weight': draw(DEC, middle=1.0), f'{own}.{name}.bias': draw(DEC)}
+        state |= {f'{prefix}.{name}.weight': draw(DEC, middle=1.0), f'{prefix}.{name}.bias': draw(DEC)}
     for layer in range(2):
-        state |= theirs.block(draw, TIMM, f'{own}.decoder_transformer.{layer}', width=DEC)
+        state |= theirs.block(draw, TIMM, f'{prefix}.decoder_transformer.{layer}', width=DEC)
     return state
 
 
@@ -213,7 +213,7 @@ def multimae_forward(images, state, order, task):
     `images` and `order` are by task. As MultiMAE computes it: a grid of each task with mask tokens, to
     which positions and embeddings are added before the context is taken out of it again.
     """
-    tokens, own, batch = [], f'output_adapters.{task}', len(images['rgb'])
+    tokens, prefix, batch = [], f'output_adapters.{task}', len(images['rgb'])
     for name, image in images.items():
         table = state[f'input_adapters.{name}.pos_emb'][0].reshape(WIDTH, -1).T
         tokens.append(
@@ -221,25 +221,25 @@ def multimae_forward(images, state, order, task):
         )
     cls = np.broadcast_to(state['global_tokens'][0].astype(np.float64), (batch, 1, WIDTH))
     x = theirs.blocks(np.concatenate([*tokens, cls], axis=1), state, TIMM, 'encoder', EPS)[-1]
-    x = theirs.linear(x, state, f'{own}.proj_context')
+    x = theirs.linear(x, state, f'{prefix}.proj_context')
     grids, context = {}, []
     for i, name in enumerate(images):
         keep = order[name][:, :VISIBLE]
-        grid = np.broadcast_to(state[f'{own}.mask_token'].astype(np.float64), (batch, GRID**2, DEC)).copy()
+        grid = np.broadcast_to(state[f'{prefix}.mask_token'].astype(np.float64), (batch, GRID**2, DEC)).copy()
         np.put_along_axis(grid, keep[..., None], x[:, i * VISIBLE : (i + 1) * VISIBLE], axis=1)
-        grid += state[f'{own}.task_embeddings.{name}'] + state[f'{own}.pos_emb'][0].reshape(DEC, -1).T
+        grid += state[f'{prefix}.task_embeddings.{name}'] + state[f'{prefix}.pos_emb'][0].reshape(DEC, -1).T
         grids[name] = grid
         context.append(take(grid, keep))
     context = np.concatenate([*context, x[:, -1:]], axis=1)
-    queries = theirs.layer_norm(grids[task.removeprefix('norm_')], state, f'{own}.query_norm', EPS)
-    context = theirs.layer_norm(context, state, f'{own}.context_norm', EPS)
-    q = theirs.linear(queries, state, f'{own}.decoder.q').reshape(batch, -1, HEADS, DEC // HEADS)
-    kv = theirs.linear(context, state, f'{own}.decoder.kv').reshape(batch, -1, 2, HEADS, DEC // HEADS)
-    x = theirs.linear(theirs.attend(q, kv[:, :, 0], kv[:, :, 1]), state, f'{own}.decoder.proj')
-    normed = theirs.layer_norm(x, state, f'{own}.out_norm', EPS)
-    x = x + theirs.mlp(normed, state, f'{own}.mlp.fc1', f'{own}.mlp.fc2')
-    x = theirs.blocks(x, state, TIMM, f'{own}.decoder_transformer', EPS, depth=2)[-1]
-    return theirs.linear(x, state, f'{own}.out_proj')
+    queries = theirs.layer_norm(grids[task.removeprefix('norm_')], state, f'{prefix}.query_norm', EPS)
+    context = theirs.layer_norm(context, state, f'{prefix}.context_norm', EPS)
+    q = theirs.linear(queries, state, f'{prefix}.decoder.q').reshape(batch, -1, HEADS, DEC // HEADS)
+    kv = theirs.linear(context, state, f'{prefix}.decoder.kv').reshape(batch, -1, 2, HEADS, DEC // HEADS)
+    x = theirs.linear(theirs.attend(q, kv[:, :, 0], kv[:, :, 1]), state, f'{prefix}.decoder.proj')
+    normed = theirs.layer_norm(x, state, f'{prefix}.out_norm', EPS)
+    x = x + theirs.mlp(normed, state, f'{prefix}.mlp.fc1', f'{prefix}.mlp.fc2')
+    x = theirs.blocks(x, state, TIMM, f'{prefix}.decoder_transformer', EPS, depth=2)[-1]
+    return theirs.linear(x, state, f'{prefix}.out_proj')
 
 
 def pixels_last_channel(x, channels):
@@ -257,10 +257,10 @@ def test_a_whole_multimae_file_is_a_whole_model():
         options = dataclasses.replace(ADAPTERS, outputs={'s2': output})
         params, report = import_weights('multimae', state, MULTIMAE, options=options)
         assert not report.kept and not {x for x in report.unused if f'output_adapters.{output}.' in x}
-        found = predict(params, images, order)
+        predicted = predict(params, images, order)
         for name, task, channels in (('s1', 'depth', 1), ('s2', output, 3)):
             expected = pixels_last_channel(multimae_forward(by_task, state, ids, task), channels)
-            close(found[name], take(expected, order[name][:, VISIBLE:]))
+            close(predicted[name], take(expected, order[name][:, VISIBLE:]))
 
 
 def base_of(model, seed=7):
@@ -332,8 +332,8 @@ def test_the_features_of_a_model_with_attending_decoders_can_be_turned(streams):
     changed = {path for path in params if not np.array_equal(once[path], params[path])}
     for path in params:
         stays = path.endswith(('qkv/bias', 'query/bias', 'kv/bias', 'up/bias', 'predict/bias'))
-        own = 'd' if path.startswith('decoders') else 'e'
+        kind = 'd' if path.startswith('decoders') else 'e'
         if path.endswith('project/kernel'):
             assert path in changed
         else:
-            assert (path in changed) == (own in streams and not stays), path
+            assert (path in changed) == (kind in streams and not stays), path

@@ -35,8 +35,8 @@ def test_tables_name_the_parameters_of_the_model(changes):
     model = small_model(**changes)
     params = fusmae.param_shapes(model)
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    found = {'/'.join(key.key for key in path): leaf.shape for path, leaf in paths}
-    assert found == ours_shapes(reference_rules(model))
+    shapes = {'/'.join(key.key for key in path): leaf.shape for path, leaf in paths}
+    assert shapes == ours_shapes(reference_rules(model))
 
 
 def test_export_and_load_are_bit_identical(tmp_path):

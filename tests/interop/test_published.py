@@ -67,17 +67,17 @@ def features(settings, params, side, batch, names, *modalities):
     def run(params, batch):
         return pool(nnx.merge(graph, params), inputs(batch, None), names)
 
-    found, there = run(jax.tree.map(jnp.asarray, params), batch)
-    return {name: np.asarray(x) for name, x in found.items()}, np.asarray(there)
+    pooled, there = run(jax.tree.map(jnp.asarray, params), batch)
+    return {name: np.asarray(x) for name, x in pooled.items()}, np.asarray(there)
 
 
 def zscores(batch, modalities):
-    found = {}
+    result = {}
     for name, modality in modalities.items():
         mean, std = (x.astype(np.float64) for x in statistics(modality))
         order = [(('VV', 'VH') if name == 's1' else S2).index(band) for band in modality.bands]
-        found[name] = (batch[name][..., order].astype(np.float64) - mean) / std
-    return found
+        result[name] = (batch[name][..., order].astype(np.float64) - mean) / std
+    return result
 
 
 # ------------------------------------------------------------ DINO-MM
@@ -110,16 +110,16 @@ def test_the_preset_of_dino_mm_is_that_of_its_code():
     _, (settings, _, _) = dino()
     assert (preset_of(settings).resize, settings.model.image_size) == (24, (21, 21))
     batch = records(24)
-    found, expected = seen(settings, 24, batch), dino_images(batch, settings)
+    images, expected = seen(settings, 24, batch), dino_images(batch, settings)
     names = (*settings.model.modalities['s2'].bands, *settings.model.modalities['s1'].bands)
-    ours = dict(zip(names, np.moveaxis(np.concatenate([found['s2'], found['s1']], axis=-1), -1, 0)))
+    ours = dict(zip(names, np.moveaxis(np.concatenate([images['s2'], images['s1']], axis=-1), -1, 0)))
     for index, name in enumerate(DINO_MM_CHANNELS):
         # Where float32 falls on the other side of a step, it is one of 255.
         off = np.abs(ours[name] - expected[..., index]) * 255
         assert off.max() < 1.001 and (off > 0.01).mean() < 1e-3, name
     # The radar is clipped: its largest value is shared by one pixel of a hundred.
     vv = settings.model.modalities['s1'].bands.index('VV')
-    assert (found['s1'][0, ..., vv] == found['s1'][0, ..., vv].max()).sum() > 1
+    assert (images['s1'][0, ..., vv] == images['s1'][0, ..., vv].max()).sum() > 1
 
 
 @functools.cache
@@ -157,7 +157,7 @@ def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
     patches = jax.jit(make_inputs(settings, Contract(dataset='test', groups=groups)))(batch, None)
     differ = []
     for name, modality in settings.model.modalities.items():
-        found = unpatchify(np.asarray(patches[name].values), settings.model.grid, settings.model.patch_size)
+        image = unpatchify(np.asarray(patches[name].values), settings.model.grid, settings.model.patch_size)
         for index, band in enumerate(modality.bands):
             field, g = next((f, g) for f, g in groups.items() if band in g.bands)
             mean, std = (float(x[index]) for x in statistics(modality))
@@ -169,7 +169,7 @@ def test_the_preset_of_dino_mm_rounds_to_bytes_where_its_code_does():
             x = np.floor(np.clip((x - mean + 2 * std) / (4 * std) * 255, 0, 255))
             if name == 's2':
                 x = np.clip(np.round(opencv_cubic(x, 24)), 0, 255)
-            off = np.abs(found[..., index] * 255 - x[:, 1:22, 1:22])
+            off = np.abs(image[..., index] * 255 - x[:, 1:22, 1:22])
             assert off.max() < 1.001, band  # where float32 falls on the other side of a step
             differ.append((off > 0.01).mean())
     assert np.mean(differ) < 1e-3
@@ -195,18 +195,18 @@ def test_the_encoder_of_dino_mm_is_that_of_numpy():
     """The last four CLS, on positions that are interpolated as DINO's code does it."""
     state, (settings, params, _) = dino()
     batch = records(24)
-    found, there = features(settings, params, 24, batch, ('last4_cls', 'cls'))
+    pooled, there = features(settings, params, 24, batch, ('last4_cls', 'cls'))
     matrix = cubic_matrix(14, 7, 0.1)
     table = state['pos_embed'][0, 1:].reshape(14, 14, WIDTH)
     table = np.einsum('ir,jc,rcd->ijd', matrix, matrix, table).reshape(49, WIDTH)
     table = np.concatenate([state['pos_embed'][0, :1], table])
-    own = seen(settings, 24, batch)
+    given = seen(settings, 24, batch)
     bands = (*S2, *settings.model.modalities['s1'].bands)
-    joined = np.concatenate([own['s2'], own['s1']], axis=-1)
+    joined = np.concatenate([given['s2'], given['s1']], axis=-1)
     images = joined[..., [bands.index(name) for name in DINO_MM_CHANNELS]]
     after = theirs.timm_tokens(images, state, table)
-    np.testing.assert_allclose(found['last4_cls'], np.hstack([z[:, 0] for z in after[-4:]]), **CLOSE)
-    np.testing.assert_allclose(found['cls'], after[-1][:, 0], **CLOSE)
+    np.testing.assert_allclose(pooled['last4_cls'], np.hstack([z[:, 0] for z in after[-4:]]), **CLOSE)
+    np.testing.assert_allclose(pooled['cls'], after[-1][:, 0], **CLOSE)
     assert there.all()
 
 
@@ -218,8 +218,8 @@ def test_a_sensor_that_is_not_there_is_zero_on_the_scale_of_bytes():
     with_nothing, there = features(settings, params, 24, gone, ('cls',))
     np.testing.assert_allclose(alone['cls'], with_nothing['cls'], atol=1e-5)
     assert there.all()
-    own = seen(settings, 24, batch, 's2')['s2']
-    images = np.concatenate([own, np.zeros((*own.shape[:3], 2))], axis=-1)
+    image = seen(settings, 24, batch, 's2')['s2']
+    images = np.concatenate([image, np.zeros((*image.shape[:3], 2))], axis=-1)
     matrix = cubic_matrix(14, 7, 0.1)
     table = np.einsum('ir,jc,rcd->ijd', matrix, matrix, state['pos_embed'][0, 1:].reshape(14, 14, WIDTH))
     table = np.concatenate([state['pos_embed'][0, :1], table.reshape(49, WIDTH)])
@@ -247,15 +247,15 @@ def test_kernels_follow_the_names_of_the_channels():
 def test_satvit_is_that_of_numpy_and_has_no_cls():
     state, batch = theirs.satvit(4, 8), records(32)
     settings, params, notes = importing.build(SAT, state, 'own')
-    found, _ = features(settings, params, 32, batch, ('mean_patch', 'concat_per_sensor'))
+    pooled, _ = features(settings, params, 32, batch, ('mean_patch', 'concat_per_sensor'))
     z = zscores(batch, settings.model.modalities)
     bands = dict(zip((*S2, 'VV', 'VH'), np.moveaxis(np.concatenate([z['s2'], z['s1']], axis=-1), -1, 0)))
     bands['unused'] = np.zeros_like(bands['VV'])
     images = np.stack([bands[name] for name in SATVIT], axis=-1)
     expected = theirs.satvit_tokens(images, state, 4).mean(axis=1)
     # Their features are ours turned by half the width: MAE's positions have the column first.
-    np.testing.assert_allclose(np.roll(found['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
-    np.testing.assert_array_equal(found['mean_patch'], found['concat_per_sensor'])
+    np.testing.assert_allclose(np.roll(pooled['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
+    np.testing.assert_array_equal(pooled['mean_patch'], pooled['concat_per_sensor'])
     assert settings.model.numerics.norm_eps == 1e-5 and not settings.model.numerics.qkv_bias
     assert any('unused' in line for line in notes)
     for name in ('cls', 'mean_all', 'last4_cls'):
@@ -268,7 +268,7 @@ def test_satvit_takes_one_image_for_both_orbits():
     channels = (*S2[:11], 'VV', 'VH', 'VV', 'VH')
     config, state, batch = dataclasses.replace(SAT, channels=channels), theirs.satvit(4, 8), records(32)
     settings, params, notes = importing.build(config, state, 'own')
-    found, _ = features(settings, params, 32, batch, ('mean_patch',))
+    pooled, _ = features(settings, params, 32, batch, ('mean_patch',))
     z = zscores(batch, settings.model.modalities)
     ascending = [(-10.97, 3.6673), (-17.9148, 4.5137)]
     descending = [(-10.9671, 3.6928), (-18.0231, 4.4928)]
@@ -276,7 +276,7 @@ def test_satvit_takes_one_image_for_both_orbits():
     np.testing.assert_allclose(z['s1'], orbits[0], rtol=1e-5, atol=1e-5)
     images = np.concatenate([z['s2'], *orbits], axis=-1)
     expected = theirs.satvit_tokens(images, state, 4).mean(axis=1)
-    np.testing.assert_allclose(np.roll(found['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
+    np.testing.assert_allclose(np.roll(pooled['mean_patch'], -WIDTH // 2, axis=1), expected, **CLOSE)
     assert any('VV feeds 2 channels' in line for line in notes)
     # With our z-scores there is one scale: the kernels are added as they are.
     _, common, _ = importing.build(config, state, 'common')
@@ -313,7 +313,7 @@ def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
     state = theirs.timm(3, 4, 8, sincos=kind == 'imagenet_mae')
     settings, params, _ = importing.build(config, state, 'own')
     batch = records(32)
-    found, _ = features(settings, params, 32, batch, ('cls',), *modalities)
+    pooled, _ = features(settings, params, 32, batch, ('cls',), *modalities)
     z = zscores(batch, settings.model.modalities)
     joined = np.concatenate([z[name] for name in modalities], axis=-1)
     pixels = np.floor(np.clip((joined + 2) / 4, 0, 1) * 255) / 255
@@ -324,7 +324,7 @@ def test_an_inflated_projection_is_one_of_the_mean_over_rgb(kind, modalities):
     else:
         images = (gray - 0.5) / 0.5
     expected = theirs.timm_tokens(images, state, state['pos_embed'][0])[-1][:, 0]
-    turned = np.roll(found['cls'], -WIDTH // 2, axis=1) if kind == 'imagenet_mae' else found['cls']
+    turned = np.roll(pooled['cls'], -WIDTH // 2, axis=1) if kind == 'imagenet_mae' else pooled['cls']
     np.testing.assert_allclose(turned, expected, **CLOSE)
     with pytest.raises(InputError, match='expected 3 channels: red, green, blue'):
         importing.build(config, theirs.timm(4, 4, 8, sincos=kind == 'imagenet_mae'), 'own')
@@ -334,10 +334,10 @@ def test_the_common_preset_is_our_zscores():
     config = WeightFile('imagenet_vit', 'x', **SIZES, patch_size=4, image_size=32)
     settings, params, _ = importing.build(config, theirs.timm(3, 4, 8), 'common')
     batch = records(32)
-    found, z = seen(settings, 32, batch), zscores(batch, settings.model.modalities)
+    images, z = seen(settings, 32, batch), zscores(batch, settings.model.modalities)
     for name in ('s1', 's2'):
-        np.testing.assert_allclose(found[name], np.clip(z[name], -5, 5), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(images[name], np.clip(z[name], -5, 5), rtol=1e-4, atol=1e-5)
         alone = seen(settings, 32, batch, name)[name]
-        np.testing.assert_allclose(alone, found[name] * 14 / z[name].shape[-1], rtol=1e-5)
+        np.testing.assert_allclose(alone, images[name] * 14 / z[name].shape[-1], rtol=1e-5)
     kernel = params['encoder']['patch']['stack']['kernel']
     assert len(np.unique(kernel[:, 0])) <= 16 + 1  # one number a pixel: the same for all bands

@@ -172,8 +172,8 @@ def test_it_equals_its_definition(sensors, cls):
             jnp.asarray(token),
         )
         start = list(modalities).index('s2') * VISIBLE
-        own, hidden = slice(start, start + VISIBLE), jnp.asarray(order['s2'][:, VISIBLE:])
-        predicted, _ = compiled(decoder, context, own, hidden)
+        radar, hidden = slice(start, start + VISIBLE), jnp.asarray(order['s2'][:, VISIBLE:])
+        predicted, _ = compiled(decoder, context, radar, hidden)
     assert predicted.dtype == jnp.float64 and predicted.shape == (2, N - VISIBLE, model.patch_dim('s2'))
     for i in range(2):
         one = {n: z[i] for n, z in latents.items()}
@@ -189,9 +189,9 @@ def test_without_anything_to_attend_to_no_token_differs():
     decoder = module_of(lambda: MultiMaeDecoder(model, 's1', arithmetic, rngs=nnx.Rngs(0)))
     decode = nnx.jit(lambda module, *values: module(values[0], slice(0, VISIBLE), *values[1:], capture=True))
     for there in (False, True):
-        own = {'s1': jnp.full((1, VISIBLE), there), 's2': jnp.zeros((1, VISIBLE), bool)}
+        valid = {'s1': jnp.full((1, VISIBLE), there), 's2': jnp.zeros((1, VISIBLE), bool)}
         latents = jax.random.normal(jax.random.key(0), (1, VISIBLE, model.width))
-        context = Context(latents, own, jnp.arange(VISIBLE)[None], latents[:, 0])
+        context = Context(latents, valid, jnp.arange(VISIBLE)[None], latents[:, 0])
         hidden = jnp.ones((1, N), bool)
         _, stages = decode(decoder, context, jnp.arange(N)[None], hidden)
         assert (np.ptp(np.asarray(stages['cross']), axis=1).max() > 1e-3) == there

@@ -109,10 +109,10 @@ def test_equal_counts_are_the_model_with_fixed_counts(name, absent):
     valid = jnp.ones((2, 2 * K), bool).at[1, K:].set(False)
     slots, mix = slots_of(order, valid)
     expected, latents, cls = fixed(name, absent, patches, order)
-    predictions, found, found_cls = joint(name, absent, patches, slots)
+    predictions, tokens, found_cls = joint(name, absent, patches, slots)
     together = np.concatenate([latents['s1'], latents['s2']], axis=1)[:, mix]
     there = np.asarray(slots.valid)
-    np.testing.assert_allclose(found[there], together[there], atol=5e-6)
+    np.testing.assert_allclose(tokens[there], together[there], atol=5e-6)
     np.testing.assert_allclose(found_cls, cls, atol=5e-6)
     for n in predictions:
         same = np.take_along_axis(predictions[n], np.asarray(order[n])[:, K:, None], axis=1)
@@ -181,12 +181,12 @@ def test_what_an_invalid_slot_holds_changes_no_bit(name):
         jnp.where(slots.valid, slots.position, (slots.position + 5) % N),
         slots.valid,
     )
-    there, found = np.asarray(slots.valid), []
+    there, results = np.asarray(slots.valid), []
     for given in (slots, moved):
         (total, (predictions, latents, cls)), both = gradients(name, patches, given)
-        found.append((total, predictions, latents[there], cls, both))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
-    equal(*found, np.testing.assert_array_equal)
+        results.append((total, predictions, latents[there], cls, both))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
+    equal(*results, np.testing.assert_array_equal)
 
 
 @pytest.mark.parametrize('name', ['xaed', 'multimae'])

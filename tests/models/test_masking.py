@@ -81,7 +81,7 @@ def draw(strategy, names=('s1', 's2'), n=N, count=K, draws=DRAWS, valid=None, se
 
 
 def counts(slots, names=('s1', 's2')):
-    return {name: np.asarray(own.sum(axis=1)) for name, own in slots_by_modality(slots, names).items()}
+    return {name: np.asarray(part.sum(axis=1)) for name, part in slots_by_modality(slots, names).items()}
 
 
 @pytest.mark.parametrize('strategy', JOINT)
@@ -92,8 +92,8 @@ def test_exactly_k_different_patches(strategy):
     place = np.sort(np.asarray(slots.sensor * N + slots.position), axis=1)
     assert (np.diff(place, axis=1) > 0).all() and place.max() < 2 * N
     hidden = hidden_patches(slots, ('s1', 's2'), N)
-    for name, own in counts(slots).items():
-        np.testing.assert_array_equal(np.asarray(hidden[name]).sum(axis=1), N - own)
+    for name, count in counts(slots).items():
+        np.testing.assert_array_equal(np.asarray(hidden[name]).sum(axis=1), N - count)
 
 
 @pytest.mark.slow
@@ -106,19 +106,21 @@ def test_dirichlet_shares_have_their_distribution():
     )
     assert counts(draw('dirichlet', concentration=50.0))['s1'].std() < 6 < flat.std()
     three = counts(draw('dirichlet', names=('a', 'b', 'c')), ('a', 'b', 'c'))
-    for own in three.values():  # a marginal of Dirichlet(1, 1, 1) is Beta(1, 2)
-        assert stats.kstest(own / K + np.random.default_rng(0).uniform(-0.5, 0.5, DRAWS) / K,
+    for share in three.values():  # a marginal of Dirichlet(1, 1, 1) is Beta(1, 2)
+        assert stats.kstest(share / K + np.random.default_rng(0).uniform(-0.5, 0.5, DRAWS) / K,
                             stats.beta(1, 2).cdf).pvalue > 1e-3  # fmt: skip
 
 
 def test_drawn_from_one_urn_the_counts_are_hypergeometric():
     """98 of 392 patches of two sensors: 49 +- 4.3 of each."""
-    own = counts(draw('joint_uniform', draws=8000))['s1']
+    radar = counts(draw('joint_uniform', draws=8000))['s1']
     law = stats.hypergeom(2 * N, N, K)
     assert (law.mean(), round(law.std(), 1)) == (49, 4.3)
     edges = np.arange(38, 61, 2)  # the tails together, so that every bin expects a hundred or so
     bins = np.diff(law.cdf(edges), prepend=0, append=1)
-    assert stats.chisquare(np.bincount(np.searchsorted(edges, own), minlength=12), bins * 8000).pvalue > 1e-3
+    assert (
+        stats.chisquare(np.bincount(np.searchsorted(edges, radar), minlength=12), bins * 8000).pvalue > 1e-3
+    )
     three = counts(draw('joint_uniform', ('a', 'b', 'c'), count=147), ('a', 'b', 'c'))
     for n in three.values():
         assert abs(n.mean() - 49) < 0.5 and abs(n.std() - stats.hypergeom(3 * N, N, 147).std()) < 0.4
@@ -141,9 +143,9 @@ def test_drawn_from_one_urn_every_set_of_patches_is_as_likely():
 
 
 def test_a_modality_is_hidden_as_often_as_asked():
-    own = counts(draw('modality', hide=0.4))
-    assert set(own['s1']) == {0, K // 2, K}
-    for n in own.values():
+    of_sensor = counts(draw('modality', hide=0.4))
+    assert set(of_sensor['s1']) == {0, K // 2, K}
+    for n in of_sensor.values():
         assert stats.binomtest(int((n == 0).sum()), DRAWS, 0.2).pvalue > 1e-3
     assert (counts(draw('modality', hide=0.0))['s1'] == K // 2).all()
     alone = counts(draw('modality', hide=1.0, names=('a', 'b', 'c')), ('a', 'b', 'c'))
@@ -153,8 +155,8 @@ def test_a_modality_is_hidden_as_often_as_asked():
 
 def test_patches_of_a_sensor_are_uniform():
     slots = draw('dirichlet', n=16, count=8, draws=8000)
-    own = slots_by_modality(slots, ('s1', 's2'))['s2']
-    seen = np.bincount(np.asarray(slots.position)[np.asarray(own)], minlength=16)
+    of_optical = slots_by_modality(slots, ('s1', 's2'))['s2']
+    seen = np.bincount(np.asarray(slots.position)[np.asarray(of_optical)], minlength=16)
     assert stats.chisquare(seen).pvalue > 1e-3
     first = np.asarray(slots.sensor * 16 + slots.position)[:, 0]  # no slot is special
     assert stats.chisquare(np.bincount(first, minlength=32)).pvalue > 1e-3
@@ -166,9 +168,9 @@ def test_invalid_patches_rank_last_and_left_over_slots_are_invalid(strategy):
     s1 = jnp.arange(16)[None] < jnp.array([3, 0, 16, 0])[jnp.arange(rows) % 4][:, None]
     s2 = jnp.arange(16)[None] >= jnp.array([14, 13, 16, 16])[jnp.arange(rows) % 4][:, None]
     slots = draw(strategy, valid={'s1': s1, 's2': s2}, count=8, hide=0.5)
-    own, there = slots_by_modality(slots, ('s1', 's2')), {'s1': s1, 's2': s2}
+    by_sensor, there = slots_by_modality(slots, ('s1', 's2')), {'s1': s1, 's2': s2}
     hidden = hidden_patches(slots, ('s1', 's2'), 16)
-    for name in own:
+    for name in by_sensor:
         assert not np.asarray(~hidden[name] & ~there[name]).any()
     total = np.asarray(slots.valid).sum(axis=1)
     assert (total[1::4] == 3).all() and (total[2::4] == 8).all() and (total[3::4] == 0).all()
@@ -187,7 +189,7 @@ def test_slots_follow_their_key_alone():
 
 def test_slots_are_read_by_the_sorted_names():
     slots = Slots(jnp.array([[0, 1, 1]]), jnp.array([[2, 0, 1]]), jnp.array([[True, True, False]]))
-    own = slots_by_modality(slots, ('s2', 's1'))
-    assert own['s1'].tolist() == [[True, False, False]] and own['s2'].tolist() == [[False, True, False]]
+    parts = slots_by_modality(slots, ('s2', 's1'))
+    assert parts['s1'].tolist() == [[True, False, False]] and parts['s2'].tolist() == [[False, True, False]]
     hidden = hidden_patches(slots, ('s2', 's1'), 3)
     assert hidden['s1'].tolist() == [[True, True, False]] and hidden['s2'].tolist() == [[False, True, True]]

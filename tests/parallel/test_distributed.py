@@ -76,9 +76,9 @@ def test_processes_agree_on_values_failures_and_where_to_stop(tmp_path):
             process.wait()
     assert [process.returncode for process in running] == [0, 0], words
     lines = [[x for x in out.splitlines() if 'Gloo' not in x] for out, _ in words]
-    for own, prefix in zip(lines, ('process 1: ', '')):
-        text = '\n'.join(own)
-        assert own[0] == "2 4 [{'from': 'x'}, {'from': 'xx'}]"
+    for said, prefix in zip(lines, ('process 1: ', '')):
+        text = '\n'.join(said)
+        assert said[0] == "2 4 [{'from': 'x'}, {'from': 'xx'}]"
         assert 'seed: 0 in process 0; 1 in process 1' in text and 'size' not in text
         assert f'refused: {prefix}no such folder' in text
         assert text.count('storage that all of them share') == 1

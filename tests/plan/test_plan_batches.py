@@ -71,8 +71,8 @@ def test_weights_that_only_rounding_makes_whole(weights):
     """What fits once need not fit twice as large, so each size is asked for by itself."""
     data = mixture(*weights)
     batches = Batches(data, DEVICES)
-    found = [batches.near(rows) for rows in (1, 9, 40)] + [batches.below(rows) for rows in (30, 100)]
-    for size in found:
+    sizes = [batches.near(rows) for rows in (1, 9, 40)] + [batches.below(rows) for rows in (30, 100)]
+    for size in sizes:
         assert size > 0
         check_rows(row_counts(data, size), DEVICES)
 
@@ -150,8 +150,8 @@ def sent(body, out):
 
 
 def test_a_sum_over_devices():
-    found = sent(lambda x: jax.lax.psum(x, 'data'), P())
-    assert found.exact and found.kinds == {'all-reduce': Traffic(1, NUMBERS // 8 * 4)}
+    collectives = sent(lambda x: jax.lax.psum(x, 'data'), P())
+    assert collectives.exact and collectives.kinds == {'all-reduce': Traffic(1, NUMBERS // 8 * 4)}
 
 
 def test_gathering_counts_the_whole():
@@ -172,8 +172,8 @@ def test_a_loop_sends_as_often_as_it_runs(times):
     def body(x):
         return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, 'data')), None), x, None, times)[0]
 
-    found = sent(body, P('data'))
-    assert found.exact and found.kinds['all-reduce'] == Traffic(times, times * NUMBERS // 8 * 4)
+    collectives = sent(body, P('data'))
+    assert collectives.exact and collectives.kinds['all-reduce'] == Traffic(times, times * NUMBERS // 8 * 4)
 
 
 def test_a_loop_of_unknown_length_is_a_lower_bound():
@@ -182,8 +182,8 @@ def test_a_loop_of_unknown_length_is_a_lower_bound():
             lambda c: jnp.sum(c) < 100, functools.partial(jax.lax.psum, axis_name='data'), x
         )
 
-    found = sent(body, P('data'))
-    assert not found.exact and found.kinds['all-reduce'].calls == 1
+    collectives = sent(body, P('data'))
+    assert not collectives.exact and collectives.kinds['all-reduce'].calls == 1
 
 
 def test_one_device_sends_nothing():
@@ -221,9 +221,9 @@ ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
 
 def test_the_text_of_a_tpu_program():
     """Loop lengths stand in the condition, layouts have brackets, asynchronous results repeat operands."""
-    found = of_module(read(TPU))
-    assert found.exact
-    assert found.kinds == {
+    collectives = of_module(read(TPU))
+    assert collectives.exact
+    assert collectives.kinds == {
         'all-reduce': Traffic(11, 11 * (8 * 4 * 2 + 4 * 4)),
         'all-gather': Traffic(11, 11 * 32 * 4 * 2),
     }

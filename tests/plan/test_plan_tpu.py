@@ -39,10 +39,10 @@ def _as_a_run_compiles():
     ],
 )
 def test_machines(name, devices, hosts, kind, gib):
-    found = topology.machine(name)
-    assert (len(found.devices), found.hosts, found.kind) == (devices, hosts, kind)
-    assert found.memory == pytest.approx(gib * 2**30, rel=1e-3)
-    assert found.memory < topology.CHIPS[name.split(':')[0]].hbm * 1.01
+    machine = topology.machine(name)
+    assert (len(machine.devices), machine.hosts, machine.kind) == (devices, hosts, kind)
+    assert machine.memory == pytest.approx(gib * 2**30, rel=1e-3)
+    assert machine.memory < topology.CHIPS[name.split(':')[0]].hbm * 1.01
 
 
 def test_a_shape_that_libtpu_refuses():

@@ -89,8 +89,8 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
         job, grid, _ = command._settle(changed(merge='mean'), scene, checkpoint, head, read_head(head), stack)
         assert len(job.layout.bands) > 1 and job.layout.columns.windows > 1
         probabilities, valid = whole(job)
-    found, profile, transform = read(written / 'p.tif')
-    np.testing.assert_array_equal(found, probabilities)
+    shares, profile, transform = read(written / 'p.tif')
+    np.testing.assert_array_equal(shares, probabilities)
     classes, profile, transform = read(written / 'map.tif')
     np.testing.assert_array_equal(classes[..., 0], class_numbers(probabilities, valid))
     assert (transform.a, transform.c, transform.f) == (20.0, LEFT, TOP) and profile['nodata'] == NOTHING
@@ -98,7 +98,7 @@ def test_a_map_is_that_of_its_windows_in_memory_bit_for_bit(written, scene, chec
     nothing = np.zeros(classes.shape[:2], bool)
     nothing[:45, :50] = True
     np.testing.assert_array_equal(classes[..., 0] == NOTHING, nothing)
-    np.testing.assert_allclose(np.nansum(found, axis=-1)[60:, 60:], 1, atol=1e-5)
+    np.testing.assert_allclose(np.nansum(shares, axis=-1)[60:, 60:], 1, atol=1e-5)
     assert len(np.unique(classes)) > 2
 
 
@@ -121,19 +121,19 @@ def test_a_map_of_numbers_is_that_of_its_windows_in_memory_bit_for_bit(
         stack.enter_context(rasterio.Env(**gdal_options()))
         job, *_ = command._settle(changed(merge='mean'), *given, read_head(given[2]), stack)
         wanted, _ = whole(job)
-    found, profile, transform = read(out)
-    np.testing.assert_array_equal(found, wanted)
+    pixels, profile, transform = read(out)
+    np.testing.assert_array_equal(pixels, wanted)
     assert profile['dtype'] == 'float32' and np.isnan(profile['nodata'])
-    nothing = np.zeros(found.shape[:2], bool)
+    nothing = np.zeros(pixels.shape[:2], bool)
     nothing[:45, :50] = True
-    np.testing.assert_array_equal(np.isnan(found[..., 0]), nothing)
-    assert (transform.a, transform.c, transform.f) == (20.0, LEFT, TOP) and np.nanstd(found) > 0.1
+    np.testing.assert_array_equal(np.isnan(pixels[..., 0]), nothing)
+    assert (transform.a, transform.c, transform.f) == (20.0, LEFT, TOP) and np.nanstd(pixels) > 0.1
     with rasterio.open(out) as dataset:
         assert dataset.units == ('t/ha',) and dataset.descriptions == ('biomass',)
         assert dataset.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
-    told = json.loads((tmp_path / 'map.tif.json').read_text())
-    assert (told['quantity'], told['unit']) == ('biomass', 't/ha') and 'legend' not in told
-    assert f'biomass: mean {np.nanmean(found, dtype=np.float64):.4g} t/ha, from' in capsys.readouterr().out
+    legend = json.loads((tmp_path / 'map.tif.json').read_text())
+    assert (legend['quantity'], legend['unit']) == ('biomass', 't/ha') and 'legend' not in legend
+    assert f'biomass: mean {np.nanmean(pixels, dtype=np.float64):.4g} t/ha, from' in capsys.readouterr().out
     with pytest.raises(InputError, match='predicts biomass, and numbers have no probabilities'):
         predict(CONFIG, *given, str(tmp_path / 'other.tif'), str(tmp_path / 'p.tif'))
 

@@ -25,25 +25,25 @@ def validated(monkeypatch, losses, weights=None):
 
 
 def test_of_two_sensors(monkeypatch):
-    found = validated(monkeypatch, {'': [(3.0, 2.0), (1.0, 4.0)]})
-    assert found == {'val/loss': 1.75, 'val/loss/s1': 1.5, 'val/loss/s2': 0.25}
+    losses = validated(monkeypatch, {'': [(3.0, 2.0), (1.0, 4.0)]})
+    assert losses == {'val/loss': 1.75, 'val/loss/s1': 1.5, 'val/loss/s2': 0.25}
 
 
 @pytest.mark.parametrize('empty', ['s1', 's2', 'both'])
 def test_a_sensor_without_a_valid_pixel_is_not_perfect(empty, monkeypatch, caplog):
     sums = [(0.0, 0.0) if empty in (name, 'both') else (1.0, 2.0) for name in ('s1', 's2')]
-    found = validated(monkeypatch, {'': sums})
-    assert math.isnan(found['val/loss'])
-    assert [math.isnan(found[f'val/loss/{name}']) for name in ('s1', 's2')] == [not w for _, w in sums]
+    losses = validated(monkeypatch, {'': sums})
+    assert math.isnan(losses['val/loss'])
+    assert [math.isnan(losses[f'val/loss/{name}']) for name in ('s1', 's2')] == [not w for _, w in sums]
     assert 'not measured' in caplog.text
 
 
 def test_a_set_of_a_mixture_that_lacks_a_sensor_leaves_its_loss_to_the_others(monkeypatch):
     sums = {'a/': [(2.0, 1.0), (0.0, 0.0)], 'b/': [(4.0, 1.0), (3.0, 1.0)]}
-    found = validated(monkeypatch, sums, {'a': 3.0, 'b': 1.0})
-    assert (found['val/loss/s1'], found['val/loss/s2'], found['val/loss']) == (2.5, 3.0, 5.5)
-    assert math.isnan(found['val/a/loss']) and math.isnan(found['val/a/loss/s2'])
-    assert (found['val/a/loss/s1'], found['val/b/loss']) == (2.0, 7.0)
+    losses = validated(monkeypatch, sums, {'a': 3.0, 'b': 1.0})
+    assert (losses['val/loss/s1'], losses['val/loss/s2'], losses['val/loss']) == (2.5, 3.0, 5.5)
+    assert math.isnan(losses['val/a/loss']) and math.isnan(losses['val/a/loss/s2'])
+    assert (losses['val/a/loss/s1'], losses['val/b/loss']) == (2.0, 7.0)
 
 
 def test_predictions_that_are_not_finite_are_no_missing_measurement(monkeypatch):

@@ -236,8 +236,8 @@ def test_a_tracker_gets_what_was_written(finished):
     assert key == {} and end == ('close', True)
     assert about.facts['examples'] == 16 and about.facts['workdir'] == str(finished.folder)
     assert about.settings['train']['steps'] == 20
-    told = [{'step': step, **values} for kind, step, values in calls if kind == 'scalars']
-    assert told == lines(finished.folder)
+    scalars = [{'step': step, **values} for kind, step, values in calls if kind == 'scalars']
+    assert scalars == lines(finished.folder)
     assert [call[1:] for call in calls if call[0] == 'image'] == [
         (10, 'reconstruction'),
         (20, 'reconstruction'),

@@ -161,8 +161,8 @@ def test_a_full_disk_ends_a_run_with_one_sentence(tmp_path):
             code = process.wait(storm.PATIENCE)
         output = (tmp_path / 'full.log').read_text()
         assert code == 2, output
-        (told,) = [line for line in output.splitlines() if line.startswith('error: ')]
-        assert 'the disk is full' in told and 'Traceback' not in output
+        (sentence,) = [line for line in output.splitlines() if line.startswith('error: ')]
+        assert 'the disk is full' in sentence and 'Traceback' not in output
         saved = manifest.saved_steps(epath.Path(disk / 'checkpoints'))
         assert saved and all(
             manifest.damage(epath.Path(disk / 'checkpoints' / str(s))) is None for s in saved
@@ -242,7 +242,7 @@ def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_
 
 def test_the_best_loss_is_that_of_a_checkpoint_that_is_kept(dataset, tmp_path, monkeypatch):
     """Steps 3 (skipped, so that its save waits) and 6 would have been the best; that of 4 is not measured."""
-    found = {1: 3.0, 2: 2.0, 3: 1.0, 4: math.nan, 5: 4.0, 6: 0.5, 7: 5.0}
+    losses = {1: 3.0, 2: 2.0, 3: 1.0, 4: math.nan, 5: 4.0, 6: 0.5, 7: 5.0}
     config = config_on(dataset, 7, max_skips=3)
     config = dataclasses.replace(
         config,
@@ -251,8 +251,8 @@ def test_the_best_loss_is_that_of_a_checkpoint_that_is_kept(dataset, tmp_path, m
         log=dataclasses.replace(config.log, eval_every_steps=1),
     )
     count_only(monkeypatch, {3, 6})
-    steps = iter(found)
-    monkeypatch.setattr(experiment, 'Validation', lambda *_: lambda _: {'val/loss': found[next(steps)]})
+    steps = iter(losses)
+    monkeypatch.setattr(experiment, 'Validation', lambda *_: lambda _: {'val/loss': losses[next(steps)]})
     assert experiment.pretrain(config, tmp_path) == 0
     reader = Checkpoints(tmp_path)
     assert reader.steps() == [2, 7] and reader.best() == reader.meta(7)['best_val'] == 2.0

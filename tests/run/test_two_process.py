@@ -103,14 +103,16 @@ def test_several_processes_are_one_run_and_stop_together(dataset, tmp_path, coun
     assert experiment.pretrain(each, tmp_path / 'one') == 0
     one = curve(tmp_path / 'one')
     np.testing.assert_allclose(list(several.values()), [one[step] for step in several], rtol=1e-5)
-    (left, told), (right, knows) = (weights(config, tmp_path / name, stopped) for name in ('one', 'several'))
+    (left, written), (right, knows) = (
+        weights(config, tmp_path / name, stopped) for name in ('one', 'several')
+    )
     assert jax.tree.structure(left) == jax.tree.structure(right)
     for (path, a), b in zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right)):
         if path_name(path).endswith('qkv/bias'):
             # A softmax does not feel the keys' bias: its gradient is rounding; AdamW makes full steps of it.
             a, b = (np.delete(x, np.arange(x.shape[-1] // 3, x.shape[-1] * 2 // 3), axis=-1) for x in (a, b))
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=path_name(path))
-    assert told['seen'] == knows['seen'] and told['contract'] == knows['contract']
+    assert written['seen'] == knows['seen'] and written['contract'] == knows['contract']
     assert len(list((tmp_path / 'several').glob('events.out.tfevents*'))) == 1
 
 

@@ -28,12 +28,12 @@ BANDS = {name: list(sensors.SENSORS[name].bands) for name in ('s1', 's2')}
 CONFIG = EncodeConfig(s1=SensorFile(unit='dB'), s2=SensorFile(unit='DN', offset=0.0), batch=4)
 
 
-def write_checkpoint(folder: Path) -> str:
-    """A working directory with one checkpoint of an untrained tiny model."""
+def write_checkpoint(folder: Path, model: cfg.Model | None = None, **changes) -> str:
+    """A working directory with one checkpoint of an untrained tiny model; `changes` are of its contract."""
     decoder = cfg.Decoder(width=16, depth=1, heads=2)
-    model = dataclasses.replace(tiny_model('none'), depth=2, decoder=decoder)
+    model = model or dataclasses.replace(tiny_model('none'), depth=2, decoder=decoder)
     config = tiny_config(model=model)
-    contract = dataclasses.replace(CONTRACT, products=SCHEMA.products)
+    contract = dataclasses.replace(CONTRACT, **({'products': SCHEMA.products} | changes))
     meta = {'config': to_dict(config), 'contract': to_dict(contract), 'dtype': 'float32'}
     state = {
         'step': jnp.int32(1),

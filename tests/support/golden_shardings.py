@@ -32,10 +32,10 @@ def _of(name: str) -> dict[str, dict[str, str]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         parameter = path_name(path)
         specs = {f'{d}x{f}': spec_for(parameter, leaf.shape, AbstractMesh((d, f), AXES)) for d, f in MESHES}
-        told = {
+        described = {
             mesh: '-' if not any(spec) else ' '.join(s or '.' for s in spec) for mesh, spec in specs.items()
         }
-        result[f'{parameter} {list(leaf.shape)}'] = told
+        result[f'{parameter} {list(leaf.shape)}'] = described
     return result
 
 

@@ -13,6 +13,7 @@ from fusmae_jax.config import run as cfg
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input import seen as leak
+from fusmae_jax.input.contract import Targets
 from fusmae_jax.input.source import Source as DataSet
 from fusmae_jax.shipped.data import sharded
 from fusmae_jax.shipped.data.bigearthnet_mm.schema import SCHEMA
@@ -28,7 +29,9 @@ FIELDS = {
     'labels': Field('uint8', 'multi-hot', (3,)),
     'one': Field('uint8', 'one-hot', (3,)),
     'scene': Field('text', 'scene'),
+    'amounts': Field('float32', 'waves (m), albedo; NaN where it is missing', (2,)),
 }
+AMOUNTS = Targets(('waves', 'albedo'), ('m', ''))
 # The bands of BigEarthNet-MM on grids a fifth as fine.
 GROUPS = {
     name: dataclasses.replace(g, size=(g.size[0] // 5, g.size[1] // 5), resolution=g.resolution * 5)
@@ -45,6 +48,7 @@ def archive(folder, sizes=None, seed=0):
         fields=FIELDS,
         key='name',
         classes={'labels': CLASSES, 'one': CLASSES},
+        targets={'amounts': AMOUNTS},
         split_aliases={'everything': 'train+val+test'},
     )
     sizes = sizes or SIZES
@@ -74,6 +78,11 @@ def _read(item, seed):
     record = {'name': item.key, 'labels': labels, 'scene': f'scene_{item.values[1] % 7}'}
     record['one'] = np.eye(3, dtype=np.uint8)[rng.integers(3)]
     labels = labels.astype(np.float32)
+    # Numbers that Sentinel-1 alone, and Sentinel-2 alone, tell of. Some are missing.
+    noise = np.random.default_rng([seed, 1, *item.values]).normal(size=2)
+    amounts = np.array([200 + 30 * labels[2] + 3 * noise[0], 0.2 + 0.1 * labels[1] + 0.01 * noise[1]])
+    amounts[item.values[1] % 2] *= np.nan if item.values[1] % 12 == 5 else 1
+    record['amounts'] = amounts.astype(np.float32)
     for name, group in GROUPS.items():
         shape = (*group.size, len(group.bands))
         if group.dtype == 'float32':
@@ -113,8 +122,8 @@ def checkpoint(workdir, data, seed=1, trained_on='train[:10]', depth=5, modaliti
 
 def quarter(batch, top, left):
     """One quarter of the images of a batch."""
-    found = {}
+    result = {}
     for name, x in batch.items():
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        found[name] = x[:, top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
-    return found
+        result[name] = x[:, top * rows : (top + 1) * rows, left * columns : (left + 1) * columns]
+    return result

@@ -69,9 +69,9 @@ def raw(archive: Archive, record: dict, field: str) -> np.ndarray:
     if archive.version == '1.0':
         folder = Path(archive.root, {'S1': 's1', 'S2L2A': 's2a', 'S2L1C': 's2c'}[kind], scene, name)
         bands = {'s1': 'VV VH', 's2_10m': 'B2 B3 B4 B8', 's2_20m': 'B5 B6 B7 B8A B11 B12', 's2_60m': 'B1 B9'}
-        found = bands[field].split() + ['B10'] * (field == 's2_60m' and kind == 'S2L1C')
+        bands_of = bands[field].split() + ['B10'] * (field == 's2_60m' and kind == 'S2L1C')
         images = []
-        for band in found:
+        for band in bands_of:
             with rasterio.open(folder / f'{band}.tif') as file:
                 images.append(file.read(1))
         return np.stack(images)

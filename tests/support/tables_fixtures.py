@@ -22,11 +22,11 @@ SHORT = (
 
 def study(path, checkpoint='', **changes):
     """A study that pretrains one system, or takes the one in a checkpoint; `changes` of its fields."""
-    own = StudySystem('XAE', 'configs/pretrain.py:xae', TINY, 'probe', published='XAE')
+    xae = StudySystem('XAE', 'configs/pretrain.py:xae', TINY, 'probe', published='XAE')
     if checkpoint:
-        own = StudySystem('XAE', checkpoint=checkpoint, published='XAE')
+        xae = StudySystem('XAE', checkpoint=checkpoint, published='XAE')
     systems = {
-        'xae': own,
+        'xae': xae,
         'random': StudySystem('untrained', baseline='random', like='xae'),
         'bands': StudySystem('bands', baseline='bands'),
         'prior': StudySystem('shares', baseline='prior'),

@@ -69,20 +69,20 @@ def test_the_paper_is_quoted_as_its_versions_differ():
 
 def test_numbers_are_those_of_the_rows_and_the_paper_stands_beside_them(done):
     _, workdir = done
-    found = numbers(workdir)
-    own = next(
+    cells = numbers(workdir)
+    row = next(
         r
         for r in rows_of(workdir / 'linear_1' / 'xae-0')
         if (r.metric, r.averaging, r.modalities) == ('ap', 'micro', BOTH)
     )
-    line = found['one', 'numbers', 'xae', 'here', 's1+s2', 'ap_micro']
-    assert float(line['estimate']) == own.estimate and float(line['low']) == own.low
-    assert (float(line['lowest']), float(line['highest'])) == (own.lowest, own.highest)
+    line = cells['one', 'numbers', 'xae', 'here', 's1+s2', 'ap_micro']
+    assert float(line['estimate']) == row.estimate and float(line['low']) == row.low
+    assert (float(line['lowest']), float(line['highest'])) == (row.lowest, row.highest)
     assert line['runs'] == '2' and line['seeds'] == '1'
-    assert float(found['one', 'numbers', 'xae', 'v2', 's1+s2', 'ap_micro']['estimate']) == pytest.approx(0.7)
-    assert ('one', 'numbers', 'xae', 'v1', 's1+s2', 'ap_micro') not in found
+    assert float(cells['one', 'numbers', 'xae', 'v2', 's1+s2', 'ap_micro']['estimate']) == pytest.approx(0.7)
+    assert ('one', 'numbers', 'xae', 'v1', 's1+s2', 'ap_micro') not in cells
     each = {r.label: r for r in rows_of(workdir / 'linear_1' / 'xae-0') if r.modalities == BOTH}
-    two = found['two', 'numbers', 'xae', 'here', 's1+s2', 'ap_classes']
+    two = cells['two', 'numbers', 'xae', 'here', 's1+s2', 'ap_classes']
     assert float(two['estimate']) == pytest.approx((each['dark'].estimate + each['bright'].estimate) / 2)
 
 
@@ -99,8 +99,8 @@ def test_what_was_not_run_says_so_beside_what_the_paper_says(done):
 
 def test_class_shares_have_one_number_for_all_sensors(done):
     _, workdir = done
-    found = numbers(workdir)
-    values = {found['one', 'numbers', 'prior', 'here', s, 'ap_micro']['estimate'] for s in ('s1', 's1+s2')}
+    cells = numbers(workdir)
+    values = {cells['one', 'numbers', 'prior', 'here', s, 'ap_micro']['estimate'] for s in ('s1', 's1+s2')}
     assert len(values) == 1
 
 
@@ -118,9 +118,9 @@ def test_differences_are_paired_and_agree_with_those_of_one_run(done, data, weig
     run_linear_probe(dataclasses.replace(config, data=task, encoder=encoder), tmp_path)
     (line,) = (tmp_path / 'differences-linear.jsonl').read_text().splitlines()
     wanted = json.loads(line)['metrics']['ap_micro']
-    found = numbers(workdir)['one', 'difference', 'xae', 'here', 's1+s2', 'ap_micro']
+    cell = numbers(workdir)['one', 'difference', 'xae', 'here', 's1+s2', 'ap_micro']
     for name in ('estimate', 'low', 'high'):
-        assert float(found[name]) == pytest.approx(wanted[name], abs=1e-12)
+        assert float(cell[name]) == pytest.approx(wanted[name], abs=1e-12)
 
 
 def test_a_rerun_runs_nothing_and_changed_settings_are_told(done, data, capsys):
@@ -157,9 +157,9 @@ def test_a_stage_that_fails_is_told_and_the_others_go_on(done, tmp_path, data, w
     config = dataclasses.replace(config, systems=systems, tables={'one': table}, tasks={'linear_1': columns})
     out = with_features(done[1], tmp_path / 'out')
     assert run_tables(config, out, never) == 1
-    found = numbers(out)
-    assert found['one', 'numbers', 'lost', 'here', 's1', 'ap_micro']['note'] == 'failed'
-    assert found['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
+    cells = numbers(out)
+    assert cells['one', 'numbers', 'lost', 'here', 's1', 'ap_micro']['note'] == 'failed'
+    assert cells['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
     assert 'no checkpoints/ folder here' in capsys.readouterr().out
 
 
@@ -192,17 +192,17 @@ def test_late_fusion_is_a_row_of_encoders_side_by_side(data, tmp_path):
         )
         == 0
     )
-    found = numbers(tmp_path / 'out')
-    radar, late = (found['one', 'numbers', name, 'here', 's1', 'ap_micro'] for name in ('mae_s1', 'late'))
+    cells = numbers(tmp_path / 'out')
+    radar, late = (cells['one', 'numbers', name, 'here', 's1', 'ap_micro'] for name in ('mae_s1', 'late'))
     assert late['estimate'] == radar['estimate']  # the other encoder takes no part
-    both = found['one', 'numbers', 'late', 'here', 's1+s2', 'ap_micro']
+    both = cells['one', 'numbers', 'late', 'here', 's1+s2', 'ap_micro']
     assert float(both['estimate']) != float(late['estimate']) and both['seeds'] == '1'
     trained = {
         name: StudySystem(name, f'configs/pretrain.py:{name}', TINY, 'probe', sensors=one.sensors)
         for name, one in alone.items()
     }
-    own = dataclasses.replace(config, systems=systems | trained, tasks={'linear_1': task})
-    stage = StudyPlan(own, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
+    with_trained = dataclasses.replace(config, systems=systems | trained, tasks={'linear_1': task})
+    stage = StudyPlan(with_trained, tmp_path / 'plan', never).cell('linear_1', 'late', 1)
     assert [needed.name for needed in stage.needs] == ['pretrain/mae_s1-1', 'pretrain/mae_s2-1']
 
 
@@ -244,9 +244,9 @@ def test_a_finished_cell_does_not_need_what_it_was_made_from(done, tmp_path):
     shutil.rmtree(copy / 'features')
     (copy / 'linear_1' / 'random-0' / 'stage.json').unlink()
     run_tables(dataclasses.replace(config, run=()), copy, never)
-    found = numbers(copy)
-    assert found['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
-    assert found['one', 'numbers', 'random', 'here', 's1', 'ap_micro']['note'] == 'not run'
+    cells = numbers(copy)
+    assert cells['one', 'numbers', 'xae', 'here', 's1', 'ap_micro']['estimate']
+    assert cells['one', 'numbers', 'random', 'here', 's1', 'ap_micro']['note'] == 'not run'
 
 
 @pytest.mark.slow  # a study of its own
@@ -258,7 +258,7 @@ def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
     two = dataclasses.replace(two, systems=systems, tables={'one': table})
     copy = Path(shutil.copytree(workdir, tmp_path / 'copy', symlinks=True))
     assert run_tables(two, copy, never) == 0
-    found = numbers(copy)['one', 'numbers', 'random', 'here', 's1', 'ap_micro']
+    line = numbers(copy)['one', 'numbers', 'random', 'here', 's1', 'ap_micro']
     each = [
         next(r for r in rows_of(copy / 'linear_1' / f'random-{seed}') if r.modalities == ('s1',))
         for seed in (0, 4)
@@ -273,7 +273,7 @@ def test_seeds_are_averaged_resample_by_resample(done, data, weights, tmp_path):
         for seed in (0, 4)
     ]
     mean = np.mean([x.replicates.values['ap_micro'] for x in values], axis=0)
-    assert found['seeds'] == '2' and found['runs'] == '4'
-    assert float(found['low']) == pytest.approx(np.quantile(mean, 0.025), abs=1e-12)
+    assert line['seeds'] == '2' and line['runs'] == '4'
+    assert float(line['low']) == pytest.approx(np.quantile(mean, 0.025), abs=1e-12)
     estimates = [x.replicates.estimate['ap_micro'] for x in values]
-    assert float(found['estimate']) == pytest.approx(np.mean(estimates), abs=1e-12)
+    assert float(line['estimate']) == pytest.approx(np.mean(estimates), abs=1e-12)

@@ -55,8 +55,8 @@ def test_the_digest_follows_the_files_that_a_study_names(data, tmp_path):
         file = tmp_path / 'own.py'
         file.write_text(text.replace(line, change + line, 1))
         config = study(data)
-        own = dataclasses.replace(config.systems['xae'], pretrain=f'{file}:xae')
-        config = dataclasses.replace(config, systems=config.systems | {'xae': own})
+        system = dataclasses.replace(config.systems['xae'], pretrain=f'{file}:xae')
+        config = dataclasses.replace(config, systems=config.systems | {'xae': system})
         digests.append((digest(config), StudyPlan(config, tmp_path / 'out', never).digest))
     (same, first), (still, second) = digests
     assert same == still and first != second
@@ -145,15 +145,17 @@ def generated():
     """The study with 48 made-up pairs and two seeds."""
     from fusmae_jax.tables.config import StudyArchive
 
-    own = study('')
-    task = own.tasks['linear_1']
+    config = study('')
+    task = config.tasks['linear_1']
     settings = tuple(x for x in task.settings if not x.startswith(('data.labels', 'intervals.cluster')))
-    two = dataclasses.replace(own.tables['two'], classes=('Arable land', 'Pastures'), metrics=('ap_classes',))
+    two = dataclasses.replace(
+        config.tables['two'], classes=('Arable land', 'Pastures'), metrics=('ap_classes',)
+    )
     return dataclasses.replace(
-        own,
+        config,
         archives={'probe': StudyArchive(pairs=48, seed=3)},
         tasks={'linear_1': dataclasses.replace(task, settings=settings)},
-        tables={'one': own.tables['one'], 'two': two},
+        tables={'one': config.tables['one'], 'two': two},
         seeds=(0, 1),
     )
 

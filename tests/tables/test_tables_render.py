@@ -35,12 +35,12 @@ def measured(value):
 
 def cells(config, note=''):
     """Every system in every task, with the numbers of the sensors that the task has."""
-    found = {}
+    result = {}
     for task, about in config.tasks.items():
         for i, system in enumerate(config.systems):
             some = {} if note else {names: measured(LEVELS[names] - 0.1 * i) for names in about.columns}
-            found[task, system] = StudyCell(note, some)
-    return found
+            result[task, system] = StudyCell(note, some)
+    return result
 
 
 def study(table, tasks=TASKS):

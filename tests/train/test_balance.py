@@ -27,13 +27,13 @@ def test_a_log_variance_settles_at_the_logarithm_of_its_error():
     moved = jax.jit(functools.partial(balance.step, rate=0.05))
     for _ in range(400):
         extra = moved(extra, metrics)
-    found = extra[balance.EXTRA]
+    log_variances = extra[balance.EXTRA]
     for name in ('s1', 's2'):
-        np.testing.assert_allclose(found[name], np.log(errors[name]), rtol=1e-4)
+        np.testing.assert_allclose(log_variances[name], np.log(errors[name]), rtol=1e-4)
         # Each sensor then counts by its relative error: the weighted one is 1.
-        weight = balance.weights(found)[f'weight/{name}']
+        weight = balance.weights(log_variances)[f'weight/{name}']
         np.testing.assert_allclose(weight * errors[name], 1, rtol=1e-3)
-    assert found['dem'] == 0
+    assert log_variances['dem'] == 0
     for _ in range(3):
         extra = moved(extra, metrics | {'loss/s1': jnp.float32(1e9)})
     assert extra[balance.EXTRA]['s1'] == balance.LIMIT
@@ -43,8 +43,8 @@ def test_the_loss_is_least_where_it_settles_and_forgives_what_is_not_there():
     means = {'s1': jnp.float32(0.5), 's2': jnp.float32(np.nan)}
 
     def loss(s, error):
-        found = {'s1': s, 's2': jnp.float32(0.3)}
-        return balance.weighted(means | {'s1': error}, found, {'s1': 2.0, 's2': 1.0})
+        log_variances = {'s1': s, 's2': jnp.float32(0.3)}
+        return balance.weighted(means | {'s1': error}, log_variances, {'s1': 2.0, 's2': 1.0})
 
     gradient = jax.grad(loss, argnums=(0, 1))(jnp.log(means['s1']), means['s1'])
     np.testing.assert_allclose(gradient, (0, 4), atol=1e-6)

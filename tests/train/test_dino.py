@@ -47,12 +47,12 @@ def softmax(x):
 def numpy_loss(student, teacher, centre):
     """Loss, and its gradient with respect to the student's logits, pair by pair."""
     b, crops, _ = student.shape
-    target, found = softmax((teacher - centre) / TEACHER_T), softmax(student / STUDENT_T)
+    target, predicted = softmax((teacher - centre) / TEACHER_T), softmax(student / STUDENT_T)
     total, grad = 0.0, np.zeros_like(student)
     pairs = [(g, v) for g in range(teacher.shape[1]) for v in range(crops) if g != v]
     for g, v in pairs:
-        total -= (target[:, g] * np.log(found[:, v])).sum(-1).mean()
-        grad[:, v] += (found[:, v] - target[:, g]) / STUDENT_T / b
+        total -= (target[:, g] * np.log(predicted[:, v])).sum(-1).mean()
+        grad[:, v] += (predicted[:, v] - target[:, g]) / STUDENT_T / b
     return total / len(pairs), grad / len(pairs)
 
 
@@ -394,8 +394,8 @@ def test_the_teacher_follows_good_steps_only():
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(state['extra']))):
         np.testing.assert_array_equal(a, b)
     config = setup.config
-    found = final_teacher(after, state['extra'], config, setup.total_steps)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found)):
+    teacher = final_teacher(after, state['extra'], config, setup.total_steps)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(teacher)):
         np.testing.assert_allclose(b, a, atol=1e-6)
 
 

@@ -77,12 +77,12 @@ def program(name, mesh):
 def losses(name, mesh, steps=4):
     """(quantity, step): the loss of each sensor, the whole, skipped, the share of s1 that counts."""
     setup, _, compiled = program(name, mesh)
-    state, found = fresh_state(setup), []
+    state, values = fresh_state(setup), []
     for step in range(steps):
         batch = jax.device_put(batch_of(8, step), batch_sharding(setup.mesh))
         state, metrics = compiled(state, batch)
-        found.append([float(metrics[x]) for x in ('loss/s1', 'loss/s2', 'loss', 'skipped', 'valid/s1')])
-    return np.array(found).T
+        values.append([float(metrics[x]) for x in ('loss/s1', 'loss/s2', 'loss', 'skipped', 'valid/s1')])
+    return np.array(values).T
 
 
 @pytest.mark.slow  # test_step.py compiles the hardest one every time

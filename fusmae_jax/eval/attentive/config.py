@@ -29,8 +29,6 @@ def check(config: AttentiveProbe) -> None:
     problems = evaluation_problems(config)
     if config.data.kind in MAPS:
         problems.append(f'data.kind={config.data.kind!r}: `dense_probe` takes maps of labels')
-    elif config.data.kind == 'regression':
-        problems.append("data.kind='regression': `linear_probe` and `finetune` learn numbers")
     else:
         problems += sweep_problems(config, ('learning_rates', 'weight_decays', 'head_seeds'))
     if BANDS in (config.encoder.checkpoint, *config.encoder.baselines):

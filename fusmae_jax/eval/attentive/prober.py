@@ -15,7 +15,9 @@ from fusmae_jax.eval.attentive import head as heads
 from fusmae_jax.eval.attentive.config import AttentiveProbe
 from fusmae_jax.eval.dense.features import Batch, Features, Reader
 from fusmae_jax.eval.finetune.objective import TARGETS
+from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.metrics import judged
+from fusmae_jax.eval.regression import standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, LabelledSplit, validation
 from fusmae_jax.input import presets
 from fusmae_jax.input.contract import Contract
@@ -25,13 +27,19 @@ from fusmae_jax.models import fusmae
 
 
 class LabelledSource:
-    """Records of a split by index: image fields and, as TARGETS, 0 or 1 for each class."""
+    """Records of a split by index: image fields and, as TARGETS, 0 or 1 for each class, or numbers."""
 
     def __init__(
-        self, path: str, split: LabelledSplit, names: Sequence[str], positions: np.ndarray | None = None
+        self,
+        path: str,
+        split: LabelledSplit,
+        names: Sequence[str],
+        positions: np.ndarray | None = None,
+        scale: Scale | None = None,
     ):
-        """`positions` chooses some of the records; None takes all in their order."""
-        self._source, self._labels, self._positions = Source(path, split.name, names), split.labels, positions
+        """`positions` chooses some of the records, None takes all in their order; `scale` is of numbers."""
+        self._source, self._positions, self.scale = Source(path, split.name, names), positions, scale
+        self._labels = split.labels if scale is None else standardised(split.labels, scale)
         self.fields, self.contract = (*names, TARGETS), self._source.contract
         self.path, self.split = self._source.path, split.name
 
@@ -80,20 +88,20 @@ def token_reader(
 
 
 class ImageHeads:
-    """Heads that give a whole image its classes; judged by their logits."""
+    """Heads that give a whole image its classes, or numbers; judged by their logits, or by the numbers."""
 
     def __init__(self, config: AttentiveProbe, task: LabelledSet, reader: Reader):
         self._config, self._task, self._reader = config, task, reader
-        self._recipe = linear_probe.Recipe('multi_label')
-        if config.data.kind == 'single_label':
-            self._recipe = linear_probe.Recipe('single_label', label_smoothing=config.label_smoothing)
+        self._recipe = linear_probe.make_recipe(config.data.kind, config.label_smoothing)
         self._metric = validation(config, task)
 
     def source(self, split: str, positions: np.ndarray | None = None) -> LabelledSource:
-        """Records of a split with their labels."""
-        task, path = self._task, self._config.data.path
+        """Records of a split with their labels; numbers are standardised where heads learn from them."""
+        task, data, scale = self._task, self._config.data, None
         (of_split,) = (x for x in (task.train, task.val, task.test) if x.name == split)
-        return LabelledSource(path, of_split, self._reader.fields, positions)
+        if data.kind == 'regression' and positions is not None:
+            scale = target_scale(of_split.labels[positions], task.classes)
+        return LabelledSource(data.path, of_split, self._reader.fields, positions, scale)
 
     def init(self, key: Array) -> Any:
         """Fresh parameters of a head."""
@@ -105,7 +113,7 @@ class ImageHeads:
         return linear_probe.loss(logits[:, None], labels.astype(jnp.float32), self._recipe)[0]
 
     def score(self, head: Any, features: Array, seen: Array, labels: Array) -> Array:
-        """Logits (b, classes)."""
+        """Logits (b, classes), or numbers (b, targets)."""
         count = len(features)
         tokens = features.reshape(count, -1, features.shape[-1])
         return heads.logits(head, tokens, seen.reshape(count, -1))
@@ -119,8 +127,11 @@ class ImageHeads:
         return judged(scores, self._metric, self._config.data.val_split)
 
     def in_units(self, sweep: Any, train: LabelledSource) -> Any:
-        """Labels have no units."""
-        return sweep
+        """Heads say numbers in the units of the data from here on; classes have none."""
+        if train.scale is None:
+            return sweep
+        moved = linear_probe.in_units(linear_probe.Heads(**sweep['linear']), train.scale)
+        return {**sweep, 'linear': moved._asdict()}
 
     def read_training(self, prober: prober.Prober) -> Callable | None:
         """Images as they are, as in the other probes of whole images."""

@@ -74,8 +74,8 @@ def segmenting(
     of_numbers = config.data.kind == 'map_regression'
 
     def logits(params: Params, patches: Any, paths: Any = None) -> Float[Array, 'b h w c']:
-        found = features.token_map(net.merge(tuned(params)), patches, layers, paths)
-        return scores(params['head'], found.values, shape, size)
+        tokens = features.token_map(net.merge(tuned(params)), patches, layers, paths)
+        return scores(params['head'], tokens.values, shape, size)
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])
@@ -86,12 +86,12 @@ def segmenting(
         if config.drop_path and depth > 1:
             paths = sample_paths(path, depth, config.drop_path, first=1)
         patches = dropped(augmented(batch, geometry), rest, config.modality_dropout)
-        found = logits(params, patches, paths)
+        predicted = logits(params, patches, paths)
         labels = moved(batch[TARGETS], geometry, config.augment)
         if of_numbers:
-            total = losses.squared(found, labels)
+            total = losses.squared(predicted, labels)
         else:
-            total = losses.loss(found, labels, config.loss, config.focal_gamma)
+            total = losses.loss(predicted, labels, config.loss, config.focal_gamma)
         return total, ({'loss': total}, extra)
 
     def score(params: Params, batch: Batch) -> Array:

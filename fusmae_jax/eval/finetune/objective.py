@@ -110,11 +110,7 @@ def pooled_objective(net: Network, config: Finetune) -> Objective:
     over those that are there.
     """
     prepare = make_inputs(net.config, net.view, config.augment)
-    recipe = linear_probe.Recipe('multi_label')
-    if config.data.kind == 'single_label':
-        recipe = linear_probe.Recipe('single_label', label_smoothing=config.label_smoothing)
-    elif config.data.kind == 'regression':
-        recipe = linear_probe.Recipe('regression')
+    recipe = linear_probe.make_recipe(config.data.kind, config.label_smoothing)
 
     def loss(params: Params, extra: Any, batch: Batch, key: Array) -> tuple[Array, tuple[Metrics, Any]]:
         geometry, rest = sample_keys(jax.random.fold_in(key, extra['seed']), batch[POSITION])

@@ -107,9 +107,9 @@ def method_fields(config: Finetune, feature: str) -> dict[str, Any]:
 
 def added(config: Tuning) -> dict[str, tuple[float, ...]]:
     """Of `changed` every number."""
-    found = changed(config)
-    dropout = found.pop('modality_dropout', ())
-    numbers = {name: (float(value),) for name, value in found.items()}
+    settings = changed(config)
+    dropout = settings.pop('modality_dropout', ())
+    numbers = {name: (float(value),) for name, value in settings.items()}
     return numbers | {f'modality_dropout_{name}': (share,) for name, share in dropout}
 
 

@@ -1,4 +1,5 @@
-"""The command `reliance`: how much a model relies on each sensor, class by class and block by block.
+"""The command `reliance`: how much a model relies on each sensor, class by class (or target by target) and
+block by block.
 
 A linear head is trained on clean images of all sensors and then, unchanged, shown test images of which one
 sensor is missing, comes from another scene, or lies under a synthetic cloud.
@@ -20,14 +21,14 @@ from fusmae_jax.eval import linear_probe
 from fusmae_jax.eval.features import Extractor, Features
 from fusmae_jax.eval.finetune.stored import own_head
 from fusmae_jax.eval.intervals import Replicates, average, resample
-from fusmae_jax.eval.metrics import MultiLabel, multi_label
+from fusmae_jax.eval.metrics import Measure, multi_label
 from fusmae_jax.eval.probe import ProbeOutcome, Variant, probe, scaled
 from fusmae_jax.eval.reliance import report
 from fusmae_jax.eval.reliance.attention import Shares
 from fusmae_jax.eval.reliance.config import Reliance, as_probe, check, encoder
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import other_cluster
-from fusmae_jax.eval.task import LabelledSet, leaks, read_task, subsets, validation
+from fusmae_jax.eval.task import LabelledSet, leaks, measure, read_task, subsets, validation
 
 SETTINGS, FEATURES = 'settings-reliance.json', 'features'
 
@@ -36,16 +37,17 @@ class CheckpointReliance(NamedTuple):
     """What was measured of one checkpoint."""
 
     name: str
-    precision: dict[str, Replicates]  # condition -> average precisions, mean over the head seeds
+    scores: dict[str, Replicates]  # condition -> average precisions, or R2 and errors; mean over the seeds
     attention: list[dict[str, Shares]]  # of each block; empty where it was not asked for
 
 
 def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
     """Measures every checkpoint; returns the exit code 0.
 
-    Into the workdir: `reliance.csv`, the average precision of each class under each condition;
-    `attention.csv`, the shares of attention between sensors; `reliance.png`, both as a figure;
-    `settings-reliance.json`, the protocol; `features/`, what the encoders gave for train and validation.
+    Into the workdir: `reliance.csv`, the average precision of each class under each condition, or R2 and RMSE
+    of each number to predict; `attention.csv`, the shares of attention between sensors; `reliance.png`, both
+    as a figure; `settings-reliance.json`, the protocol; `features/`, what the encoders gave for train and
+    validation.
 
     Raises:
         InputError: settings, checkpoints and data do not fit together.
@@ -65,9 +67,9 @@ def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     protocol = _protocol(config, task) | {'systems': about}
     storage.write_text(workdir / SETTINGS, json.dumps(protocol, indent=2) + '\n')
-    precision = {checkpoint.name: checkpoint.precision for checkpoint in measured}
+    scores = {checkpoint.name: checkpoint.scores for checkpoint in measured}
     attention = {checkpoint.name: checkpoint.attention for checkpoint in measured if checkpoint.attention}
-    report.write(workdir, precision, attention, task, config.intervals)
+    report.write(workdir, scores, attention, task, config.intervals)
     return 0
 
 
@@ -86,13 +88,12 @@ def _checkpoint(
     logging.info('%s: features of %d conditions', system.name, len(disturbed.conditions))
     outcome = _head(config, task, extractor, workdir, settings.checkpoint)
     features = disturbed.features(other)
-    precision = {
-        condition: _precision(config, task, outcome, features[condition])
-        for condition in disturbed.conditions
+    scores = {
+        condition: _scores(config, task, outcome, features[condition]) for condition in disturbed.conditions
     }
     shares = disturbed.attention() if config.attention_records else []
     fitted = extractor.fitted.config
-    return CheckpointReliance(system.name, precision, shares), {
+    return CheckpointReliance(system.name, scores, shares), {
         'system': system.name,
         'checkpoint': system.fingerprint,
         'absent': fitted.model.fusion.absent,
@@ -122,22 +123,22 @@ def _head(
     drawn = subsets(config.data, task, config.head.fraction, config.head.draw, (config.head.draw_seed,))
     (positions,) = drawn.values()
     labels = task.train.labels[positions]
-    return probe(settings, variant, positions, labels, validation(settings, task))
+    return probe(settings, variant, positions, labels, validation(settings, task), task.classes)
 
 
 def _own(config: Reliance, task: LabelledSet, checkpoint: str) -> dict[str, np.ndarray]:
     return own_head(checkpoint, config.head.feature, config.data.labels, task.classes)
 
 
-def _precision(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, features: Features) -> Replicates:
-    """Average precisions of the heads on some features of the test split, resample by resample."""
+def _scores(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, features: Features) -> Replicates:
+    """The metrics of the heads on some features of the test split, resample by resample."""
     heads = linear_probe.Heads(*(jnp.asarray(outcome.heads[name]) for name in ('kernel', 'bias')))
     normed = 'mean' in outcome.heads
     scale = linear_probe.Scale(outcome.heads['mean'], outcome.heads['std']) if normed else None
     given = scaled(features, scale)
     runs = [
         resample(
-            _ranked(task, linear_probe.scores(heads, given, point), config.data.kind),
+            _measure(task, linear_probe.scores(heads, given, point), config.data.kind),
             task.test.clusters,
             config.intervals.replicates,
             config.intervals.seed,
@@ -147,13 +148,18 @@ def _precision(config: Reliance, task: LabelledSet, outcome: ProbeOutcome, featu
     return average(runs)
 
 
-def _ranked(task: LabelledSet, logits: np.ndarray, kind: str) -> MultiLabel:
-    """Scores that rank records class by class: logits, or probabilities where classes exclude each other."""
+def _measure(task: LabelledSet, scores: np.ndarray, kind: str) -> Measure:
+    """Scores that rank records class by class, or numbers to predict.
+
+    A class is ranked by logits, or by probabilities where classes exclude each other.
+    """
+    if kind == 'regression':
+        return measure(task, task.test, scores, kind, 0.0)
     # Across records a class is ranked by its share, which the other logits of the record belong to.
     if kind == 'single_label':
-        logits = np.exp(logits - logits.max(axis=1, keepdims=True))
-        logits = logits / logits.sum(axis=1, keepdims=True)
-    return multi_label(logits, task.test.labels, task.classes, threshold=0.0, names=task.test.keys)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = scores / scores.sum(axis=1, keepdims=True)
+    return multi_label(scores, task.test.labels, task.classes, threshold=0.0, names=task.test.keys)
 
 
 def _protocol(config: Reliance, task: LabelledSet) -> dict[str, Any]:

@@ -43,13 +43,13 @@ def _joint(query: Array, key: Array, valid: Mapping[str, Array], token: Array) -
     key_valid = jnp.concatenate([*valid.values(), always], axis=1)
     result: Maps = {}
     start = 0
-    for name, own in valid.items():
+    for name, asking_valid in valid.items():
         asking = jnp.take(query, start + token, axis=1)[:, None]
         weights, first = mean_weights(asking, key, key_valid)[:, 0], 0
         result[name] = {}
         for other, there in valid.items():
             result[name][other] = weights[:, first : (first := first + there.shape[1])]
-        start += own.shape[1]
+        start += asking_valid.shape[1]
     return result
 
 
