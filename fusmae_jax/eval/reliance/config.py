@@ -104,7 +104,8 @@ def check(config: Reliance) -> None:
         problems.append('head: learning_rates, weight_decays and seeds must name one number or more each')
     if config.data.kind not in ('multi_label', 'single_label', 'regression'):
         problems.append(
-            f"data.kind={config.data.kind!r}: only labels and numbers of whole images: 'multi_label', 'single_label', 'regression'"
+            f"data.kind={config.data.kind!r}: only labels and numbers of whole images: 'multi_label', "
+            "'single_label', 'regression'"
         )
     elif head.metric and head.metric not in METRICS[config.data.kind]:
         problems.append(f'head.metric={head.metric!r}; {nearest(head.metric, METRICS[config.data.kind])}')
