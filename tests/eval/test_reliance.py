@@ -372,7 +372,10 @@ def test_conditions_change_their_own_sensor_alone(data, run):
         ({'names': ('a', 'b')}, 'one for each of 1 checkpoints'),
         ({'intervals': Intervals('')}, 'name an index field'),
         ({'data': Task(path='nowhere')}, 'does not exist'),
-        ({'data': Task(path='nowhere', kind='segmentation')}, "'segmentation': only labels and numbers of whole images"),
+        (
+            {'data': Task(path='nowhere', kind='segmentation')},
+            "'segmentation': only labels and numbers",
+        ),
     ],
 )
 def test_impossible_settings_are_one_message(data, run, tmp_path, changes, message):

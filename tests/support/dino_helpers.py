@@ -72,3 +72,10 @@ def whole_views(config, contract, size):
         return jnp.where(present, images, 0)
 
     return whole
+
+
+def published_cosine(start, end, steps, warmup=0):
+    """The list of values of the schedules in DINO's published code."""
+    rise = np.linspace(0, start, warmup)
+    step = np.arange(steps - warmup)
+    return np.concatenate([rise, end + 0.5 * (start - end) * (1 + np.cos(np.pi * step / len(step)))])
