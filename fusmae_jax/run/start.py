@@ -49,6 +49,8 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
     settings = flatten(to_dict(config))
     paths = {name for name in settings if name.startswith('data.mixture.') and name.endswith('.path')}
     shared = {name: value for name, value in settings.items() if name not in {*HOST, *paths}}
+    # By name settings are equal in any order, and this one is a part of the model.
+    shared['order of model.modalities'] = [*config.model.modalities]
     check_same(
         shared | versions() | jax_flags.values(), 'start them with the same code and the same settings'
     )

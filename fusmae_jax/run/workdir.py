@@ -49,12 +49,18 @@ def check_same_run(config: Config, stored: Mapping[str, Any], where: str) -> Non
     """Raises InputError with every setting that matters and differs from the one stored in a checkpoint."""
     # Through JSON, as the stored ones came: tuples are lists there.
     here, there = flatten(json.loads(json.dumps(to_dict(config)))), flatten(stored)
-    problems = []
+    # What is left out of stored settings has its default (`config.setting.SPARSE`).
+    defaults, problems = flatten(to_dict(Config(), to_change=True)), []
     for key in sorted(here.keys() | there.keys()):
         free = any(key == name or key.startswith(f'{name}.') for name in FREE)
         free |= key.startswith('data.mixture.') and key.endswith('.path')
         if not free and here.get(key) != there.get(key):
-            problems.append(f'{key}: the run has {there.get(key)!r}, this command {here.get(key)!r}')
+            was, is_now = (values.get(key, defaults.get(key)) for values in (there, here))
+            problems.append(f'{key}: the run has {was!r}, this command {is_now!r}')
+    orders = [[*values['model']['modalities']] for values in (stored, to_dict(config))]
+    if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
+        # Stacked, they are the channels of one projection, whose shape tells nothing of their order.
+        problems.append(f'model.modalities: the run has {orders[0]} in this order, this command {orders[1]}')
     raise_all(
         f'{where} belongs to a run with another configuration; use another --workdir, or these settings',
         problems,

@@ -34,6 +34,26 @@ def checked(stored, contract, split='all', **meta):
     return workdir.checked_meta(checkpoints, 3, setup)
 
 
+def test_sensors_in_another_order_are_another_model():
+    """Stacked, they are channels of one projection: parameters of the same shapes would read other bands."""
+    config = tiny_config(model=tiny_model('stack'), masking=cfg.Masking('consistent'))
+    stored = json.loads(json.dumps(to_dict(config)))
+    workdir.check_same_run(config, stored, 'run')
+    turned = dict(reversed(config.model.modalities.items()))
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=turned))
+    with pytest.raises(
+        InputError, match=r"the run has \['s1', 's2'\] in this order, this command \['s2', 's1'\]"
+    ):
+        workdir.check_same_run(other, stored, 'run')
+
+
+def test_what_is_not_stored_is_named_by_its_default():
+    config = tiny_config(masking=cfg.Masking(decode_ratio=0.5))
+    stored = json.loads(json.dumps(to_dict(tiny_config())))
+    with pytest.raises(InputError, match=r'masking\.decode_ratio: the run has 1\.0, this command 0\.5'):
+        workdir.check_same_run(config, stored, 'run')
+
+
 def test_a_changed_alias_of_a_split_that_is_used_is_refused():
     changed = dataclasses.replace(ALIASED, split_aliases={'all': 'train', 'other': 'val'})
     assert changed.digest == ALIASED.digest
