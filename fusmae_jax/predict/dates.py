@@ -9,7 +9,7 @@ from fusmae_jax.embed.stac import TAGS
 from fusmae_jax.errors import InputError
 
 # As products of both Sentinels have it in their names, the acquisition first.
-_IN_NAME = re.compile(r'(20\d\d)(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)')
+_IN_NAME = re.compile(r'20\d{6}T\d{6}')
 
 
 def check_order(late: Mapping[str, Raster], early: Mapping[str, Raster]) -> None:
@@ -38,7 +38,8 @@ def acquired(raster: Raster) -> datetime.datetime | None:
     for name in (raster.file.name, *product):
         if match := _IN_NAME.search(name):
             try:
-                return datetime.datetime(*map(int, match.groups()), tzinfo=datetime.UTC)
+                time = datetime.datetime.strptime(match[0], '%Y%m%dT%H%M%S')
+                return time.replace(tzinfo=datetime.UTC)
             except ValueError:
                 continue
     return None
