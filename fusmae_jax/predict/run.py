@@ -29,6 +29,7 @@ from fusmae_jax.eval.dense.features import check_preset
 from fusmae_jax.eval.dense.stored import StoredHead, read_head
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import LabelMap, NumberMap
+from fusmae_jax.predict.dates import check_order
 from fusmae_jax.predict.output import ClassOutput, NumberOutput
 from fusmae_jax.predict.predictor import DATES, make_predictor
 
@@ -159,6 +160,8 @@ def _settle(
         f'{date}{field}': raster for date, of_date in zip(DATES, by_date) for field, raster in of_date.items()
     }
     ground.check_apart(rasters)
+    if len(by_date) > 1:
+        check_order(*by_date)
     extent, lines = ground.align(rasters)
     size = _ground(config, learned, head)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}

@@ -184,6 +184,8 @@ def test_a_scene_of_many_windows_is_that_of_its_windows_in_memory_bit_for_bit(pr
         ({'config': changed(stats='dataset')}, r'statistics of their own would hide what changed'),
         ({'dates': 1}, r'images of one date; leave --before-s1 out'),
         ({'shift': 10_000.0}, r'far\.tif'),
+        ({'tags': True}, r'--before-s1=.* is of 2024-06-01 05:10, and --s1=.* of 2024-05-20 .*: exchange'),
+        ({'names': True}, r'--before-s1=.* is of 2024-06-01 05:10, and --s1=.* of 2024-05-20 .*: exchange'),
         ({'same': True}, r'--before-s1=.* is the file of --s1: nothing would have changed'),
     ],
 )
@@ -194,6 +196,17 @@ def test_dates_that_do_not_fit_are_one_error(probed, tmp_path, given, message):
     if shift := given.get('shift'):
         early = {'s1': write(tmp_path / 'far.tif', images['s1'], ('VV', 'VH'), RESOLUTION, LEFT + shift, TOP)}
     early = late if 'same' in given else early
+    if 'tags' in given:
+        for (file_of_date,), time in zip(
+            (late.values(), early.values()), ('05-20T05:10', '06-01T07:10+02:00')
+        ):
+            with rasterio.open(file_of_date, 'r+') as dataset:
+                dataset.update_tags(ACQUISITIONDATETIME=f'2024-{time}')
+    if 'names' in given:
+        late, early = (
+            {'s1': str(Path(of['s1']).rename(tmp_path / f'S1A_IW_GRDH_2024{day}T051003_20240701T000000.tif'))}
+            for of, day in ((late, '0520'), (early, '0601'))
+        )
     if 'dates' in given:
         with np.load(file) as archive:
             arrays = dict(archive)
