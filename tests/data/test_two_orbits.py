@@ -141,10 +141,8 @@ def test_from_generated_files_to_a_table_of_seven(tmp_path, monkeypatch):
     raw = two_orbits.write(tmp_path / 'raw', 1, SceneConfig(**LAYOUTS['two_orbits'], seed=1))
     (name,) = (file.name for file in Path(raw['s1_root']).glob('*.tif'))
     files = [f'--s1={raw["s1_root"]}/{name}', f'--file.s1_desc={raw["s1_desc_root"]}/{name}']
-    assert (
-        main(['', 'encode', '--config=configs/encode.py:pooled', *files, '--checkpoint=xae', '--out=e.tif'])
-        == 0
-    )
+    words = ['--config=configs/encode.py:pooled', '--checkpoint=xae', '--out=e.tif']
+    assert main(['', 'encode', *words, *files]) == 0
     with rasterio.open('e.tif') as embedded, rasterio.open(f'{raw["s1_root"]}/{name}') as evening:
         with rasterio.open(f'{raw["s1_desc_root"]}/{name}') as morning:
             scene_of = {'s1': evening.read(), 's1_desc': morning.read()}
