@@ -15,6 +15,7 @@ from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.source import Source
 from fusmae_jax.shipped.data import sharded
 from fusmae_jax.shipped.data.generate import two_orbits
+from fusmae_jax.shipped.data.generate.command import LAYOUTS
 from fusmae_jax.shipped.data.generate.converted import make
 from fusmae_jax.shipped.data.generate.scene import SceneConfig, scene
 from fusmae_jax.shipped.data.paired_folder import pairs
@@ -137,3 +138,13 @@ def test_from_generated_files_to_a_table_of_seven(tmp_path, monkeypatch):
     for name in ('s1', 's1_desc'):  # each normalised with its own numbers
         np.testing.assert_allclose(read_by[name].mean, measured[name].mean, rtol=1e-5)
     assert read_by['s1'].mean != read_by['s1_desc'].mean
+    raw = two_orbits.write(tmp_path / 'raw', 1, SceneConfig(**LAYOUTS['two_orbits'], seed=1))
+    (name,) = (file.name for file in Path(raw['s1_root']).glob('*.tif'))
+    files = [f'--s1={raw["s1_root"]}/{name}', f'--file.s1_desc={raw["s1_desc_root"]}/{name}']
+    words = ['--config=configs/encode.py:pooled', '--checkpoint=xae', '--out=e.tif']
+    assert main(['', 'encode', *words, *files]) == 0
+    with rasterio.open('e.tif') as embedded, rasterio.open(f'{raw["s1_root"]}/{name}') as evening:
+        with rasterio.open(f'{raw["s1_desc_root"]}/{name}') as morning:
+            scene_of = {'s1': evening.read(), 's1_desc': morning.read()}
+        both = encoder.encode({k: np.moveaxis(x, 0, -1)[None] for k, x in scene_of.items()}, **about)
+        np.testing.assert_allclose(embedded.read().ravel(), both.pooled[0], rtol=1e-4, atol=1e-5)
