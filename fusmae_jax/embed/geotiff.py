@@ -1,34 +1,23 @@
-"""Embeddings as a Cloud Optimized GeoTIFF: one band a channel, one pixel a cell, in small tiles.
+"""Embeddings as a Cloud Optimized GeoTIFF: one band a channel, one pixel a cell, in small tiles."""
 
-Rows are written to a plain GeoTIFF as they come. Only a file whose sizes are all known can have its directory
-and its overviews in front of its tiles, so GDAL copies it to that layout at the end, in bounded memory.
-"""
-
-import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.errors
-import rasterio.shutil
 from rasterio.windows import Window
 
 from fusmae_jax.embed.quantise import NODATA
-from fusmae_jax.errors import InputError
-from fusmae_jax.geo import UnusableError
+from fusmae_jax.embed.row_file import RowFile, create
 from fusmae_jax.geo.grid import Grid
-from fusmae_jax.geo.raster import open_raster
 
 TILE = 16  # cells on a side, the smallest that TIFF allows: a tile holds all channels of its cells
 COARSEST = 512  # cells a side, above which readers of COGs expect an overview
-TAG = 'FUSMAE_JAX'  # the dataset tag with the JSON that describes the embeddings
 
 
 class GeoTiff:
-    """Writes rows of cells from the top; whole tiles at a time, so that nothing is read back."""
+    """Writes rows of cells from the top, with an overview that grows beside them."""
 
     def __init__(
         self,
@@ -44,15 +33,19 @@ class GeoTiff:
 
         Without `cog` it stays as it is written, which saves the copy at the end and the room for it.
         """
-        self._file, self._grid, self._cog = file, grid, cog
-        self._compress = compress
-        self._waiting: list[np.ndarray] = []
-        self._next = 0  # row of the first cell that waits
-        self._scaled = scale is not None
-        self._dataset = self._open(file, grid, width)
-        self._dataset.update_tags(**{TAG: json.dumps(description)})
+        self._cog, self._compress = cog, compress
+        # Where GDAL looks for overviews of a file that has none.
+        self._beside = file.with_name(f'{file.name}.ovr')
+        profile = {
+            'dtype': 'float32' if scale is None else 'int8',
+            'nodata': np.nan if scale is None else NODATA,
+            'interleave': 'pixel',
+            'photometric': 'MINISBLACK',
+            **({} if compress == 'none' else {'compress': compress}),
+        }
+        self._rows = RowFile(file, grid, width, TILE, description, **profile)
         if scale is not None:
-            self._dataset.scales = scale.tolist()
+            self._rows.dataset.scales = scale.tolist()
         self._overview: _Overview | None = None
         longest = max(grid.rows, grid.columns)
         if cog and longest > COARSEST:
@@ -63,97 +56,31 @@ class GeoTiff:
                 rows=-(-grid.rows // factor),
                 columns=-(-grid.columns // factor),
             )
-            self._overview = _Overview(self._open(self._beside, small, width), factor)
-
-    @property
-    def _beside(self) -> Path:
-        """Where GDAL looks for overviews of a file that has none."""
-        return self._file.with_name(f'{self._file.name}.ovr')
-
-    def _open(self, file: Path, grid: Grid, width: int) -> rasterio.io.DatasetWriter:
-        options = {} if self._compress == 'none' else {'compress': self._compress}
-        return rasterio.open(
-            file,
-            'w',
-            driver='GTiff',
-            width=grid.columns,
-            height=grid.rows,
-            count=width,
-            dtype='int8' if self._scaled else 'float32',
-            crs=grid.crs,
-            transform=grid.transform,
-            nodata=NODATA if self._scaled else np.nan,
-            interleave='pixel',
-            tiled=True,
-            blockxsize=TILE,
-            blockysize=TILE,
-            photometric='MINISBLACK',
-            BIGTIFF='IF_SAFER',
-            **options,
-        )
+            self._overview = _Overview(create(self._beside, small, width, TILE, **profile), factor)
 
     def write(self, vectors: np.ndarray, valid: np.ndarray) -> None:
         """The next rows of cells: (rows, columns, width) in the file's type, nodata where not `valid`."""
         if self._overview is not None:
-            self._guard(self._overview.add, vectors, valid)
-        self._waiting.append(vectors)
-        rows = np.concatenate(self._waiting)
-        whole = len(rows) // TILE * TILE
-        if whole:
-            self._put(rows[:whole])
-        # A copy, so that the rows just written can go.
-        self._waiting = [rows[whole:].copy()]
-
-    def _put(self, rows: np.ndarray) -> None:
-        window = Window(0, self._next, self._grid.columns, len(rows))
-        self._guard(self._dataset.write, np.moveaxis(rows, -1, 0), window=window)
-        self._next += len(rows)
-
-    def _guard(self, write: Callable[..., Any], *values: Any, **options: Any) -> None:
-        try:
-            write(*values, **options)
-        except rasterio.errors.RasterioError as error:
-            raise InputError(f'{self._file}: cannot be written ({error}); is the disk full?') from error
+            self._rows.guard(self._overview.add, vectors, valid)
+        self._rows.write(vectors)
 
     def finish(self) -> None:
         """Writes what waits, closes the file, and looks whether all of it is there."""
-        if self._waiting and len(self._waiting[0]):
-            self._put(self._waiting[0])
-        self._dataset.close()
-        if self._cog:
-            self._optimise()
-        try:
-            with open_raster(self._file, beside=False) as dataset:
-                # Errors while a file is closed do not surface otherwise; the last tile is written last.
-                dataset.read(1, window=Window(self._grid.columns - 1, self._grid.rows - 1, 1, 1))
-        except (UnusableError, rasterio.errors.RasterioError) as error:
-            raise InputError(f'{self._file}: was not written in full ({error}); is the disk full?') from error
-
-    def _optimise(self) -> None:
-        """Replaces the file with a copy of the layout of a COG."""
         if self._overview is not None:
-            self._guard(self._overview.finish)
-        copy = self._file.with_name(f'{self._file.name}.cog')
+            self._rows.guard(self._overview.finish)
         options = {
-            'driver': 'COG',
             'BLOCKSIZE': TILE,
             'COMPRESS': self._compress.upper(),
-            'BIGTIFF': 'IF_SAFER',
+            'OVERVIEWS': 'NONE' if self._overview is None else 'FORCE_USE_EXISTING',
         }
-        options['OVERVIEWS'] = 'NONE' if self._overview is None else 'FORCE_USE_EXISTING'
         try:
-            # Files beside a raster are looked for in the folder, which is otherwise switched off. GDAL writes
-            # tiles of less than 128 cells, and warns that it does not.
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN='FALSE', GDAL_VALIDATE_CREATION_OPTIONS='NO'):
-                self._guard(rasterio.shutil.copy, self._file, copy, **options)
-            os.replace(copy, self._file)
+            self._rows.finish(options if self._cog else None)
         finally:
-            copy.unlink(missing_ok=True)
             self._beside.unlink(missing_ok=True)
 
     def abort(self) -> None:
         """Closes the file, which the caller removes."""
-        self._dataset.close()
+        self._rows.abort()
         if self._overview is not None:
             self._overview.dataset.close()
             self._beside.unlink(missing_ok=True)

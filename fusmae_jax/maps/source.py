@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from fusmae_jax.embed import geotiff, geozarr
+from fusmae_jax.embed.row_file import TAG
 from fusmae_jax.errors import InputError
 from fusmae_jax.geo import UnusableError
 from fusmae_jax.geo.grid import Grid
@@ -75,8 +76,8 @@ def opened(file: Path) -> Iterator[Embeddings]:
 
 
 def _geotiff(file: Path, dataset: rasterio.DatasetReader) -> Embeddings:
-    if geotiff.TAG not in dataset.tags():
-        raise InputError(f'--embeddings={file} is not by `encode`: its tag {geotiff.TAG} is missing')
+    if TAG not in dataset.tags():
+        raise InputError(f'--embeddings={file} is not by `encode`: its tag {TAG} is missing')
     at = dataset.transform
     grid = Grid(
         dataset.crs.to_epsg(), at.c, at.f, at.a, -at.e, dataset.height, dataset.width, crs=dataset.crs
