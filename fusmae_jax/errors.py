@@ -1,4 +1,4 @@
-"""The one exception for bad input, and the nearest-name hint that its messages carry."""
+"""The exception for bad input, and the nearest-name hint that its messages carry."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,13 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message says where, what was found, and what to do.
 
     `main.py` prints the message without a traceback and leaves with exit code 2.
+    """
+
+
+class DamagedRecordError(InputError):
+    """A record cannot be read, or is not the one that it should be.
+
+    Of several processes the one alone may know that has this record in its rows of a batch.
     """
 
 

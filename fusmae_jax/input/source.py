@@ -12,7 +12,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 
-from fusmae_jax.errors import InputError, nearest
+from fusmae_jax.errors import DamagedRecordError, InputError, nearest
 from fusmae_jax.input import cache, shards
 from fusmae_jax.input import contract as contracts
 from fusmae_jax.input.builder import open_builder, split_name
@@ -168,7 +168,7 @@ class Source:
         key = example.text(self.contract.key)
         if key != self._keys[index]:
             file, position = self._where(index)
-            raise InputError(
+            raise DamagedRecordError(
                 f'{file}: record {position} is {key.decode(errors="replace")!r}, by the index of the split '
                 f'it is {self._keys[index].decode(errors="replace")!r}: shards or index were exchanged; '
                 'copy the data set again, or convert again'
@@ -197,9 +197,9 @@ class Source:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in common}
         return joined[key], {name: joined[name] for name in (*fields, *optional) if name in joined}
 
-    def _damaged(self, index: int, reason: str) -> InputError:
+    def _damaged(self, index: int, reason: str) -> DamagedRecordError:
         file, position = self._where(index)
-        return InputError(f'{file}: record {position} cannot be read ({reason}); {shards.REMEDY}')
+        return DamagedRecordError(f'{file}: record {position} cannot be read ({reason}); {shards.REMEDY}')
 
     def _where(self, index: int) -> tuple[str, int]:
         """The shard of a record and its position there."""

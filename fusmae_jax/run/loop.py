@@ -14,7 +14,7 @@ from etils import epath
 
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config.run import Config
-from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.errors import DamagedRecordError, DivergedError, InputError
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
 from fusmae_jax.input.seen import Seen, collect, from_bytes, to_bytes, union
@@ -65,8 +65,9 @@ def pretrain(config: Config, workdir: epath.PathLike, profile: str = '') -> int:
                 return run.train()
         except Exception as error:
             # What is wrong with settings, data or losses, all processes find out together, and all end. What
-            # only one of them meets (a full disk, a bug) would leave the others waiting for it.
-            alike = isinstance(error, InputError | DivergedError) and not isinstance(error, SaveError)
+            # only one of them meets (a full disk, a damaged record, a bug) would leave the others waiting.
+            alone = isinstance(error, SaveError | DamagedRecordError)
+            alike = isinstance(error, InputError | DivergedError) and not alone
             if alike or jax.process_count() == 1:
                 raise
             distributed.abandon(error)

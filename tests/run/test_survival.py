@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
-from fusmae_jax.errors import DivergedError, InputError
+from fusmae_jax.errors import DamagedRecordError, DivergedError, InputError
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.run import loop as experiment
@@ -297,20 +297,27 @@ def test_the_last_save_of_a_sitting_is_of_copies_that_agree(terminated, last, da
     reader.close()
 
 
-def test_a_full_disk_is_one_sentence_for_each_of_several_processes_too(dataset, tmp_path, monkeypatch):
+FULL = OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+DAMAGED = DamagedRecordError('shard 3: record 10 cannot be read')
+
+
+@pytest.mark.parametrize(('met', 'kind'), [(FULL, SaveError), (DAMAGED, DamagedRecordError)])
+def test_what_one_process_alone_meets_ends_it_at_once(met, kind, dataset, tmp_path, monkeypatch):
+    """An orderly end would wait for the others, and they for it."""
+
     class LeftError(Exception):
         pass
 
     def leave(error):
         raise LeftError from error
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+    def fail(*_):
+        raise met
 
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(distributed, 'abandon', leave)  # it would end this very process
     monkeypatch.setattr(experiment.start, 'lock_workdir', lambda *_: None)  # asks the other process
-    monkeypatch.setattr(experiment.start, 'open_run', full)
+    monkeypatch.setattr(experiment.start, 'open_run', fail)
     with pytest.raises(LeftError) as caught:
         experiment.pretrain(config_on(dataset, 1, compilation_cache=False), tmp_path)
-    assert isinstance(caught.value.__cause__, SaveError)
+    assert isinstance(caught.value.__cause__, kind)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from fusmae_jax.config.build import to_dict
 from fusmae_jax.parallel.rules import path_name
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.shipped.data.synthetic import write
+from tests.support.files import flip
 from tests.support.processes import run_processes
 from tests.support.tiny import tiny_config, tiny_model
 
@@ -158,6 +160,20 @@ def test_the_others_end_soon_after_one_is_killed(dataset, tmp_path, count, victi
     # The save of step 8 ran in the background when the signal came.
     assert any(f'resuming from step {step} of' in again[0].output for step in (4, 8))
     assert list(curve(tmp_path / 'run')) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_damaged_record_ends_all_soon_with_its_sentence(tmp_path):
+    """One process alone reads it; in an orderly end each would wait until the other is given up."""
+    folder, heartbeat = write(tmp_path / 'data', records=20), 20
+    (shard,) = Path(folder).glob('*.array_record-*')
+    flip(shard)
+    ended = run_processes(
+        as_file(settings(folder), tmp_path), tmp_path / 'run', count=2, devices=4, heartbeat=heartbeat
+    )
+    (code,) = [e.code for e in ended if f'{shard}: record ' in e.output]
+    assert code == 2 and 0 not in [e.code for e in ended]
+    assert abs(ended[0].seconds - ended[1].seconds) < heartbeat, ended
 
 
 @pytest.mark.slow
