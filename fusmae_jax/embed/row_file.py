@@ -14,6 +14,7 @@ import numpy as np
 import rasterio
 import rasterio.errors
 import rasterio.shutil
+from rasterio._err import CPLE_BaseError
 from rasterio.windows import Window
 
 from fusmae_jax.errors import InputError
@@ -74,7 +75,8 @@ class RowFile:
         """Calls a function that writes, whose errors are said of this file."""
         try:
             write(*values, **options)
-        except rasterio.errors.RasterioError as error:
+        # The second one is what `rasterio.shutil.copy` lets through; it has no public name.
+        except (rasterio.errors.RasterioError, CPLE_BaseError) as error:
             raise InputError(f'{self.file}: cannot be written ({error}); is the disk full?') from error
 
     def finish(self, cog: Mapping[str, Any] | None) -> None:

@@ -76,7 +76,7 @@ def resample(
     Raises:
         InputError: a record without a cluster, or fewer than two clusters.
     """
-    names, groups = _clusters(clusters, measure.records)
+    names, groups = grouped(clusters, measure.records)
     count = len(names)
     weighted = measure.grouped(groups, count)
 
@@ -95,8 +95,8 @@ def resample(
     return Replicates(estimate, each, count, storage.digest([measure.truth, drawn, f'{seed} {replicates}']))
 
 
-def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Names of the clusters, and the number of each record's."""
+def grouped(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
+    """Names of the clusters, and the number of each record's; raises InputError as `resample` does."""
     clusters = np.asarray(clusters)
     if clusters.shape != (records,):
         raise InputError(f'clusters: shape {clusters.shape}, expected one name for each of {records} records')
@@ -109,8 +109,9 @@ def _clusters(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
         )
     names, groups = np.unique(clusters, return_inverse=True)
     if len(names) < 2:
+        only = names[0].decode() if isinstance(names[0], bytes) else names[0]
         raise InputError(
-            f'clusters: all {records:,} records are of {names[0]!r}; an interval needs two clusters or more'
+            f'clusters: all {records:,} records are of {str(only)!r}; an interval needs two clusters or more'
         )
     return names, groups
 

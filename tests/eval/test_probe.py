@@ -187,6 +187,21 @@ def test_one_class_a_record(data, run, tmp_path):
         run_linear_probe(LinearProbe(**values | {'data': task}), tmp_path)
 
 
+def test_a_field_that_intervals_cannot_be_drawn_over_is_refused_before_anything_is_done(data, run, tmp_path):
+    """The error would else come after hours of training."""
+    one = edited(data, tmp_path / 'one', 'test', lambda index: index.update(scene=index['scene'][[0] * 30]))
+    unnamed = edited(data, tmp_path / 'no', 'test', lambda index: index['scene'].__setitem__(3, b''))
+    for path, cluster, message in (
+        (one, 'scene', "test: intervals.cluster='scene': clusters: all 30 records are of 'scene_.'"),
+        (unnamed, 'scene', '1 of 30 records have no name, the first is record 3'),
+        (data, 'labels', r"test: intervals.cluster='labels': clusters: shape \(30, 3\)"),
+    ):
+        config = LinearProbe(**settings(path, run, intervals=Intervals(cluster, 30)), **SHORT)
+        with pytest.raises(InputError, match=message):
+            run_linear_probe(config, tmp_path / 'work')
+    assert not (tmp_path / 'work').exists()
+
+
 def test_records_in_two_splits_are_refused(data, run, tmp_path):
     for changes in ({'test_split': 'everything'}, {'val_split': 'train[:3]'}):
         task = Task(**{'path': str(data), 'labels': 'labels', **changes})

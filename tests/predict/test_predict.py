@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -289,6 +290,24 @@ def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):
     with pytest.raises(InputError, match=r's1\.tif, .*s2\.tif: not one pixel that all dates measured'):
         predict(CONFIG, files, checkpoint, head, str(tmp_path / 'map.tif'), '')
     assert not (tmp_path / 'map.tif').exists()
+
+
+def test_a_full_disk_leaves_the_map_that_was_there(scene, checkpoint, head, tmp_path):
+    """Also one that is full with the last bytes only, which are written while the file is closed."""
+    out, p = tmp_path / 'map.tif', tmp_path / 'p.tif'
+    config = changed(overwrite=True)
+    predict(config, scene, checkpoint, head, str(out), str(p))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    largest = max(map(len, before.values()))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (2000, largest - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            with pytest.raises(InputError, match='is the disk full'):
+                predict(config, scene, checkpoint, head, str(out), str(p))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fusmae_jax.eval.dense.numbers import measured as measured_numbers
 from fusmae_jax.eval.finetune.objective import TARGETS
 from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.regression import Predicted, standardised
-from fusmae_jax.eval.task import LabelledSet, LabelledSplit, check_apart, subsets
+from fusmae_jax.eval.task import LabelledSet, LabelledSplit, check_apart, check_clusters, subsets
 from fusmae_jax.input.contract import Contract, LabelMap, NumberMap
 from fusmae_jax.input.label_maps import to_classes
 from fusmae_jax.input.number_maps import joined, to_numbers
@@ -93,6 +93,7 @@ def open_maps(config: Mapped) -> tuple[LabelledSet, dict[float, dict[int, np.nda
     train, val = (_split(data, contract, name, '') for name in (data.train_split, data.val_split))
     task = LabelledSet(contract, classes, train, val, _split(data, contract, data.test_split, cluster), units)
     check_apart(task, data.path)
+    check_clusters(config, task.test)
     for split in (task.train, task.val, task.test):
         if isinstance(about, NumberMap):
             pixels, mean, squares = joined(split.labels)

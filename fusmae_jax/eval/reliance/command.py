@@ -28,7 +28,15 @@ from fusmae_jax.eval.reliance.attention import Shares
 from fusmae_jax.eval.reliance.config import Reliance, as_probe, check, encoder
 from fusmae_jax.eval.reliance.features import Disturbed
 from fusmae_jax.eval.reliance.inputs import other_cluster
-from fusmae_jax.eval.task import LabelledSet, leaks, measure, read_task, subsets, validation
+from fusmae_jax.eval.task import (
+    LabelledSet,
+    check_clusters,
+    leaks,
+    measure,
+    read_task,
+    subsets,
+    validation,
+)
 
 SETTINGS, FEATURES = 'settings-reliance.json', 'features'
 
@@ -55,6 +63,7 @@ def run_reliance(config: Reliance, workdir: epath.PathLike) -> int:
     check(config)
     workdir = epath.Path(workdir)
     task = read_task(config.data, config.intervals.cluster)
+    check_clusters(config, task.test)
     other = other_cluster(task.test.clusters, config.shuffle_seed)
     measured: list[CheckpointReliance] = []
     about: list[dict[str, Any]] = []
