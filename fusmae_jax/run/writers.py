@@ -120,10 +120,11 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        earlier = workdir.exists() and any(workdir.glob('events.out.tfevents*'))
         self._writer = EventFileWriter(str(workdir))
-        # Readers then drop what a sitting that was killed has written from there on.
-        start, first = event_pb2.SessionLog(status=event_pb2.SessionLog.START), _last_kept(step) + 1
-        self._writer.add_event(self._event(wall_time=time.time(), step=first, session_log=start))
+        if earlier:  # readers then drop what a sitting that was killed has written from there on
+            start, first = event_pb2.SessionLog(status=event_pb2.SessionLog.START), _last_kept(step) + 1
+            self._writer.add_event(self._event(wall_time=time.time(), step=first, session_log=start))
 
     def _add(self, step: int, **value: Any) -> None:
         summary = self._summary(value=[self._summary.Value(**value)])
