@@ -228,11 +228,12 @@ def _records(config: 'Config') -> Iterator['Config']:
         return
     installed.need('convert', f'timing without a data set ({config.data.path} does not exist)')
     from fusmae_jax.shipped.data.synthetic import write
+    from fusmae_jax.train.setup import of_any_length
 
     with tempfile.TemporaryDirectory() as folder:
         print(f'{config.data.path} does not exist: timing on random records of the same layout')
         data = dataclasses.replace(config.data, path=write(folder, 128), train_split='train', val_split='')
-        yield dataclasses.replace(config, data=data)
+        yield of_any_length(dataclasses.replace(config, data=data))
 
 
 @command(

@@ -10,10 +10,11 @@ import time
 import jax
 
 from fusmae_jax.config.build import build, to_dict
-from fusmae_jax.config.run import Config
+from fusmae_jax.config.run import Config, Parallel
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import open_train
 from fusmae_jax.parallel.mesh import batch_sharding
+from fusmae_jax.plan.batches import Batches
 from fusmae_jax.train.setup import make_setup
 
 WIDTH, HEADS = 8, 2
@@ -41,8 +42,12 @@ def narrow(config: Config, devices: int) -> Config:
         image_size=(2 * model.patch_size,) * 2,
         decoder=dataclasses.replace(model.decoder, width=WIDTH, heads=HEADS),
     )
-    train = dataclasses.replace(config.train, batch_size=devices, accumulation=1, compute_dtype='float32')
-    return build(to_dict(dataclasses.replace(config, model=small, train=train)))
+    # A row of each device, or of a mixture the fewest that its sets can share.
+    size = Batches(config.data, devices).near(1) or config.train.batch_size
+    train = dataclasses.replace(config.train, batch_size=size, accumulation=1, compute_dtype='float32')
+    # A mesh of many devices does not cover one.
+    parallel = config.parallel if devices > 1 else Parallel()
+    return build(to_dict(dataclasses.replace(config, model=small, train=train, parallel=parallel)))
 
 
 def dispatch(config: Config, devices: list[jax.Device]) -> tuple[float, int]:

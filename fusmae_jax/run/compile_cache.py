@@ -91,16 +91,17 @@ def enabled(workdir: epath.PathLike) -> Iterator[CompileCache | None]:
     All processes enter together. A cache that the user has chosen through JAX_COMPILATION_CACHE_DIR is left
     alone: others may be using it.
     """
-    if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        yield None
-        return
+    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
     folder = absolute(workdir) / FOLDER
     cache = CompileCache(folder)
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not chosen:
         folder.mkdir(parents=True, exist_ok=True)
         if deleted := cache.clean():
             logging.warning('deleted %d damaged or unfinished entries of %s', len(deleted), folder)
-    gather(None)  # the others look when that is done
+    gather(None)  # the others look when that is done; also one whose environment has chosen another
+    if chosen:
+        yield None
+        return
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     _configure(SETTINGS | {'jax_compilation_cache_dir': str(folder)})
     try:

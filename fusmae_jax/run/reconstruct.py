@@ -17,7 +17,7 @@ from fusmae_jax.run.attention import PICTURE as ATTENTION
 from fusmae_jax.run.attention import draw_attention, parse_patch
 from fusmae_jax.run.workdir import read_config
 from fusmae_jax.train.recipes import recipe_of
-from fusmae_jax.train.setup import make_setup
+from fusmae_jax.train.setup import make_setup, of_any_length
 
 PICTURE, SUMMARY = 'reconstruction.png', 'summary.json'
 
@@ -43,7 +43,7 @@ def reconstruct(workdir: epath.PathLike, data_path: str = '', attention: str = '
     held = open_validation(config)
     source = next(iter((held or open_train(config).sources).values()))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture={}, path=source.path))
-    setup = make_setup(config, source.contract, len(source), jax.devices()[:1])
+    setup = make_setup(of_any_length(config), source.contract, len(source), jax.devices()[:1])
     checkpoints, step = open_step(workdir)
     try:
         params = checkpoints.params(setup.abstract_state()['params'], step)

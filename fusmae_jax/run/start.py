@@ -61,8 +61,8 @@ def open_run(config: Config) -> tuple[Setup, Mixture]:
         {'data fingerprint': source.contract.digest, 'records': len(source)},
         f'their data are not the same set (data.path={config.data.path}); copy it again',
     )
-    if config.data.cache:
-        together(lambda: source.copy_to(config.data.cache))
+    # Asked by all: one machine may have a disk for it and another none.
+    together(lambda: source.copy_to(config.data.cache) if config.data.cache else None)
     return setup, source
 
 

@@ -13,7 +13,7 @@ from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
 from fusmae_jax.input.source import Source
 from fusmae_jax.parallel.mesh import batch_sharding
-from fusmae_jax.parallel.processes import read
+from fusmae_jax.parallel.processes import gather, read
 from fusmae_jax.parallel.rules import Params
 from fusmae_jax.pictures.figure import figure
 from fusmae_jax.pictures.panels import Reconstructor
@@ -113,10 +113,13 @@ def _quotient(error: float, weight: float) -> float:
 
 
 def make_pictures(setup: Setup, source: Mixture) -> 'Pictures | None':
-    """What draws during a run; None where that is off, or where nothing is installed that draws."""
+    """What draws during a run; None where that is off, or where a process has nothing installed that draws.
+
+    What is drawn is computed by all devices, so that all processes must come to the same.
+    """
     if not (every := setup.config.log.images_every_steps):
         return None
-    if absent := installed.missing('plot'):
+    if absent := [name for names in gather(installed.missing('plot')) for name in names]:
         how = installed.install('plot')
         logging.warning('log.images_every_steps=%d: no pictures without %s: %s', every, absent[0], how)
         return None

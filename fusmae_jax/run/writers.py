@@ -39,9 +39,9 @@ class JsonLines:
         self._file, self._lines, self._written = workdir / METRICS, list[str](), -math.inf
         if self._remote:
             self._file = self._part(step)
-            self._drop(step)
+            self._drop(_last_kept(step))
         else:
-            trim(self._file, step)
+            trim(self._file, _last_kept(step))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line; numbers that JSON cannot hold are written as null."""
@@ -75,6 +75,14 @@ class JsonLines:
                 file.unlink()
             else:
                 file.write_text(''.join(kept))
+
+
+def _last_kept(start: int) -> int:
+    """The last step whose lines stay when a sitting begins at `start`.
+
+    Those of step 0, of what was measured before the first one, are written anew with it.
+    """
+    return start or -1
 
 
 def _step_of(line: str) -> float:
@@ -112,10 +120,11 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        earlier = workdir.exists() and any(workdir.glob('events.out.tfevents*'))
         self._writer = EventFileWriter(str(workdir))
-        if step:  # readers then drop what a sitting that was killed has written from there on
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._writer.add_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
+        if earlier:  # readers then drop what a sitting that was killed has written from there on
+            start, first = event_pb2.SessionLog(status=event_pb2.SessionLog.START), _last_kept(step) + 1
+            self._writer.add_event(self._event(wall_time=time.time(), step=first, session_log=start))
 
     def _add(self, step: int, **value: Any) -> None:
         summary = self._summary(value=[self._summary.Value(**value)])

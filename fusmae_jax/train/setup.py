@@ -1,5 +1,6 @@
 """The setup of a run: everything that it is made of, built from a configuration and a contract."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,14 @@ def total_steps(config: Config, examples: int) -> int:
             f'{config.train.batch_size}; more than {MAX_STEPS:,} cannot be counted'
         )
     return steps
+
+
+def of_any_length(config: Config) -> Config:
+    """The same run for what takes no step of its schedule, on records that may be few.
+
+    A warm-up in steps would be longer than so many epochs of them.
+    """
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, steps=MAX_STEPS))
 
 
 def make_setup(

@@ -8,6 +8,8 @@ from fusmae_jax.bench import dispatch as bench_dispatch
 from fusmae_jax.bench import input as bench_input
 from fusmae_jax.bench import step as bench
 from fusmae_jax.config import run as cfg
+from fusmae_jax.input.mixture import check_rows, row_counts
+from fusmae_jax.parallel.mesh import make_mesh
 from fusmae_jax.train.setup import make_setup
 from tests.support.helpers import CONTRACT
 from tests.support.tiny import smallest_model, tiny_config
@@ -41,6 +43,18 @@ def test_dispatch_is_timed_on_the_parameters_of_the_model(example_dataset):
     milliseconds, leaves = bench_dispatch.dispatch(config, jax.devices()[:2])
     setup = make_setup(config, CONTRACT, 100, jax.devices()[:2])
     assert leaves == len(jax.tree.leaves(setup.abstract_state())) and 0 < milliseconds < 1000
+
+
+def test_dispatch_takes_a_mesh_and_a_mixture_that_one_device_cannot():
+    parts = {name: cfg.MixturePart(path=name, weight=w) for name, w in (('a', 2.0), ('b', 1.0))}
+    config = tiny_config(data=cfg.Data(mixture=parts), parallel=cfg.Parallel(fsdp=2))
+    for devices, batch in ((1, 2), (2, 6)):
+        small = bench_dispatch.narrow(config, devices)
+        assert make_mesh(small.parallel, jax.devices()[:devices]).size == devices
+        rows = row_counts(small.data, small.train.batch_size)
+        check_rows(rows, devices)
+        assert sum(rows.values()) == batch
+    assert bench_dispatch.narrow(tiny_config(), 2).train.batch_size == 2
 
 
 def test_the_loader_rate_is_positive(example_dataset, monkeypatch):

@@ -195,13 +195,6 @@ def test_what_the_baselines_are_published_with():
         ({'masking': {'strategy': 'dirichlet', 'concentration': 0.0}}, 'concentration=0.0 must be above 0'),
         ({'masking': {'strategy': 'modality', 'hide': 1.5}}, 'hide=1.5 must be at least 0 and at most 1'),
         ({'masking': {'strategy': 'modalities'}}, "'modality'"),
-        (
-            {
-                'masking': {'strategy': 'consistent'},
-                'model': {'fusion': {'encoder': 'stack'}, 'cls': False, 'decoder': {'cls': True}},
-            },
-            'model.cls=False leaves none',
-        ),
         ({'model': {'norm': 'pallas', 'numerics': {'norm_variance': 'fast'}}}, "use model.norm='xla'"),
         (
             {'masking': {'strategy': 'joint_uniform'}, 'model': {'fusion': {'encoder': 'stack'}}},
@@ -217,13 +210,6 @@ def test_impossible_combinations_are_refused(change, part):
     with pytest.raises(InputError) as error:
         build(values)
     assert part in str(error.value)
-
-
-def test_a_teacher_without_cls_would_have_no_feature():
-    default = dino_mm()
-    config = dataclasses.replace(default, model=dataclasses.replace(default.model, cls=False))
-    with pytest.raises(InputError, match=r'model\.cls=False: DINO-MM needs True'):
-        build(to_dict(config))
 
 
 @pytest.mark.parametrize(

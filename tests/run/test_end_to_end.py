@@ -260,6 +260,11 @@ def test_a_finished_run_stays_finished_and_is_reconstructed(finished):
     assert "masking.strategy: the run has 'independent'" in str(error.value)
 
     assert experiment.pretrain(config, run) == 0
+    # Of the few records of validation ten epochs are fewer steps than this warm-up.
+    longer = to_dict(config)
+    longer['train'] |= {'steps': 0, 'epochs': 10.0}
+    longer['optimizer'] |= {'warmup_steps': 10}
+    (run / 'config.json').write_text(json.dumps(longer))
     assert reconstruct(run, attention='1,3') == 0
     summary = json.loads((run / 'summary.json').read_text())
     assert summary['split'] == 'train[16:]' and not summary['trained_on_these_records']

@@ -81,15 +81,26 @@ def test_a_save_puts_every_line_in_the_bucket(monkeypatch):
     assert len(curve(epath.Path(BUCKET))) == 3
 
 
-def test_tensorboard_forgets_what_a_killed_sitting_wrote_after_its_checkpoint(tmp_path):
-    for start, value in ((0, 1.0), (3, 2.0)):
+def test_what_is_measured_before_the_first_step_is_there_once(workdir):
+    """A run that was killed before its first checkpoint measures it again."""
+    for value in (1.0, 2.0):
+        lines = JsonLines(workdir, 0)
+        lines.scalars(0, {'x': value})
+        lines.flush(now=True)
+    assert curve(workdir) == [(0, 2.0)]
+
+
+@pytest.mark.parametrize(('again', 'kept'), [(3, (0, 1, 2, 3)), (0, ())])
+def test_tensorboard_forgets_what_a_killed_sitting_wrote_after_its_checkpoint(again, kept, tmp_path):
+    for start, value in ((0, 1.0), (again, 2.0)):
         board = TensorBoard(epath.Path(tmp_path), start)
-        for step in range(start + 1, start + 6):
+        for step in range(start + 1 if start else 0, start + 6):
             board.scalars(step, {'x': value})
         board.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    expected = [(step, 1.0) for step in (1, 2, 3)] + [(step, 2.0) for step in (4, 5, 6, 7, 8)]
+    expected = [(step, 1.0) for step in kept]
+    expected += [(step, 2.0) for step in range(again + 1 if again else 0, again + 6)]
     assert [(event.step, event.value) for event in events.Scalars('x')] == expected
 
 
