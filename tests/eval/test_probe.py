@@ -199,6 +199,21 @@ def test_a_field_that_intervals_cannot_be_drawn_over_is_refused_before_anything_
         config = LinearProbe(**settings(path, run, intervals=Intervals(cluster, 30)), **SHORT)
         with pytest.raises(InputError, match=message):
             run_linear_probe(config, tmp_path / 'work')
+    # Label sets are of validation scenes.
+    val = edited(data, tmp_path / 'val', 'val', lambda index: index['scene'].__setitem__(3, b''))
+    for path, cluster, message in (
+        (val, 'scene', 'val: .* 1 of 30 records have no name'),
+        (
+            data,
+            '',
+            "calibration.alpha: label sets keep their promise over scenes, and intervals.cluster is ''",
+        ),
+    ):
+        config = LinearProbe(
+            **settings(path, run, intervals=Intervals(cluster)), calibration=Calibration(alpha=0.2)
+        )
+        with pytest.raises(InputError, match=message):
+            run_linear_probe(config, tmp_path / 'work')
     assert not (tmp_path / 'work').exists()
 
 
