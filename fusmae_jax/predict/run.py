@@ -165,6 +165,11 @@ def _settle(
     cells = learned.labels.size
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
+    if learned.accepted:
+        notes.append(
+            f'note: the head learned from data that differ from those of the encoder in '
+            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
+        )
     for line in notes:
         print(line)
     if learned.temperature != 1:

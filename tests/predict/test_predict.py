@@ -245,13 +245,14 @@ def other_head(head, folder, **changes):
     return str(folder / 'other.npz')
 
 
-def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path):
+def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path, capsys):
     """Those of the encoder had 1200 m; a head that was probed on 2400 m has pixels of 40 m there."""
     labels = json.loads(str(np.load(head)['about']))['labels'] | {'resolution': 40.0}
-    file, out = other_head(head, tmp_path, labels=labels), tmp_path / 'map.tif'
+    file, out = other_head(head, tmp_path, labels=labels, accepted=['resolution']), tmp_path / 'map.tif'
     with pytest.raises(InputError, match=r'an image covers \[\(2400.0, 2400.0\)\] m, the model knows'):
         predict(CONFIG, scene, checkpoint, file, str(out), '')
     assert predict(changed(accept=('resolution',)), scene, checkpoint, file, str(out), '') == 0
+    assert 'differ from those of the encoder in resolution' in capsys.readouterr().out
     classes, _, transform = read(out)
     assert transform.a == 40.0 and classes.shape[:2] == (75, 68)
     with pytest.raises(InputError, match='trained on images of 2400 x 2400 m, and windows are as large'):

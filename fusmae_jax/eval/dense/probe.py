@@ -89,6 +89,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
                 config.encoder.stats,
                 map_of(data, contract),
                 2 if config.earlier else 1,
+                reader.fitted.shifts,
             )
         yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
 
