@@ -284,6 +284,17 @@ def test_files_in_degrees_and_chips_without_a_place_are_taken_as_encode_takes_th
         assert dataset.crs is None and dataset.shape == (70, 70)
 
 
+def test_a_scene_that_is_too_small_for_a_whole_window_is_said_or_refused(checkpoint, head, tmp_path, capsys):
+    pixels = {name: image(name, 60, 50) for name in ('s1', 's2')}
+    files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name]) for name, x in pixels.items()}
+    given = (files, checkpoint, head, str(tmp_path / 'map.tif'), '')
+    with pytest.raises(InputError, match="edges='drop' leaves nothing"):
+        predict(changed(edges='drop'), *given)
+    assert predict(CONFIG, *given) == 0
+    assert 'too small for a whole window' in capsys.readouterr().out
+    assert read(tmp_path / 'map.tif')[0].shape == (30, 25, 1)
+
+
 def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):
     files = {'s1': np.full((60, 60, 2), np.nan, np.float32), 's2': np.zeros((60, 60, 12), np.uint16)}
     files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name], nodata=0) for name, x in files.items()}
