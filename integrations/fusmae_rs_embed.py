@@ -214,7 +214,8 @@ def decibels(x: np.ndarray, linear: bool) -> np.ndarray:
         raise ModelError('fusmae: Sentinel-1 is not linear; set use_float_linear=False for values in dB')
     with np.errstate(divide='ignore', invalid='ignore'):
         x = np.where(x == 0, np.nan, 10 * np.log10(x) if linear else x)
-    if not linear and np.nanmin(x, initial=0) > -1:
+    # Of an image without a measurement nothing can be said.
+    if not linear and np.isfinite(x).any() and np.nanmin(x) > -1:
         raise ModelError('fusmae: Sentinel-1 is not in dB; set use_float_linear=True for linear values')
     seen = np.isfinite(x).all(0)
     if seen.any() and (gap := float((x[0] - x[1])[seen].mean())) < -DARKER:

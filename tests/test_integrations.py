@@ -100,6 +100,9 @@ def test_radar_of_rs_embed_is_in_decibels_vv_first_and_fill_is_not_measured(entr
     # That is what rs-embed takes values for unless it is told otherwise: their logarithms would all be NaN.
     with pytest.raises(ValueError, match='not linear; set use_float_linear=False'):
         entry.decibels(decibels, linear=True)
+    # A place that no orbit has seen is no wrong unit.
+    for linear in (True, False):
+        assert np.isnan(entry.decibels(np.zeros((2, 3, 3), np.float32), linear)).all()
 
 
 def test_bands_of_rs_embed_are_ours_without_the_zero(entry):

@@ -85,17 +85,23 @@ def label_map(archive: Archive, header: Header, finest: float) -> LabelMap:
     """What the label rasters hold; `finest` is the pixel size of the finest image, in metres.
 
     Raises:
-        InputError: tiles that are no whole number of its pixels, a nodata value that is a class, or edges
-            to fill up without one.
+        InputError: tiles that are no whole number of its pixels, a nodata value that is a class, a value to
+            ignore that its type does not have, or edges to fill up without one.
     """
-    ignore = set(archive.map_ignore)
+    held, ignore = np.iinfo(header.dtype), set(archive.map_ignore)
+    if wrong := [value for value in sorted(ignore) if not held.min <= value <= held.max]:
+        raise InputError(
+            f'config.archive.map_ignore={archive.map_ignore}: no pixel of {header.file} can be {wrong[0]}, '
+            f'they are {header.dtype}; leave it out'
+        )
     if header.nodata in archive.map_codes:
         name = archive.map_classes[archive.map_codes.index(int(header.nodata))]
         raise InputError(
             f'{header.file}: {MAP} nodata: {header.nodata:g} is also the value of the class {name!r}: remove '
             f'the tag (rio edit-info --unset-nodata {header.file}), or leave the class out'
         )
-    if header.nodata is not None:
+    # A tag that no pixel can have says nothing.
+    if header.nodata is not None and held.min <= header.nodata <= held.max:
         ignore.add(int(header.nodata))
     if archive.edge == 'pad' and not ignore:
         raise InputError(
@@ -117,7 +123,7 @@ def number_map(archive: Archive, header: Header, finest: float) -> NumberMap:
 
     Raises:
         InputError: tiles that are no whole number of its pixels, a nodata value that its type does not have,
-            or edges to fill up without one.
+            edges to fill up without one, or a scale that makes all numbers one.
     """
     decimals, given = header.dtype == 'float32', archive.map_nodata
     held = np.iinfo('int8' if decimals else header.dtype)
@@ -129,6 +135,12 @@ def number_map(archive: Archive, header: Header, finest: float) -> NumberMap:
         raise InputError(
             f'config.archive.map_nodata={given}: no pixel of {header.file} can be {wrong[0]:g}, they are '
             f'{header.dtype}; leave it out'
+        )
+    # Numbers are float32 from then on.
+    if not header.scale or (not decimals and np.spacing(np.float32(abs(header.offset))) > abs(header.scale)):
+        raise InputError(
+            f'{header.file}: {MAP} scale, offset: {header.scale:g}, {header.offset:g}, with which numbers of '
+            '32 bits cannot be told apart; write them without the offset'
         )
     # NaN and infinity never are a number; a tag that no pixel can have says nothing.
     nodata = {*given, *(() if header.nodata is None else (header.nodata,))}

@@ -169,7 +169,7 @@ def _settle(
     grid = ground.output_grid(extent, cell, layout.rows, layout.columns)
     batch = layout.batch[0] * layout.batch[1]
     fixed = [line.fixed(config.merge) for line in (layout.rows, layout.columns)]
-    notes = [*lines, *fitted.notes, *_anchor_notes(config, layout, fixed)]
+    notes = [*lines, *fitted.notes, *anchor_notes(config, layout, 'embeddings')]
     overlap = [line.grid - line.stride for line in (layout.rows, layout.columns)]
     for line in notes:
         print(line)
@@ -197,12 +197,13 @@ def _settle(
     return job, grid, description
 
 
-def _anchor_notes(config: EncodeConfig, layout: Layout, fixed: Sequence[tuple[int, int]]) -> list[str]:
-    """Says if another cut has other embeddings; raises InputError if no cell is left."""
+def anchor_notes(config: EncodeConfig, layout: Layout, what: str) -> list[str]:
+    """Says if another cut has other ones of `what` is written; raises InputError if no cell is left."""
+    fixed = [line.fixed(config.merge) for line in (layout.rows, layout.columns)]
     placed = config.georeference == 'required'
     if config.anchor == 'ground' and placed and (layout.rows.inner is None or layout.columns.inner is None):
         note = 'note: the image is too small for a whole window of the grid of the ground: windows begin at '
-        note += 'its corner, and another cut of the scene gives other embeddings'
+        note += f'its corner, and another cut of the scene gives other {what}'
     else:
         note = ''
     if config.edges == 'drop' and not all(high > low for low, high in fixed):

@@ -33,6 +33,7 @@ PRINTED = 2  # targets whose own metrics are printed as well
 # Of a command: 'linear', 'knn'.
 ROWS, DIFFERENCES, SETTINGS = 'rows-{}.jsonl', 'differences-{}.jsonl', 'settings-{}.json'
 CALIBRATION = ('calibration-{}.jsonl', 'calibration-{}.png')
+HEADS, KEPT = 'heads', 'heads-{}.json'  # folder of several commands, and which of its files are of one
 Arm = TypeVar('Arm')  # what a command evaluates: a system with one choice of sensors
 
 
@@ -51,6 +52,7 @@ class Cell(NamedTuple):
     runs: Runs
     baseline: bool
     calibration: dict[str, Any] | None = None  # a line of `calibration_report`, where it was asked for
+    heads: tuple[str, ...] = ()  # files in HEADS
 
 
 def summarise(
@@ -88,7 +90,8 @@ def evaluate(
 ) -> list[Cell]:
     """Every arm at every label fraction, then the floor: rows, differences, and what `also` writes of them.
 
-    All of it is written again after every cell, so that what is there survives an interruption.
+    All of it is written again after every cell, so that what is there survives an interruption. Heads of an
+    earlier run that this one has not written again are removed at the end.
 
     Args:
         config: the run, which is written with the rows.
@@ -107,14 +110,31 @@ def evaluate(
     of_arms = (cell(arm, parts, about[f]) for arm in arms for f, parts in drawn.items())
     floors = drawn.items() if PRIOR in config.encoder.baselines else ()
     evaluated: list[Cell] = []
+    before = _known_heads(workdir, command)
     for each in itertools.chain(of_arms, (floor(parts, about[f]) for f, parts in floors)):
         evaluated.append(each)
         write(evaluated, workdir, command, config)
         also(evaluated)
+        _know_heads(before | {name for cell in evaluated for name in cell.heads}, workdir, command)
         print(table([each], headline(config.data.kind, [each])).split('\n')[1], flush=True)
+    heads = {name for cell in evaluated for name in cell.heads}
+    for name in before - heads:
+        (workdir / HEADS / name).unlink(missing_ok=True)
+    _know_heads(heads, workdir, command)
     print()
     show(evaluated, config.data.kind, workdir, command)
     return evaluated
+
+
+def _known_heads(workdir: epath.Path, command: str) -> set[str]:
+    """Files in HEADS that runs of this command have left."""
+    file = workdir / KEPT.format(command)
+    return set(storage.read_json(file, 'remove it')) if file.exists() else set()
+
+
+def _know_heads(names: set[str], workdir: epath.Path, command: str) -> None:
+    if names or (workdir / KEPT.format(command)).exists():
+        storage.write_json(workdir / KEPT.format(command), sorted(names))
 
 
 def prior(

@@ -152,8 +152,12 @@ def check(config: LinearProbe | Knn) -> None:
 
 def calibration_problems(config: Any) -> list[str]:
     """What is impossible in measuring how far probabilities can be believed."""
-    if config.calibration.alpha and config.data.kind == 'regression':
+    if not config.calibration.alpha:
+        return []
+    if config.data.kind == 'regression':
         return ['calibration.alpha: numbers to predict have no probabilities; leave it out']
+    if not config.intervals.cluster:
+        return ["calibration.alpha: label sets keep their promise over scenes, and intervals.cluster is ''"]
     return []
 
 

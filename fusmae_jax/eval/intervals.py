@@ -97,23 +97,28 @@ def resample(
 
 def grouped(clusters: Any, records: int) -> tuple[np.ndarray, np.ndarray]:
     """Names of the clusters, and the number of each record's; raises InputError as `resample` does."""
-    clusters = np.asarray(clusters)
-    if clusters.shape != (records,):
-        raise InputError(f'clusters: shape {clusters.shape}, expected one name for each of {records} records')
-    if clusters.dtype.kind not in 'SUiu':
-        raise InputError(f'clusters: of type {clusters.dtype}; they must be names or whole numbers')
-    if clusters.dtype.kind in 'SU' and not (named := clusters != clusters.dtype.type()).all():
-        raise InputError(
-            f'clusters: {np.sum(~named):,} of {records:,} records have no name, the first is record '
-            f'{int(np.argmin(named))}; give every record its scene, tile or region'
-        )
-    names, groups = np.unique(clusters, return_inverse=True)
+    names, groups = np.unique(named(clusters, records), return_inverse=True)
     if len(names) < 2:
         only = names[0].decode() if isinstance(names[0], bytes) else names[0]
         raise InputError(
             f'clusters: all {records:,} records are of {str(only)!r}; an interval needs two clusters or more'
         )
     return names, groups
+
+
+def named(clusters: Any, records: int) -> np.ndarray:
+    """The cluster of each record; raises InputError unless every one has a name."""
+    clusters = np.asarray(clusters)
+    if clusters.shape != (records,):
+        raise InputError(f'clusters: shape {clusters.shape}, expected one name for each of {records} records')
+    if clusters.dtype.kind not in 'SUiu':
+        raise InputError(f'clusters: of type {clusters.dtype}; they must be names or whole numbers')
+    if clusters.dtype.kind in 'SU' and not (some := clusters != clusters.dtype.type()).all():
+        raise InputError(
+            f'clusters: {np.sum(~some):,} of {records:,} records have no name, the first is record '
+            f'{int(np.argmin(some))}; give every record its scene, tile or region'
+        )
+    return clusters
 
 
 def intervals(replicates: Replicates, level: float = LEVEL) -> dict[str, Interval]:

@@ -23,7 +23,7 @@ from fusmae_jax.eval.linear_probe import Scale
 from fusmae_jax.eval.regression import restored, standardised, target_scale
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task, validation
 
-FEATURES, HEADS = 'features', 'heads'
+FEATURES = 'features'
 
 
 class Variant(NamedTuple):
@@ -155,8 +155,9 @@ def _cell(
             '%s, %s: %d of %d label subsets settled on the lowest or highest learning rate of the sweep',
             *(arm.fields['system'], arm.variant.pooled, edges, len(outcomes)),
         )
+    files = {seed: f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz' for seed in outcomes}
     for seed, outcome in outcomes.items():
-        store(outcome, workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz')
+        store(outcome, workdir / cells.HEADS / files[seed])
     names = next(iter(outcomes.values())).chosen
     chosen = {name: tuple(outcome.chosen[name] for outcome in outcomes.values()) for name in names}
     fields = {**about, **arm.fields, 'chosen': chosen}
@@ -166,7 +167,8 @@ def _cell(
     calibrated = None
     if isinstance(config, LinearProbe) and config.calibration.alpha:
         calibrated = _calibrated(config, task, arm.variant, outcomes, fields)
-    return Cell(fields, runs, arm.baseline, calibrated)
+    heads = tuple(files.values()) if isinstance(config, LinearProbe) else ()
+    return Cell(fields, runs, arm.baseline, calibrated, heads)
 
 
 def _calibrated(

@@ -13,7 +13,7 @@ from fusmae_jax.encoders.settings import BANDS, PRIOR, RANDOM
 from fusmae_jax.encoders.systems import System, open_system
 from fusmae_jax.errors import InputError, nearest
 from fusmae_jax.eval.config import Evaluation, Task, metric_of
-from fusmae_jax.eval.intervals import grouped
+from fusmae_jax.eval.intervals import grouped, named
 from fusmae_jax.eval.metrics import Measure, multi_label, single_label, values
 from fusmae_jax.eval.regression import predicted
 from fusmae_jax.input import seen
@@ -65,6 +65,8 @@ def open_task(
     needed = calibrated or config.intervals.replicates
     task = read_task(config.data, cluster if needed else '', cluster if calibrated else '')
     check_clusters(config, task.test)
+    if calibrated:
+        _check_clusters(config, task.val, named)
     for split in (task.train, task.val, task.test):
         logging.info('%s: %s records', split.name, f'{len(split.keys):,}')
     labels = config.labels
@@ -77,14 +79,17 @@ def open_task(
 
 def check_clusters(config: Any, test: LabelledSplit) -> None:
     """Raises InputError, before anything is trained, for a field that intervals cannot be drawn over."""
-    if test.clusters is None or not config.intervals.replicates:
-        return
+    if test.clusters is not None and config.intervals.replicates:
+        _check_clusters(config, test, grouped)
+
+
+def _check_clusters(config: Any, split: LabelledSplit, check: Callable[[Any, int], Any]) -> None:
     try:
-        grouped(test.clusters, len(test.keys))
+        check(split.clusters, len(split.keys))
     except InputError as error:
         raise InputError(
-            f'{config.data.path}, {test.name}: intervals.cluster={config.intervals.cluster!r}: {error}; name '
-            'another field, or set intervals.replicates=0'
+            f'{config.data.path}, {split.name}: intervals.cluster={config.intervals.cluster!r}: {error}; '
+            'name another field, or set intervals.replicates=0'
         ) from error
 
 

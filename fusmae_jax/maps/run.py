@@ -58,6 +58,11 @@ def run_map(
     wanted = [name for name, asked in (('pca', pca), ('query', query), ('kmeans', kmeans)) if asked]
     _check_names(out, wanted, overwrite)
     with opened(Path(embeddings)) as scene:
+        if coordinate and scene.grid.crs is None:
+            raise InputError(
+                f'--query={query}: {embeddings} has no place on the ground (georeference=none); --pca and '
+                '--kmeans need none'
+            )
         at = places.cell_at(scene.grid, *coordinate) if coordinate else None
         if at and not np.isfinite(scene.cell(*at)).all():
             raise InputError(f'--query={query} lies where the embeddings hold no data; give another place')

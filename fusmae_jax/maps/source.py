@@ -78,9 +78,9 @@ def opened(file: Path) -> Iterator[Embeddings]:
 def _geotiff(file: Path, dataset: rasterio.DatasetReader) -> Embeddings:
     if TAG not in dataset.tags():
         raise InputError(f'--embeddings={file} is not by `encode`: its tag {TAG} is missing')
-    at = dataset.transform
+    at, crs = dataset.transform, dataset.crs  # None of chips without a place
     grid = Grid(
-        dataset.crs.to_epsg(), at.c, at.f, at.a, -at.e, dataset.height, dataset.width, crs=dataset.crs
+        crs.to_epsg() if crs else None, at.c, at.f, at.a, -at.e, dataset.height, dataset.width, crs=crs
     )
     scale = np.float32(dataset.scales)
 
@@ -101,7 +101,8 @@ def _zarr(file: Path) -> Embeddings:
         about: dict[str, Any] = dict(root.attrs)
         a, _, left, _, e, top = about['spatial:transform']
         rows, columns = about['spatial:shape']
-        crs = CRS.from_user_input(about.get('proj:code') or about['proj:wkt2'])
+        system = about.get('proj:code') or about.get('proj:wkt2')
+        crs = CRS.from_user_input(system) if system else None
         values: Any = root[geozarr.VALUES]
         scales: Any = root.get(geozarr.SCALES)
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -115,5 +116,5 @@ def _zarr(file: Path) -> Embeddings:
             return stored
         return stored * np.asarray(scales[row : row + count])[..., None]
 
-    grid = Grid(crs.to_epsg(), left, top, a, -e, rows, columns, crs=crs)
+    grid = Grid(crs.to_epsg() if crs else None, left, top, a, -e, rows, columns, crs=crs)
     return Embeddings(file, grid, values.shape[-1], geozarr.CHUNK, read)

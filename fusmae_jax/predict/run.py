@@ -18,7 +18,7 @@ import rasterio
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground
-from fusmae_jax.embed.run import gdal_options, lay_out
+from fusmae_jax.embed.run import anchor_notes, gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings, option_name
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
 from fusmae_jax.encoders.pretrained import Pretrained
@@ -172,6 +172,12 @@ def _settle(
     cells = learned.labels.size
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
+    notes += anchor_notes(config, layout, 'numbers')
+    if learned.accepted:
+        notes.append(
+            f'note: the head learned from data that differ from those of the encoder in '
+            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
+        )
     for line in notes:
         print(line)
     if learned.temperature != 1:

@@ -117,6 +117,7 @@ def test_a_raster_that_cannot_be_used_is_one_error(array, profile, message, tmp_
         ({'map_root': ''}, 'map_classes: there are no label rasters; give map_root'),
         ({'map_suffix': '_flood'}, r'labels/a\.tif: name: does not fit \*_flood\.tif|no file a_flood'),
         ({'edge': 'pad', 'map_ignore': ()}, 'map_ignore'),
+        ({'map_ignore': (99, 70_000)}, r'map_ignore=.*: no pixel of .*a\.tif can be 70000, they are int16'),
     ],
 )
 def test_settings_that_cannot_be(changes, message, tmp_path):

@@ -116,6 +116,12 @@ def odd(value, dtype='float32'):
         (odd(-1e20), {}, r'a\.tif: map: -1e\+20 at row 6, column 5'),
         (odd(-99), {}, r'a\.tif: map: -99 at row 6, column 5 .*or map_measured if it is a number'),
         (odd(255, 'uint8'), {}, r'a\.tif: map: 255 at row 6, column 5'),
+        (
+            odd(3, 'int16'),
+            {'scales': (0.0, 0.0)},
+            r'a\.tif: map scale, offset: 0, 0, with which numbers of 32',
+        ),
+        (odd(3, 'int16'), {'scales': (1e-6, 1e6)}, r'a\.tif: map scale, offset: 1e-06, 1e\+06, with which'),
         (heights().astype(np.float64), {}, 'map dtype: float64, .* write them as one of float32'),
         (heights().repeat(2, axis=0), {}, 'map channels: 2, expected one; keep the one with the numbers'),
     ],

@@ -199,6 +199,21 @@ def test_a_field_that_intervals_cannot_be_drawn_over_is_refused_before_anything_
         config = LinearProbe(**settings(path, run, intervals=Intervals(cluster, 30)), **SHORT)
         with pytest.raises(InputError, match=message):
             run_linear_probe(config, tmp_path / 'work')
+    # Label sets are of validation scenes.
+    val = edited(data, tmp_path / 'val', 'val', lambda index: index['scene'].__setitem__(3, b''))
+    for path, cluster, message in (
+        (val, 'scene', 'val: .* 1 of 30 records have no name'),
+        (
+            data,
+            '',
+            "calibration.alpha: label sets keep their promise over scenes, and intervals.cluster is ''",
+        ),
+    ):
+        config = LinearProbe(
+            **settings(path, run, intervals=Intervals(cluster)), calibration=Calibration(alpha=0.2)
+        )
+        with pytest.raises(InputError, match=message):
+            run_linear_probe(config, tmp_path / 'work')
     assert not (tmp_path / 'work').exists()
 
 
@@ -358,8 +373,12 @@ def test_calibration_is_of_the_settled_heads(data, run, tmp_path, capsys):
     assert all(some['number'] / 15 <= some['confidence'] <= (some['number'] + 1) / 15 for some in bins)
     assert (tmp_path / 'calibration-linear.png').read_bytes().startswith(b'\x89PNG')
     # Run again without it: nothing of before stands beside the new rows.
-    assert run_linear_probe(dataclasses.replace(config, calibration=Calibration()), tmp_path) == 0
+    other = dataclasses.replace(config, calibration=Calibration(), batch_norm=(True,))
+    (tmp_path / 'heads' / 'of_another_command.npz').touch()
+    assert run_linear_probe(other, tmp_path) == 0
     assert rows_of(tmp_path) and not list(tmp_path.glob('calibration-*'))
+    kept = {file.name for file in (tmp_path / 'heads').iterdir()}
+    assert kept == {'checkpoint-s1+s2-mean_patch-bn-1-0.npz', 'of_another_command.npz'}
 
 
 def test_without_alpha_nothing_is_calibrated(first):

@@ -120,6 +120,25 @@ def test_a_place_that_cannot_be_asked_for(tmp_path, embeddings, query, part):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize('ending', ['tif', 'zarr'])
+def test_chips_without_a_place_have_colours_and_groups_but_no_coordinates(tmp_path, ending):
+    """`encode` writes them with georeference=none."""
+    values, valid = vectors()
+    file = tmp_path / f'e.{ending}'
+    grid = GRID._replace(epsg=None, crs=None, left=0.0, top=5600.0)
+    kinds = {'tif': (GeoTiff, None), 'zarr': (GeoZarr, False)}
+    writer = kinds[ending][0](file, grid, kinds[ending][1], WIDTH, 'zstd', {})
+    writer.write(values, valid)
+    writer.finish()
+    assert run_map(str(file), f'{tmp_path}/m', True, '', 1, 3) == 0
+    with rasterio.open(tmp_path / 'm.kmeans.tif') as dataset:
+        assert dataset.crs is None and (dataset.read(1)[valid] > 0).all()
+    with pytest.raises(
+        InputError, match=r'e\..* has no place on the ground \(georeference=none\); --pca and'
+    ):
+        run_map(str(file), f'{tmp_path}/n', False, '13.4,52.5', 1, 0)
+
+
 def test_what_is_no_embedding_is_refused(tmp_path):
     with rasterio.open(
         tmp_path / 'a.tif', 'w', driver='GTiff', width=4, height=4, count=1, dtype='uint8', crs=GRID.crs,

@@ -246,13 +246,14 @@ def other_head(head, folder, **changes):
     return str(folder / 'other.npz')
 
 
-def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path):
+def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path, capsys):
     """Those of the encoder had 1200 m; a head that was probed on 2400 m has pixels of 40 m there."""
     labels = json.loads(str(np.load(head)['about']))['labels'] | {'resolution': 40.0}
-    file, out = other_head(head, tmp_path, labels=labels), tmp_path / 'map.tif'
+    file, out = other_head(head, tmp_path, labels=labels, accepted=['resolution']), tmp_path / 'map.tif'
     with pytest.raises(InputError, match=r'an image covers \[\(2400.0, 2400.0\)\] m, the model knows'):
         predict(CONFIG, scene, checkpoint, file, str(out), '')
     assert predict(changed(accept=('resolution',)), scene, checkpoint, file, str(out), '') == 0
+    assert 'differ from those of the encoder in resolution' in capsys.readouterr().out
     classes, _, transform = read(out)
     assert transform.a == 40.0 and classes.shape[:2] == (75, 68)
     with pytest.raises(InputError, match='trained on images of 2400 x 2400 m, and windows are as large'):
@@ -282,6 +283,17 @@ def test_files_in_degrees_and_chips_without_a_place_are_taken_as_encode_takes_th
     assert predict(config, chips, checkpoint, head, str(out), '') == 0
     with rasterio.open(out) as dataset:
         assert dataset.crs is None and dataset.shape == (70, 70)
+
+
+def test_a_scene_that_is_too_small_for_a_whole_window_is_said_or_refused(checkpoint, head, tmp_path, capsys):
+    pixels = {name: image(name, 60, 50) for name in ('s1', 's2')}
+    files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name]) for name, x in pixels.items()}
+    given = (files, checkpoint, head, str(tmp_path / 'map.tif'), '')
+    with pytest.raises(InputError, match="edges='drop' leaves nothing"):
+        predict(changed(edges='drop'), *given)
+    assert predict(CONFIG, *given) == 0
+    assert 'too small for a whole window' in capsys.readouterr().out
+    assert read(tmp_path / 'map.tif')[0].shape == (30, 25, 1)
 
 
 def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):

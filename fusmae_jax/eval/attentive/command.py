@@ -23,7 +23,7 @@ from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.prober import Prober
 from fusmae_jax.eval.task import LabelledSet, entrants, measure, open_task
 
-NAME, HEADS = 'attentive', 'heads'
+NAME = 'attentive'
 
 
 class Arm(NamedTuple):
@@ -94,17 +94,19 @@ def _cell(
 ) -> Cell:
     """All label subsets of one arm at one fraction."""
     measures: dict[tuple[int, int], Measure] = {}
+    files: list[str] = []
 
     def keep(seed: int, scores: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
         for head, logits in scores.items():
             measures[seed, head] = measure(task, task.test, logits, config.data.kind, 0.0)
-        file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
+        files.append(f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz')
+        file = workdir / cells.HEADS / files[-1]
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_npz(file, stored)
 
     chosen = arm.prober.of_subsets(parts, arm.stem, keep)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
-    return Cell({**about, **arm.fields, 'chosen': chosen}, runs, arm.baseline)
+    return Cell({**about, **arm.fields, 'chosen': chosen}, runs, arm.baseline, heads=tuple(files))
 
 
 def _sweep(config: AttentiveProbe) -> dict[str, tuple[float, ...]]:

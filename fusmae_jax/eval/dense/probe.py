@@ -24,7 +24,7 @@ from fusmae_jax.eval.dense.task import map_of, measured, open_maps, prior
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
 
-NAME, HEADS = 'dense_probe', 'heads'
+NAME = 'dense_probe'
 
 
 class Arm(NamedTuple):
@@ -89,6 +89,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
                 config.encoder.stats,
                 map_of(data, contract),
                 2 if config.earlier else 1,
+                reader.fitted.shifts,
             )
         yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
 
@@ -104,6 +105,7 @@ def _cell(
     """All label subsets of one arm at one fraction."""
     measures: dict[Run, Measure] = {}
     calibrated: dict[Run, Calibrated] = {}
+    files: list[str] = []
 
     def keep(seed: int, counts: dict[int, np.ndarray], stored: dict[str, np.ndarray]) -> None:
         for head, scores in counts.items():
@@ -112,11 +114,11 @@ def _cell(
             fitted = arm.prober.calibrate(stored)
             calibrated.update({(seed, head): one for head, one in zip(counts, fitted)})
             stored = stored | {TEMPERATURE: np.array([one.temperature for one in fitted])}
-        file = workdir / HEADS / f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz'
-        write_head(file, stored, arm.about)
+        files.append(f'{arm.stem}-{about["label_fraction"]:g}-{seed}.npz')
+        write_head(workdir / cells.HEADS / files[-1], stored, arm.about)
 
     settled = arm.prober.of_subsets(parts, arm.stem, keep)
     runs = cells.summarise(measures, task.test.clusters, config.intervals)
     fields = {**about, **arm.fields, 'chosen': settled}
     line = calibration.line(calibrated, task, config.intervals, fields) if calibrated else None
-    return Cell(fields, runs, arm.baseline, line)
+    return Cell(fields, runs, arm.baseline, line, tuple(files))

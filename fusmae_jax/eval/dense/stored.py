@@ -33,6 +33,7 @@ class StoredHead(NamedTuple):
     labels: LabelMap | NumberMap  # what it predicts, and on which grid
     temperature: float  # that its scores are divided by; 1 where none was fitted
     dates: int = 1  # 2: it is given the tokens and their change since an earlier image
+    accepted: tuple[str, ...] = ()  # differences of what it learned from, from what the encoder had
 
 
 def describe(
@@ -44,6 +45,7 @@ def describe(
     stats: str,
     labels: LabelMap | NumberMap,
     dates: int = 1,
+    accepted: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What is stored beside the parameters, as JSON has it."""
     return {
@@ -56,6 +58,7 @@ def describe(
         'stats': stats,
         **_labels(labels),
         **({'dates': dates} if dates > 1 else {}),
+        **({'accepted': [*accepted]} if accepted else {}),
     }
 
 
@@ -119,6 +122,7 @@ def read_head(file: epath.PathLike) -> StoredHead:
         labels,
         float(arrays[TEMPERATURE][0]) if TEMPERATURE in arrays else 1.0,
         about.get('dates', 1),
+        tuple(about.get('accepted', ())),
     )
 
 
