@@ -176,12 +176,12 @@ def device(job: dict[str, Any]) -> dict[str, Any]:
     """What the other parts run on."""
     import jax
 
-    found = jax.devices()[0]
-    if found.platform != job['platform']:
+    first = jax.devices()[0]
+    if first.platform != job['platform']:
         raise RuntimeError(
-            f'jax finds {found.platform}, not {job["platform"]}: give --platform={found.platform}'
+            f'jax finds {first.platform}, not {job["platform"]}: give --platform={first.platform}'
         )
-    return {'text': found.device_kind, 'jax': jax.__version__, 'count': jax.device_count()}
+    return {'text': first.device_kind, 'jax': jax.__version__, 'count': jax.device_count()}
 
 
 KINDS = {f.__name__: f for f in (device, data, kernels, step, race, loader, whole, resumed)}

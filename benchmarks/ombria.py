@@ -35,18 +35,18 @@ def run(npz: str, workdir: Path, results: Path, seed: int, steps: int) -> None:
     for name, sensors in RUNS.items():
         pretrain(ombria_config.pretraining(name, sensors, data, seed, steps), workdir / name)
     splits = {name: ombria_swap.read_split(data, name) for name in ombria_set.SHARES}
-    found = [*swapped(workdir, data, splits), *flooded(workdir, data, splits, seed)]
+    lines = [*swapped(workdir, data, splits), *flooded(workdir, data, splits, seed)]
     options = f' --seed={seed}' * (seed != 0) + f' --steps={steps}' * (steps != ombria_config.STEPS)
-    print(ombria_report.write(results, found, splits, digest, seed, options, steps))
+    print(ombria_report.write(results, lines, splits, digest, seed, options, steps))
 
 
 def swapped(workdir: Path, data: str, splits: dict[str, ombria_swap.Split]) -> list[Line]:
     """Masked optical patches with the true radar image, another one, and none."""
     both, alone = (open_system(str(workdir / name), EncoderSettings()).model for name in RUNS)
     assert both is not None and alone is not None
-    found = ombria_swap.lines(ombria_swap.measure(both, alone, data, splits['test']))
+    errors = ombria_swap.lines(ombria_swap.measure(both, alone, data, splits['test']))
     images = len(splits['test'].region)
-    return [line(MASKED, name, '-', 'mse', one, images) for name, one in found.items()]
+    return [line(MASKED, name, '-', 'mse', one, images) for name, one in errors.items()]
 
 
 def flooded(workdir: Path, data: str, splits: dict[str, ombria_swap.Split], seed: int) -> list[Line]:

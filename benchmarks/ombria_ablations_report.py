@@ -216,15 +216,15 @@ def decided(workdir: Path, scores: Scores, lines: list[dict[str, Any]]) -> tuple
     rows = [['level', 'inputs', 'labels', 'pretrained', 'untrained', 'raw pixels', 'gain', 'over raw pixels']]
     for level, inputs, part in ((a, b, c) for a in LEVELS for b in INPUTS for c in SHARES):
         about = ('test', name, level, '+'.join(inputs), f'{part:g}')
-        own = average([scores.replicates(f'{name}-{s}', level, inputs, part) for s in SEEDS])
+        of_system = average([scores.replicates(f'{name}-{s}', level, inputs, part) for s in SEEDS])
         base = average([scores.replicates(one, level, inputs, part) for one in bare])
         pixels = scores.replicates(RAW, level, inputs, part)
         cells = [
             line(lines, intervals(one)[METRIC], *about[:1], system, *about[2:], 'score')
-            for system, one in ((name, own), ('untrained', base), (RAW, pixels))
+            for system, one in ((name, of_system), ('untrained', base), (RAW, pixels))
         ]
         cells += [
-            line(lines, intervals(difference(own, other))[METRIC], *about, what)
+            line(lines, intervals(difference(of_system, other))[METRIC], *about, what)
             for what, other in (('gain', base), ('over raw pixels', pixels))
         ]
         rows.append([level, about[3].upper(), f'{part:.0%}', *cells])

@@ -51,10 +51,10 @@ def features(system: System, sensors: Sequence[str], raw: bool, data: str, split
         return jnp.concatenate([tokens[name] for name in sensors], axis=-1)
 
     after = split.after
-    found = run(system.model.params, {name: split.images[name][after] for name in fields(config, contract)})
+    values = run(system.model.params, {name: split.images[name][after] for name in fields(config, contract)})
     flooded = split.flooded[after]
     region = np.repeat(split.region[after], flooded[0].size)
-    return Patches(np.asarray(found).reshape(len(region), -1), flooded.reshape(-1, 1), region)
+    return Patches(np.asarray(values).reshape(len(region), -1), flooded.reshape(-1, 1), region)
 
 
 def probe(train: Patches, val: Patches, test: Patches) -> tuple[Replicates, float]:

@@ -41,5 +41,5 @@ def write(npz: str, folder: str | os.PathLike[str]) -> str:
 
 def record(item: Item, npz: str) -> Record:
     """One pair with its label."""
-    found = ombria_set.record(item, npz)
-    return found | {LABEL: np.array([found['flooded'].any()], np.uint8)}
+    images = ombria_set.record(item, npz)
+    return images | {LABEL: np.array([images['flooded'].any()], np.uint8)}

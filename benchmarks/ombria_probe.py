@@ -65,7 +65,7 @@ def tokens(
     contract, names = contracts.read(data), tuple(model.config.model.modalities)
     prepare = make_prepare(model.config, contract, None)
     graphdef, needed = fusmae.graph(model.config.model, model.dtype), fields(model.config, contract)
-    found = {}
+    result = {}
     for inputs in every:
 
         @jax.jit
@@ -78,8 +78,8 @@ def tokens(
             return jnp.concatenate([encoded[name] for name in inputs], axis=-1)
 
         parts = [run(params, part) for part in batches({name: split.images[name] for name in needed})]
-        found[inputs] = on_grid(np.concatenate(parts)[: len(split.region)])
-    return found
+        result[inputs] = on_grid(np.concatenate(parts)[: len(split.region)])
+    return result
 
 
 def on_grid(values: np.ndarray) -> np.ndarray:

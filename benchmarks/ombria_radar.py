@@ -60,7 +60,7 @@ def measure(model: Pretrained, data: str, split: Split) -> dict[str, dict[str, n
     run, config = errors(model, data), model.config
     needed, patches = fields(config, contracts.read(data)), config.model.num_patches
     count, images = num_slots(patches, 2, config.masking), len(split.region)
-    found = {}
+    result = {}
     for name, share in VISIBLE.items():
         sums = {key: np.zeros(images) for key in ('true', 'other', 'count')}
         for draw in range(DRAWS):
@@ -70,8 +70,8 @@ def measure(model: Pretrained, data: str, split: Split) -> dict[str, dict[str, n
                 squares, numbers = _run(run, model.params, {n: given[n] for n in needed}, chosen)
                 sums[key] += squares
             sums['count'] += numbers
-        found[name] = sums
-    return found
+        result[name] = sums
+    return result
 
 
 def _run(run: Any, params: Any, images: Mapping[str, np.ndarray], chosen: Slots) -> tuple[np.ndarray, ...]:

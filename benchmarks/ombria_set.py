@@ -92,10 +92,10 @@ def read(npz: str) -> dict[str, np.ndarray]:
     for name, (shape, dtype) in SHAPES.items():
         if name not in arrays:
             raise InputError(f'{npz}: no array {name!r}; it must hold {", ".join(SHAPES)}')
-        found = arrays[name]
-        if found.shape[1:] != shape or found.dtype != dtype or len(found) != len(arrays['s1']):
+        stored = arrays[name]
+        if stored.shape[1:] != shape or stored.dtype != dtype or len(stored) != len(arrays['s1']):
             raise InputError(
-                f'{npz}: {name} is {found.shape} {found.dtype}, expected '
+                f'{npz}: {name} is {stored.shape} {stored.dtype}, expected '
                 f'({len(arrays["s1"])}, {", ".join(map(str, shape))}) {dtype}'
             )
     return arrays

@@ -46,8 +46,8 @@ def exchange(split: Split, seed: int) -> np.ndarray:
     """For each pair the position of one of another region, from the same side of the flood; (n,)."""
     taken = np.empty(len(split.region), np.intp)
     for side in (False, True):
-        own = np.flatnonzero(split.after == side)
-        taken[own] = own[other_cluster(split.region[own], seed)]
+        of_side = np.flatnonzero(split.after == side)
+        taken[of_side] = of_side[other_cluster(split.region[of_side], seed)]
     return taken
 
 
@@ -79,9 +79,9 @@ def optical_errors(model: Pretrained, data: str) -> Any:
         )
 
     def errors(images: Mapping[str, Any], chosen: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-        own = {name: images[name] for name in needed}
+        given = {name: images[name] for name in needed}
         return jax.device_get(
-            run(model.params, own, {name: chosen[name] for name in config.model.modalities})
+            run(model.params, given, {name: chosen[name] for name in config.model.modalities})
         )
 
     return errors
@@ -101,16 +101,16 @@ def measure(both: Pretrained, alone: Pretrained, data: str, split: Split) -> dic
         chosen = {name: order(count, patches, i, draw) for i, name in enumerate(('s1', 's2'))}
         swapped = split.images | {'s1': split.images['s1'][exchange(split, draw)]}
         true, squares, weight = fused(split.images, chosen)
-        found = {TRUE: true, OTHER: fused(swapped, chosen)[0], MEAN: squares}
-        found[ALONE] = optical(split.images, chosen)[0]
-        totals = {name: totals[name] + np.asarray(x, np.float64) for name, x in found.items()}
+        errors = {TRUE: true, OTHER: fused(swapped, chosen)[0], MEAN: squares}
+        errors[ALONE] = optical(split.images, chosen)[0]
+        totals = {name: totals[name] + np.asarray(x, np.float64) for name, x in errors.items()}
         weights += weight
     return {name: resample(means({METRIC: x}, weights), split.region) for name, x in totals.items()}
 
 
-def lines(found: Mapping[str, Replicates]) -> dict[str, Interval]:
+def lines(replicates: Mapping[str, Replicates]) -> dict[str, Interval]:
     """What is reported: the errors, and the differences that matter."""
-    each = {name: intervals(one)[METRIC] for name, one in found.items()}
+    each = {name: intervals(one)[METRIC] for name, one in replicates.items()}
     for first, second in ((TRUE, OTHER), (TRUE, ALONE), (OTHER, ALONE)):
-        each[f'{first} minus {second}'] = intervals(difference(found[first], found[second]))[METRIC]
+        each[f'{first} minus {second}'] = intervals(difference(replicates[first], replicates[second]))[METRIC]
     return each

@@ -68,17 +68,17 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
 def paper(small: bool = False) -> Tables:
     """The tables of the paper; small: of generated pairs, with models that say nothing about the method."""
     systems = _systems(small)
-    own = tuple(n for n, s in systems.items() if s.published or s.baseline or n.endswith(COMMON))
+    shown = tuple(n for n, s in systems.items() if s.published or s.baseline or n.endswith(COMMON))
     family = tuple(f'{name}{masks}' for name in FAMILY for masks in MASKS)
     tasks = ('linear_1',) if small else ('finetune_100', 'linear_1')
-    table_1 = StudyTable('Table 1: BigEarthNet-MM, mAP micro', own, ('finetune_100', 'linear_1'))
+    table_1 = StudyTable('Table 1: BigEarthNet-MM, mAP micro', shown, ('finetune_100', 'linear_1'))
     tables = {
         'table_1': table_1,
         'table_1_macro': dataclasses.replace(
             table_1, title='Table 1 with mAP macro', metrics=('ap_macro',), against='random', fusion=True
         ),
         'table_2': StudyTable(
-            'Table 2: SEN12MS, linear', own, ('sen12ms_resize', 'sen12ms_crops'), True, REPORT
+            'Table 2: SEN12MS, linear', shown, ('sen12ms_resize', 'sen12ms_crops'), True, REPORT
         ),
         'fusion_masking': StudyTable('Fusion x masking', family, tasks),
         'family': StudyTable('Pretrained here', (*OTHERS, *ALONE, 'late', 'dino_mm_here'), tasks),
@@ -87,7 +87,7 @@ def paper(small: bool = False) -> Tables:
     return Tables(
         archives=_generated() if small else _real(),
         systems=systems,
-        tasks=_tasks(own, small),
+        tasks=_tasks(shown, small),
         tables=tables,
     )
 
@@ -150,7 +150,7 @@ def _systems(small: bool) -> dict[str, StudySystem]:
     return published | family | others | alone | baselines
 
 
-def _tasks(own: tuple[str, ...], small: bool) -> dict[str, StudyTask]:
+def _tasks(systems: tuple[str, ...], small: bool) -> dict[str, StudyTask]:
     few, tune = (FEW, FEW + TUNE) if small else ((), ())
     probe, finetune = 'configs/linear_probe.py', 'configs/finetune.py:paper'
     linear = StudyTask(
@@ -159,14 +159,14 @@ def _tasks(own: tuple[str, ...], small: bool) -> dict[str, StudyTask]:
     tuned = StudyTask(
         '100 %, fine-tuned', 'finetune', finetune, tune, 'bigearthnet', published='finetune_100'
     )
-    tasks = {'finetune_100': dataclasses.replace(tuned, systems=own if small else ()), 'linear_1': linear}
+    tasks = {'finetune_100': dataclasses.replace(tuned, systems=systems if small else ()), 'linear_1': linear}
     # The paper does not say which sensor.
     sen12ms = StudyTask(
         config=f'{probe}:paper,sen12ms',
         settings=few,
         data='sen12ms',
         columns=(('s2',), ('s1',)),
-        systems=own,
+        systems=systems,
         published='sen12ms',
     )
     tasks['sen12ms_resize'] = dataclasses.replace(sen12ms, label='whole images')
@@ -320,7 +320,7 @@ def fusion_masking(
 @functools.cache
 def cells() -> dict[tuple[str, str], str]:
     """(fusion, masks) -> why there is no such pretraining; '' if there is."""
-    found = {}
+    excluded = {}
     # Masks first: a study that is cut off has compared all kinds of fusion under some of them.
     for masks in STRATEGIES:
         for fusion in FUSIONS:
@@ -333,5 +333,5 @@ def cells() -> dict[tuple[str, str], str]:
             # The settings allow it: of one sensor, the same patches in all sensors are any patches.
             if fusion == 'late' and masks == 'consistent':
                 reason = 'encoders of one sensor each share no mask: the same as independent'
-            found[fusion, masks] = reason
-    return found
+            excluded[fusion, masks] = reason
+    return excluded
