@@ -132,6 +132,8 @@ def measure(
 
 def run_part(job: dict[str, Any], environment: dict[str, str], limit: float) -> dict[str, Any]:
     """A part in its own process; raises RuntimeError with the last line of its error, or with the limit."""
+    # Otherwise the last line of an error of what jax traces is about jax's own frames.
+    environment = environment | {'JAX_TRACEBACK_FILTERING': 'off'}
     with subprocess.Popen(
         [sys.executable, str(SCRIPT), json.dumps(job)],
         stdout=subprocess.PIPE,

@@ -190,6 +190,12 @@ def recognise(records: RecordNames, seen: Seen) -> dict[str, np.ndarray]:
     return matches | {'any': np.logical_or.reduce(list(matches.values()))}
 
 
+def same_records(records: RecordNames, seen: Seen) -> int:
+    """How many records are themselves among those seen, by their names or their pixels."""
+    content = np.isin(records.content, seen.names.content[seen.names.content != b'']).any(axis=1)
+    return int((_same_name(records.id, seen.names.id) | content).sum())
+
+
 def _same_name(here: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Which names are in the other list, and not with another place."""
     if not (len(here) and len(there)):  # np.char takes no empty lists

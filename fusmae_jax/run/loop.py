@@ -27,7 +27,7 @@ from fusmae_jax.parallel.processes import read, together
 from fusmae_jax.run import compile_cache, labelled_curve, model_card, start, trackers
 from fusmae_jax.run.initial import begin
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
-from fusmae_jax.run.validation import Validation, make_pictures
+from fusmae_jax.run.validation import Validation, make_pictures, tell_seen
 from fusmae_jax.run.workdir import COMPLETE, SKIPPED, checked_meta, checkpoint_meta, note_skip, write_config
 from fusmae_jax.run.writers import StepLog, Writers, curve, names_of_records, progress_bar, trim
 from fusmae_jax.storage import SaveError, check_name, explain_full_disk
@@ -122,6 +122,7 @@ class Run:
         self.labelled = together(lambda: start.make_labelled(setup))
         self.source_weights = begin.open_initial(setup) if self.config.init.from_ and not self.start else None
         self.seen = self._records_seen()
+        together(lambda: tell_seen(held, self.seen) if self.lead else None)
         self.packed = to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
         # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.

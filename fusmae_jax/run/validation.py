@@ -9,8 +9,10 @@ from absl import logging
 
 from fusmae_jax import installed
 from fusmae_jax.config.run import Config
+from fusmae_jax.errors import InputError
 from fusmae_jax.input import pipeline
 from fusmae_jax.input.mixture import Mixture, open_validation
+from fusmae_jax.input.seen import Seen, read_records, same_records
 from fusmae_jax.input.source import Source
 from fusmae_jax.parallel.mesh import batch_sharding
 from fusmae_jax.parallel.processes import gather, read
@@ -110,6 +112,21 @@ def _quotient(error: float, weight: float) -> float:
     if not weight:
         return math.nan
     return math.inf if math.isnan(error) else error / weight
+
+
+def tell_seen(sources: Mapping[str, Source], seen: Seen) -> None:
+    """Says which validation splits hold records that the model learns from: their loss is not held out."""
+    for source in sources.values():
+        try:
+            _, records = read_records(source.path, source.split)
+        except InputError as error:
+            logging.info('held-out loss: nobody can tell whether it is held out (%s)', error)
+            continue
+        if count := same_records(records, seen):
+            logging.warning(
+                'held-out loss: %d of %d records of %s, split %s, are among those that the model learns from',
+                *(count, len(source), source.path, source.split),
+            )
 
 
 def make_pictures(setup: Setup, source: Mixture) -> 'Pictures | None':

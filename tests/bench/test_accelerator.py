@@ -83,6 +83,15 @@ def test_a_process_that_fails_or_hangs_is_one_error():
         accelerator.run_part(job, dict(os.environ), 0.01)
 
 
+def test_an_error_of_what_jax_traces_is_told_and_not_its_frames(tmp_path, monkeypatch):
+    script = tmp_path / 'part.py'
+    lines = ['import jax', 'def f(x):', "    raise ValueError('the reason')", 'jax.jit(f)(1)']
+    script.write_text('\n'.join(lines))
+    monkeypatch.setattr(accelerator, 'SCRIPT', script)
+    with pytest.raises(RuntimeError, match='ValueError: the reason'):
+        accelerator.run_part({}, dict(os.environ), 60)
+
+
 def test_a_program_is_modelled_for_a_known_gpu_alone():
     x = jnp.ones((512, 512), jnp.float32)
     program = jax.jit(lambda x: x @ x).lower(x).compile().as_text()
