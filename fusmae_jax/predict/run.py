@@ -26,7 +26,7 @@ from fusmae_jax.encoders.settings import EncoderSettings
 from fusmae_jax.encoders.systems import open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.features import check_preset
-from fusmae_jax.eval.dense.stored import StoredHead, read_head
+from fusmae_jax.eval.dense.stored import StoredHead, bands_of, read_head
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import LabelMap, NumberMap
 from fusmae_jax.predict.dates import check_order
@@ -166,11 +166,7 @@ def _settle(
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
     notes += anchor_notes(config, layout, 'numbers')
-    if learned.accepted:
-        notes.append(
-            f'note: the head learned from data that differ from those of the encoder in '
-            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
-        )
+    notes += _of_head(learned, dates)
     for line in notes:
         print(line)
     if learned.temperature != 1:
@@ -211,6 +207,26 @@ def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
         )
     check_preset(system.model.config, checkpoint)
     return system.model
+
+
+def _of_head(learned: StoredHead, dates: Sequence[check.FittedFiles]) -> list[str]:
+    """How the data of a head differ from those of its encoder, or from the files, in words."""
+    lines = []
+    if learned.accepted:
+        lines.append(
+            f'note: the head learned from data that differ from those of the encoder in '
+            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
+        )
+    for name, bands in learned.bands.items():
+        there = [bands_of(fitted.contract, fitted.config)[name] for fitted in dates]
+        if new := [band for band in dict.fromkeys(sum(there, [])) if band not in bands]:
+            lines.append(
+                f'note: {name}: the head learned without {", ".join(new)}, for which the mean stood; the files'
+                ' have them: leave them out'
+            )
+        if gone := [band for band in bands if not all(band in each for each in there)]:
+            lines.append(f'note: {name}: the head learned with {", ".join(gone)}, which the files lack')
+    return lines
 
 
 def _ground(config: EncodeConfig, learned: StoredHead, head: str) -> tuple[float, float]:

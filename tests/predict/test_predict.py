@@ -248,11 +248,15 @@ def other_head(head, folder, **changes):
 def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path, capsys):
     """Those of the encoder had 1200 m; a head that was probed on 2400 m has pixels of 40 m there."""
     labels = json.loads(str(np.load(head)['about']))['labels'] | {'resolution': 40.0}
-    file, out = other_head(head, tmp_path, labels=labels, accepted=['resolution']), tmp_path / 'map.tif'
+    changes = {'labels': labels, 'accepted': ['resolution'], 'bands': {'s1': ['VV', 'HH'], 's2': BANDS['s2']}}
+    file, out = other_head(head, tmp_path, **changes), tmp_path / 'map.tif'
     with pytest.raises(InputError, match=r'an image covers \[\(2400.0, 2400.0\)\] m, the model knows'):
         predict(CONFIG, scene, checkpoint, file, str(out), '')
     assert predict(changed(accept=('resolution',)), scene, checkpoint, file, str(out), '') == 0
-    assert 'differ from those of the encoder in resolution' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'differ from those of the encoder in resolution' in printed
+    assert 's1: the head learned without VH, for which the mean stood; the files have them' in printed
+    assert 's1: the head learned with HH, which the files lack' in printed and 'note: s2: the' not in printed
     classes, _, transform = read(out)
     assert transform.a == 40.0 and classes.shape[:2] == (75, 68)
     with pytest.raises(InputError, match='trained on images of 2400 x 2400 m, and windows are as large'):
