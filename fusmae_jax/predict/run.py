@@ -219,10 +219,10 @@ def _of_head(learned: StoredHead, dates: Sequence[check.FittedFiles]) -> list[st
         )
     for name, bands in learned.bands.items():
         there = [bands_of(fitted.contract, fitted.config)[name] for fitted in dates]
-        if new := [band for band in dict.fromkeys(sum(there, [])) if band not in bands]:
+        if new := sorted({band for each in there for band in each} - {*bands}):
             lines.append(
-                f'note: {name}: the head learned without {", ".join(new)}, for which the mean stood; the files'
-                ' have them: leave them out'
+                f'note: {name}: the head learned without {", ".join(new)}, for which the mean stood; the '
+                'files have them: leave them out'
             )
         if gone := [band for band in bands if not all(band in each for each in there)]:
             lines.append(f'note: {name}: the head learned with {", ".join(gone)}, which the files lack')
