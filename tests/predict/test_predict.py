@@ -16,8 +16,9 @@ import rasterio
 
 from fusmae_jax.embed.run import gdal_options
 from fusmae_jax.embed.stream import _read as command_read
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import fit, open_system
+from fusmae_jax.encoders.systems import fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense import heads
 from fusmae_jax.eval.dense.config import DenseFinetune
@@ -263,6 +264,18 @@ def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene
         predict(changed(window=1200.0), scene, checkpoint, file, str(tmp_path / 'b.tif'), '')
 
 
+def test_a_head_that_learned_on_an_accelerator_is_used_on_a_processor(checkpoint, head, tmp_path, capsys):
+    """There the encoder computes in bfloat16; here it is opened in float32, with other fingerprints."""
+    model = open_system(checkpoint, EncoderSettings()).model
+    there = fingerprint(Pretrained(model.config, model.contract, model.params, 'bfloat16'))
+    assert there != fingerprint(model)
+    pixels = {name: image(name, 60, 50) for name in ('s1', 's2')}
+    files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name]) for name, x in pixels.items()}
+    file = other_head(head, tmp_path, weights=there)
+    assert predict(CONFIG, files, checkpoint, file, str(tmp_path / 'map.tif'), '') == 0
+    assert 'tokens in another number format than float32' in capsys.readouterr().out
+
+
 def test_files_in_degrees_and_chips_without_a_place_are_taken_as_encode_takes_them(
     checkpoint, head, tmp_path
 ):
@@ -311,6 +324,10 @@ def test_a_scene_without_a_pixel_is_no_map(checkpoint, head, tmp_path):
     ('changes', 'message'),
     [
         ({'files': ('s1',)}, 'was trained on s1 and s2, given: s1'),
+        (
+            {'modalities': ['s1', 's1_desc']},
+            'trained on s1 and s1_desc, and no files of s1_desc can be given',
+        ),
         ({'out': 'map.png'}, 'let its name end in .tif'),
         ({'head': 'nothing.npz'}, 'there is no such file'),
         ({'weights': 'other'}, 'fingerprint other, .* give the checkpoint that the probe was run on'),
