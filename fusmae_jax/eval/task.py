@@ -74,7 +74,23 @@ def open_task(
         fraction: subsets(config.data, task, fraction, labels.draw, labels.seeds)
         for fraction in labels.fractions
     }
+    if config.data.kind != 'regression':
+        _check_some(config.data, task, drawn)
     return task, drawn
+
+
+def _check_some(data: Task, task: LabelledSet, drawn: Mapping[float, Mapping[int, np.ndarray]]) -> None:
+    """Raises InputError where no record has a class: nothing can be learned, settled or measured there."""
+    for split in (task.train, task.val, task.test):
+        if not split.labels.any():
+            raise InputError(f'{data.path}, {split.name}: no record has a class of {data.labels}')
+    for fraction, parts in drawn.items():
+        for seed, positions in parts.items():
+            if not task.train.labels[positions].any():
+                raise InputError(
+                    f'{data.path}, {task.train.name}: none of the {len(positions):,} records of the label '
+                    f'fraction {fraction:g}, seed {seed}, has a class; take a larger fraction or other seeds'
+                )
 
 
 def check_clusters(config: Any, test: LabelledSplit) -> None:

@@ -23,10 +23,10 @@ from fusmae_jax.embed.settings import EncodeConfig, check_settings, option_name
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
 from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import open_system
+from fusmae_jax.encoders.systems import fingerprint, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.features import check_preset
-from fusmae_jax.eval.dense.stored import StoredHead, read_head
+from fusmae_jax.eval.dense.stored import StoredHead, bands_of, read_head
 from fusmae_jax.geo.grid import Grid
 from fusmae_jax.input.contract import LabelMap, NumberMap
 from fusmae_jax.predict.dates import check_order
@@ -66,6 +66,11 @@ def predict(
     if len({target.resolve() for target in targets}) < len(targets):
         raise InputError(f'--out and --probabilities are both {out}; they are two files, name another one')
     learned = read_head(head)
+    if others := [name for name in learned.modalities if not hasattr(config, name)]:
+        raise InputError(
+            f'{head} was trained on {" and ".join(learned.modalities)}, and no files of {others[0]} can be '
+            'given here; probe with other sensors (encoder.modalities)'
+        )
     if set(files) != set(learned.modalities):
         raise InputError(
             f'{head} was trained on {" and ".join(learned.modalities)}, given: '
@@ -173,11 +178,7 @@ def _settle(
     layout = lay_out(config, extent, size, cells, [*pixels.values()])
     notes = [*lines, *(line for fitted in dates for line in fitted.notes)]
     notes += anchor_notes(config, layout, 'numbers')
-    if learned.accepted:
-        notes.append(
-            f'note: the head learned from data that differ from those of the encoder in '
-            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
-        )
+    notes += _of_head(learned, dates)
     for line in notes:
         print(line)
     if learned.temperature != 1:
@@ -205,7 +206,7 @@ def _settle(
 def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
     """The encoder that a head was trained on; raises InputError for another one."""
     system = open_system(checkpoint, EncoderSettings(absent=learned.absent))
-    if system.model is None or system.fingerprint != learned.weights:
+    if system.model is None or not _is_of(system.model, system.fingerprint, learned.weights):
         raise InputError(
             f'{head} was trained on an encoder with the fingerprint {learned.weights}, {checkpoint} has '
             f'{system.fingerprint}; give the checkpoint that the probe was run on, or '
@@ -218,6 +219,43 @@ def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
         )
     check_preset(system.model.config, checkpoint)
     return system.model
+
+
+def _is_of(model: Pretrained, opened: str, wanted: str) -> bool:
+    """Whether a fingerprint is that of an encoder, in whichever number format this machine computes it.
+
+    One that learned in bfloat16 on an accelerator is opened in float32 where there is none.
+    """
+    if opened == wanted:
+        return True
+    formats = (name for name in ('float32', 'bfloat16') if name != model.dtype.name)
+    same = any(
+        fingerprint(Pretrained(model.config, model.contract, model.params, name)) == wanted
+        for name in formats
+    )
+    if same:
+        print(f'note: the head learned from tokens in another number format than {model.dtype.name}')
+    return same
+
+
+def _of_head(learned: StoredHead, dates: Sequence[check.FittedFiles]) -> list[str]:
+    """How the data of a head differ from those of its encoder, or from the files, in words."""
+    lines = []
+    if learned.accepted:
+        lines.append(
+            f'note: the head learned from data that differ from those of the encoder in '
+            f'{", ".join(learned.accepted)}, as was accepted; are these files like the former?'
+        )
+    for name, bands in learned.bands.items():
+        there = [bands_of(fitted.contract, fitted.config)[name] for fitted in dates]
+        if new := sorted({band for each in there for band in each} - {*bands}):
+            lines.append(
+                f'note: {name}: the head learned without {", ".join(new)}, for which the mean stood; the '
+                'files have them: leave them out'
+            )
+        if gone := [band for band in bands if not all(band in each for each in there)]:
+            lines.append(f'note: {name}: the head learned with {", ".join(gone)}, which the files lack')
+    return lines
 
 
 def _ground(config: EncodeConfig, learned: StoredHead, head: str) -> tuple[float, float]:

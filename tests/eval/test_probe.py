@@ -26,6 +26,7 @@ from fusmae_jax.eval.probe import (
     run_linear_probe,
     scaled,
 )
+from fusmae_jax.eval.task import open_task
 from fusmae_jax.input.fractions import read_fraction
 from fusmae_jax.input.source import read_index
 from tests.support.probe_fixtures import CLASSES, SIZES, checkpoint
@@ -215,6 +216,20 @@ def test_a_field_that_intervals_cannot_be_drawn_over_is_refused_before_anything_
         with pytest.raises(InputError, match=message):
             run_linear_probe(config, tmp_path / 'work')
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test', 'subset'])
+def test_a_split_or_a_subset_without_a_class_is_refused(split, data, run, tmp_path):
+    def change(index):
+        rows = read_fraction(data, 'train', 0.1, seed=1) if split == 'subset' else slice(None)
+        index['labels'][rows] = 0
+
+    path = edited(data, tmp_path, 'train' if split == 'subset' else split, change)
+    message = rf'{split}: no record has a class of labels'
+    if split == 'subset':
+        message = r'none of the 6 records of the label fraction 0\.1, seed 1, has a class'
+    with pytest.raises(InputError, match=message):
+        open_task(LinearProbe(**settings(path, run)))
 
 
 def test_records_in_two_splits_are_refused(data, run, tmp_path):

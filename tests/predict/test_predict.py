@@ -17,8 +17,9 @@ import rasterio
 
 from fusmae_jax.embed.run import gdal_options
 from fusmae_jax.embed.stream import _read as command_read
+from fusmae_jax.encoders.pretrained import Pretrained
 from fusmae_jax.encoders.settings import EncoderSettings
-from fusmae_jax.encoders.systems import fit, open_system
+from fusmae_jax.encoders.systems import fingerprint, fit, open_system
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense import heads
 from fusmae_jax.eval.dense.config import DenseFinetune
@@ -249,15 +250,31 @@ def other_head(head, folder, **changes):
 def test_a_window_is_as_large_as_the_records_of_the_head(checkpoint, head, scene, tmp_path, capsys):
     """Those of the encoder had 1200 m; a head that was probed on 2400 m has pixels of 40 m there."""
     labels = json.loads(str(np.load(head)['about']))['labels'] | {'resolution': 40.0}
-    file, out = other_head(head, tmp_path, labels=labels, accepted=['resolution']), tmp_path / 'map.tif'
+    changes = {'labels': labels, 'accepted': ['resolution'], 'bands': {'s1': ['VV', 'HH'], 's2': BANDS['s2']}}
+    file, out = other_head(head, tmp_path, **changes), tmp_path / 'map.tif'
     with pytest.raises(InputError, match=r'an image covers \[\(2400.0, 2400.0\)\] m, the model knows'):
         predict(CONFIG, scene, checkpoint, file, str(out), '')
     assert predict(changed(accept=('resolution',)), scene, checkpoint, file, str(out), '') == 0
-    assert 'differ from those of the encoder in resolution' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'differ from those of the encoder in resolution' in printed
+    assert 's1: the head learned without VH, for which the mean stood; the files have them' in printed
+    assert 's1: the head learned with HH, which the files lack' in printed and 'note: s2: the' not in printed
     classes, _, transform = read(out)
     assert transform.a == 40.0 and classes.shape[:2] == (75, 68)
     with pytest.raises(InputError, match='trained on images of 2400 x 2400 m, and windows are as large'):
         predict(changed(window=1200.0), scene, checkpoint, file, str(tmp_path / 'b.tif'), '')
+
+
+def test_a_head_that_learned_on_an_accelerator_is_used_on_a_processor(checkpoint, head, tmp_path, capsys):
+    """There the encoder computes in bfloat16; here it is opened in float32, with other fingerprints."""
+    model = open_system(checkpoint, EncoderSettings()).model
+    there = fingerprint(Pretrained(model.config, model.contract, model.params, 'bfloat16'))
+    assert there != fingerprint(model)
+    pixels = {name: image(name, 60, 50) for name in ('s1', 's2')}
+    files = {name: write(tmp_path / f'{name}.tif', x, BANDS[name]) for name, x in pixels.items()}
+    file = other_head(head, tmp_path, weights=there)
+    assert predict(CONFIG, files, checkpoint, file, str(tmp_path / 'map.tif'), '') == 0
+    assert 'tokens in another number format than float32' in capsys.readouterr().out
 
 
 def test_files_in_degrees_and_chips_without_a_place_are_taken_as_encode_takes_them(
@@ -326,6 +343,10 @@ def test_a_full_disk_leaves_the_map_that_was_there(scene, checkpoint, head, tmp_
     ('changes', 'message'),
     [
         ({'files': ('s1',)}, 'was trained on s1 and s2, given: s1'),
+        (
+            {'modalities': ['s1', 's1_desc']},
+            'trained on s1 and s1_desc, and no files of s1_desc can be given',
+        ),
         ({'out': 'map.png'}, 'let its name end in .tif'),
         ({'head': 'nothing.npz'}, 'there is no such file'),
         ({'weights': 'other'}, 'fingerprint other, .* give the checkpoint that the probe was run on'),

@@ -26,7 +26,7 @@ from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.dense.metrics import of_confusion
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
 from fusmae_jax.eval.dense.score import confusion, errors, scores
-from fusmae_jax.eval.dense.stored import describe, store_temperature, write_head
+from fusmae_jax.eval.dense.stored import bands_of, describe, store_temperature, write_head
 from fusmae_jax.eval.dense.targets import moved, turned
 from fusmae_jax.eval.dense.task import MappedSource, map_of, measured, open_maps, prior
 from fusmae_jax.eval.finetune.adapters import fresh, tuned
@@ -206,6 +206,7 @@ def keeper(
             model.config.model.fusion.absent,
             'checkpoint',
             map_of(config.data, contract),
+            bands=bands_of(contract, fitted.config),
         )
         plain = {'mean': np.zeros(shape.features, np.float32), 'std': np.ones(shape.features, np.float32)}
         write_head(folder / HEAD, {**stored, **plain, 'seed': np.array([point.seed])}, about)

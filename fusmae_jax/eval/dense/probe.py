@@ -19,7 +19,7 @@ from fusmae_jax.eval.dense.config import DenseProbe, check
 from fusmae_jax.eval.dense.features import chosen, open_reader
 from fusmae_jax.eval.dense.prober import Prober
 from fusmae_jax.eval.dense.rows import check_square, method_fields, system_fields
-from fusmae_jax.eval.dense.stored import TEMPERATURE, describe, write_head
+from fusmae_jax.eval.dense.stored import TEMPERATURE, bands_of, describe, write_head
 from fusmae_jax.eval.dense.task import map_of, measured, open_maps, prior
 from fusmae_jax.eval.metrics import Measure
 from fusmae_jax.eval.task import LabelledSet, entrants
@@ -90,6 +90,7 @@ def _arms(config: DenseProbe, task: LabelledSet) -> Iterator[Arm]:
                 map_of(data, contract),
                 2 if config.earlier else 1,
                 reader.fitted.shifts,
+                bands_of(contract, reader.fitted.config),
             )
         yield Arm(prober, entrant.fields | fields, stem, about, entrant.baseline)
 

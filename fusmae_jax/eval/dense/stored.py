@@ -10,10 +10,11 @@ from flax import traverse_util
 
 from fusmae_jax import storage
 from fusmae_jax.config.build import from_dict
+from fusmae_jax.config.run import Config
 from fusmae_jax.errors import InputError
 from fusmae_jax.eval.dense.heads import HeadShape
 from fusmae_jax.eval.linear_probe import Scale
-from fusmae_jax.input.contract import LabelMap, NumberMap
+from fusmae_jax.input.contract import Contract, LabelMap, NumberMap
 
 ABOUT, FORMAT = 'about', 1
 TEMPERATURE = 'temperature'  # of each head, where it was fitted
@@ -34,6 +35,8 @@ class StoredHead(NamedTuple):
     temperature: float  # that its scores are divided by; 1 where none was fitted
     dates: int = 1  # 2: it is given the tokens and their change since an earlier image
     accepted: tuple[str, ...] = ()  # differences of what it learned from, from what the encoder had
+    # Of each sensor the bands that its records had; the mean stood for others. Earlier versions do not say.
+    bands: Mapping[str, tuple[str, ...]] = {}
 
 
 def describe(
@@ -46,6 +49,7 @@ def describe(
     labels: LabelMap | NumberMap,
     dates: int = 1,
     accepted: Sequence[str] = (),
+    bands: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """What is stored beside the parameters, as JSON has it."""
     return {
@@ -59,6 +63,16 @@ def describe(
         **_labels(labels),
         **({'dates': dates} if dates > 1 else {}),
         **({'accepted': [*accepted]} if accepted else {}),
+        **({'bands': {name: [*each] for name, each in bands.items()}} if bands else {}),
+    }
+
+
+def bands_of(contract: Contract, config: Config) -> dict[str, list[str]]:
+    """Of each sensor of a model the bands that there are images of, in the order of the model."""
+    there = {(group.modality, band) for group in contract.groups.values() for band in group.bands}
+    return {
+        name: [band for band in modality.bands if (name, band) in there]
+        for name, modality in config.model.modalities.items()
     }
 
 
@@ -123,6 +137,7 @@ def read_head(file: epath.PathLike) -> StoredHead:
         float(arrays[TEMPERATURE][0]) if TEMPERATURE in arrays else 1.0,
         about.get('dates', 1),
         tuple(about.get('accepted', ())),
+        {name: tuple(bands) for name, bands in about.get('bands', {}).items()},
     )
 
 
