@@ -77,7 +77,8 @@ def check_some(archive: Archive, each: Sequence[tuple[float | None, ...]]) -> No
     """Raises InputError for a target without a value, or with values that float32 cannot tell apart."""
     for name, values in zip(archive.targets, zip(*each)):
         there = np.array([value for value in values if value is not None])
-        if there.size and (lost := np.abs(there - there.astype(np.float32)).max()) > COARSE * np.ptp(there):
+        span = np.ptp(there) if there.size else 0.0
+        if span and (lost := np.abs(there - there.astype(np.float32)).max()) > COARSE * span:
             raise InputError(
                 f'{archive.table}: table: column {name!r}: its numbers lie between {there.min():.10g} and '
                 f'{there.max():.10g}, and records, which hold 32 bits, would change them by up to {lost:.3g};'

@@ -6,6 +6,7 @@ map is one of the labels that the head learned; where windows overlap its probab
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -61,6 +62,8 @@ def predict(
         InputError: files, head, encoder and outputs do not fit together; nothing is written then.
     """
     check_settings(config)
+    # Windows overlap, whatever a configuration of `encode` says of its output.
+    config = dataclasses.replace(config, output='tokens')
     given = [*files.values(), *before.values()]
     targets = [_target(name, config.overwrite, given) for name in (out, probabilities) if name]
     if len({target.resolve() for target in targets}) < len(targets):

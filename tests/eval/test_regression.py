@@ -182,6 +182,9 @@ def test_a_value_declared_as_missing_is_missing(raw, tmp_path):
     measured = pairs.source(archive(folder, table=str(tmp_path / 'table.csv'), target_measured=(-9999.0,)))
     (record,) = (measured.read(item) for item in measured.splits['train'] if item.key == 'a0_0_0')
     assert record['targets'][0] == -9999
+    # A single value is one, though 32 bits round it.
+    write_table(tmp_path, [row | {'height': '0.1' if i == 1 else ''} for i, row in enumerate(rows)])
+    pairs.source(archive(folder, table=str(tmp_path / 'table.csv')))
     # 32 bits hold steps of 128 there.
     write_table(tmp_path, [row | {'height': f'{1.7e9 + i}'} for i, row in enumerate(rows)])
     with pytest.raises(InputError, match=r'32 bits, would change them by up to .*; subtract a constant'):

@@ -223,6 +223,12 @@ def test_a_fine_tuned_model_is_used_as_a_probed_one_is(scene, checkpoint, tmp_pa
         predict(CONFIG, scene, checkpoint, given[1], str(tmp_path / 'other.tif'), '')
 
 
+def test_the_output_of_encode_changes_no_map(written, scene, checkpoint, head, tmp_path):
+    out = tmp_path / 'map.tif'
+    assert predict(changed(merge='mean', output='pooled'), scene, checkpoint, head, str(out), '') == 0
+    np.testing.assert_array_equal(read(out)[0], read(written / 'map.tif')[0])
+
+
 def test_the_legend_says_what_the_numbers_mean(written):
     about = json.loads((written / 'map.tif.json').read_text())
     assert [(x['number'], x['class'], x['value']) for x in about['legend']] == [
