@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _main([*argv[1:]])
     except terminal.ClosedOutputError:
         return terminal.CLOSED
+    except KeyboardInterrupt:
+        print('\nstopped by Ctrl-C', file=sys.stderr)
+        return terminal.INTERRUPTED
     except (InputError, DivergedError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1

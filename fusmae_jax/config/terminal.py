@@ -9,6 +9,7 @@ from typing import TextIO
 
 # What a shell reports of a program that ended since nobody read its output any more: 128 + SIGPIPE.
 CLOSED = 141
+INTERRUPTED = 130  # and by Ctrl-C: 128 + SIGINT
 
 
 class ClosedOutputError(Exception):

@@ -1,4 +1,7 @@
-"""Preemption by SIGTERM: the machine is about to go, and all processes have to stop at the same step."""
+"""Requests to stop: SIGTERM, since the machine is about to go, or Ctrl-C.
+
+Several processes have to stop at the same step; of them, SIGTERM alone is such a request.
+"""
 
 import contextlib
 import signal
@@ -20,15 +23,22 @@ class Preemption:
             self._listen(stack)
 
     def _listen(self, stack: contextlib.ExitStack) -> None:
-        def ask(*_: Any) -> None:
+        def ask(number: int, frame: Any) -> None:
             self._asked = True
+            if number == signal.SIGINT:
+                # Whoever presses it again does not want to wait.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                print('\nstopping after this step, with a checkpoint; Ctrl-C again stops without', flush=True)
 
-        try:
-            before = signal.signal(signal.SIGTERM, ask)
-        except ValueError:
-            logging.info('not in the main thread: SIGTERM will not save')
-        else:
-            stack.callback(signal.signal, signal.SIGTERM, before)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as a shell has it for SIGINT of what it starts in the background
+            try:
+                before = signal.signal(number, ask)
+            except ValueError:
+                logging.info('not in the main thread: %s will not save', signal.Signals(number).name)
+            else:
+                stack.callback(signal.signal, number, before)
 
     def reached(self) -> bool:
         """True once, at the same call in every process, which must stop then.

@@ -1,5 +1,6 @@
 """What a run survives: unlike replicas, kills, skipped updates, errors of processes; and its last save."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -15,12 +16,14 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fusmae_jax import cli
 from fusmae_jax.checkpoints import manifest
 from fusmae_jax.checkpoints.checkpoints import Checkpoints
 from fusmae_jax.config import run as cfg
 from fusmae_jax.errors import DamagedRecordError, DivergedError, InputError
 from fusmae_jax.parallel import distributed
 from fusmae_jax.parallel.mesh import make_mesh
+from fusmae_jax.parallel.preemption import Preemption
 from fusmae_jax.run import loop as experiment
 from fusmae_jax.run import model_card, workdir
 from fusmae_jax.run.profiling import Profiler, Window, parse_window
@@ -189,10 +192,10 @@ def config_on(dataset, steps, **train):
     )
 
 
-def count_only(monkeypatch, skipped, terminated=0):
+def count_only(monkeypatch, skipped, terminated=0, by=signal.SIGTERM):
     """Steps that train nothing, compile at once, and are not finite where `skipped` says so.
 
-    SIGTERM comes while step `terminated` is dispatched.
+    A signal, SIGTERM or another one, comes while step `terminated` is dispatched.
     """
     bad = np.isin(np.arange(1, 100), list(skipped)).astype(np.int32)
 
@@ -210,7 +213,7 @@ def count_only(monkeypatch, skipped, terminated=0):
         def step(state, batch):
             calls.append(1)
             if len(calls) == terminated:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), by)
             return count(state)
 
         return step, None
@@ -238,6 +241,35 @@ def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_
     assert (tmp_path / workdir.COMPLETE).exists()
     assert experiment.pretrain(config, tmp_path) == 0
     assert 'finished at step 7; nothing left' in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_a_second_one_does_not_wait(dataset, tmp_path, monkeypatch, capsys):
+    config = config_on(dataset, 7)
+    with monkeypatch.context() as patch:
+        count_only(patch, set(), 4, signal.SIGINT)
+        assert experiment.pretrain(config, tmp_path) == config.checkpoint.preempt_exit_code
+    assert 'Ctrl-C again stops without' in capsys.readouterr().out
+    reader = Checkpoints(tmp_path)
+    assert reader.steps() == [3, 4]
+    reader.close()
+    count_only(monkeypatch, set())
+    assert experiment.pretrain(config, tmp_path) == 0
+    with contextlib.ExitStack() as stack:
+        preemption = Preemption(stack)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_of_another_command_is_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, '_main', interrupted)
+    assert cli.main(['main.py', 'stats']) == 130
+    assert capsys.readouterr().err == '\nstopped by Ctrl-C\n'
 
 
 def test_the_best_loss_is_that_of_a_checkpoint_that_is_kept(dataset, tmp_path, monkeypatch):
