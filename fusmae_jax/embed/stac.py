@@ -161,9 +161,9 @@ def _footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
     y = [bottom + 0 * part, bottom + part * (top - bottom), top + 0 * part, top - part * (top - bottom)]
     xs, ys = np.concatenate(x).tolist(), np.concatenate(y).tolist()
     ring = {'type': 'Polygon', 'coordinates': [[*zip(xs, ys), (xs[0], ys[0])]]}
-    shape = rasterio.warp.transform_geom(
-        grid.crs, 'EPSG:4326', ring, antimeridian_cutting=True, antimeridian_offset=10.0, precision=7
-    )
+    # From rasterio 1.5 on it is cut at the 180th meridian without being asked, and to ask is deprecated.
+    cut = {'antimeridian_cutting': True, 'antimeridian_offset': 10.0} if _older_than_1_5() else {}
+    shape = rasterio.warp.transform_geom(grid.crs, 'EPSG:4326', ring, precision=7, **cut)
     parts = shape['coordinates'] if shape['type'] == 'MultiPolygon' else [shape['coordinates']]
     points = [np.array(rings[0])[:, :2] for rings in parts]
     south, north = (
@@ -173,6 +173,10 @@ def _footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
     west = float(max(p[:, 0].min() for p in points))
     east = float(min(p[:, 0].max() for p in points))
     return {'type': shape['type'], 'coordinates': shape['coordinates']}, [west, south, east, north]
+
+
+def _older_than_1_5() -> bool:
+    return tuple(map(int, rasterio.__version__.split('.')[:2])) < (1, 5)
 
 
 def _projection(grid: Grid) -> dict[str, Any]:

@@ -38,10 +38,13 @@ def warp(
     return f'rio warp {shlex.quote(str(file))} OUT.tif {" ".join(options)} --resampling {resampling} ({LOST})'
 
 
-def warp_mask(dtype: str, file: object = 'IN.tif') -> str:
-    """The command that writes a mask into the pixels, as NaN or as a value that is none of a measurement."""
-    value = 'nan' if dtype.startswith('float') else 'VALUE'
-    return f'rio warp {shlex.quote(str(file))} OUT.tif --src-nodata {value} --dst-nodata {value} ({LOST})'
+def mask_into_pixels(dtype: str, file: object = 'IN.tif') -> str:
+    """The commands that write a mask into the pixels, as NaN or as a value that is none of a measurement.
+
+    Not `rio warp`, which leaves a mask aside where it is told a nodata value (rasterio 1.5).
+    """
+    value, name = 'nan' if dtype.startswith('float') else 'VALUE', shlex.quote(str(file))
+    return f"rio edit-info --nodata {value} {name} && rio calc '(read 1)' {name} OUT.tif ({LOST})"
 
 
 def georeference(file: object) -> str:

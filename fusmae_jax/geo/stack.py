@@ -102,7 +102,9 @@ def _band(root: ET.Element, channel: Channel, dataset: rasterio.DatasetReader) -
     if dtype not in _TYPES:
         raise UnusableError('dtype', f'{name}: {dtype}', 'give real numbers')
     if {MaskFlags.per_dataset, MaskFlags.alpha} & set(dataset.mask_flag_enums[index]):
-        raise UnusableError('mask', f'{name} has a mask of its own', rio.warp_mask(dtype, channel.file))
+        raise UnusableError(
+            'mask', f'{name} has a mask of its own', rio.mask_into_pixels(dtype, channel.file)
+        )
     number = str(len(root.findall('VRTRasterBand')) + 1)
     band = ET.SubElement(root, 'VRTRasterBand', dataType=_TYPES[dtype], band=number)
     ET.SubElement(band, 'Description').text = channel.band

@@ -69,11 +69,6 @@ def predict(
     if len({target.resolve() for target in targets}) < len(targets):
         raise InputError(f'--out and --probabilities are both {out}; they are two files, name another one')
     learned = read_head(head)
-    if others := [name for name in learned.modalities if not hasattr(config, name)]:
-        raise InputError(
-            f'{head} was trained on {" and ".join(learned.modalities)}, and no files of {others[0]} can be '
-            'given here; probe with other sensors (encoder.modalities)'
-        )
     if set(files) != set(learned.modalities):
         raise InputError(
             f'{head} was trained on {" and ".join(learned.modalities)}, given: '

@@ -14,18 +14,22 @@ from fusmae_jax.errors import InputError
 from fusmae_jax.shipped.data.paired_folder import pairs
 from tests.support.paired_folder_files import archive, optical, pair, put, radar
 
-# Of rio itself, with a newer affine.
-pytestmark = pytest.mark.filterwarnings('ignore::PendingDeprecationWarning')
+# Of rio itself, with a newer affine and a newer pyparsing.
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),
+    pytest.mark.filterwarnings('ignore:.* deprecated - use:DeprecationWarning'),
+]
 NAMES = {'s1_bands': ('VV', 'VH'), 's2_bands': ('B02', 'B03', 'B04', 'B08')}
 
 
 def run(folder, text, **values):
-    """Runs the first command in a text; OUT.tif lies in `folder`. Returns that file."""
-    words = shlex.split(re.search(r"rio ((?:warp|convert|edit-info) (?:'[^']*'|[^(;,'])*)", text)[1])
+    """Runs the first command in a text, and those behind && after it; returns OUT.tif, in `folder`."""
+    command = re.search(r"rio ((?:warp|convert|edit-info) (?:'[^']*'|[^(;,'])*)", text)[1]
     out = folder / 'OUT.tif'
-    words = [str(out) if word == 'OUT.tif' else values.get(word, word) for word in words]
-    done = CliRunner().invoke(main_group, words, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    for each in command.split(' && rio '):
+        words = [str(out) if word == 'OUT.tif' else values.get(word, word) for word in shlex.split(each)]
+        done = CliRunner().invoke(main_group, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
     return out
 
 

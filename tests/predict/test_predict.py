@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_the_map_that_was_there(scene, checkpoint, head, tmp_
         ({'files': ('s1',)}, 'was trained on s1 and s2, given: s1'),
         (
             {'modalities': ['s1', 's1_desc']},
-            'trained on s1 and s1_desc, and no files of s1_desc can be given',
+            'trained on s1 and s1_desc, given: s1 and s2; give these files',
         ),
         ({'out': 'map.png'}, 'let its name end in .tif'),
         ({'head': 'nothing.npz'}, 'there is no such file'),
