@@ -119,7 +119,7 @@ def refusals(header: Header, placed: bool = True) -> Iterator[UnusableError]:
         yield UnusableError(
             'mask',
             'validity lies in a mask, which records cannot hold',
-            f'write it into the pixels: {rio.mask_into_pixels(header.dtypes[0])}',
+            f'write it into the pixels: {rio.mask_into_pixels(header.dtypes[0], alpha=header.alpha)}',
         )
     for field in ('dtype', 'scale', 'offset', 'nodata'):
         try:

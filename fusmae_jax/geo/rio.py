@@ -38,12 +38,17 @@ def warp(
     return f'rio warp {shlex.quote(str(file))} OUT.tif {" ".join(options)} --resampling {resampling} ({LOST})'
 
 
-def mask_into_pixels(dtype: str, file: object = 'IN.tif') -> str:
+def mask_into_pixels(dtype: str, file: object = 'IN.tif', alpha: int = 0) -> str:
     """The commands that write a mask into the pixels, as NaN or as a value that is none of a measurement.
 
-    Not `rio warp`, which leaves a mask aside where it is told a nodata value (rasterio 1.5).
+    Not `rio warp`, which leaves a mask aside where it is told a nodata value (rasterio 1.5). `alpha` is the
+    number of the channel that is the mask: a nodata value would hide it, so that it comes last.
     """
-    value, name = 'nan' if dtype.startswith('float') else 'VALUE', shlex.quote(str(file))
+    name = shlex.quote(str(file))
+    if alpha:
+        hide = f"rio calc --not-masked '(where (== (read 1 {alpha}) 0) VALUE (read 1))' {name} OUT.tif"
+        return f'{hide} && rio edit-info --nodata VALUE OUT.tif ({LOST})'
+    value = 'nan' if dtype.startswith('float') else 'VALUE'
     return f"rio edit-info --nodata {value} {name} && rio calc '(read 1)' {name} OUT.tif ({LOST})"
 
 

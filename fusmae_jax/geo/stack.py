@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import rasterio
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 
 from fusmae_jax.geo import UnusableError, rio
 from fusmae_jax.geo.formats import check_jp2, check_source
@@ -101,10 +101,10 @@ def _band(root: ET.Element, channel: Channel, dataset: rasterio.DatasetReader) -
     dtype = dataset.dtypes[index]
     if dtype not in _TYPES:
         raise UnusableError('dtype', f'{name}: {dtype}', 'give real numbers')
-    if {MaskFlags.per_dataset, MaskFlags.alpha} & set(dataset.mask_flag_enums[index]):
-        raise UnusableError(
-            'mask', f'{name} has a mask of its own', rio.mask_into_pixels(dtype, channel.file)
-        )
+    if (flags := {*dataset.mask_flag_enums[index]}) & {MaskFlags.per_dataset, MaskFlags.alpha}:
+        alpha = 1 + dataset.colorinterp.index(ColorInterp.alpha) if MaskFlags.alpha in flags else 0
+        remedy = rio.mask_into_pixels(dtype, channel.file, alpha)
+        raise UnusableError('mask', f'{name} has a mask of its own', remedy)
     number = str(len(root.findall('VRTRasterBand')) + 1)
     band = ET.SubElement(root, 'VRTRasterBand', dataType=_TYPES[dtype], band=number)
     ET.SubElement(band, 'Description').text = channel.band

@@ -85,7 +85,7 @@ def test_a_mask_counts_and_is_found(internal, tmp_path, capsys):
             dataset.write_mask(np.arange(96 * 96).reshape(96, 96) >= 40 * 96)
     findings, _ = findings_of(capsys, tmp_path / 's1' / 'a.tif')
     assert 's1.mask_refused' in above_a_note(findings) and 's1.fill' not in findings
-    assert 'rio warp' in findings['s1.mask_refused']['remedy']
+    assert 'rio calc' in findings['s1.mask_refused']['remedy']
     assert 's1.fill' not in findings_of(capsys, tmp_path / 's2' / 'a.tif')[0]
 
 

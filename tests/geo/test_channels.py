@@ -46,7 +46,7 @@ def test_masks_are_honoured_by_doctor_and_encode_and_refused_by_convert(tmp_path
     masked(file, kind)
     assert Path(f'{file}.msk').exists() == (kind == 'beside')
     names = ('VV', 'VH', '-') if kind == 'alpha' else ('VV', 'VH')
-    with pytest.raises(RecordError, match=r's1 mask: validity lies in a mask, .*; .* rio warp '):
+    with pytest.raises(RecordError, match=r's1 mask: validity lies in a mask, .*; .* rio calc '):
         read_headers([file], 's1', names)
     raster = Raster(file, 's1', SensorFile(unit='dB', bands=names))
     pixels = raster.read(['VV', 'VH'], 0, 0, 48, 48)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
+from rasterio.enums import ColorInterp
 from rasterio.rio.main import main_group
 from rasterio.transform import Affine
 
@@ -24,13 +25,19 @@ NAMES = {'s1_bands': ('VV', 'VH'), 's2_bands': ('B02', 'B03', 'B04', 'B08')}
 
 def run(folder, text, **values):
     """Runs the first command in a text, and those behind && after it; returns OUT.tif, in `folder`."""
-    command = re.search(r"rio ((?:warp|convert|edit-info) (?:'[^']*'|[^(;,'])*)", text)[1]
+    command = re.search(r"rio ((?:warp|convert|calc|edit-info) (?:'[^']*'|[^(;,'])*)", text)[1]
     out = folder / 'OUT.tif'
     for each in command.split(' && rio '):
-        words = [str(out) if word == 'OUT.tif' else values.get(word, word) for word in shlex.split(each)]
+        words = [str(out) if word == 'OUT.tif' else _with(values, word) for word in shlex.split(each)]
         done = CliRunner().invoke(main_group, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
     return out
+
+
+def _with(values, word):
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
 
 
 def refusal(folder, **settings):
@@ -91,6 +98,22 @@ def test_a_mask_goes_into_the_pixels(tmp_path):
         np.testing.assert_array_equal(masked[:, 10:], pixels[:, 10:])
         out.replace(tmp_path / name / 'a.tif')
     assert pairs.source(archive(tmp_path, **NAMES)).splits['train']
+
+
+def test_an_alpha_channel_goes_into_the_pixels(tmp_path):
+    file, alpha = tmp_path / 's1' / 'a.tif', np.full((1, 48, 48), 255, np.float32)
+    alpha[:, :10] = 0
+    put(file, np.concatenate([radar(), alpha]), ('VV', 'VH', None))
+    with rasterio.open(file, 'r+') as dataset:
+        dataset.colorinterp = [ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha]
+    alone = {'s2_root': '', 's1_bands': ('VV', 'VH', '-')}
+    out = run(tmp_path, refusal(tmp_path, **alone), VALUE='-9999')
+    with rasterio.open(out) as dataset:
+        hidden = dataset.read([1, 2], masked=True)
+    assert hidden.mask[:, :10].all() and not hidden.mask[:, 10:].any()
+    np.testing.assert_array_equal(hidden[:, 10:], radar()[:, 10:])
+    out.replace(file)
+    assert pairs.source(archive(tmp_path, **alone)).splits['train']
 
 
 def test_nodata_is_stated_in_place(tmp_path):
