@@ -12,13 +12,14 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import rasterio
 
 from fusmae_jax import __version__
 from fusmae_jax.config.build import to_dict
 from fusmae_jax.embed import check, ground
+from fusmae_jax.embed.rasters import Raster
 from fusmae_jax.embed.run import anchor_notes, gdal_options, lay_out
 from fusmae_jax.embed.settings import EncodeConfig, check_settings, option_name
 from fusmae_jax.embed.stream import EncodeJob, rows_of_cells
@@ -33,6 +34,8 @@ from fusmae_jax.input.contract import LabelMap, NumberMap
 from fusmae_jax.predict.dates import check_order
 from fusmae_jax.predict.output import ClassOutput, NumberOutput
 from fusmae_jax.predict.predictor import DATES, make_predictor
+
+T = TypeVar('T')
 
 
 def predict(
@@ -152,19 +155,9 @@ def _settle(
     """Opens and checks the files, lays out the windows, compiles."""
     model = _encoder(checkpoint, head, learned)
     restricted = check.restrict(model.config, files, checkpoint)
-    # In the order of the model, whatever order the files were given in.
-    names = [*restricted.model.modalities]
-    by_date = [
-        ground.open_rasters(config, {name: of_date[name] for name in names}, stack)
-        for of_date in (files, before)
-        if of_date
-    ]
-    rasters = {
-        f'{date}{field}': raster for date, of_date in zip(DATES, by_date) for field, raster in of_date.items()
-    }
+    by_date = _opened(config, [*restricted.model.modalities], files, before, stack)
+    rasters = _of_dates(by_date)
     ground.check_apart(rasters)
-    if len(by_date) > 1:
-        check_order(*by_date)
     extent, lines = ground.align(rasters)
     size = _ground(config, learned, head)
     pixels = {name: check.window_pixels(raster, size) for name, raster in rasters.items()}
@@ -183,11 +176,7 @@ def _settle(
         print(f'probabilities at the temperature {learned.temperature:.3f}, which was fitted with the head')
     grid = ground.output_grid(extent, (size[0] / cells[0], size[1] / cells[1]), layout.rows, layout.columns)
     predictor = make_predictor(model, dates[0], learned, layout.batch[0] * layout.batch[1], *dates[1:])
-    groups = {
-        f'{date}{name}': group
-        for date, fitted in zip(DATES, dates)
-        for name, group in fitted.contract.groups.items()
-    }
+    groups = _of_dates([fitted.contract.groups for fitted in dates])
     job = EncodeJob(config, rasters, groups, layout, predictor, learned.shape.classes)
     about = {
         'fusmae_jax': __version__,
@@ -199,6 +188,29 @@ def _settle(
         'settings': to_dict(config),
     }
     return job, grid, about
+
+
+def _opened(
+    config: EncodeConfig,
+    names: Sequence[str],
+    files: Mapping[str, str],
+    before: Mapping[str, str],
+    stack: contextlib.ExitStack,
+) -> list[dict[str, Raster]]:
+    """The rasters of each date by field, of the sensors `names` in this order, whatever order was given."""
+    by_date = [
+        ground.open_rasters(config, {name: of_date[name] for name in names}, stack)
+        for of_date in (files, before)
+        if of_date
+    ]
+    if len(by_date) > 1:
+        check_order(*by_date)
+    return by_date
+
+
+def _of_dates(each: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    """What there is by field for one date or two, in one mapping."""
+    return {f'{date}{field}': value for date, of_date in zip(DATES, each) for field, value in of_date.items()}
 
 
 def _encoder(checkpoint: str, head: str, learned: StoredHead) -> Pretrained:
