@@ -4,6 +4,7 @@ Several processes have to stop at the same step; of them, SIGTERM alone is such 
 """
 
 import contextlib
+import os
 import signal
 from typing import Any
 
@@ -28,7 +29,8 @@ class Preemption:
             if number == signal.SIGINT:
                 # Whoever presses it again does not want to wait.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-                print('\nstopping after this step, with a checkpoint; Ctrl-C again stops without', flush=True)
+                # Not by `print`, which may be what the signal has interrupted, and cannot be entered twice.
+                os.write(2, b'\nstopping after this step, with a checkpoint; Ctrl-C again stops without\n')
 
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) == signal.SIG_IGN:

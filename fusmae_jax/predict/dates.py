@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 
 from fusmae_jax.embed.rasters import Raster
+from fusmae_jax.embed.settings import option_name
 from fusmae_jax.embed.stac import TAGS
 from fusmae_jax.errors import InputError
 
@@ -19,9 +20,10 @@ def check_order(late: Mapping[str, Raster], early: Mapping[str, Raster]) -> None
             continue
         times = acquired(raster), acquired(early[field])
         if times[0] and times[1] and times[1] > times[0]:
+            late_name, early_name = (option_name(raster.modality, before) for before in (False, True))
             raise InputError(
-                f'--before-{raster.modality}={early[field].file} is of {times[1]:%Y-%m-%d %H:%M}, and '
-                f'--{raster.modality}={raster.file} of {times[0]:%Y-%m-%d %H:%M}: exchange the two'
+                f'{early_name}={early[field].file} is of {times[1]:%Y-%m-%d %H:%M}, and '
+                f'{late_name}={raster.file} of {times[0]:%Y-%m-%d %H:%M}: exchange the two'
             )
 
 

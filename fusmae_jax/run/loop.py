@@ -106,16 +106,7 @@ class Run:
         self.lead = jax.process_index() == 0
         self.sharding = batch_sharding(setup.mesh)
         start.check_storage_is_shared(workdir)
-        self.checkpoints = Checkpoints(
-            workdir, self.config.checkpoint.keep, self.config.checkpoint.keep_every_steps
-        )
-        self.stack.callback(self.checkpoints.close)
-        self.saved = start.newest_step(self.checkpoints)
-        self.start = self.saved or 0
-        self.meta = checked_meta(self.checkpoints, self.start, setup) if self.start else {}
-        self.initial = self.meta.get('init')  # what the run started from, if not from random weights
-        self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
-        self.late = False  # whether a save is due after the next update that is not skipped
+        self._find_checkpoint()
         held = together(lambda: open_validation(self.config))
         self.evaluate = Validation(setup, held) if held else None
         self.pictures = make_pictures(setup, source)
@@ -125,8 +116,6 @@ class Run:
         together(lambda: tell_seen(held, self.seen) if self.lead else None)
         self.packed = to_bytes(self.seen)
         self.check: Callable[[Any, int], None] | None = None  # of the replicas of the parameters
-        # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
-        self.best_val = self.checkpoints.best()
         self.goodput = start.make_goodput(workdir, setup)
         # Only now: whatever was refused above has left the files of earlier sittings as they were.
         if self.lead:
@@ -138,6 +127,20 @@ class Run:
         self.log = StepLog(
             self.config, self.setup.total_steps, self.writers, self._skipped, self.goodput.scalars
         )
+
+    def _find_checkpoint(self) -> None:
+        """Where the run goes on from, and what is known of it there."""
+        settings = self.config.checkpoint
+        self.checkpoints = Checkpoints(self.workdir, settings.keep, settings.keep_every_steps)
+        self.stack.callback(self.checkpoints.close)
+        self.saved = start.newest_step(self.checkpoints)
+        self.start = self.saved or 0
+        self.meta = checked_meta(self.checkpoints, self.start, self.setup) if self.start else {}
+        self.initial = self.meta.get('init')  # what the run started from, if not from random weights
+        self.good = self.meta.get('good', self.saved)  # newest checkpoint that no skipped update precedes
+        self.late = False  # whether a save is due after the next update that is not skipped
+        # Of what is there, not of what was: a checkpoint that was damaged may have had a better one.
+        self.best_val = self.checkpoints.best()
 
     def _open_writers(self) -> Writers:
         """Where the curve goes; trackers get what they lack of it."""

@@ -243,12 +243,12 @@ def test_the_end_is_saved_after_a_skip_and_a_save_on_the_way_waits(dataset, tmp_
     assert 'finished at step 7; nothing left' in capsys.readouterr().out
 
 
-def test_ctrl_c_saves_and_a_second_one_does_not_wait(dataset, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_saves_and_a_second_one_does_not_wait(dataset, tmp_path, monkeypatch, capfd):
     config = config_on(dataset, 7)
     with monkeypatch.context() as patch:
         count_only(patch, set(), 4, signal.SIGINT)
         assert experiment.pretrain(config, tmp_path) == config.checkpoint.preempt_exit_code
-    assert 'Ctrl-C again stops without' in capsys.readouterr().out
+    assert 'Ctrl-C again stops without' in capfd.readouterr().err
     reader = Checkpoints(tmp_path)
     assert reader.steps() == [3, 4]
     reader.close()
